@@ -1,0 +1,85 @@
+package matrixcall
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pion/rtp"
+	"maunium.net/go/mautrix/id"
+)
+
+// PeerKey names one peer: one session of one device of one user. A device that comes back with a new session is a new
+// peer.
+type PeerKey struct {
+	User    id.UserID
+	Device  id.DeviceID
+	Session string
+}
+
+func (k PeerKey) String() string { return fmt.Sprintf("%s/%s/%s", k.User, k.Device, k.Session) }
+
+// Event is what a membership tells its owner. It is one of PeerConnected, PeerGone, PeerMuted, Digit, People,
+// CallEnded, Failed.
+type Event interface{ isEvent() }
+
+type (
+	// PeerConnected says that audio can flow to and from the peer.
+	PeerConnected struct{ Peer PeerKey }
+	// PeerGone follows every PeerConnected, exactly once.
+	PeerGone struct {
+		Peer   PeerKey
+		Reason string
+	}
+	// PeerMuted says that the peer's user muted or unmuted the microphone. Unmuted is what a peer starts as.
+	PeerMuted struct {
+		Peer  PeerKey
+		Muted bool
+	}
+	// Digit is a DTMF digit (0-9, *, #, A-D) the peer's user pressed, RFC 4733.
+	Digit struct {
+		Peer  PeerKey
+		Digit rune
+	}
+	// People is the number of users in the conference that are not our ghosts, sent whenever it changes.
+	People struct{ N int }
+	// CallEnded says that the conference is over for this ghost without Leave; the membership has cleaned up.
+	CallEnded struct{ Reason string }
+	// Failed says that the membership cannot go on; the membership has cleaned up as far as it could.
+	Failed struct{ Err error }
+)
+
+func (PeerConnected) isEvent() {}
+func (PeerGone) isEvent()      {}
+func (PeerMuted) isEvent()     {}
+func (Digit) isEvent()         {}
+func (People) isEvent()        {}
+func (CallEnded) isEvent()     {}
+func (Failed) isEvent()        {}
+
+// CallOptions say how a ghost joins a room's call, and who listens. The callbacks must not block and must not call
+// back into the membership; OnPacket must not keep the packet. Both may be nil.
+type CallOptions struct {
+	CreateType string // m.type of a call we create; "" means m.voice
+	Intent     string // m.intent of a call we create; "" means m.ring
+	Name       string // m.name of a call we create
+	OnEvent    func(Event)
+	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it
+}
+
+// MembershipInfo is a membership as a database row.
+type MembershipInfo struct {
+	Ghost     id.UserID
+	Device    id.DeviceID
+	Room      id.RoomID
+	ConfID    string
+	SessionID string
+	Created   bool      // one of our ghosts created the call
+	Expires   time.Time // of the member entry as last written
+}
+
+// JoinCall joins the room's active call, or creates one when there is none, and returns when the ghost is a member.
+// The peers connect afterwards.
+func (g *Ghost) JoinCall(ctx context.Context, room id.RoomID, opts CallOptions) (*Membership, error) {
+	return joinCall(ctx, g.host(), g, room, opts)
+}
