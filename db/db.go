@@ -1,0 +1,103 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
+	"go.mau.fi/util/dbutil"
+	_ "modernc.org/sqlite" // driver "sqlite"
+)
+
+// Errors that callers compare with errors.Is.
+var (
+	ErrNewer    = errors.New("the database was written by a newer version of the program")
+	ErrNotOwner = errors.New("the row belongs to another process")
+	ErrScheme   = errors.New("database address must begin with postgres:// or sqlite:")
+)
+
+// Pool sizes. SQLite has one writer, so one connection avoids SQLITE_BUSY altogether.
+const (
+	maxConnections   = 20
+	maxIdle          = 5
+	idleTime         = 5 * time.Minute
+	sqliteParameters = "?_pragma=foreign_keys(1)&_pragma=journal_mode(wal)&_pragma=synchronous(normal)" +
+		"&_pragma=busy_timeout(5000)&_txlock=immediate"
+)
+
+// Store is the bridge's database. It is safe for use by several goroutines.
+type Store struct {
+	db  *dbutil.Database
+	log *slog.Logger
+}
+
+// Open connects to address, either "postgres://user:pass@host/name" or "sqlite:path/to/file", and migrates it.
+func Open(ctx context.Context, address string, log *slog.Logger) (*Store, error) {
+	raw, dialect, err := connect(address)
+	if err != nil {
+		return nil, err
+	}
+	wrapped, err := dbutil.NewWithDB(raw, dialect)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("wrap database: %w", err), raw.Close())
+	}
+	s := &Store{db: wrapped, log: log}
+	if err := raw.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("reach database: %w", err), raw.Close())
+	}
+	if err := s.migrate(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("migrate database: %w", err), raw.Close())
+	}
+	return s, nil
+}
+
+func connect(address string) (*sql.DB, string, error) {
+	switch scheme, rest, _ := strings.Cut(address, ":"); scheme {
+	case "postgres", "postgresql":
+		raw, err := sql.Open("pgx", address)
+		if err != nil {
+			return nil, "", fmt.Errorf("open database: %w", err)
+		}
+		raw.SetMaxOpenConns(maxConnections)
+		raw.SetMaxIdleConns(maxIdle)
+		raw.SetConnMaxIdleTime(idleTime)
+		return raw, "pgx", nil
+	case "sqlite":
+		raw, err := sql.Open("sqlite", "file:"+strings.TrimPrefix(rest, "//")+sqliteParameters)
+		if err != nil {
+			return nil, "", fmt.Errorf("open database: %w", err)
+		}
+		raw.SetMaxOpenConns(1)
+		return raw, "sqlite", nil
+	}
+	return nil, "", ErrScheme
+}
+
+// Shared returns the connection for the olm stores, which live in the same database.
+func (s *Store) Shared() *dbutil.Database { return s.db }
+
+// Ping tells whether the database answers.
+func (s *Store) Ping(ctx context.Context) error { return s.db.RawDB.PingContext(ctx) }
+
+// Close waits for running queries and closes the connections.
+func (s *Store) Close() error { return s.db.Close() }
+
+// millis stores instants as integers: the same in both databases, and the unit of every Matrix time stamp.
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func instant(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}

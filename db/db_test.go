@@ -1,0 +1,245 @@
+package db
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// stores runs the test against SQLite and against the PostgreSQL named by TRUNKLINE_POSTGRES, which `make test` starts.
+func stores(t *testing.T, test func(t *testing.T, address string)) {
+	t.Run("sqlite", func(t *testing.T) {
+		test(t, "sqlite:"+filepath.Join(t.TempDir(), "trunkline.db"))
+	})
+	t.Run("postgres", func(t *testing.T) {
+		address := os.Getenv("TRUNKLINE_POSTGRES")
+		if address == "" {
+			if os.Getenv("TRUNKLINE_REQUIRE_POSTGRES") != "" {
+				t.Fatal("TRUNKLINE_POSTGRES is empty: `make test` starts a private cluster and names it there")
+			}
+			t.Skip("no TRUNKLINE_POSTGRES: `make test` starts one; plain `go test` covers SQLite")
+		}
+		test(t, freshDatabase(t, address))
+	})
+}
+
+func open(t *testing.T, address string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), address, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+var morning = time.Date(2026, 11, 22, 8, 0, 0, 123e6, time.Local)
+
+// fullLeg has every field set, so that a forgotten column shows.
+func fullLeg() Leg {
+	var l Leg
+	fill(reflect.ValueOf(&l).Elem(), new(int64))
+	l.ID, l.Owner = "leg-1", "run-1"
+	return l
+}
+
+func fill(v reflect.Value, n *int64) {
+	*n++
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(fmt.Sprint("text ", *n))
+	case reflect.Int, reflect.Int64:
+		v.SetInt(*n * int64(time.Millisecond))
+		if v.Kind() == reflect.Int {
+			v.SetInt(*n)
+		}
+	case reflect.Uint32:
+		v.SetUint(uint64(1<<32 - *n))
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Slice:
+		v.Set(reflect.ValueOf([]string{fmt.Sprint("a", *n), fmt.Sprint("b", *n)}))
+	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[time.Time]() {
+			v.Set(reflect.ValueOf(morning.Add(time.Duration(*n) * time.Millisecond)))
+			return
+		}
+		for i := range v.NumField() {
+			fill(v.Field(i), n)
+		}
+	}
+}
+
+func TestLegComesBackAsItWasStored(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		want := fullLeg()
+		for range 2 { // writing twice is the same as once
+			if err := s.PutLeg(t.Context(), want); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Close()
+		got, err := open(t, address).Legs(t.Context(), "run-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]Leg{want}, got); diff != "" {
+			t.Errorf("leg changed in the database (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestOnlyTheOwnerMayWriteALeg(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		leg := fullLeg()
+		if err := s.PutLeg(t.Context(), leg); err != nil {
+			t.Fatal(err)
+		}
+		adopted, err := s.Adopt(t.Context(), "run-2")
+		if err != nil || len(adopted) != 1 || adopted[0].Epoch != leg.Epoch+1 || adopted[0].Owner != "run-2" {
+			t.Fatalf("Adopt = %+v, %v", adopted, err)
+		}
+		leg.Phase = "zombie"
+		if err := s.PutLeg(t.Context(), leg); !errors.Is(err, ErrNotOwner) {
+			t.Errorf("PutLeg by the old owner = %v, want ErrNotOwner", err)
+		}
+		if err := s.DeleteLeg(t.Context(), leg.ID, "run-1", "cause", morning); err != nil {
+			t.Fatal(err)
+		}
+		left, err := s.Legs(t.Context(), "run-2")
+		if err != nil || len(left) != 1 || left[0].Phase == "zombie" {
+			t.Errorf("after the old owner's writes: %+v, %v; want the leg untouched", left, err)
+		}
+	})
+}
+
+func TestEndedLegBecomesHistory(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		leg := fullLeg()
+		if err := s.PutLeg(t.Context(), leg); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := s.DeleteLeg(t.Context(), leg.ID, leg.Owner, "phone hung up", morning); err != nil {
+				t.Fatal(err)
+			}
+		}
+		legs, err := s.Legs(t.Context(), leg.Owner)
+		if err != nil || len(legs) != 0 {
+			t.Errorf("Legs = %v, %v; want none", legs, err)
+		}
+		want := []Ended{{
+			LegID: leg.ID, Direction: leg.Direction, Trunk: leg.Trunk, Caller: leg.Caller, Dialled: leg.Dialled, RoomID: leg.RoomID,
+			Ghost: leg.Ghost, Created: leg.Created, Answered: leg.Answered, Ended: morning, Cause: "phone hung up",
+		}}
+		got, err := s.History(t.Context(), 10)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("History: %v (-want +got):\n%s", err, diff)
+		}
+	})
+}
+
+func TestMembershipLivesUntilDeletedByItsOwner(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		want := Membership{
+			Ghost: "@_sip_1:x", RoomID: "!r", ConfID: "c", DeviceID: "D", SessionID: "s", CreatedByUs: true,
+			Expires: morning, LegID: "leg-1", Owner: "run-1", Epoch: 1,
+		}
+		for range 2 {
+			if err := s.PutMembership(t.Context(), want); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.DeleteMembership(t.Context(), want.Ghost, want.RoomID, "run-9"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Memberships(t.Context(), "run-1")
+		if diff := cmp.Diff([]Membership{want}, got); err != nil || diff != "" {
+			t.Errorf("Memberships: %v (-want +got):\n%s", err, diff)
+		}
+		if err := s.DeleteMembership(t.Context(), want.Ghost, want.RoomID, "run-1"); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Memberships(t.Context(), "run-1"); err != nil || len(got) != 0 {
+			t.Errorf("Memberships = %v, %v; want none", got, err)
+		}
+	})
+}
+
+func TestNewDeviceStartsWithoutSyncToken(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s, ctx := open(t, address), t.Context()
+		if device, err := s.GhostDevice(ctx, "@g:x"); device != "" || err != nil {
+			t.Fatalf("GhostDevice of a stranger = %q, %v", device, err)
+		}
+		steps := errors.Join(s.SaveGhostDevice(ctx, "@g:x", "ONE"), s.SaveSyncToken(ctx, "@g:x", "t1"))
+		if token, err := s.SyncToken(ctx, "@g:x"); token != "t1" || err != nil || steps != nil {
+			t.Errorf("SyncToken = %q, %v, %v; want t1", token, err, steps)
+		}
+		steps = s.SaveGhostDevice(ctx, "@g:x", "TWO")
+		device, err := s.GhostDevice(ctx, "@g:x")
+		if token, err2 := s.SyncToken(ctx, "@g:x"); device != "TWO" || token != "" || errors.Join(err, err2, steps) != nil {
+			t.Errorf("after a new device: device %q, token %q, %v", device, token, errors.Join(err, err2, steps))
+		}
+	})
+}
+
+func TestTransactionIsFreshOnce(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		first, err1 := s.MarkTransaction(t.Context(), "7")
+		second, err2 := s.MarkTransaction(t.Context(), "7")
+		if !first || second || errors.Join(err1, err2) != nil {
+			t.Errorf("MarkTransaction twice = %v, %v, %v; want true, false", first, second, errors.Join(err1, err2))
+		}
+		n, err := s.ForgetTransactions(t.Context(), time.Now().Add(keepTransactions+time.Minute))
+		if n != 1 || err != nil {
+			t.Errorf("ForgetTransactions = %d, %v; want 1", n, err)
+		}
+	})
+}
+
+func TestRoutesAreReplacedAndRemoved(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s, ctx := open(t, address), t.Context()
+		for _, room := range []string{"#a:x", "!b", ""} {
+			if err := s.PutRoute(ctx, "100", room, morning); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.Route(ctx, "100"); got != room || err != nil {
+				t.Errorf("Route = %q, %v; want %q", got, err, room)
+			}
+		}
+	})
+}
+
+func TestDatabaseOfANewerProgramIsRefused(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		if _, err := s.db.Exec(t.Context(), "INSERT INTO schema_version (version) VALUES (999)"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), address, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrNewer) {
+			t.Errorf("Open = %v, want ErrNewer", err)
+		}
+	})
+}
+
+func TestAddressesAreChecked(t *testing.T) {
+	for _, address := range []string{"", "mysql://x", "trunkline.db"} {
+		if _, err := Open(t.Context(), address, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrScheme) {
+			t.Errorf("Open(%q) = %v, want ErrScheme", address, err)
+		}
+	}
+}

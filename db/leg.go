@@ -1,0 +1,214 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.mau.fi/util/dbutil"
+)
+
+// Leg is one phone in one conference, with all that another process needs to take the call over.
+// Lists are stored as text, one entry a line. Keys of SRTP arrive here already encrypted.
+type Leg struct {
+	ID    string
+	Owner string // the process run that may act on it
+	Epoch int64  // counts changes of owner
+	Phase string
+
+	Created, Answered, Updated time.Time
+
+	Direction  string // "in" or "out"
+	Trunk      string
+	Dialled    string
+	Caller     string
+	CallerName string
+	DialledBy  string // Matrix user who placed an outbound call
+	RoomID     string
+	Ghost      string
+	Muted      bool
+	PromptStep string
+	Digits     string
+	EndBy      time.Time
+
+	Dialog Dialog
+	Media  Media
+}
+
+// Dialog is the signalling half (RFC 3261 §12).
+type Dialog struct {
+	CallID, LocalTag, RemoteTag string
+	Role, State                 string
+	LocalURI, RemoteURI         string
+	RemoteTarget                string
+	RouteSet                    []string
+	LocalCSeq, RemoteCSeq       uint32
+	Secure                      bool
+	Transport                   string
+	LocalAddress, RemoteAddress string
+	Contact                     string
+	Auth                        string
+	UnackedResponse             string
+	InviteBranch                string
+	SessionInterval             time.Duration
+	SessionRefresher            string
+	SessionDeadline             time.Time
+	PeerAllow, PeerSupported    []string
+	Transfer                    string
+}
+
+// Media is the RTP half.
+type Media struct {
+	LocalSDP, RemoteSDP          string
+	Local, Advertised            string
+	Remote, Learned              string
+	Codec                        string
+	PayloadType, DTMFPayloadType int // DTMFPayloadType -1 = none
+	Ptime                        int // milliseconds
+	Direction                    string
+	SRTPSuite                    string
+	SRTPLocalKey, SRTPRemoteKey  string
+	LocalSSRC, RemoteSSRC        uint32
+	RemoteROC                    uint32
+}
+
+const list = "\n" // separates the entries of a list column
+
+// legColumns names the columns in the order of legFields.
+var legColumns = strings.Fields(`id owner epoch phase created_at answered_at updated_at
+	direction trunk dialled caller caller_name dialled_by room_id ghost muted prompt_step digits end_by
+	call_id local_tag remote_tag role dialog_state local_uri remote_uri remote_target route_set local_cseq remote_cseq
+	secure transport local_address remote_address contact auth unacked_response invite_branch
+	session_interval session_refresher session_deadline peer_allow peer_supported transfer
+	local_sdp remote_sdp rtp_local rtp_advertised rtp_remote rtp_learned codec payload_type dtmf_payload_type ptime
+	media_direction srtp_suite srtp_local_key srtp_remote_key local_ssrc remote_ssrc remote_roc`)
+
+var (
+	selectLeg = "SELECT " + strings.Join(legColumns, ", ") + " FROM leg"
+	upsertLeg = makeUpsert("leg", legColumns)
+)
+
+// makeUpsert writes one statement for both databases: insert, or update when the caller owns the row.
+func makeUpsert(table string, columns []string) string {
+	var values, sets []string
+	for i, column := range columns {
+		values = append(values, "$"+strconv.Itoa(i+1))
+		if column != "id" {
+			sets = append(sets, column+" = excluded."+column)
+		}
+	}
+	return fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s) ON CONFLICT (id) DO UPDATE SET %s WHERE %s.owner = excluded.owner",
+		table, strings.Join(columns, ", "), strings.Join(values, ", "), strings.Join(sets, ", "), table)
+}
+
+func legFields(l *Leg) []any {
+	d, m := &l.Dialog, &l.Media
+	return []any{
+		l.ID, l.Owner, l.Epoch, l.Phase, millis(l.Created), millis(l.Answered), millis(l.Updated),
+		l.Direction, l.Trunk, l.Dialled, l.Caller, l.CallerName, l.DialledBy, l.RoomID, l.Ghost, l.Muted, l.PromptStep,
+		l.Digits, millis(l.EndBy),
+		d.CallID, d.LocalTag, d.RemoteTag, d.Role, d.State, d.LocalURI, d.RemoteURI, d.RemoteTarget,
+		strings.Join(d.RouteSet, list), int64(d.LocalCSeq), int64(d.RemoteCSeq),
+		d.Secure, d.Transport, d.LocalAddress, d.RemoteAddress, d.Contact, d.Auth, d.UnackedResponse, d.InviteBranch,
+		d.SessionInterval.Milliseconds(), d.SessionRefresher, millis(d.SessionDeadline),
+		strings.Join(d.PeerAllow, list), strings.Join(d.PeerSupported, list), d.Transfer,
+		m.LocalSDP, m.RemoteSDP, m.Local, m.Advertised, m.Remote, m.Learned, m.Codec, m.PayloadType, m.DTMFPayloadType,
+		m.Ptime, m.Direction, m.SRTPSuite, m.SRTPLocalKey, m.SRTPRemoteKey, int64(m.LocalSSRC), int64(m.RemoteSSRC), int64(m.RemoteROC),
+	}
+}
+
+func scanLeg(row dbutil.Scannable) (Leg, error) {
+	var l Leg
+	d, m := &l.Dialog, &l.Media
+	var created, answered, updated, endBy, interval, sessionDeadline int64
+	var routes, allow, supported string
+	err := row.Scan(&l.ID, &l.Owner, &l.Epoch, &l.Phase, &created, &answered, &updated,
+		&l.Direction, &l.Trunk, &l.Dialled, &l.Caller, &l.CallerName, &l.DialledBy, &l.RoomID, &l.Ghost, &l.Muted,
+		&l.PromptStep, &l.Digits, &endBy,
+		&d.CallID, &d.LocalTag, &d.RemoteTag, &d.Role, &d.State, &d.LocalURI, &d.RemoteURI, &d.RemoteTarget,
+		&routes, &d.LocalCSeq, &d.RemoteCSeq,
+		&d.Secure, &d.Transport, &d.LocalAddress, &d.RemoteAddress, &d.Contact, &d.Auth, &d.UnackedResponse, &d.InviteBranch,
+		&interval, &d.SessionRefresher, &sessionDeadline, &allow, &supported, &d.Transfer,
+		&m.LocalSDP, &m.RemoteSDP, &m.Local, &m.Advertised, &m.Remote, &m.Learned, &m.Codec, &m.PayloadType,
+		&m.DTMFPayloadType, &m.Ptime, &m.Direction, &m.SRTPSuite, &m.SRTPLocalKey, &m.SRTPRemoteKey,
+		&m.LocalSSRC, &m.RemoteSSRC, &m.RemoteROC)
+	if err != nil {
+		return Leg{}, fmt.Errorf("read leg: %w", err)
+	}
+	l.Created, l.Answered, l.Updated, l.EndBy = instant(created), instant(answered), instant(updated), instant(endBy)
+	d.SessionInterval, d.SessionDeadline = time.Duration(interval)*time.Millisecond, instant(sessionDeadline)
+	d.RouteSet, d.PeerAllow, d.PeerSupported = lines(routes), lines(allow), lines(supported)
+	return l, nil
+}
+
+func lines(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, list)
+}
+
+// PutLeg writes the leg whole. It returns [ErrNotOwner] when another process has adopted the row.
+func (s *Store) PutLeg(ctx context.Context, l Leg) error {
+	result, err := s.db.Exec(ctx, upsertLeg, legFields(&l)...)
+	if err != nil {
+		return fmt.Errorf("save leg %s: %w", l.ID, err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return fmt.Errorf("save leg %s: %w", l.ID, cmpErr(err, ErrNotOwner))
+	}
+	return nil
+}
+
+// DeleteLeg removes the leg and writes its line of history in one transaction. Deleting twice is not an error.
+func (s *Store) DeleteLeg(ctx context.Context, id, owner, cause string, now time.Time) error {
+	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		_, err := s.db.Exec(ctx, `INSERT INTO history
+			(leg_id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, ended_at, cause)
+			SELECT id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, $3, $4
+			FROM leg WHERE id = $1 AND owner = $2 ON CONFLICT (leg_id) DO NOTHING`, id, owner, millis(now), cause)
+		if err != nil {
+			return fmt.Errorf("write history of leg %s: %w", id, err)
+		}
+		if _, err := s.db.Exec(ctx, "DELETE FROM leg WHERE id = $1 AND owner = $2", id, owner); err != nil {
+			return fmt.Errorf("delete leg %s: %w", id, err)
+		}
+		return nil
+	})
+}
+
+// Adopt makes owner the owner of every leg and membership that belongs to somebody else, and returns those legs.
+// It is called once at start; two processes on one database are kept apart by leases, which are not built yet.
+func (s *Store) Adopt(ctx context.Context, owner string) ([]Leg, error) {
+	var legs []Leg
+	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		for _, table := range []string{"leg", "membership"} {
+			_, err := s.db.Exec(ctx, "UPDATE "+table+" SET owner = $1, epoch = epoch + 1 WHERE owner <> $1", owner)
+			if err != nil {
+				return fmt.Errorf("adopt rows of %s: %w", table, err)
+			}
+		}
+		var err error
+		legs, err = s.Legs(ctx, owner)
+		return err
+	})
+	return legs, err
+}
+
+// Legs returns the live legs of owner, oldest first.
+func (s *Store) Legs(ctx context.Context, owner string) ([]Leg, error) {
+	rows, err := s.db.Query(ctx, selectLeg+" WHERE owner = $1 ORDER BY created_at, id", owner)
+	if err != nil {
+		return nil, fmt.Errorf("read legs: %w", err)
+	}
+	return dbutil.ConvertRowFn[Leg](scanLeg).NewRowIter(rows, nil).AsList()
+}
+
+func cmpErr(err, otherwise error) error {
+	if err != nil {
+		return err
+	}
+	return otherwise
+}

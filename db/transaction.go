@@ -1,0 +1,34 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// keepTransactions is how long a homeserver's transaction id is remembered: far longer than any retry, which stops
+// growing at 512 s.
+const keepTransactions = 7 * 24 * time.Hour
+
+// MarkTransaction records the homeserver's transaction id and tells whether it is new.
+func (s *Store) MarkTransaction(ctx context.Context, txnID string) (fresh bool, err error) {
+	result, err := s.db.Exec(ctx, `INSERT INTO seen_transaction (txn_id, seen_at) VALUES ($1, $2)
+		ON CONFLICT (txn_id) DO NOTHING`, txnID, millis(time.Now()))
+	if err != nil {
+		return false, fmt.Errorf("record transaction: %w", err)
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		return false, fmt.Errorf("record transaction: %w", err)
+	}
+	return n > 0, nil
+}
+
+// ForgetTransactions removes the ids seen long before now, and returns how many there were.
+func (s *Store) ForgetTransactions(ctx context.Context, now time.Time) (int64, error) {
+	result, err := s.db.Exec(ctx, "DELETE FROM seen_transaction WHERE seen_at < $1", millis(now.Add(-keepTransactions)))
+	if err != nil {
+		return 0, fmt.Errorf("forget transactions: %w", err)
+	}
+	return result.RowsAffected()
+}
