@@ -1,0 +1,23 @@
+// Package leg decides what one phone in one conference does next. It is pure: it reads no clock, blocks on nothing and
+// fails at nothing. The shell around it (package bridge) feeds events, performs effects in order, and sets one timer.
+//
+//	        Invited                   phone up AND room joined              any end, either side
+//	Idle ----------------> Setup -----------------------------> Talking ------------------------> Ending ----> Ended
+//	                         |                                                                       ^
+//	                         +----------- refused, cancelled, took too long -------------------------+
+//
+// What the leg knows are facts, not products of states: is the phone ringing, up or gone; is the room being joined,
+// joined or left; does media run. Tearing down is one path for hang-up, failure, shutdown and time-out. Every phase that
+// waits has a deadline, and [Forget] is the last effect, exactly once.
+//
+// Save, then act: in each list of effects [Save] stands before what the outside world can see, and every effect may be
+// performed twice. A shell is this loop:
+//
+//	for ev := range inbox {
+//		state, effects = leg.Step(state, time.Now(), ev)
+//		for _, e := range effects {
+//			perform(e) // results come back as events
+//		}
+//		timer.Reset(time.Until(state.Deadline)) // zero = none
+//	}
+package leg

@@ -1,0 +1,158 @@
+package leg
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+// journey is a reachable state with what was done on the way there, reduced to what the invariants need.
+type journey struct {
+	state State
+	done  tally
+}
+
+// tally counts effects whose order or number matters.
+type tally struct {
+	answers, starts, stops, forgets, deletes, saves int
+	releases                                        int // RefusePhone or HangUpPhone
+	leaves, joins                                   int
+}
+
+func (t tally) add(e Effect) tally {
+	switch e.Kind {
+	case SendAnswer:
+		t.answers++
+	case StartMedia:
+		t.starts++
+	case StopMedia:
+		t.stops++
+	case Forget:
+		t.forgets++
+	case DeleteRow:
+		t.deletes++
+	case Save:
+		t.saves++
+	case RefusePhone, HangUpPhone:
+		t.releases++
+	case LeaveRoom:
+		t.leaves++
+	case JoinRoom:
+		t.joins++
+	}
+	t.saves = min(t.saves, 2) // DialogChanged may save without end
+	return t
+}
+
+// TestEveryReachableStateKeepsThePromises walks breadth-first through all states that any sequence of events can reach,
+// with every event in every state, and checks the sentences below in each.
+func TestEveryReachableStateKeepsThePromises(t *testing.T) {
+	rules := Rules{Setup: 2 * time.Second, Alone: 3 * time.Second, Empty: time.Second, Longest: 5 * time.Second, Release: time.Second}
+	start := journey{state: State{Rules: rules}}
+	seen := map[string]bool{}
+	for frontier := []journey{start}; len(frontier) > 0; {
+		var next []journey
+		for _, j := range frontier {
+			for _, ev := range everyEvent() {
+				to := walk(t, j, ev)
+				if key := fmt.Sprintf("%+v", to); !seen[key] {
+					seen[key] = true
+					next = append(next, to)
+				}
+			}
+		}
+		frontier = next
+	}
+	t.Logf("%d reachable states", len(seen))
+	if len(seen) < 200 {
+		t.Errorf("only %d reachable states: the exploration does not explore", len(seen))
+	}
+}
+
+// walk takes one step at the deadline (for ticks) or at the start (for all else): time matters only by deadlines.
+func walk(t *testing.T, from journey, ev Event) journey {
+	t.Helper()
+	now := epoch
+	if ev.Kind == Tick && !from.state.Deadline.IsZero() {
+		now = from.state.Deadline
+	}
+	to := journey{done: from.done}
+	var effects []Effect
+	to.state, effects = Step(from.state, now, ev)
+	for _, e := range effects {
+		to.done = to.done.add(e)
+	}
+	for _, broken := range promises(from, to, effects) {
+		t.Fatalf("%s\nfrom %v\nby   %v\nto   %v\ndid  %v", broken, from, ev, to, effects)
+	}
+	return to
+}
+
+func promises(from, to journey, effects []Effect) []string {
+	var broken []string
+	check := func(kept bool, sentence string) {
+		if !kept {
+			broken = append(broken, sentence)
+		}
+	}
+	s, d := to.state, to.done
+	ended := s.Phase == Ended
+	check(d.answers <= 1, "a phone is answered at most once")
+	check(d.starts-d.stops == btoi(s.Media), "media is started and stopped in pairs")
+	check(d.releases <= 1 && d.leaves <= 1 && d.joins <= 1, "each side is told to go at most once")
+	check(d.forgets == btoi(ended), "forget is done exactly once, on reaching the end")
+	check(d.answers == 0 || d.saves > 0, "a phone is answered only after the row was saved")
+	check(!ended || d.deletes == btoi(s.Stored), "a row is deleted at the end if it was written")
+	check(!ended || !s.Media, "no media after the end")
+	check(!ended || d.joins == d.leaves, "a room that was joined is left")
+	check(s.Phase == Idle || ended || !s.Deadline.IsZero(), "every phase that waits has a deadline")
+	check(s.Phase != Talking || s.Phone == Up && s.Room == Up && s.Media, "talking means: phone up, room joined, media on")
+	check(from.state.Phase != Ended || len(effects) == 0, "nothing is done after the end")
+	check(s.Phase >= from.state.Phase, "a leg never goes back to an earlier phase")
+	check(s.Phase < Ending || s.Cause != "" || from.state.Phase == Idle, "whatever ends has a cause")
+	last := slices.IndexFunc(effects, func(e Effect) bool { return e.Kind == Forget })
+	check(last < 0 || last == len(effects)-1, "forget is the last effect")
+	return broken
+}
+
+func everyEvent() []Event {
+	var events []Event
+	for k := Invited; k <= Tick; k++ {
+		switch k {
+		case CompanyIs:
+			events = append(events, Event{Kind: k, N: 0}, Event{Kind: k, N: 1})
+		case RoomRefused:
+			events = append(events, Event{Kind: k, Cause: NoRights})
+		default:
+			events = append(events, Event{Kind: k})
+		}
+	}
+	return events
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// FuzzStep feeds any sequence of events at any times; the promises must hold, and once the deadlines have passed without
+// any confirmation the leg must be over.
+func FuzzStep(f *testing.F) {
+	f.Add([]byte{0, 1, 2, 3, 4, 5})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		events := everyEvent()
+		j := journey{state: State{Rules: DefaultRules()}}
+		for _, b := range script {
+			j = walk(t, j, events[int(b)%len(events)])
+		}
+		for range 10 {
+			j = walk(t, j, Event{Kind: Tick})
+		}
+		if j.state.Phase != Idle && j.state.Phase != Ended {
+			t.Errorf("after all deadlines: %v", j.state)
+		}
+	})
+}
