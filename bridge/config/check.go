@@ -1,0 +1,217 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// checker collects what is wrong with the values of a config.
+type checker struct {
+	lines map[string]int
+	found []Problem
+}
+
+var (
+	// localpart is the grammar of user ids (Matrix appendices, "User Identifiers").
+	localpart   = regexp.MustCompile(`^[a-z0-9._=/+-]+$`)
+	serverName  = regexp.MustCompile(`^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?$`)
+	phoneNumber = regexp.MustCompile(`^[A-Za-z0-9+*#_.!~'()&=$,;?/-]+$`) // RFC 3261 §25.1: user, unescaped
+	hostName    = regexp.MustCompile(`^[A-Za-z0-9.-]+$`)
+)
+
+// Codecs are those a phone may be offered.
+var Codecs = []string{"PCMU", "PCMA"}
+
+func (c *checker) wrong(key, format string, args ...any) {
+	line := c.lines[key]
+	for parent := key; line == 0 && parent != ""; line = c.lines[parent] { // a key that was left out: its group's line
+		parent = parent[:max(strings.LastIndexAny(parent, ".["), 0)]
+	}
+	c.found = append(c.found, Problem{Line: line, Key: key, Text: fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) config(cfg *Config) {
+	c.homeserver(cfg)
+	c.database(cfg.Database.Address)
+	c.sip(&cfg.SIP)
+	c.rtp(&cfg.RTP)
+	c.webrtc(&cfg.WebRTC)
+	c.calls(&cfg.Calls)
+	c.routes(cfg.Routes)
+	if cfg.Admin.Listen != "" {
+		c.addrPort("admin.listen", cfg.Admin.Listen)
+	}
+	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
+	c.oneOf("log.format", cfg.Log.Format, "text", "json")
+}
+
+func (c *checker) homeserver(cfg *Config) {
+	c.url("homeserver.address", cfg.Homeserver.Address)
+	switch domain := cfg.Homeserver.Domain; {
+	case domain == "":
+		c.wrong("homeserver.domain", "set your homeserver's name: what stands behind the colon in user ids")
+	case !serverName.MatchString(domain):
+		c.wrong("homeserver.domain", "%q is not a server name like example.org", domain)
+	}
+	a := &cfg.AppService
+	c.url("appservice.url", a.URL)
+	c.addrPort("appservice.listen", a.Listen)
+	if a.ID == "" || strings.Contains(a.ID, "|") {
+		c.wrong("appservice.id", "must not be empty and must not contain |")
+	}
+	if a.Registration == "" {
+		c.wrong("appservice.registration", "name the file that `bridge -g` writes")
+	}
+	for key, value := range map[string]string{"appservice.bot": a.Bot, "appservice.ghost_prefix": a.GhostPrefix} {
+		if !localpart.MatchString(value) {
+			c.wrong(key, "%q may contain only a-z 0-9 . _ = - / +", value)
+		}
+	}
+	if strings.HasPrefix(a.Bot, a.GhostPrefix) {
+		c.wrong("appservice.bot", "must not begin with ghost_prefix %q", a.GhostPrefix)
+	}
+}
+
+func (c *checker) database(address string) {
+	scheme, rest, _ := strings.Cut(address, ":")
+	if rest == "" || !slices.Contains([]string{"sqlite", "postgres", "postgresql"}, scheme) {
+		c.wrong("database.address", "must be sqlite:PATH or postgres://user:password@host/name")
+	}
+}
+
+func (c *checker) sip(s *SIP) {
+	if len(s.Listen) == 0 {
+		c.wrong("sip.listen", "name at least one socket")
+	}
+	for i, l := range s.Listen {
+		key := fmt.Sprintf("sip.listen[%d]", i)
+		c.oneOf(key+".transport", l.Transport, "udp", "tcp")
+		c.addrPort(key+".address", l.Address)
+	}
+	c.host("sip.advertise", s.Advertise)
+	names := map[string]bool{}
+	for i, t := range s.Trunks {
+		key := fmt.Sprintf("sip.trunks[%d]", i)
+		if t.Name == "" || names[t.Name] {
+			c.wrong(key+".name", "each trunk needs a name of its own")
+		}
+		names[t.Name] = true
+		c.trunk(key, t)
+	}
+}
+
+func (c *checker) trunk(key string, t Trunk) {
+	if len(t.Networks) == 0 {
+		c.wrong(key+".networks", "name the networks its signalling comes from, for example [198.51.100.7/32]")
+	}
+	for i, network := range t.Networks {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			c.wrong(fmt.Sprintf("%s.networks[%d]", key, i), "%q is not a network like 198.51.100.0/24", network)
+		}
+	}
+	for i, codec := range t.Codecs {
+		c.oneOf(fmt.Sprintf("%s.codecs[%d]", key, i), codec, Codecs...)
+	}
+}
+
+func (c *checker) rtp(r *RTP) {
+	if _, err := netip.ParseAddr(r.Address); err != nil {
+		c.wrong("rtp.address", "%q is not an IP address", r.Address)
+	}
+	c.host("rtp.advertise", r.Advertise)
+	if r.PortMin < 1024 || r.PortMin > 65534 {
+		c.wrong("rtp.port_min", "%d is not a port from 1024 to 65534", r.PortMin)
+	}
+	if r.PortMax < r.PortMin+1 || r.PortMax > 65535 {
+		c.wrong("rtp.port_max", "%d is not a port above port_min and below 65536", r.PortMax)
+	}
+}
+
+func (c *checker) webrtc(w *WebRTC) {
+	if w.Port < 0 || w.Port > 65535 {
+		c.wrong("webrtc.port", "%d is not a port", w.Port)
+	}
+	for i, address := range w.Addresses {
+		if _, err := netip.ParseAddr(address); err != nil {
+			c.wrong(fmt.Sprintf("webrtc.addresses[%d]", i), "%q is not an IP address", address)
+		}
+	}
+	if _, err := netip.ParseAddr(w.Advertise); w.Advertise != "" && err != nil {
+		c.wrong("webrtc.advertise", "%q is not an IP address", w.Advertise)
+	}
+	for i, server := range w.Servers {
+		for j, uri := range server.URIs {
+			scheme, _, _ := strings.Cut(uri, ":")
+			if !slices.Contains([]string{"stun", "stuns", "turn", "turns"}, scheme) {
+				c.wrong(fmt.Sprintf("webrtc.servers[%d].uris[%d]", i, j), "%q is not an address like turn:turn.example.org", uri)
+			}
+		}
+	}
+}
+
+func (c *checker) calls(k *Calls) {
+	if k.MaxLegs < 1 {
+		c.wrong("calls.max_legs", "must be at least 1")
+	}
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+		least time.Duration
+	}{
+		{"setup_timeout", k.SetupTimeout, time.Second},
+		{"alone_timeout", k.AloneTimeout, time.Second},
+		{"empty_timeout", k.EmptyTimeout, 0},
+		{"longest", k.Longest, time.Second},
+	} {
+		if d.value < d.least {
+			c.wrong("calls."+d.key, "must be at least %v", d.least)
+		}
+	}
+}
+
+func (c *checker) routes(routes []Route) {
+	seen := map[string]bool{}
+	for i, r := range routes {
+		key := fmt.Sprintf("routes[%d]", i)
+		switch {
+		case !phoneNumber.MatchString(r.Number):
+			c.wrong(key+".number", "%q is not a number as it stands before the @ of a SIP address; quote it: \"+49…\"", r.Number)
+		case seen[r.Number]:
+			c.wrong(key+".number", "%q leads to a room already", r.Number)
+		}
+		seen[r.Number] = true
+		if len(r.Room) < 2 || r.Room[0] != '#' && r.Room[0] != '!' {
+			c.wrong(key+".room", "%q is not a room alias (#…) or room id (!…)", r.Room)
+		}
+	}
+}
+
+func (c *checker) url(key, value string) {
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		c.wrong(key, "%q is not an address like http://127.0.0.1:8008", value)
+	}
+}
+
+func (c *checker) addrPort(key, value string) {
+	if a, err := netip.ParseAddrPort(value); err != nil || a.Port() == 0 {
+		c.wrong(key, "%q is not an IP address with a port like 127.0.0.1:5060", value)
+	}
+}
+
+func (c *checker) host(key, value string) {
+	if _, err := netip.ParseAddr(value); value != "" && err != nil && !hostName.MatchString(value) {
+		c.wrong(key, "%q is not a host name or IP address", value)
+	}
+}
+
+func (c *checker) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		c.wrong(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
+	}
+}

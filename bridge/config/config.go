@@ -1,0 +1,136 @@
+// Package config is the bridge's one YAML file: its example, which is also the default, its loading, and the
+// registration that the homeserver reads.
+//
+// Loading is strict. Unknown keys and wrong values are all reported at once, each with its line ([Problems]), because an
+// admin who mends one mistake per start has a bad morning.
+package config
+
+import (
+	_ "embed"
+	"fmt"
+	"os"
+	"time"
+
+	"gopkg.in/yaml.v3"
+)
+
+//go:embed example.yaml
+var example []byte
+
+// Example returns the documented default configuration.
+func Example() []byte { return example }
+
+// Config is the whole file. The example documents every field.
+type Config struct {
+	Homeserver Homeserver `yaml:"homeserver"`
+	AppService AppService `yaml:"appservice"`
+	Database   Database   `yaml:"database"`
+	SIP        SIP        `yaml:"sip"`
+	RTP        RTP        `yaml:"rtp"`
+	WebRTC     WebRTC     `yaml:"webrtc"`
+	Calls      Calls      `yaml:"calls"`
+	Routes     []Route    `yaml:"routes"`
+	Admin      Admin      `yaml:"admin"`
+	Log        Log        `yaml:"log"`
+}
+
+type Homeserver struct {
+	Address string `yaml:"address"`
+	Domain  string `yaml:"domain"`
+}
+
+type AppService struct {
+	Registration string `yaml:"registration"`
+	ID           string `yaml:"id"`
+	Listen       string `yaml:"listen"`
+	URL          string `yaml:"url"`
+	Bot          string `yaml:"bot"`
+	BotName      string `yaml:"bot_name"`
+	GhostPrefix  string `yaml:"ghost_prefix"`
+}
+
+type Database struct {
+	Address string `yaml:"address"`
+}
+
+type SIP struct {
+	Listen    []Listen `yaml:"listen"`
+	Advertise string   `yaml:"advertise"`
+	UserAgent string   `yaml:"user_agent"`
+	Trunks    []Trunk  `yaml:"trunks"`
+}
+
+type Listen struct {
+	Transport string `yaml:"transport"`
+	Address   string `yaml:"address"`
+}
+
+type Trunk struct {
+	Name         string   `yaml:"name"`
+	Networks     []string `yaml:"networks"`
+	Codecs       []string `yaml:"codecs"`
+	SymmetricRTP bool     `yaml:"symmetric_rtp"`
+	ShowNumbers  bool     `yaml:"show_numbers"`
+}
+
+type RTP struct {
+	Address   string `yaml:"address"`
+	PortMin   int    `yaml:"port_min"`
+	PortMax   int    `yaml:"port_max"`
+	Advertise string `yaml:"advertise"`
+}
+
+type WebRTC struct {
+	Port      int         `yaml:"port"`
+	Addresses []string    `yaml:"addresses"`
+	Advertise string      `yaml:"advertise"`
+	Loopback  bool        `yaml:"loopback"`
+	Servers   []ICEServer `yaml:"servers"`
+}
+
+type ICEServer struct {
+	URIs     []string `yaml:"uris"`
+	Username string   `yaml:"username"`
+	Password string   `yaml:"password"`
+}
+
+type Calls struct {
+	AllowPlain   bool          `yaml:"allow_plain"`
+	MaxLegs      int           `yaml:"max_legs"`
+	SetupTimeout time.Duration `yaml:"setup_timeout"`
+	AloneTimeout time.Duration `yaml:"alone_timeout"`
+	EmptyTimeout time.Duration `yaml:"empty_timeout"`
+	Longest      time.Duration `yaml:"longest"`
+}
+
+type Route struct {
+	Number string `yaml:"number"`
+	Room   string `yaml:"room"`
+}
+
+type Admin struct {
+	Listen string `yaml:"listen"`
+}
+
+type Log struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+// Default is what the example says.
+func Default() Config {
+	var c Config
+	if err := yaml.Unmarshal(example, &c); err != nil {
+		panic(fmt.Sprintf("the embedded example config is broken: %v", err)) // a test loads it
+	}
+	return c
+}
+
+// Load reads the file at path on top of the defaults. Its error is a [Problems] when the file could be read.
+func Load(path string) (Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read config: %w", err)
+	}
+	return Parse(path, text)
+}

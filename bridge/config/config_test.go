@@ -1,0 +1,185 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"gopkg.in/yaml.v3"
+)
+
+const smallest = "homeserver: {domain: example.org}\n"
+
+func TestExampleIsTheDefault(t *testing.T) {
+	// The example itself lacks only what has no default: the domain.
+	text := strings.Replace(string(Example()), `domain: ""`, "domain: example.org", 1)
+	fromExample, err := Parse("example.yaml", []byte(text))
+	if err != nil {
+		t.Fatalf("the example does not load: %v", err)
+	}
+	fromNothing, err := Parse("config.yaml", []byte(smallest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(fromNothing, fromExample); diff != "" {
+		t.Errorf("the example differs from the defaults (-default +example):\n%s", diff)
+	}
+}
+
+func TestExampleNamesEveryOption(t *testing.T) {
+	var root yaml.Node
+	if err := yaml.Unmarshal(Example(), &root); err != nil {
+		t.Fatal(err)
+	}
+	lines := linesOf(&root)
+	for _, key := range keysOf(reflect.TypeFor[Config](), "") {
+		if _, ok := lines[key]; ok {
+			continue
+		}
+		// Options inside lists stand in the commented example of the list.
+		last := key[strings.LastIndex(key, ".")+1:]
+		if strings.Contains(key, "[") && strings.Contains(string(Example()), last+":") {
+			continue
+		}
+		t.Errorf("the example does not name %s", key)
+	}
+}
+
+func keysOf(typ reflect.Type, path string) []string {
+	switch typ.Kind() {
+	case reflect.Struct:
+		var keys []string
+		for f := range typ.Fields() {
+			keys = append(keys, keysOf(f.Type, strings.TrimPrefix(path+"."+f.Tag.Get("yaml"), "."))...)
+		}
+		return keys
+	case reflect.Slice:
+		if typ.Elem().Kind() == reflect.Struct {
+			return keysOf(typ.Elem(), path+"[0]")
+		}
+	}
+	return []string{path}
+}
+
+func TestCommentedExamplesLoad(t *testing.T) {
+	text := smallest + `
+sip:
+  trunks:
+    - name: carrier
+      networks: [198.51.100.0/24]
+      codecs: [PCMU, PCMA]
+      symmetric_rtp: true
+      show_numbers: false
+webrtc:
+  servers: [{uris: ["turn:turn.example.org"], username: u, password: p}]
+calls: {longest: 90m}
+routes:
+  - number: "+49301234567"
+    room: "#meeting:example.org"
+`
+	c, err := Parse("config.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Calls.Longest != 90*time.Minute || c.SIP.Trunks[0].Name != "carrier" || c.Routes[0].Number != "+49301234567" {
+		t.Errorf("Parse = %+v", c)
+	}
+}
+
+func TestAllProblemsAreReportedAtOnce(t *testing.T) {
+	text := `homeserver:
+  address: matrix.example.org
+  domian: example.org
+calls:
+  longest: forever
+  max_legs: many
+sip:
+  listen: [{transport: sctp, address: "5060"}]
+  trunks:
+    - networks: [carrier.example.org]
+rtp: {port_min: 80, port_max: 70}
+routes:
+  - {number: "1 2", room: meeting}
+log: {level: loud}
+`
+	_, err := Parse("config.yaml", []byte(text))
+	var problems *Problems
+	if !errors.As(err, &problems) {
+		t.Fatalf("Parse = %v, want *Problems", err)
+	}
+	for _, want := range []string{
+		"config.yaml:2: homeserver.address: \"matrix.example.org\" is not an address like",
+		"config.yaml:3: domian: there is no such option here",
+		": homeserver.domain: set your homeserver's name",
+		"config.yaml:5: `forever` is not a duration like",
+		"config.yaml:6: `many` is not a whole number",
+		"config.yaml:8: sip.listen[0].transport: \"sctp\" is not one of udp, tcp",
+		"config.yaml:8: sip.listen[0].address: \"5060\" is not an IP address with a port",
+		"config.yaml:10: sip.trunks[0].name: each trunk needs a name",
+		"config.yaml:10: sip.trunks[0].networks[0]: \"carrier.example.org\" is not a network",
+		"config.yaml:11: rtp.port_min: 80 is not a port",
+		"config.yaml:11: rtp.port_max: 70 is not a port",
+		"config.yaml:13: routes[0].number: \"1 2\" is not a number",
+		"config.yaml:13: routes[0].room: \"meeting\" is not a room alias",
+		"config.yaml:14: log.level: \"loud\" is not one of debug, info, warn, error",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no problem says %q; got:\n%v", want, err)
+		}
+	}
+	if len(problems.List) != 14 {
+		t.Errorf("%d problems, want 14:\n%v", len(problems.List), err)
+	}
+}
+
+func TestBrokenYAMLSaysWhere(t *testing.T) {
+	_, err := Parse("config.yaml", []byte("homeserver:\n  address: [\n"))
+	if err == nil || !strings.Contains(err.Error(), "config.yaml:") {
+		t.Errorf("Parse = %v", err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(Example())
+	f.Add([]byte(smallest))
+	f.Add([]byte("sip: {trunks: [{}]}\nroutes: {}\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if _, err := Parse("f", text); err != nil && err.Error() == "" {
+			t.Error("an error without words")
+		}
+	})
+}
+
+func TestRegistrationFitsTheConfigItCameFrom(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(smallest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	path := RegistrationPath(c, config)
+	if err := WriteRegistration(path, NewRegistration(c)); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("registration has mode %v, %v; want 0600", info.Mode(), err)
+	}
+	if err := WriteRegistration(path, NewRegistration(c)); err == nil {
+		t.Error("a second registration was written over the first")
+	}
+	r, err := LoadRegistration(c, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := Differences(c, r); len(got) != 0 {
+		t.Errorf("Differences = %q, want none", got)
+	}
+	c.AppService.URL, c.Homeserver.Domain = "http://elsewhere:1", "other.org"
+	if got := Differences(c, r); len(got) != 3 {
+		t.Errorf("Differences = %q, want url and two namespaces", got)
+	}
+}
