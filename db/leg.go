@@ -11,7 +11,6 @@ import (
 )
 
 // Leg is one phone in one conference, with all that another process needs to take the call over.
-// Lists are stored as text, one entry a line. Keys of SRTP arrive here already encrypted.
 type Leg struct {
 	ID    string
 	Owner string // the process run that may act on it
@@ -33,57 +32,17 @@ type Leg struct {
 	Digits     string
 	EndBy      time.Time
 
-	Dialog Dialog
-	Media  Media
+	// CallID and LocalTag name the dialog (RFC 3261 §12). Dialog is all of it, signalling and media, as JSON: it is written
+	// and read whole, by one package only, and what that package must remember grows without a migration.
+	CallID   string
+	LocalTag string
+	Dialog   string
 }
-
-// Dialog is the signalling half (RFC 3261 §12).
-type Dialog struct {
-	CallID, LocalTag, RemoteTag string
-	Role, State                 string
-	LocalURI, RemoteURI         string
-	RemoteTarget                string
-	RouteSet                    []string
-	LocalCSeq, RemoteCSeq       uint32
-	Secure                      bool
-	Transport                   string
-	LocalAddress, RemoteAddress string
-	Contact                     string
-	Auth                        string
-	UnackedResponse             string
-	InviteBranch                string
-	SessionInterval             time.Duration
-	SessionRefresher            string
-	SessionDeadline             time.Time
-	PeerAllow, PeerSupported    []string
-	Transfer                    string
-}
-
-// Media is the RTP half.
-type Media struct {
-	LocalSDP, RemoteSDP          string
-	Local, Advertised            string
-	Remote, Learned              string
-	Codec                        string
-	PayloadType, DTMFPayloadType int // DTMFPayloadType -1 = none
-	Ptime                        int // milliseconds
-	Direction                    string
-	SRTPSuite                    string
-	SRTPLocalKey, SRTPRemoteKey  string
-	LocalSSRC, RemoteSSRC        uint32
-	RemoteROC                    uint32
-}
-
-const list = "\n" // separates the entries of a list column
 
 // legColumns names the columns in the order of legFields.
 var legColumns = strings.Fields(`id owner epoch phase created_at answered_at updated_at
 	direction trunk dialled caller caller_name dialled_by room_id ghost muted prompt_step digits end_by
-	call_id local_tag remote_tag role dialog_state local_uri remote_uri remote_target route_set local_cseq remote_cseq
-	secure transport local_address remote_address contact auth unacked_response invite_branch
-	session_interval session_refresher session_deadline peer_allow peer_supported transfer
-	local_sdp remote_sdp rtp_local rtp_advertised rtp_remote rtp_learned codec payload_type dtmf_payload_type ptime
-	media_direction srtp_suite srtp_local_key srtp_remote_key local_ssrc remote_ssrc remote_roc`)
+	call_id local_tag dialog`)
 
 var (
 	selectLeg = "SELECT " + strings.Join(legColumns, ", ") + " FROM leg"
@@ -104,50 +63,24 @@ func makeUpsert(table string, columns []string) string {
 }
 
 func legFields(l *Leg) []any {
-	d, m := &l.Dialog, &l.Media
 	return []any{
 		l.ID, l.Owner, l.Epoch, l.Phase, millis(l.Created), millis(l.Answered), millis(l.Updated),
 		l.Direction, l.Trunk, l.Dialled, l.Caller, l.CallerName, l.DialledBy, l.RoomID, l.Ghost, l.Muted, l.PromptStep,
-		l.Digits, millis(l.EndBy),
-		d.CallID, d.LocalTag, d.RemoteTag, d.Role, d.State, d.LocalURI, d.RemoteURI, d.RemoteTarget,
-		strings.Join(d.RouteSet, list), int64(d.LocalCSeq), int64(d.RemoteCSeq),
-		d.Secure, d.Transport, d.LocalAddress, d.RemoteAddress, d.Contact, d.Auth, d.UnackedResponse, d.InviteBranch,
-		d.SessionInterval.Milliseconds(), d.SessionRefresher, millis(d.SessionDeadline),
-		strings.Join(d.PeerAllow, list), strings.Join(d.PeerSupported, list), d.Transfer,
-		m.LocalSDP, m.RemoteSDP, m.Local, m.Advertised, m.Remote, m.Learned, m.Codec, m.PayloadType, m.DTMFPayloadType,
-		m.Ptime, m.Direction, m.SRTPSuite, m.SRTPLocalKey, m.SRTPRemoteKey, int64(m.LocalSSRC), int64(m.RemoteSSRC), int64(m.RemoteROC),
+		l.Digits, millis(l.EndBy), l.CallID, l.LocalTag, l.Dialog,
 	}
 }
 
 func scanLeg(row dbutil.Scannable) (Leg, error) {
 	var l Leg
-	d, m := &l.Dialog, &l.Media
-	var created, answered, updated, endBy, interval, sessionDeadline int64
-	var routes, allow, supported string
+	var created, answered, updated, endBy int64
 	err := row.Scan(&l.ID, &l.Owner, &l.Epoch, &l.Phase, &created, &answered, &updated,
 		&l.Direction, &l.Trunk, &l.Dialled, &l.Caller, &l.CallerName, &l.DialledBy, &l.RoomID, &l.Ghost, &l.Muted,
-		&l.PromptStep, &l.Digits, &endBy,
-		&d.CallID, &d.LocalTag, &d.RemoteTag, &d.Role, &d.State, &d.LocalURI, &d.RemoteURI, &d.RemoteTarget,
-		&routes, &d.LocalCSeq, &d.RemoteCSeq,
-		&d.Secure, &d.Transport, &d.LocalAddress, &d.RemoteAddress, &d.Contact, &d.Auth, &d.UnackedResponse, &d.InviteBranch,
-		&interval, &d.SessionRefresher, &sessionDeadline, &allow, &supported, &d.Transfer,
-		&m.LocalSDP, &m.RemoteSDP, &m.Local, &m.Advertised, &m.Remote, &m.Learned, &m.Codec, &m.PayloadType,
-		&m.DTMFPayloadType, &m.Ptime, &m.Direction, &m.SRTPSuite, &m.SRTPLocalKey, &m.SRTPRemoteKey,
-		&m.LocalSSRC, &m.RemoteSSRC, &m.RemoteROC)
+		&l.PromptStep, &l.Digits, &endBy, &l.CallID, &l.LocalTag, &l.Dialog)
 	if err != nil {
 		return Leg{}, fmt.Errorf("read leg: %w", err)
 	}
 	l.Created, l.Answered, l.Updated, l.EndBy = instant(created), instant(answered), instant(updated), instant(endBy)
-	d.SessionInterval, d.SessionDeadline = time.Duration(interval)*time.Millisecond, instant(sessionDeadline)
-	d.RouteSet, d.PeerAllow, d.PeerSupported = lines(routes), lines(allow), lines(supported)
 	return l, nil
-}
-
-func lines(text string) []string {
-	if text == "" {
-		return nil
-	}
-	return strings.Split(text, list)
 }
 
 // PutLeg writes the leg whole. It returns [ErrNotOwner] when another process has adopted the row.

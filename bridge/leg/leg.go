@@ -148,6 +148,7 @@ func (m *machine) talking(ev Event) {
 		m.watchCompany()
 	case DialogChanged:
 		m.do(Save)
+	case SaveFailed: // a call in progress outlives the database's absence
 	case Tick:
 		switch {
 		case !m.due():

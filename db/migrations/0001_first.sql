@@ -56,51 +56,10 @@ CREATE TABLE leg (
     digits      TEXT NOT NULL,
     end_by      BIGINT NOT NULL,
 
-    -- the dialog (RFC 3261 §12)
-    call_id            TEXT NOT NULL,
-    local_tag          TEXT NOT NULL,
-    remote_tag         TEXT NOT NULL,
-    role               TEXT NOT NULL,
-    dialog_state       TEXT NOT NULL,
-    local_uri          TEXT NOT NULL,
-    remote_uri         TEXT NOT NULL,
-    remote_target      TEXT NOT NULL,
-    route_set          TEXT NOT NULL,
-    local_cseq         BIGINT NOT NULL,
-    remote_cseq        BIGINT NOT NULL,
-    secure             BOOLEAN NOT NULL,
-    transport          TEXT NOT NULL,
-    local_address      TEXT NOT NULL,
-    remote_address     TEXT NOT NULL,
-    contact            TEXT NOT NULL,
-    auth               TEXT NOT NULL,
-    unacked_response   TEXT NOT NULL,
-    invite_branch      TEXT NOT NULL,
-    session_interval   BIGINT NOT NULL,
-    session_refresher  TEXT NOT NULL,
-    session_deadline   BIGINT NOT NULL,
-    peer_allow         TEXT NOT NULL,
-    peer_supported     TEXT NOT NULL,
-    transfer           TEXT NOT NULL,
-
-    -- SDP and media
-    local_sdp          TEXT NOT NULL,
-    remote_sdp         TEXT NOT NULL,
-    rtp_local          TEXT NOT NULL,
-    rtp_advertised     TEXT NOT NULL,
-    rtp_remote         TEXT NOT NULL,
-    rtp_learned        TEXT NOT NULL,
-    codec              TEXT NOT NULL,
-    payload_type       INTEGER NOT NULL,
-    dtmf_payload_type  INTEGER NOT NULL,
-    ptime              INTEGER NOT NULL,
-    media_direction    TEXT NOT NULL,
-    srtp_suite         TEXT NOT NULL,
-    srtp_local_key     TEXT NOT NULL,
-    srtp_remote_key    TEXT NOT NULL,
-    local_ssrc         BIGINT NOT NULL,
-    remote_ssrc        BIGINT NOT NULL,
-    remote_roc         BIGINT NOT NULL
+    -- the phone's dialog with its media, as the sip package describes it to its successor (JSON)
+    call_id     TEXT NOT NULL,
+    local_tag   TEXT NOT NULL,
+    dialog      TEXT NOT NULL
 );
 
 CREATE INDEX leg_dialog ON leg (call_id, local_tag);
