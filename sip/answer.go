@@ -1,0 +1,382 @@
+package sip
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// LocalState is our side of the session when an offer is answered or made.
+type LocalState struct {
+	Addr    netip.AddrPort // where we receive audio
+	Codecs  []string       // by preference; the first that the offer has, too, is taken
+	Current string         // codec in use: kept if the offer still has it
+
+	Hold       bool   // we do not want to hear the phone now
+	SessionID  uint64 // of the o= line
+	SDPVersion uint64 // of the last description we sent, 0 = none yet
+	LocalSDP   string // that description, whole
+	MediaIndex int    // the m= line in use; -1 = choose
+}
+
+// Negotiated is what offer and answer agreed on.
+type Negotiated struct {
+	Format       Format
+	Remote       netip.AddrPort // where the phone receives audio
+	RemoteRTCP   netip.AddrPort
+	RTCPMux      bool
+	Direction    Direction // ours
+	RemoteSilent bool      // the phone named address 0.0.0.0: send nothing
+	MediaIndex   int
+	SDPVersion   uint64
+}
+
+// NotAcceptable says why an offer cannot be answered; the INVITE gets a 488 with its text in a Warning header.
+type NotAcceptable struct {
+	Warn int // RFC 3261 §20.43 warn-code
+	Text string
+}
+
+func (e *NotAcceptable) Error() string {
+	return fmt.Sprintf("offer not acceptable: %d %s", e.Warn, e.Text)
+}
+
+// codec is one we can pass on.
+type codec struct {
+	name   string
+	static uint8
+}
+
+// RFC 3551 §6: static payload types.
+var (
+	pcmu = codec{"PCMU", 0}
+	pcma = codec{"PCMA", 8}
+)
+
+func codecNamed(name string) (codec, bool) {
+	switch {
+	case strings.EqualFold(name, pcmu.name):
+		return pcmu, true
+	case strings.EqualFold(name, pcma.name):
+		return pcma, true
+	}
+	return codec{}, false
+}
+
+const (
+	clockRate      = 8000
+	ourPtime       = 20  // ms per packet we send
+	ourDTMFPayload = 101 // in our own offers
+)
+
+// Answer answers an offer (RFC 3264). It is a pure function: same offer and state, same answer. The error is a
+// *NotAcceptable when the offer is understood but holds nothing for us, else it wraps errSDP.
+func Answer(offer []byte, local LocalState) ([]byte, *Negotiated, error) {
+	o, err := ParseSDP(offer)
+	if err != nil {
+		return nil, nil, err
+	}
+	index, err := chooseMedia(o, local.MediaIndex)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := negotiate(o, index, local)
+	if err != nil {
+		return nil, nil, err
+	}
+	body, version := local.render(func(b *strings.Builder) {
+		for i := range o.Media {
+			if i == index {
+				writeAudio(b, &o.Media[i], n, local.Addr.Port())
+			} else {
+				writeRejected(b, &o.Media[i])
+			}
+		}
+	})
+	n.SDPVersion = version
+	return body, n, nil
+}
+
+// chooseMedia finds the audio stream we take: the one in use if it is still there, else the first usable one.
+func chooseMedia(o *SDP, current int) (int, error) {
+	usable := func(m *MediaLine) bool { return m.Kind == "audio" && m.Proto == "RTP/AVP" && m.Port != 0 }
+	if current >= 0 && current < len(o.Media) && usable(&o.Media[current]) {
+		return current, nil
+	}
+	secure := false
+	for i := range o.Media {
+		if usable(&o.Media[i]) {
+			return i, nil
+		}
+		secure = secure || o.Media[i].Kind == "audio" && strings.Contains(o.Media[i].Proto, "SAVP")
+	}
+	if secure {
+		// RFC 3264 §6 would let us answer port 0; with no other stream a clear refusal serves the caller better.
+		return 0, &NotAcceptable{302, "SRTP is not offered here, use RTP/AVP"}
+	}
+	return 0, &NotAcceptable{304, "No audio stream over RTP/AVP"}
+}
+
+// negotiate agrees on one audio stream.
+func negotiate(o *SDP, index int, local LocalState) (*Negotiated, error) {
+	m := &o.Media[index]
+	addr, err := o.addr(m)
+	if err != nil {
+		return nil, err
+	}
+	if addr.IsMulticast() {
+		return nil, &NotAcceptable{330, "Multicast is not available"}
+	}
+	if addr.Is4() != local.Addr.Addr().Unmap().Is4() && !addr.IsUnspecified() {
+		return nil, &NotAcceptable{301, "Incompatible network address format"}
+	}
+	f, err := chooseFormat(m, local)
+	if err != nil {
+		return nil, err
+	}
+	n := &Negotiated{
+		Format:       f,
+		MediaIndex:   index,
+		Remote:       netip.AddrPortFrom(addr, uint16(m.Port)),
+		RemoteSilent: addr.IsUnspecified(),
+	}
+	theirs := o.direction(m)
+	n.Direction = directionOf(theirs.Receives(), theirs.Sends() && !local.Hold) // RFC 3264 §6.1
+	n.RemoteRTCP, n.RTCPMux = rtcpAddr(m, n.Remote)
+	return n, nil
+}
+
+// rtcpAddr finds where the phone hears RTCP: the same port if it can multiplex (RFC 5761), where a=rtcp says
+// (RFC 3605), else one port above.
+func rtcpAddr(m *MediaLine, rtp netip.AddrPort) (netip.AddrPort, bool) {
+	if _, ok := attr(m.Attrs, "rtcp-mux"); ok {
+		return rtp, true
+	}
+	if v, ok := attr(m.Attrs, "rtcp"); ok {
+		f := strings.Fields(v)
+		if port, err := strconv.ParseUint(first(f), 10, 16); err == nil && port != 0 {
+			addr := rtp.Addr()
+			if len(f) == 4 {
+				// Only the host that also gets the audio: RTCP must not be a way to send packets to a third party.
+				if a, err := netip.ParseAddr(f[3]); err != nil || a != addr {
+					return netip.AddrPort{}, false
+				}
+			}
+			return netip.AddrPortFrom(addr, uint16(port)), false
+		}
+	}
+	if rtp.Port() == 65535 {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(rtp.Addr(), rtp.Port()+1), false
+}
+
+func first(f []string) string {
+	if len(f) == 0 {
+		return ""
+	}
+	return f[0]
+}
+
+// payload is one format of an m= line with its rtpmap.
+type payload struct {
+	pt   uint8
+	name string
+	rate int
+}
+
+// payloads reads the formats of m; numbers without rtpmap have their static meaning (RFC 3551).
+func payloads(m *MediaLine) []payload {
+	var out []payload
+	for _, f := range m.Formats {
+		pt, err := strconv.ParseUint(f, 10, 7)
+		if err != nil {
+			continue
+		}
+		p := payload{pt: uint8(pt)}
+		switch p.pt {
+		case pcmu.static:
+			p.name, p.rate = pcmu.name, clockRate
+		case pcma.static:
+			p.name, p.rate = pcma.name, clockRate
+		}
+		for _, a := range m.Attrs {
+			num, enc, ok := strings.Cut(a.Value, " ")
+			if !ok || !strings.EqualFold(a.Key, "rtpmap") || num != f {
+				continue
+			}
+			parts := strings.Split(strings.TrimSpace(enc), "/")
+			p.name, p.rate = parts[0], 0
+			if len(parts) > 1 {
+				p.rate, _ = strconv.Atoi(parts[1])
+			}
+			if len(parts) > 2 && parts[2] != "1" {
+				p.name = "" // more than one channel is not ours
+			}
+			break
+		}
+		if p.name != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// chooseFormat takes the codec in use if still offered, else our first that is offered, and telephone-event.
+func chooseFormat(m *MediaLine, local LocalState) (Format, error) {
+	offered := payloads(m)
+	find := func(name string) (payload, bool) {
+		i := slices.IndexFunc(offered, func(p payload) bool {
+			return p.rate == clockRate && strings.EqualFold(p.name, name)
+		})
+		if i < 0 {
+			return payload{}, false
+		}
+		return offered[i], true
+	}
+	wanted := local.Codecs
+	if local.Current != "" {
+		wanted = append([]string{local.Current}, wanted...)
+	}
+	for _, name := range wanted {
+		c, ok := codecNamed(name)
+		if !ok {
+			continue
+		}
+		if p, ok := find(c.name); ok {
+			f := Format{Codec: c.name, PayloadType: p.pt, ClockRate: clockRate, Ptime: ptime(m)}
+			if te, ok := find("telephone-event"); ok && te.pt != p.pt {
+				f.DTMF = te.pt // RFC 3264 §6.1: dynamic numbers are the offer's
+			}
+			return f, nil
+		}
+	}
+	return Format{}, &NotAcceptable{305, "No common codec, offer " + strings.Join(local.Codecs, " or ")}
+}
+
+// ptime is what the phone would like to receive, within what we can send.
+func ptime(m *MediaLine) int {
+	if v, ok := attr(m.Attrs, "ptime"); ok {
+		if n, err := strconv.Atoi(v); err == nil && n >= 10 && n <= 60 {
+			return n
+		}
+	}
+	return ourPtime
+}
+
+// Offer describes what we want when the INVITE brought no offer (RFC 3261 §13.2.1: late offer). It names one codec, so
+// that the format is known before the answer is.
+func Offer(local LocalState) ([]byte, *Negotiated) {
+	name := local.Current
+	if name == "" {
+		name = local.Codecs[0]
+	}
+	c, _ := codecNamed(name)
+	n := &Negotiated{
+		Format: Format{
+			Codec: c.name, PayloadType: c.static, ClockRate: clockRate, Ptime: ourPtime, DTMF: ourDTMFPayload,
+		},
+		Direction:  directionOf(true, !local.Hold),
+		RTCPMux:    false,
+		MediaIndex: 0,
+	}
+	body, version := local.render(func(b *strings.Builder) {
+		writeAudio(b, &MediaLine{Proto: "RTP/AVP"}, n, local.Addr.Port())
+		b.WriteString("a=rtcp-mux\r\n")
+	})
+	n.SDPVersion = version
+	return body, n
+}
+
+// TakeAnswer completes an offer of ours with the phone's answer.
+func TakeAnswer(answer []byte, offered Format, local LocalState) (*Negotiated, error) {
+	a, err := ParseSDP(answer)
+	if err != nil {
+		return nil, err
+	}
+	if len(a.Media) == 0 || a.Media[0].Port == 0 {
+		return nil, &NotAcceptable{304, "The answer refuses audio"}
+	}
+	if a.Media[0].Kind != "audio" || a.Media[0].Proto != "RTP/AVP" {
+		return nil, fmt.Errorf("%w: the answer is not to our offer", errSDP)
+	}
+	local.Current, local.Codecs = offered.Codec, []string{offered.Codec}
+	n, err := negotiate(a, 0, local)
+	if err != nil {
+		return nil, err
+	}
+	if offered.DTMF == 0 {
+		n.Format.DTMF = 0
+	}
+	n.SDPVersion = local.SDPVersion
+	return n, nil
+}
+
+// render writes a description of ours. RFC 3264 §8: the version in o= grows by one exactly when something changed.
+func (l LocalState) render(media func(*strings.Builder)) ([]byte, uint64) {
+	addr := l.Addr.Addr().Unmap()
+	family := "IP4"
+	if addr.Is6() {
+		family = "IP6"
+	}
+	text := func(version uint64) string {
+		var b strings.Builder
+		fmt.Fprintf(&b, "v=0\r\no=- %d %d IN %s %s\r\ns=-\r\nc=IN %s %s\r\nt=0 0\r\n",
+			l.SessionID, version, family, addr, family, addr)
+		media(&b)
+		return b.String()
+	}
+	if l.SDPVersion == 0 {
+		return []byte(text(1)), 1
+	}
+	if same := text(l.SDPVersion); same == l.LocalSDP {
+		return []byte(same), l.SDPVersion
+	}
+	return []byte(text(l.SDPVersion + 1)), l.SDPVersion + 1
+}
+
+func writeAudio(b *strings.Builder, offered *MediaLine, n *Negotiated, port uint16) {
+	f := n.Format
+	fmt.Fprintf(b, "m=audio %d %s %d", port, offered.Proto, f.PayloadType)
+	if f.DTMF != 0 {
+		fmt.Fprintf(b, " %d", f.DTMF)
+	}
+	fmt.Fprintf(b, "\r\na=rtpmap:%d %s/%d\r\n", f.PayloadType, f.Codec, f.ClockRate)
+	if f.DTMF != 0 {
+		fmt.Fprintf(b, "a=rtpmap:%d telephone-event/%d\r\na=fmtp:%d 0-15\r\n", f.DTMF, clockRate, f.DTMF)
+	}
+	fmt.Fprintf(b, "a=ptime:%d\r\na=%s\r\n", ourPtime, n.Direction)
+	if n.RTCPMux {
+		b.WriteString("a=rtcp-mux\r\n")
+	}
+}
+
+// writeRejected answers a stream we do not take: RFC 3264 §6, same media type and protocol, port 0, some format.
+func writeRejected(b *strings.Builder, m *MediaLine) {
+	fmt.Fprintf(b, "m=%s 0 %s %s\r\n", plainToken(m.Kind), plainToken(m.Proto), plainToken(m.Formats[0]))
+}
+
+// plainToken keeps what others wrote from becoming more than a word of ours.
+func plainToken(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r <= 0x20 || r >= 0x7f {
+			return -1
+		}
+		return r
+	}, s)
+	if s == "" {
+		return "-"
+	}
+	return s[:min(len(s), 60)]
+}
+
+// warning returns the value of the Warning header for a refused offer, "" if err is none.
+func warning(err error, host string) string {
+	if na, ok := errors.AsType[*NotAcceptable](err); ok {
+		return fmt.Sprintf(`%d %s "%s"`, na.Warn, host, plainText(na.Text))
+	}
+	return ""
+}

@@ -1,0 +1,399 @@
+package sip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// Call is one call with a phone. Its methods may be used from any goroutine, but not from the event callback: that one
+// only puts events somewhere.
+type Call struct {
+	stack   *Stack
+	trunk   *Trunk // nil if a resumed call's trunk is no longer configured
+	id      dialogID
+	info    Info
+	log     *slog.Logger
+	inbox   *inbox
+	done    chan struct{} // closed when run has returned
+	onEvent atomic.Pointer[func(Event)]
+
+	snapshot atomic.Pointer[Dialog]
+	media    atomic.Pointer[Media] // set once
+
+	// Only run touches what follows.
+	state    state
+	dialog   Dialog
+	cseq     uint32 // last local sequence number used
+	invite   *transaction
+	prepared []byte  // our SDP, between Accept and SendAnswer
+	answer   *answer // the 2xx that waits for its ACK
+	ringing  time.Time
+	nextRTCP time.Time
+	silent   bool  // MediaTimeout was said
+	hold     bool  // Hold was said
+	goodbye  Cause // why the call ends
+	byeWhen  bool  // hang up as soon as the answer is acknowledged
+	offered  *Format
+}
+
+// state of a call; the diagram is in doc.go.
+type state int
+
+const (
+	proceeding state = iota // INVITE received, not answered
+	accepted                // answer prepared, ports bound; nothing sent
+	answered                // 2xx sent, no ACK yet
+	confirmed               // up
+	ending                  // our BYE is on its way
+	ended
+)
+
+func (s state) String() string {
+	return [...]string{"proceeding", "accepted", "answered", "confirmed", "ending", "ended"}[s]
+}
+
+// Errors of a call's methods.
+var (
+	// ErrEnded: the call is over.
+	ErrEnded = errors.New("call has ended")
+	// ErrState: the call is not in a state for this.
+	ErrState = errors.New("not possible in this state of the call")
+)
+
+// ResponseError says that a call was refused with this status.
+type ResponseError struct {
+	Code   int
+	Reason string
+}
+
+func (e *ResponseError) Error() string { return fmt.Sprintf("refused with %d %s", e.Code, e.Reason) }
+
+// transaction is a request of the phone that needs a final answer, and sipgo's transaction for it.
+type transaction struct {
+	req      *gosip.Request
+	tx       gosip.ServerTransaction
+	released chan struct{} // closed when the handler that waits may let go
+	final    bool
+}
+
+func newTransaction(req *gosip.Request, tx gosip.ServerTransaction) *transaction {
+	return &transaction{req: req, tx: tx, released: make(chan struct{})}
+}
+
+// release is called by the run goroutine only.
+func (t *transaction) release() {
+	select {
+	case <-t.released:
+	default:
+		close(t.released)
+	}
+}
+
+func newCall(s *Stack, trunk *Trunk, req *gosip.Request, tx *gosip.ServerTx, source netip.AddrPort) *Call {
+	tag, _ := req.To().Params.Get("tag")
+	c := &Call{
+		stack: s, trunk: trunk, id: dialogID{req.CallID().Value(), tag}, inbox: newInbox(), done: make(chan struct{}),
+		info: inviteInfo(trunk, req), invite: newTransaction(req, tx), state: proceeding,
+	}
+	c.log = s.log.With("call", shortID(c.id.callID), "trunk", trunk.Name)
+	c.dialog = dialogOf(s, c.info, req, addrPortOf(tx.Connection().LocalAddr()), source)
+	c.publish()
+	return c
+}
+
+// dialogOf is the dialog an INVITE begins (RFC 3261 §12.1.1).
+func dialogOf(s *Stack, info Info, req *gosip.Request, local, source netip.AddrPort) Dialog {
+	t := Transport(strings.ToLower(req.Transport()))
+	localTag, _ := req.To().Params.Get("tag")
+	remoteTag, _ := req.From().Params.Get("tag")
+	branch, _ := req.Via().Params.Get("branch")
+	d := Dialog{
+		CallID: req.CallID().Value(), LocalTag: localTag, RemoteTag: remoteTag, Role: UAS,
+		LocalURI: addressOf(req.To()), RemoteURI: addressOf(req.From()),
+		RemoteCSeq: req.CSeq().SeqNo, Transport: t, LocalSocket: local, Remote: source,
+		Contact: s.contact(t, local), InviteBranch: branch, InviteCSeq: req.CSeq().SeqNo, Info: info,
+		PeerAllow: listHeader(req, "Allow", ""), PeerSupported: listHeader(req, "Supported", "k"),
+	}
+	if h := req.Contact(); h != nil {
+		d.RemoteTarget = h.Address.String()
+	}
+	for _, h := range req.GetHeaders("Record-Route") {
+		d.RouteSet = append(d.RouteSet, h.Value())
+	}
+	d.Media.MediaIndex = -1
+	return d
+}
+
+// addressOf is the value of From or To without its tag.
+func addressOf(h gosip.Header) string {
+	switch h := h.(type) {
+	case *gosip.FromHeader:
+		c := *h
+		c.Params = c.Params.Clone()
+		c.Params.Remove("tag")
+		return c.Value()
+	case *gosip.ToHeader:
+		c := *h
+		c.Params = c.Params.Clone()
+		c.Params.Remove("tag")
+		return c.Value()
+	}
+	return ""
+}
+
+// shortID is enough of a Call-ID to follow a call in a log.
+func shortID(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}
+
+// Info is what the INVITE said.
+func (c *Call) Info() Info { return c.info }
+
+// OnEvent sets who hears of events, in order, on the call's own goroutine. The callback must only put them somewhere:
+// it must not block and not call back.
+func (c *Call) OnEvent(f func(Event)) { c.onEvent.Store(&f) }
+
+// Done is closed when the call is over and everything it held is given back.
+func (c *Call) Done() <-chan struct{} { return c.done }
+
+// Dialog is the state that must be saved to let the call survive a restart.
+func (c *Call) Dialog() Dialog {
+	d := c.snapshot.Load().clone()
+	if m := c.media.Load(); m != nil {
+		m.state(&d.Media)
+	}
+	return d
+}
+
+// Ring tells the phone that it rings (180).
+func (c *Call) Ring() error { return c.do(c.ring) }
+
+// Accept prepares the answer: it negotiates the codec, binds the media ports and returns what must be saved before the
+// answer leaves with [Call.SendAnswer]. If the offer cannot be accepted the phone is told so (488, 503) and the error
+// is a *ResponseError. A second Accept returns the same.
+func (c *Call) Accept() (Dialog, *Media, error) {
+	if err := c.do(c.accept); err != nil {
+		return Dialog{}, nil, err
+	}
+	return c.Dialog(), c.media.Load(), nil
+}
+
+// SendAnswer sends the 200 and repeats it until the phone acknowledges it, or for 32 s; see [Acked] and [NoAck].
+func (c *Call) SendAnswer() error { return c.do(c.sendAnswer) }
+
+// Answer is Accept and SendAnswer in one.
+func (c *Call) Answer(ctx context.Context) (Dialog, *Media, error) {
+	if err := ctx.Err(); err != nil {
+		return Dialog{}, nil, err
+	}
+	d, m, err := c.Accept()
+	if err != nil {
+		return d, nil, err
+	}
+	if err := c.SendAnswer(); err != nil {
+		return d, nil, err
+	}
+	return c.Dialog(), m, nil
+}
+
+// Reject refuses the call before it is answered. Headers are "Name: value" lines; the phrase of reason is replaced by
+// the standard one if empty.
+func (c *Call) Reject(code int, reason string, headers ...string) error {
+	extra := make([]gosip.Header, 0, len(headers))
+	for _, line := range headers {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || strings.ContainsAny(line, "\r\n\x00") {
+			return fmt.Errorf("reject: header %q is not Name: value", clip(line))
+		}
+		extra = append(extra, gosip.NewHeader(strings.TrimSpace(name), strings.TrimSpace(value)))
+	}
+	if code < 300 || code > 699 {
+		return fmt.Errorf("reject: status %d is not a refusal", code)
+	}
+	if reason = plainText(reason); reason == "" {
+		reason = statusText(code)
+	}
+	return c.do(func() error { return c.reject(refuse(code, reason, extra...)) })
+}
+
+// Hangup ends the call in whatever state it is: BYE when it is up, a refusal before that. It does not wait; [Ended]
+// tells when it is done. Repeating it does nothing.
+func (c *Call) Hangup(cause Cause) error {
+	err := c.do(func() error { return c.hangup(cause) })
+	if errors.Is(err, ErrEnded) {
+		return nil
+	}
+	return err
+}
+
+// do runs f on the call's goroutine and waits for it.
+func (c *Call) do(f func() error) error {
+	result := make(chan error, 1)
+	if !c.inbox.put(func() { result <- f() }) {
+		return ErrEnded
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-c.done:
+		select { // run may have done it last
+		case err := <-result:
+			return err
+		default:
+			return ErrEnded
+		}
+	}
+}
+
+// run is the only goroutine that touches the call's state.
+func (c *Call) run() {
+	defer close(c.done)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for c.state != ended {
+		timer.Reset(max(0, time.Until(c.deadline())))
+		select {
+		case <-c.inbox.ready:
+			for _, f := range c.inbox.take() {
+				c.safely(f)
+			}
+		case <-timer.C:
+			c.safely(func() { c.tick(time.Now()) })
+		case <-c.stack.root.Done():
+			c.abandon()
+			return
+		}
+	}
+	for _, f := range c.inbox.close() {
+		c.safely(f) // requests that came too late are still answered
+	}
+}
+
+// safely turns a panic into the end of this call only.
+func (c *Call) safely(f func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.stack.panicked(r)
+			c.goodbye = CauseFailure
+			c.end()
+		}
+	}()
+	f()
+}
+
+// deadline is when tick must run next.
+func (c *Call) deadline() time.Time {
+	at := time.Now().Add(time.Hour)
+	sooner := func(t time.Time) {
+		if !t.IsZero() && t.Before(at) {
+			at = t
+		}
+	}
+	sooner(c.ringing)
+	sooner(c.nextRTCP)
+	if c.answer != nil {
+		sooner(c.answer.next)
+		sooner(c.answer.giveUp)
+	}
+	return at
+}
+
+// tick does what is due.
+func (c *Call) tick(now time.Time) {
+	if !c.ringing.IsZero() && !now.Before(c.ringing) {
+		_ = c.ring() // a lost 180 is no reason to end the call
+	}
+	if c.answer != nil {
+		c.repeatAnswer(now)
+	}
+	if !c.nextRTCP.IsZero() && !now.Before(c.nextRTCP) {
+		c.nextRTCP = now.Add(rtcpInterval)
+		c.watchMedia(now)
+	}
+}
+
+// watchMedia sends the RTCP report and notices silence.
+func (c *Call) watchMedia(now time.Time) {
+	m := c.media.Load()
+	m.sendReport(now, false)
+	limit := c.stack.config.Limits.MediaTimeout
+	silence := m.silentFor(now)
+	switch {
+	case limit < 0 || c.hold:
+	case silence < limit:
+		c.silent = false
+	case !c.silent:
+		c.silent = true
+		c.emit(MediaTimeout{silence})
+	}
+}
+
+func (c *Call) emit(e Event) {
+	if f := c.onEvent.Load(); f != nil {
+		(*f)(e)
+	}
+}
+
+// publish makes the dialog visible to others.
+func (c *Call) publish() {
+	d := c.dialog.clone()
+	c.snapshot.Store(&d)
+}
+
+// abandon lets go of everything without a word to the phone: another process may carry the call on.
+func (c *Call) abandon() {
+	for _, f := range c.inbox.close() {
+		_ = f // their senders see done
+	}
+	c.state = ended
+	c.invite.releaseIfAny()
+	c.answer.releaseIfAny()
+	if m := c.media.Load(); m != nil {
+		m.close(false)
+	}
+	c.stack.forget(c)
+}
+
+func (t *transaction) releaseIfAny() {
+	if t != nil {
+		t.release()
+	}
+}
+
+// end is the one way a call is over.
+func (c *Call) end() {
+	if c.state == ended {
+		return
+	}
+	was := c.state
+	c.state = ended
+	c.ringing, c.nextRTCP = time.Time{}, time.Time{}
+	if c.invite != nil {
+		if !c.invite.final {
+			c.invite.final = true
+			c.send(c.invite, refuse(487, statusText(487)))
+		}
+		c.invite.release()
+		c.stack.settled(c.invite.req)
+	}
+	c.answer.releaseIfAny()
+	c.answer = nil
+	if m := c.media.Load(); m != nil {
+		m.close(was >= answered)
+	}
+	c.publish()
+	c.stack.forget(c)
+	c.log.Info("call ended", "state", was.String(), "cause", c.goodbye.String())
+	c.emit(Ended{c.goodbye})
+}

@@ -1,0 +1,202 @@
+package sip
+
+import (
+	"slices"
+	"strings"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// allow lists the methods we act on; Allow headers say so.
+var allow = []gosip.RequestMethod{
+	gosip.INVITE, gosip.ACK, gosip.CANCEL, gosip.BYE, gosip.OPTIONS, gosip.INFO, gosip.UPDATE,
+}
+
+// known are methods that exist but are not for us: 405 instead of 501 (RFC 3261 §8.2.1).
+var known = []gosip.RequestMethod{
+	gosip.REGISTER, gosip.SUBSCRIBE, gosip.NOTIFY, gosip.REFER, gosip.MESSAGE, gosip.PRACK, gosip.PUBLISH,
+}
+
+// supported are the option tags we understand (none yet: 100rel, timer and preconditions are refused by name).
+var supported []string
+
+const sdpType = "application/sdp"
+
+// refusal is a final answer to a request that is not acted on.
+type refusal struct {
+	code    int
+	reason  string
+	headers []gosip.Header
+}
+
+func refuse(code int, reason string, headers ...gosip.Header) *refusal {
+	return &refusal{code, reason, headers}
+}
+
+func allowHeader() gosip.Header {
+	names := make([]string, len(allow))
+	for i, m := range allow {
+		names[i] = string(m)
+	}
+	return gosip.NewHeader("Allow", strings.Join(names, ", "))
+}
+
+// checkRequest does the checks every user agent owes (RFC 3261 §8.2, RFC 4475), in that order; nil means go on.
+// The guard has seen most messages before; those that came over a connection we opened pass only here.
+func checkRequest(req *gosip.Request) *refusal {
+	if r := checkHeaders(req); r != nil {
+		return r
+	}
+	if !slices.Contains(allow, req.Method) {
+		if slices.Contains(known, req.Method) {
+			return refuse(405, "Method Not Allowed", allowHeader())
+		}
+		return refuse(501, "Not Implemented", allowHeader())
+	}
+	if req.Method == gosip.CANCEL { // §8.2.2.3: Require and bodies do not count here
+		return nil
+	}
+	switch strings.ToLower(req.Recipient.Scheme) {
+	case "sip", "tel":
+	default: // sips needs TLS on every hop, and we have none
+		return refuse(416, "Unsupported URI Scheme")
+	}
+	if missing := unsupported(req); len(missing) > 0 {
+		return refuse(420, "Bad Extension", gosip.NewHeader("Unsupported", strings.Join(missing, ", ")))
+	}
+	return checkBody(req)
+}
+
+func checkHeaders(req *gosip.Request) *refusal {
+	if !strings.EqualFold(req.SipVersion, "SIP/2.0") {
+		return refuse(505, "Version Not Supported")
+	}
+	if req.Via() == nil || req.From() == nil || req.To() == nil || req.CallID() == nil || req.CSeq() == nil {
+		return refuse(400, "Missing header")
+	}
+	for _, name := range []string{"From", "To", "Call-ID", "CSeq"} {
+		if len(req.GetHeaders(name)) > 1 {
+			return refuse(400, "Repeated header "+name)
+		}
+	}
+	if !strings.EqualFold(string(req.CSeq().MethodName), string(req.Method)) {
+		return refuse(400, "CSeq method does not match")
+	}
+	if h := req.MaxForwards(); h != nil && h.Val() > 255 {
+		return refuse(400, "Bad Max-Forwards")
+	} else if h != nil && h.Val() == 0 && req.IsInvite() && !inDialog(req) {
+		// We hand calls on to another network: RFC 7332 wants the loop broken here. Other requests end with us.
+		return refuse(483, "Too Many Hops")
+	}
+	return nil
+}
+
+// unsupported lists what the request requires and we lack.
+func unsupported(req *gosip.Request) []string {
+	var missing []string
+	for _, tag := range listHeader(req, "Require", "") {
+		if !slices.ContainsFunc(supported, func(s string) bool { return strings.EqualFold(s, tag) }) {
+			missing = append(missing, plainToken(tag))
+		}
+	}
+	return missing
+}
+
+// checkBody: bodies of INVITE and UPDATE must be session descriptions, uncompressed (§8.2.3).
+func checkBody(req *gosip.Request) *refusal {
+	if len(req.Body()) == 0 || !req.IsInvite() && req.Method != gosip.UPDATE {
+		return nil
+	}
+	accept := gosip.NewHeader("Accept", sdpType)
+	for _, enc := range listHeader(req, "Content-Encoding", "e") {
+		if !strings.EqualFold(enc, "identity") {
+			return refuse(415, "Unsupported Media Type", accept, gosip.NewHeader("Accept-Encoding", "identity"))
+		}
+	}
+	if contentType(req) != sdpType {
+		return refuse(415, "Unsupported Media Type", accept)
+	}
+	return nil
+}
+
+// contentType is the media type of the body in lower case, without parameters.
+func contentType(m gosip.Message) string {
+	var v string
+	if h := headerOf(m, "Content-Type", "c"); h != nil {
+		v, _, _ = strings.Cut(h.Value(), ";")
+	}
+	return strings.ToLower(strings.TrimSpace(v))
+}
+
+// headerOf finds a header by its long or compact name; sipgo keeps names as they came.
+func headerOf(m gosip.Message, name, compact string) gosip.Header {
+	if h := m.GetHeaders(name); len(h) > 0 {
+		return h[0]
+	}
+	if compact != "" {
+		if h := m.GetHeaders(compact); len(h) > 0 {
+			return h[0]
+		}
+	}
+	return nil
+}
+
+// listHeader reads all values of a comma-separated header.
+func listHeader(m gosip.Message, name, compact string) []string {
+	all := m.GetHeaders(name)
+	if compact != "" {
+		all = append(all, m.GetHeaders(compact)...)
+	}
+	var out []string
+	for _, h := range all {
+		for v := range strings.SplitSeq(h.Value(), ",") {
+			if v = strings.TrimSpace(v); v != "" {
+				out = append(out, v)
+			}
+		}
+	}
+	return out
+}
+
+// statusText is the phrase for a status we send; phrases never carry text from elsewhere.
+func statusText(code int) string {
+	switch code {
+	case 180:
+		return "Ringing"
+	case 200:
+		return "OK"
+	case 400:
+		return "Bad Request"
+	case 403:
+		return "Forbidden"
+	case 404:
+		return "Not Found"
+	case 408:
+		return "Request Timeout"
+	case 480:
+		return "Temporarily Unavailable"
+	case 481:
+		return "Call/Transaction Does Not Exist"
+	case 482:
+		return "Loop Detected"
+	case 484:
+		return "Address Incomplete"
+	case 486:
+		return "Busy Here"
+	case 487:
+		return "Request Terminated"
+	case 488:
+		return "Not Acceptable Here"
+	case 491:
+		return "Request Pending"
+	case 500:
+		return "Server Internal Error"
+	case 503:
+		return "Service Unavailable"
+	case 600:
+		return "Busy Everywhere"
+	case 603:
+		return "Decline"
+	}
+	return "Refused"
+}

@@ -1,0 +1,190 @@
+package sip
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Transport names how SIP messages travel.
+type Transport string
+
+// The transports the stack can listen on.
+const (
+	UDP Transport = "udp"
+	TCP Transport = "tcp"
+)
+
+// Listen is one socket on which the stack hears SIP.
+type Listen struct {
+	Transport Transport
+	Addr      netip.AddrPort
+}
+
+// Config is everything the stack must know before it opens a socket.
+type Config struct {
+	Listen    []Listen
+	Advertise string // host put into Contact and Via; "" = the address of the listener
+	RTP       RTPConfig
+	Trunks    []Trunk
+	UserAgent string // "" = "Trunkline"
+	Limits    Limits
+}
+
+// RTPConfig says where media sockets are opened.
+type RTPConfig struct {
+	Addr      netip.Addr // local address of the media sockets
+	PortMin   uint16     // 0 = 20000
+	PortMax   uint16     // 0 = 29999, inclusive
+	Advertise netip.Addr // put into SDP; zero = Addr
+}
+
+// Trunk is a configured SIP neighbour, recognised by the address its messages come from.
+type Trunk struct {
+	Name     string
+	Networks []netip.Prefix
+	Codecs   []string // in order of preference; empty = PCMU, PCMA
+
+	// Symmetric allows the phone's media to come from, and to be sent to, another address than its SDP names
+	// (a phone behind NAT): the signalling address, Networks or MediaNetworks.
+	Symmetric     bool
+	MediaNetworks []netip.Prefix
+
+	// TrustIdentity takes the caller's number from P-Asserted-Identity (RFC 3325).
+	TrustIdentity bool
+
+	MaxCalls int // 0 = only Limits.Calls holds
+}
+
+// Limits keep a flood from becoming our problem. The zero value means the defaults.
+type Limits struct {
+	Calls               int           // concurrent calls; 0 = 1000
+	InvitesPerSecond    int           // over all trunks; 0 = 200, negative = no limit
+	MessageBytes        int           // one SIP message; 0 = 8192
+	HeaderLines         int           // 0 = 128
+	LineBytes           int           // one header line; 0 = 2048
+	Connections         int           // TCP connections; 0 = 256
+	ConnectionsPerHost  int           // TCP connections of one address; 0 = 32
+	MediaTimeout        time.Duration // no RTP and no RTCP from the phone for this long; 0 = 60 s, negative = never
+	PortQuarantine      time.Duration // an RTP port rests this long after a call; 0 = 30 s, negative = not at all
+	maxHeaderValueBytes int
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	def(&l.Calls, 1000)
+	def(&l.InvitesPerSecond, 200)
+	def(&l.MessageBytes, 8192)
+	def(&l.HeaderLines, 128)
+	def(&l.LineBytes, 2048)
+	def(&l.Connections, 256)
+	def(&l.ConnectionsPerHost, 32)
+	if l.MediaTimeout == 0 {
+		l.MediaTimeout = time.Minute
+	}
+	if l.PortQuarantine == 0 {
+		l.PortQuarantine = 30 * time.Second
+	}
+	return l
+}
+
+// check returns every problem of the configuration at once.
+func (c Config) check() error {
+	var errs []error
+	if len(c.Listen) == 0 {
+		errs = append(errs, errors.New("sip: no listen address"))
+	}
+	for _, l := range c.Listen {
+		if l.Transport != UDP && l.Transport != TCP {
+			errs = append(errs, fmt.Errorf("sip: unknown transport %q", l.Transport))
+		}
+		if !l.Addr.Addr().IsValid() {
+			errs = append(errs, fmt.Errorf("sip: listen address %q is not an IP address and port", l.Addr))
+		} else if l.Addr.Addr().IsUnspecified() && c.Advertise == "" {
+			errs = append(errs, fmt.Errorf("sip: listening on %v needs an advertised host", l.Addr))
+		}
+	}
+	if !validHost(c.Advertise) {
+		errs = append(errs, fmt.Errorf("sip: advertise %q is not a host name or address", c.Advertise))
+	}
+	errs = append(errs, c.RTP.check()...)
+	names := map[string]bool{}
+	for _, t := range c.Trunks {
+		if t.Name == "" || names[t.Name] {
+			errs = append(errs, fmt.Errorf("sip: trunk name %q is empty or used twice", t.Name))
+		}
+		names[t.Name] = true
+		if len(t.Networks) == 0 {
+			errs = append(errs, fmt.Errorf("sip: trunk %q has no networks: nobody could call", t.Name))
+		}
+		for _, name := range t.Codecs {
+			if _, ok := codecNamed(name); !ok {
+				errs = append(errs, fmt.Errorf("sip: trunk %q: unknown codec %q", t.Name, name))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r RTPConfig) check() []error {
+	var errs []error
+	r = r.withDefaults()
+	if !r.Addr.IsValid() {
+		errs = append(errs, errors.New("sip: rtp address is missing"))
+	} else if r.Addr.IsUnspecified() && !r.Advertise.IsValid() {
+		errs = append(errs, fmt.Errorf("sip: rtp address %v needs an advertised address", r.Addr))
+	}
+	if r.PortMax < r.PortMin+3 {
+		errs = append(errs, fmt.Errorf("sip: rtp ports %d to %d hold no pair", r.PortMin, r.PortMax))
+	}
+	return errs
+}
+
+func (r RTPConfig) withDefaults() RTPConfig {
+	if r.PortMin == 0 {
+		r.PortMin = 20000
+	}
+	if r.PortMax == 0 {
+		r.PortMax = 29999
+	}
+	if !r.Advertise.IsValid() && r.Addr.IsValid() && !r.Addr.IsUnspecified() {
+		r.Advertise = r.Addr
+	}
+	return r
+}
+
+func (t *Trunk) codecs() []string {
+	if len(t.Codecs) == 0 {
+		return []string{"PCMU", "PCMA"}
+	}
+	return t.Codecs
+}
+
+func (t *Trunk) contains(a netip.Addr) bool { return inPrefixes(t.Networks, a) }
+
+func inPrefixes(nets []netip.Prefix, a netip.Addr) bool {
+	a = a.Unmap()
+	for _, n := range nets {
+		if n.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// validHost refuses what could break a header line; "" is allowed.
+func validHost(h string) bool {
+	return !strings.ContainsFunc(h, func(r rune) bool {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9':
+			return false
+		}
+		return !strings.ContainsRune(".-:[]_", r)
+	})
+}

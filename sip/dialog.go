@@ -1,0 +1,95 @@
+package sip
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Dialog is everything that must survive a restart for a call to go on (RFC 3261 §12 and the media beside it).
+// It is a plain value: a database row, or JSON. Only [Stack.Resume] reads it back.
+type Dialog struct {
+	CallID    string `json:"call_id"`
+	LocalTag  string `json:"local_tag"`
+	RemoteTag string `json:"remote_tag"`
+	Role      Role   `json:"role"`
+	Confirmed bool   `json:"confirmed"` // the 2xx is acknowledged
+
+	// LocalURI and RemoteURI are the addresses of From and To without tags, exactly as first used.
+	LocalURI  string `json:"local_uri"`
+	RemoteURI string `json:"remote_uri"`
+	// RemoteTarget is the Contact of the last target refresh, RouteSet is fixed for the life of the dialog.
+	RemoteTarget string   `json:"remote_target"`
+	RouteSet     []string `json:"route_set,omitempty"`
+
+	// LocalCSeq is reserved ahead: numbers up to it may have been used. A resumed call starts above it; gaps are
+	// legal, repeats are not.
+	LocalCSeq  uint32 `json:"local_cseq"`
+	RemoteCSeq uint32 `json:"remote_cseq"`
+
+	Transport   Transport      `json:"transport"`
+	LocalSocket netip.AddrPort `json:"local_socket"` // the listener the call came to
+	Remote      netip.AddrPort `json:"remote"`       // where the phone was last heard from
+	Contact     string         `json:"contact"`      // ours, as sent
+
+	InviteBranch  string   `json:"invite_branch,omitempty"`
+	InviteCSeq    uint32   `json:"invite_cseq,omitempty"`
+	PeerAllow     []string `json:"peer_allow,omitempty"`
+	PeerSupported []string `json:"peer_supported,omitempty"`
+
+	Info  Info       `json:"info"`
+	Since time.Time  `json:"since"` // when we answered
+	Media MediaState `json:"media"`
+}
+
+// Role is which side of the INVITE we are.
+type Role string
+
+// The roles of a dialog.
+const (
+	UAS Role = "uas" // the phone called us
+	UAC Role = "uac" // we called the phone
+)
+
+// MediaState is the media half of a [Dialog].
+type MediaState struct {
+	Local      netip.AddrPort `json:"local"`      // our RTP socket; RTCP is one port above
+	Advertised netip.AddrPort `json:"advertised"` // what our SDP says
+	Remote     netip.AddrPort `json:"remote"`     // what the phone's SDP says
+	RemoteRTCP netip.AddrPort `json:"remote_rtcp"`
+	Learned    netip.AddrPort `json:"learned,omitzero"` // where its media really comes from, once locked
+	RTCPMux    bool           `json:"rtcp_mux,omitempty"`
+
+	Format       Format    `json:"format"`
+	Direction    Direction `json:"direction"`     // ours
+	RemoteSilent bool      `json:"remote_silent"` // the phone asked for no media by address 0.0.0.0
+	LocalSSRC    uint32    `json:"local_ssrc"`    // last one used: a resumed call takes another
+	RemoteSSRC   uint32    `json:"remote_ssrc"`   // 0 = nothing heard yet
+	LocalSDP     string    `json:"local_sdp"`     // our last one, whole: its o= line must be continued
+	RemoteSDP    string    `json:"remote_sdp"`    // theirs
+	SessionID    uint64    `json:"session_id"`    // of our o= line
+	SDPVersion   uint64    `json:"sdp_version"`   // of our o= line
+	MediaIndex   int       `json:"media_index"`   // which m= line is ours
+	PeerOffers   int       `json:"peer_offers"`   // offers answered so far
+	Symmetric    bool      `json:"symmetric"`     // of the trunk when the call began
+	_            struct{}  `json:"-"`
+}
+
+// Format is how audio goes to and from the phone.
+type Format struct {
+	Codec       string `json:"codec"` // "PCMU" or "PCMA"
+	PayloadType uint8  `json:"payload_type"`
+	ClockRate   int    `json:"clock_rate"`
+	Ptime       int    `json:"ptime"` // milliseconds the phone wants per packet
+	DTMF        uint8  `json:"dtmf"`  // payload type of telephone-event, 0 = none
+}
+
+// cseqBlock is how many sequence numbers a stored dialog reserves ahead.
+const cseqBlock = 10
+
+func (d Dialog) clone() Dialog {
+	d.RouteSet = slices.Clone(d.RouteSet)
+	d.PeerAllow = slices.Clone(d.PeerAllow)
+	d.PeerSupported = slices.Clone(d.PeerSupported)
+	return d
+}

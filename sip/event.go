@@ -1,0 +1,139 @@
+package sip
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Event is a fact about one call, delivered to the callback set with [Call.OnEvent] in the order it happened.
+// It is one of the types below.
+type Event interface{ event() }
+
+type (
+	// Acked: the phone acknowledged our answer; the call is up.
+	Acked struct{}
+	// Cancelled: the phone gave up before we answered.
+	Cancelled struct{ Cause Cause }
+	// Bye: the phone hung up.
+	Bye struct{ Cause Cause }
+	// NoAck: the phone never acknowledged an answer (RFC 3261 §13.3.1.4); the stack has sent BYE.
+	NoAck struct{}
+	// MediaTimeout: nothing was heard from the phone's media address for this long. Said once per silence.
+	MediaTimeout struct{ Silence time.Duration }
+	// Digit: a key of the phone, once per press.
+	Digit struct {
+		Key  byte // '0'–'9', '*', '#', 'A'–'D'
+		From DigitSource
+	}
+	// Hold: the phone put us on hold, or took us back.
+	Hold struct{ On bool }
+	// MediaChanged: a later offer changed the format or a direction.
+	MediaChanged struct{ Format Format }
+	// DialogChanged: [Call.Dialog] changed and should be saved again.
+	DialogChanged struct{}
+	// Ended is the last event of every call: signalling is over and the media ports are given back.
+	Ended struct{ Cause Cause }
+)
+
+func (Acked) event()         {}
+func (Cancelled) event()     {}
+func (Bye) event()           {}
+func (NoAck) event()         {}
+func (MediaTimeout) event()  {}
+func (Digit) event()         {}
+func (Hold) event()          {}
+func (MediaChanged) event()  {}
+func (DialogChanged) event() {}
+func (Ended) event()         {}
+
+// LogValue keeps pressed keys (PINs) out of logs.
+func (d Digit) LogValue() slog.Value { return slog.StringValue("digit via " + string(d.From)) }
+
+// String keeps pressed keys out of logs written with fmt, too.
+func (d Digit) String() string { return "digit via " + string(d.From) }
+
+// DigitSource says how a digit reached us.
+type DigitSource string
+
+// How digits come.
+const (
+	FromRTP  DigitSource = "rtp"  // RFC 4733 telephone-event
+	FromINFO DigitSource = "info" // RFC 6086, application/dtmf-relay and application/dtmf
+)
+
+// Cause is why a call ended, as in a Reason header (RFC 3326). The zero value is an ordinary hang-up.
+type Cause struct {
+	Protocol string `json:"protocol,omitempty"` // "SIP" or "Q.850"
+	Code     int    `json:"code,omitempty"`
+	Text     string `json:"text,omitempty"`
+}
+
+// Causes the bridge itself gives.
+var (
+	CauseNormal       = Cause{"Q.850", 16, "Normal call clearing"}
+	CauseMediaTimeout = Cause{"Q.850", 111, "No media"}
+	CauseShutdown     = Cause{"SIP", 503, "Service shutting down"}
+	CauseFailure      = Cause{"SIP", 500, "Bridge failure"}
+)
+
+func (c Cause) String() string {
+	if c.Protocol == "" {
+		return "normal"
+	}
+	return fmt.Sprintf("%s %d", c.Protocol, c.Code)
+}
+
+// header is the value of the Reason header, "" for none.
+func (c Cause) header() string {
+	if c.Protocol == "" {
+		return ""
+	}
+	v := fmt.Sprintf("%s;cause=%d", c.Protocol, c.Code)
+	if t := plainText(c.Text); t != "" {
+		v += `;text="` + t + `"`
+	}
+	return v
+}
+
+// Number is a phone number or other user part of a SIP address. Logs show its last two characters only.
+type Number string
+
+// LogValue shortens the number for logs.
+func (n Number) LogValue() slog.Value {
+	if len(n) <= 4 {
+		return slog.StringValue(strings.Repeat("x", len(n)))
+	}
+	return slog.StringValue("…" + string(n[len(n)-2:]))
+}
+
+// Caller is who the trunk says is calling.
+type Caller struct {
+	Number      Number `json:"number,omitempty"`
+	DisplayName string `json:"display_name,omitempty"`
+	Private     bool   `json:"private,omitempty"` // Privacy: id or an anonymous address: show neither name nor number
+}
+
+// Info is what an INVITE says about a call.
+type Info struct {
+	Trunk   string `json:"trunk"`
+	Dialled Number `json:"dialled"`
+	Caller  Caller `json:"caller"`
+	CallID  string `json:"call_id"`
+	Source  string `json:"source"` // address the INVITE came from
+}
+
+// plainText makes text of others safe inside a quoted string of a header.
+func plainText(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f || r == '"' || r == '\\' || r == 0xfffd {
+			return -1
+		}
+		return r
+	}, s)
+	if r := []rune(s); len(r) > 80 {
+		s = string(r[:80])
+	}
+	return strings.TrimSpace(s)
+}

@@ -1,0 +1,212 @@
+package sip
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// guard judges what comes from the network before the parser of sipgo sees it.
+type guard struct {
+	limits   Limits
+	trunks   []Trunk
+	counters *counters
+	parser   *gosip.Parser
+}
+
+// verdict of the guard about one message.
+type verdict struct {
+	drop  string // not "": drop without an answer, for this reason
+	code  int    // not 0: refuse with this status
+	why   string // reason phrase of the refusal; ours, never text of others
+	fatal bool   // on a stream: no message boundary to go on from
+}
+
+func (v verdict) pass() bool { return v.drop == "" && v.code == 0 }
+
+// trunkOf finds the trunk an address belongs to.
+func (g *guard) trunkOf(a netip.Addr) *Trunk {
+	for i := range g.trunks {
+		if g.trunks[i].contains(a) {
+			return &g.trunks[i]
+		}
+	}
+	return nil
+}
+
+// inspect judges one whole message. stream says that it came over TCP, where Content-Length is mandatory.
+func (g *guard) inspect(data []byte, stream bool) verdict {
+	if len(bytes.Trim(data, "\r\n\x00 ")) == 0 {
+		return verdict{drop: dropKeepalive}
+	}
+	if len(data) > g.limits.MessageBytes {
+		return verdict{drop: dropOversize}
+	}
+	h, ok := g.readHead(data)
+	if !ok {
+		return verdict{drop: dropMalformed}
+	}
+	v := h.check(len(data)-h.bodyAt, stream)
+	if v.pass() && !g.parses(data) {
+		v = verdict{code: 400, why: "Malformed header"}
+	}
+	if v.code != 0 && (!h.request || h.method == "ACK" || h.count["via"] == 0) {
+		return verdict{drop: dropMalformed} // nobody to answer, or nothing that may be answered
+	}
+	return v
+}
+
+// parses asks the parser itself; a message that makes it panic must not reach its read loop.
+func (g *guard) parses(data []byte) (ok bool) {
+	defer func() {
+		if recover() != nil {
+			g.counters.panics.Add(1)
+			ok = false
+		}
+	}()
+	_, err := g.parser.ParseSIP(data)
+	return err == nil
+}
+
+// head is the start line and headers of a message, read only as far as judging and refusing it needs.
+type head struct {
+	request bool
+	method  string
+	count   map[string]int // by long lower-case name, only those we know
+	length  string         // value of the last Content-Length
+	lines   []string       // unfolded, without the start line
+	bodyAt  int
+}
+
+// longNames are the headers the guard looks at, by every name they have.
+var longNames = map[string]string{
+	"via": "via", "v": "via", "from": "from", "f": "from", "to": "to", "t": "to", "call-id": "call-id", "i": "call-id",
+	"cseq": "cseq", "content-length": "content-length", "l": "content-length", "max-forwards": "max-forwards",
+	"contact": "contact", "m": "contact", "content-type": "content-type", "c": "content-type",
+}
+
+// readHead splits a message. It is false when the bytes are no SIP message at all or break a size limit.
+func (g *guard) readHead(data []byte) (head, bool) {
+	end := bytes.Index(data, []byte("\r\n\r\n"))
+	if end < 0 {
+		return head{}, false
+	}
+	h := head{count: map[string]int{}, bodyAt: end + 4}
+	start, rest, _ := strings.Cut(string(data[:end]), "\r\n")
+	if len(start) > g.limits.LineBytes || !h.startLine(start) {
+		return head{}, false
+	}
+	lines := 0
+	for rest != "" {
+		var line string
+		line, rest, _ = strings.Cut(rest, "\r\n")
+		if lines++; lines > g.limits.HeaderLines || len(line) > g.limits.LineBytes || strings.ContainsAny(line, "\r\n\x00") {
+			return head{}, false
+		}
+		if line != "" && (line[0] == ' ' || line[0] == '\t') { // RFC 3261 §7.3.1: folding
+			if len(h.lines) == 0 {
+				return head{}, false
+			}
+			h.lines[len(h.lines)-1] += " " + strings.TrimSpace(line)
+			continue
+		}
+		h.lines = append(h.lines, line)
+	}
+	for _, line := range h.lines {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
+			continue // the parser will refuse it
+		}
+		long := longNames[strings.ToLower(strings.TrimSpace(name))]
+		if long != "" {
+			h.count[long]++
+		}
+		if long == "content-length" {
+			h.length = strings.TrimSpace(value)
+		}
+	}
+	return h, true
+}
+
+func (h *head) startLine(line string) bool {
+	if strings.ContainsAny(line, "\r\n\x00") {
+		return false
+	}
+	if strings.HasPrefix(line, "SIP/") {
+		return true
+	}
+	method, rest, ok := strings.Cut(line, " ")
+	i := strings.LastIndexByte(rest, ' ')
+	if !ok || method == "" || i < 0 || !strings.HasPrefix(strings.ToUpper(rest[i+1:]), "SIP/") {
+		return false
+	}
+	h.request, h.method = true, method
+	return true
+}
+
+// check applies the rules every message must meet: RFC 3261 §8.1.1 (mandatory headers), §20 (once), §18.3 (length).
+func (h *head) check(body int, stream bool) verdict {
+	for _, name := range []string{"via", "from", "to", "call-id", "cseq"} {
+		switch n := h.count[name]; {
+		case n == 0:
+			return verdict{code: 400, why: "Missing header " + name}
+		case n > 1 && name != "via":
+			return verdict{code: 400, why: "Repeated header " + name}
+		}
+	}
+	for _, name := range []string{"content-length", "max-forwards", "content-type"} {
+		if h.count[name] > 1 {
+			return verdict{code: 400, why: "Repeated header " + name, fatal: true}
+		}
+	}
+	if h.count["content-length"] == 0 {
+		if stream {
+			return verdict{code: 400, why: "Missing header content-length", fatal: true}
+		}
+		return verdict{}
+	}
+	n, err := strconv.ParseUint(h.length, 10, 31)
+	if err != nil {
+		return verdict{code: 400, why: "Bad Content-Length", fatal: true}
+	}
+	if int(n) > body {
+		return verdict{code: 400, why: "Content-Length exceeds message", fatal: true}
+	}
+	return verdict{}
+}
+
+// refusal writes an answer to a message that sipgo is not shown. The lines it repeats hold no line ends (readHead).
+func (g *guard) refusal(data []byte, v verdict) []byte {
+	h, ok := g.readHead(data)
+	if !ok {
+		return nil
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "SIP/2.0 %d %s\r\n", v.code, v.why)
+	seen := map[string]bool{}
+	for _, line := range h.lines {
+		name, value, _ := strings.Cut(line, ":")
+		long := longNames[strings.ToLower(strings.TrimSpace(name))]
+		switch long {
+		case "via":
+		case "from", "to", "call-id", "cseq":
+			if seen[long] {
+				continue
+			}
+			seen[long] = true
+		default:
+			continue
+		}
+		b.WriteString(line)
+		if long == "to" && !strings.Contains(strings.ToLower(value), "tag=") {
+			b.WriteString(";tag=" + newTag()) // §8.2.6.2
+		}
+		b.WriteString("\r\n")
+	}
+	b.WriteString("Content-Length: 0\r\n\r\n")
+	return []byte(b.String())
+}

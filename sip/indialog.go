@@ -1,0 +1,434 @@
+package sip
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// serve takes a request inside the call's dialog and stays until sipgo may let its transaction go.
+func (c *Call) serve(req *gosip.Request, tx *gosip.ServerTx) {
+	t := newTransaction(req, tx)
+	if !c.inbox.put(func() { c.handle(t) }) {
+		c.stack.respond(req, tx, refuse(481, statusText(481)))
+		return
+	}
+	for {
+		select {
+		case ack := <-tx.Acks():
+			c.inbox.put(func() { c.handleAck(ack) })
+		case <-t.released:
+			return
+		case <-tx.Done():
+			return
+		case <-c.done:
+			return
+		}
+	}
+}
+
+// handle answers a request inside the dialog. INVITE keeps its transaction until the ACK.
+func (c *Call) handle(t *transaction) {
+	keep := false
+	defer func() {
+		if !keep {
+			t.release()
+		}
+	}()
+	if r := c.checkInDialog(t.req); r != nil {
+		c.send(t, r)
+		return
+	}
+	if source, err := netip.ParseAddrPort(t.req.Source()); err == nil {
+		c.dialog.Remote = source
+	}
+	switch t.req.Method {
+	case gosip.BYE:
+		c.handleBye(t)
+	case gosip.INVITE:
+		keep = c.handleReinvite(t)
+	case gosip.UPDATE:
+		c.handleUpdate(t)
+	case gosip.INFO:
+		c.handleInfo(t)
+	case gosip.OPTIONS:
+		c.send(t, c.stack.options())
+	default:
+		c.send(t, refuse(405, "Method Not Allowed", allowHeader()))
+	}
+}
+
+// checkInDialog matches the remote tag and the order of requests (RFC 3261 §12.2.2).
+func (c *Call) checkInDialog(req *gosip.Request) *refusal {
+	tag, _ := req.From().Params.Get("tag")
+	if c.state == ended || tag != c.dialog.RemoteTag {
+		return refuse(481, statusText(481))
+	}
+	seq := req.CSeq().SeqNo
+	if seq <= c.dialog.RemoteCSeq {
+		return refuse(500, "Out of order")
+	}
+	c.dialog.RemoteCSeq = seq
+	return nil
+}
+
+func (c *Call) handleBye(t *transaction) {
+	c.send(t, refuse(200, statusText(200)))
+	if c.state == ending {
+		c.end() // both hung up at once
+		return
+	}
+	c.goodbye = reasonOf(t.req)
+	if c.state == proceeding || c.state == accepted {
+		c.emit(Cancelled{c.goodbye}) // §15: BYE ends an early dialog, too; the INVITE gets 487
+	} else {
+		c.emit(Bye{c.goodbye})
+	}
+	c.end()
+}
+
+// handleReinvite says whether the transaction must be kept for the ACK.
+func (c *Call) handleReinvite(t *transaction) bool {
+	switch c.state {
+	case proceeding, accepted: // §14.2: the first INVITE is not answered yet
+		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
+		return false
+	case ending:
+		c.send(t, refuse(481, statusText(481)))
+		return false
+	}
+	m := c.media.Load()
+	if m == nil { // resumed without media: we cannot say where we hear
+		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
+		return false
+	}
+	body, n, r := c.negotiate(t.req.Body(), c.local(m))
+	if r != nil {
+		c.send(t, r) // the session goes on as it was (§14.2)
+		return false
+	}
+	c.refreshTarget(t.req)
+	if len(t.req.Body()) > 0 {
+		c.renegotiated(m, body, t.req.Body(), n)
+	} else {
+		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion = string(body), n.SDPVersion
+	}
+	c.respondSDP(t, body)
+	c.publish()
+	c.emit(DialogChanged{})
+	return true
+}
+
+// handleUpdate answers UPDATE (RFC 3311), with or without an offer.
+func (c *Call) handleUpdate(t *transaction) {
+	m := c.media.Load()
+	body := t.req.Body()
+	switch {
+	case len(body) == 0:
+		c.refreshTarget(t.req)
+		c.send2xx(t, nil)
+		c.publish()
+		c.emit(DialogChanged{})
+		return
+	case c.state < confirmed && c.answer == nil, m == nil: // §5.2: the offer of the INVITE is not answered yet
+		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
+		return
+	case c.answer != nil && c.answer.offer: // §5.2: our own offer waits for its answer
+		c.send(t, refuse(491, statusText(491)))
+		return
+	}
+	own, n, r := c.negotiate(body, c.local(m))
+	if r != nil {
+		c.send(t, r)
+		return
+	}
+	c.refreshTarget(t.req)
+	c.renegotiated(m, own, body, n)
+	c.send2xx(t, own)
+	c.publish()
+	c.emit(DialogChanged{})
+}
+
+func (c *Call) send2xx(t *transaction, body []byte) {
+	res := c.stack.response(t.req, 200, statusText(200), gosip.NewHeader("Contact", c.dialog.Contact), allowHeader())
+	if body != nil {
+		res.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
+		res.SetBody(body)
+	}
+	if err := t.tx.Respond(res); err != nil {
+		c.log.Debug("response not sent", "code", 200, "err", err)
+	}
+}
+
+// refreshTarget takes the phone's new Contact (§12.2.2).
+func (c *Call) refreshTarget(req *gosip.Request) {
+	if h := req.Contact(); h != nil && h.Address.Host != "" {
+		c.dialog.RemoteTarget = h.Address.String()
+	}
+}
+
+// renegotiated makes a later offer effective and tells what changed.
+func (c *Call) renegotiated(m *Media, own, theirs []byte, n *Negotiated) {
+	before := c.dialog.Media.Format
+	direction := c.dialog.Media.Direction
+	c.take(m, own, theirs, n)
+	if n.Format != before || n.Direction != direction {
+		c.emit(MediaChanged{n.Format})
+	}
+	c.noticeHold(n)
+}
+
+// noticeHold: a phone that does not want to hear us has put us on hold (RFC 3264 §8.4).
+func (c *Call) noticeHold(n *Negotiated) {
+	on := n.RemoteSilent || !n.Direction.Sends()
+	if on != c.hold {
+		c.hold = on
+		c.emit(Hold{on})
+	}
+}
+
+// handleInfo takes keys sent as INFO (RFC 6086 and what came before it). Other bodies are refused by type.
+func (c *Call) handleInfo(t *transaction) {
+	body := t.req.Body()
+	typ := contentType(t.req)
+	if len(body) == 0 {
+		c.send(t, refuse(200, statusText(200)))
+		return
+	}
+	key, ok := infoDigit(typ, string(body))
+	if !ok {
+		c.send(t, refuse(415, "Unsupported Media Type",
+			gosip.NewHeader("Accept", "application/dtmf-relay, application/dtmf")))
+		return
+	}
+	c.send(t, refuse(200, statusText(200)))
+	c.emit(Digit{key, FromINFO})
+}
+
+// infoDigit reads "Signal= 5\r\nDuration= 160" and a bare "5"; names of events by number are known, too.
+func infoDigit(typ, body string) (byte, bool) {
+	value := strings.TrimSpace(body)
+	switch typ {
+	case "application/dtmf-relay":
+		value = ""
+		for line := range strings.Lines(body) {
+			name, v, ok := strings.Cut(line, "=")
+			if ok && strings.EqualFold(strings.TrimSpace(name), "signal") {
+				value = strings.TrimSpace(v)
+			}
+		}
+	case "application/dtmf":
+	default:
+		return 0, false
+	}
+	value = strings.ToUpper(value)
+	if len(value) == 1 && strings.Contains(dtmfKeys, value) {
+		return value[0], true
+	}
+	if n, err := strconv.Atoi(value); err == nil && n >= 10 && n < len(dtmfKeys) {
+		return dtmfKeys[n], true
+	}
+	return 0, false
+}
+
+// reasonOf reads the Reason header (RFC 3326).
+func reasonOf(req *gosip.Request) Cause {
+	h := headerOf(req, "Reason", "")
+	if h == nil {
+		return Cause{}
+	}
+	var c Cause
+	for i, part := range strings.Split(h.Value(), ";") {
+		part = strings.TrimSpace(part)
+		if i == 0 {
+			c.Protocol = plainToken(part)
+			continue
+		}
+		switch name, value, _ := strings.Cut(part, "="); strings.ToLower(strings.TrimSpace(name)) {
+		case "cause":
+			c.Code, _ = strconv.Atoi(strings.TrimSpace(value))
+		case "text":
+			c.Text = plainText(value)
+		}
+	}
+	return c
+}
+
+// sendBye ends a confirmed call.
+func (c *Call) sendBye(cause Cause) {
+	if c.state == ending || c.state == ended {
+		return
+	}
+	c.state, c.goodbye = ending, cause
+	c.answer.releaseIfAny()
+	c.answer = nil
+	req, err := c.request(gosip.BYE)
+	if err != nil {
+		c.log.Warn("no BYE possible", "err", err)
+		c.end()
+		return
+	}
+	if v := cause.header(); v != "" {
+		req.AppendHeader(gosip.NewHeader("Reason", v))
+	}
+	c.stack.calls.Go(func() {
+		code, err := c.transact(req)
+		c.inbox.put(func() {
+			if err != nil {
+				c.log.Info("BYE unanswered", "err", err)
+			} else {
+				c.log.Debug("BYE answered", "code", code)
+			}
+			c.end()
+		})
+	})
+}
+
+// transact sends a request and waits for its final answer.
+func (c *Call) transact(req *gosip.Request) (int, error) {
+	ctx, cancel := context.WithTimeout(c.stack.root, transactionTimeout)
+	defer cancel()
+	tx, err := c.stack.layer.Request(ctx, req)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", req.Method, err)
+	}
+	defer tx.Terminate()
+	for {
+		select {
+		case res := <-tx.Responses():
+			if !res.IsProvisional() {
+				return res.StatusCode, nil
+			}
+		case <-tx.Done():
+			return 0, fmt.Errorf("%s: %w", req.Method, tx.Err())
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%s: %w", req.Method, ctx.Err())
+		}
+	}
+}
+
+// request builds a request inside the dialog (§12.2.1.1).
+func (c *Call) request(method gosip.RequestMethod) (*gosip.Request, error) {
+	d := &c.dialog
+	if c.cseq == 0 && d.Confirmed && c.invite == nil {
+		c.cseq = d.LocalCSeq // resumed: above everything that may have been used
+	}
+	c.cseq++
+	if c.cseq > d.LocalCSeq {
+		d.LocalCSeq += cseqBlock
+		c.publish()
+		c.emit(DialogChanged{})
+	}
+	return d.request(c.stack, method, c.cseq)
+}
+
+// request builds a request inside dialog d with this sequence number.
+func (d *Dialog) request(s *Stack, method gosip.RequestMethod, cseq uint32) (*gosip.Request, error) {
+	var target gosip.Uri
+	if err := gosip.ParseUri(d.RemoteTarget, &target); err != nil {
+		return nil, fmt.Errorf("remote target: %w", err)
+	}
+	target.Headers = nil // §19.1.1: not in a Request-URI
+	routes, target, err := d.routes(target)
+	if err != nil {
+		return nil, err
+	}
+	req := gosip.NewRequest(method, target)
+	host, port := s.sentBy(d.LocalSocket)
+	via := &gosip.ViaHeader{
+		ProtocolName: "SIP", ProtocolVersion: "2.0", Transport: strings.ToUpper(string(d.Transport)), Host: host, Port: port,
+	}
+	via.Params.Add("branch", newBranch())
+	via.Params.Add("rport", "") // RFC 3581
+	req.AppendHeader(via)
+	maxForwards := gosip.MaxForwardsHeader(70)
+	callID := gosip.CallIDHeader(d.CallID)
+	for _, r := range routes {
+		req.AppendHeader(gosip.NewHeader("Route", r))
+	}
+	req.AppendHeader(&maxForwards)
+	req.AppendHeader(gosip.NewHeader("From", withTag(d.LocalURI, d.LocalTag)))
+	req.AppendHeader(gosip.NewHeader("To", withTag(d.RemoteURI, d.RemoteTag)))
+	req.AppendHeader(&callID)
+	req.AppendHeader(&gosip.CSeqHeader{SeqNo: cseq, MethodName: method})
+	req.AppendHeader(gosip.NewHeader("Contact", d.Contact))
+	req.AppendHeader(gosip.NewHeader("User-Agent", s.config.UserAgent))
+	req.SetBody(nil)
+	req.SetTransport(strings.ToUpper(string(d.Transport)))
+	d.address(s, req, target, routes)
+	return req, nil
+}
+
+func withTag(address, tag string) string {
+	if tag == "" { // RFC 2543 phones
+		return address
+	}
+	return address + ";tag=" + tag
+}
+
+// routes applies the route set. A first router without lr is a strict one: §12.2.1.1 puts it into the Request-URI and
+// the target at the end.
+func (d *Dialog) routes(target gosip.Uri) ([]string, gosip.Uri, error) {
+	if len(d.RouteSet) == 0 {
+		return nil, target, nil
+	}
+	top, err := routeURI(d.RouteSet[0])
+	if err != nil {
+		return nil, target, err
+	}
+	if top.UriParams.Has("lr") {
+		return d.RouteSet, target, nil
+	}
+	rest := append([]string{}, d.RouteSet[1:]...)
+	return append(rest, "<"+target.String()+">"), top, nil
+}
+
+func routeURI(route string) (gosip.Uri, error) {
+	var uri gosip.Uri
+	var params gosip.HeaderParams
+	if _, err := gosip.ParseAddressValue(route, &uri, &params); err != nil {
+		return uri, fmt.Errorf("route: %w", err)
+	}
+	return uri, nil
+}
+
+// address says over which socket, and to where, a request leaves: from the one the call came to; to the first route or
+// the target. Over TCP the connection the phone uses is taken while it lives. A target with a private address seen from
+// outside cannot be reached: then the phone is where it was last heard from.
+func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes []string) {
+	next := target
+	if len(routes) > 0 {
+		if uri, err := routeURI(routes[0]); err == nil && uri.UriParams.Has("lr") {
+			next = uri
+		}
+	}
+	port := next.Port
+	if port == 0 {
+		port = 5060
+	}
+	req.SetDestination(strings.Trim(next.Host, "[]") + ":" + strconv.Itoa(port))
+	if a, err := netip.ParseAddr(strings.Trim(next.Host, "[]")); err == nil {
+		req.SetDestination(netip.AddrPortFrom(a, uint16(port)).String())
+		if a.IsPrivate() && d.Remote.IsValid() && !d.Remote.Addr().IsPrivate() && !d.Remote.Addr().IsLoopback() {
+			req.SetDestination(d.Remote.String())
+		}
+	}
+	if d.Transport == UDP {
+		req.Laddr = gosip.Addr{IP: d.LocalSocket.Addr().AsSlice(), Port: int(d.LocalSocket.Port())}
+		return
+	}
+	if d.Remote.IsValid() {
+		if conn, err := s.transports.GetConnection("tcp", d.Remote.String()); err == nil {
+			_, _ = conn.TryClose() // only asked whether it lives
+			req.SetDestination(d.Remote.String())
+		}
+	}
+}
+
+// age of a call since it was answered.
+func (d Dialog) age(now time.Time) time.Duration { return now.Sub(d.Since) }

@@ -1,0 +1,363 @@
+package sip
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// T1 and T2 of RFC 3261 §17.1.1.1 as far as our own retransmissions need them.
+const (
+	t1 = 500 * time.Millisecond
+	t2 = 4 * time.Second
+)
+
+// ringInterval keeps the proxies on the way from giving up (§13.3.1.1: every minute).
+const ringInterval = 50 * time.Second
+
+// answer is a 2xx to an INVITE that is repeated until its ACK comes (§13.3.1.4), over TCP, too.
+type answer struct {
+	*transaction
+	res      *gosip.Response
+	interval time.Duration
+	next     time.Time
+	giveUp   time.Time
+	offer    bool // it carries our offer; the ACK must bring the answer
+}
+
+func (a *answer) releaseIfAny() {
+	if a != nil {
+		a.release()
+	}
+}
+
+// serveInvite tells the application of the call and stays until the INVITE transaction can be left to sipgo.
+func (c *Call) serveInvite(tx *gosip.ServerTx) {
+	t := c.invite
+	c.send(t, refuse(100, "Trying"))
+	if !tx.OnCancel(func(r *gosip.Request) { c.inbox.put(func() { c.cancelled(r) }) }) {
+		c.inbox.put(func() { c.cancelled(nil) })
+	}
+	c.log.Info("call began", "source", c.info.Source, "caller", c.info.Caller.Number, "dialled", c.info.Dialled)
+	c.stack.handler.Invite(c)
+	for {
+		select {
+		case ack := <-tx.Acks(): // one with the branch of the INVITE: wrong for a 2xx, but heard
+			c.inbox.put(func() { c.handleAck(ack) })
+		case <-t.released:
+			return
+		case <-tx.Done(): // transport error: the phone cannot be answered
+			c.inbox.put(func() { c.lost() })
+			return
+		case <-c.done:
+			return
+		}
+	}
+}
+
+// send answers with a response that needs no state.
+func (c *Call) send(t *transaction, r *refusal) {
+	res := c.stack.response(t.req, r.code, r.reason, r.headers...)
+	if r.code > 100 && r.code < 300 && t.req.IsInvite() {
+		res.AppendHeader(gosip.NewHeader("Contact", c.dialog.Contact))
+		res.AppendHeader(allowHeader())
+	}
+	if r.code >= 300 {
+		c.stack.counters.refuse(r.code)
+	}
+	if err := t.tx.Respond(res); err != nil {
+		c.log.Debug("response not sent", "code", r.code, "err", err)
+	}
+}
+
+func (c *Call) ring() error {
+	if c.state != proceeding {
+		return c.stateError()
+	}
+	c.send(c.invite, refuse(180, statusText(180)))
+	c.ringing = time.Now().Add(ringInterval)
+	return nil
+}
+
+func (c *Call) stateError() error {
+	if c.state == ended || c.state == ending {
+		return ErrEnded
+	}
+	return ErrState
+}
+
+// accept negotiates and binds.
+func (c *Call) accept() error {
+	switch c.state {
+	case proceeding:
+	case accepted, answered, confirmed:
+		return nil
+	default:
+		return c.stateError()
+	}
+	if r := c.prepare(); r != nil {
+		_ = c.reject(r)
+		return &ResponseError{r.code, r.reason}
+	}
+	c.state = accepted
+	c.dialog.Since = time.Now()
+	c.dialog.LocalCSeq = cseqBlock
+	c.publish()
+	return nil
+}
+
+// prepare answers the offer, or makes one if there is none.
+func (c *Call) prepare() *refusal {
+	if c.dialog.RemoteTarget == "" {
+		return refuse(400, "Missing Contact")
+	}
+	rtpc, rtcpc, err := c.stack.ports.open()
+	if err != nil {
+		c.log.Warn("no media port", "err", err)
+		return refuse(503, statusText(503), gosip.NewHeader("Retry-After", "30"))
+	}
+	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
+	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
+	local := c.local(m)
+	local.SessionID = rand.Uint64N(1 << 62) //nolint:gosec // an identifier, not a secret
+	local.SDPVersion = 0
+	body, n, r := c.negotiate(c.invite.req.Body(), local)
+	if r != nil {
+		m.close(false)
+		return r
+	}
+	c.prepared = body
+	c.dialog.Media.SessionID = local.SessionID
+	c.take(m, body, c.invite.req.Body(), n)
+	c.media.Store(m)
+	m.start()
+	return nil
+}
+
+// local is our side for the next offer or answer.
+func (c *Call) local(m *Media) LocalState {
+	d := &c.dialog.Media
+	codecs := []string{"PCMU", "PCMA"}
+	if c.trunk != nil {
+		codecs = c.trunk.codecs()
+	}
+	return LocalState{
+		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, m.LocalAddr().Port()),
+		Codecs: codecs, Current: d.Format.Codec,
+		SessionID: d.SessionID, SDPVersion: d.SDPVersion, LocalSDP: d.LocalSDP, MediaIndex: d.MediaIndex,
+	}
+}
+
+// negotiate answers body, or makes an offer when it is empty.
+func (c *Call) negotiate(body []byte, local LocalState) ([]byte, *Negotiated, *refusal) {
+	if len(body) == 0 {
+		own, n := Offer(local)
+		return own, n, nil
+	}
+	own, n, err := Answer(body, local)
+	switch {
+	case err == nil:
+		return own, n, nil
+	case warning(err, "") != "":
+		host, _ := c.stack.sentBy(c.dialog.LocalSocket)
+		c.log.Info("offer not acceptable", "err", err)
+		return nil, nil, refuse(488, statusText(488), gosip.NewHeader("Warning", warning(err, host)))
+	default:
+		c.log.Info("offer not understood", "err", err)
+		return nil, nil, refuse(400, "Malformed SDP")
+	}
+}
+
+// take makes a negotiation result effective.
+func (c *Call) take(m *Media, own, theirs []byte, n *Negotiated) {
+	d := &c.dialog.Media
+	d.Local = m.LocalAddr()
+	d.Advertised = netip.AddrPortFrom(c.stack.config.RTP.Advertise, m.LocalAddr().Port())
+	d.LocalSDP, d.SDPVersion, d.MediaIndex = string(own), n.SDPVersion, n.MediaIndex
+	d.Format, d.Direction, d.RemoteSilent = n.Format, n.Direction, n.RemoteSilent
+	if len(theirs) > 0 {
+		d.RemoteSDP = string(theirs)
+		d.PeerOffers++
+	}
+	m.apply(*n, c.learnable(), time.Now())
+}
+
+// learnable says which hosts may be the phone's media source besides the one in its SDP (design: RTP injection).
+func (c *Call) learnable() func(netip.Addr) bool {
+	if c.trunk == nil || !c.trunk.Symmetric {
+		return nil
+	}
+	c.dialog.Media.Symmetric = true
+	signalling, trunk := c.dialog.Remote.Addr(), c.trunk
+	return func(a netip.Addr) bool {
+		return a == signalling || trunk.contains(a) || inPrefixes(trunk.MediaNetworks, a)
+	}
+}
+
+func (c *Call) sendAnswer() error {
+	switch c.state {
+	case accepted:
+	case answered, confirmed:
+		return nil
+	default:
+		return c.stateError()
+	}
+	c.ringing = time.Time{}
+	c.state = answered
+	c.invite.final = true
+	c.stack.counters.answered.Add(1)
+	c.nextRTCP = time.Now().Add(rtcpInterval)
+	c.respondSDP(c.invite, c.prepared)
+	return nil
+}
+
+// respondSDP sends a 2xx to an INVITE and keeps it for retransmission.
+func (c *Call) respondSDP(t *transaction, body []byte) {
+	res := c.okSDP(t, body)
+	now := time.Now()
+	c.answer.releaseIfAny() // of an earlier re-INVITE; its ACK was lost or is still to come
+	c.answer = &answer{
+		transaction: t, res: res, interval: t1, next: now.Add(t1), giveUp: now.Add(64 * t1),
+		offer: len(t.req.Body()) == 0,
+	}
+	c.transmit(c.answer)
+}
+
+// okSDP is a 200 with our description.
+func (c *Call) okSDP(t *transaction, body []byte) *gosip.Response {
+	res := c.stack.response(t.req, 200, statusText(200),
+		gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), gosip.NewHeader("Content-Type", sdpType))
+	res.SetBody(body)
+	return res
+}
+
+func (c *Call) transmit(a *answer) {
+	err := a.tx.Respond(a.res)
+	switch {
+	case err == nil:
+	case errors.Is(err, gosip.ErrTransactionCanceled):
+		// The CANCEL won: sipgo has sent 487 and would now repeat our 200 instead. Put the 487 back.
+		_ = a.tx.Respond(c.stack.response(a.req, 487, statusText(487)))
+	default:
+		c.log.Debug("answer not sent", "err", err)
+	}
+}
+
+// repeatAnswer sends the 2xx again, at 0.5, 1.5, 3.5, 7.5, 11.5 … s, and ends the call at 32 s.
+func (c *Call) repeatAnswer(now time.Time) {
+	a := c.answer
+	if !now.Before(a.giveUp) {
+		c.log.Warn("answer never acknowledged")
+		c.stack.counters.noAck.Add(1)
+		a.release()
+		c.answer = nil
+		c.stack.settled(a.req)
+		c.emit(NoAck{})
+		c.sendBye(Cause{"SIP", 408, "No ACK"})
+		return
+	}
+	if now.Before(a.next) {
+		return
+	}
+	a.interval = min(2*a.interval, t2)
+	a.next = a.next.Add(a.interval)
+	c.transmit(a)
+}
+
+// handleAck takes an ACK of a 2xx.
+func (c *Call) handleAck(req *gosip.Request) {
+	a := c.answer
+	if a == nil || req.CSeq() == nil || req.CSeq().SeqNo != a.req.CSeq().SeqNo {
+		return // a repeated one
+	}
+	c.answer = nil
+	a.release()
+	c.stack.settled(a.req)
+	if a.offer && !c.takeAnswer(req) {
+		c.state = confirmed
+		c.sendBye(Cause{"SIP", 488, "No usable answer in ACK"})
+		return
+	}
+	if c.state != answered {
+		return // of a re-INVITE
+	}
+	c.state = confirmed
+	c.dialog.Confirmed = true
+	c.publish()
+	c.emit(Acked{})
+	if c.byeWhen {
+		c.sendBye(c.goodbye)
+	}
+}
+
+// takeAnswer completes our own offer.
+func (c *Call) takeAnswer(ack *gosip.Request) bool {
+	m := c.media.Load()
+	n, err := TakeAnswer(ack.Body(), c.dialog.Media.Format, c.local(m))
+	if err != nil {
+		c.log.Info("answer in ACK not usable", "err", err)
+		return false
+	}
+	c.take(m, []byte(c.dialog.Media.LocalSDP), ack.Body(), n)
+	c.publish()
+	c.noticeHold(n)
+	return true
+}
+
+// cancelled: sipgo has answered the CANCEL with 200 and the INVITE with 487.
+func (c *Call) cancelled(r *gosip.Request) {
+	if c.state != proceeding && c.state != accepted {
+		return // too late: the phone gets our 200, acknowledges it and sends BYE (§9.1)
+	}
+	c.invite.final = true
+	var cause Cause
+	if r != nil {
+		cause = reasonOf(r)
+	}
+	c.goodbye = cause
+	c.emit(Cancelled{cause})
+	c.end()
+}
+
+// lost: the INVITE transaction died under us.
+func (c *Call) lost() {
+	if c.state != proceeding && c.state != accepted {
+		return
+	}
+	c.invite.final = true
+	c.goodbye = Cause{"SIP", 500, "Transport failure"}
+	c.emit(Cancelled{c.goodbye})
+	c.end()
+}
+
+// reject refuses an unanswered call.
+func (c *Call) reject(r *refusal) error {
+	if c.state != proceeding && c.state != accepted {
+		return c.stateError()
+	}
+	c.invite.final = true
+	c.send(c.invite, r)
+	c.goodbye = Cause{"SIP", r.code, r.reason}
+	c.end()
+	return nil
+}
+
+func (c *Call) hangup(cause Cause) error {
+	switch c.state {
+	case proceeding, accepted:
+		code := 480
+		if cause.Protocol == "SIP" && cause.Code >= 400 && cause.Code < 700 {
+			code = cause.Code
+		}
+		return c.reject(refuse(code, statusText(code)))
+	case answered: // §15: not before the ACK came or the 2xx timed out
+		c.byeWhen, c.goodbye = true, cause
+	case confirmed:
+		c.sendBye(cause)
+	case ending, ended:
+	}
+	return nil
+}

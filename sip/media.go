@@ -1,0 +1,221 @@
+package sip
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/rtp"
+)
+
+// Media is the RTP side of one call: a socket pair towards the phone. Audio packets of the phone go to the callback of
+// [Media.OnPacket]; telephone-events become [Digit] events of the call.
+type Media struct {
+	ports    *ports
+	rtp      rtpConn
+	rtcp     rtpConn
+	local    netip.AddrPort
+	readers  sync.WaitGroup // readRTP, readRTCP
+	closing  sync.Once
+	onPacket atomic.Pointer[func(*rtp.Packet)]
+	onDigit  func(byte)   // set before start
+	stats    *mediaTotals // of the stack
+
+	mu     sync.Mutex // guards what follows; held while a packet is written
+	neg    Negotiated
+	lock   sourceLock
+	sendTo netip.AddrPort // zero: do not send
+	buf    [1500]byte
+	tx     sentStats
+	rx     receivedStats
+	digits digitReader // only readRTP uses it
+	closed bool
+}
+
+// mediaTotals count over all calls of a stack.
+type mediaTotals struct {
+	strangers atomic.Uint64 // packets from sources that are not the phone
+	malformed atomic.Uint64 // not RTP, or a payload type nobody agreed on
+	held      atomic.Uint64 // packets of ours not sent because of hold
+	sendFails atomic.Uint64
+}
+
+// errMediaClosed is returned by WriteRTP after the call ended.
+var errMediaClosed = fmt.Errorf("media: %w", net.ErrClosed)
+
+func newMedia(p *ports, rtpc, rtcpc rtpConn, stats *mediaTotals) *Media {
+	return &Media{
+		ports: p, rtp: rtpc, rtcp: rtcpc, stats: stats,
+		local: addrPortOf(rtpc.LocalAddr()),
+	}
+}
+
+// start begins to read; apply must have been called.
+func (m *Media) start() {
+	m.readers.Go(m.readRTP)
+	m.readers.Go(m.readRTCP)
+}
+
+// apply takes a negotiation result. allowed says which hosts besides the one in the SDP may be learned.
+func (m *Media) apply(n Negotiated, allowed func(netip.Addr) bool, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.lock.until.IsZero() {
+		m.lock.allowed = allowed
+		m.lock.expect(n.Remote, now)
+	} else {
+		m.lock = newSourceLock(n.Remote, allowed, now)
+		m.rx.lastHeard = now
+	}
+	m.neg = n
+	m.sendTo = n.Remote
+	if m.lock.locked.IsValid() && allowed != nil && m.lock.locked != n.Remote {
+		m.sendTo = m.lock.locked // still the learned address
+	}
+	if n.RemoteSilent || !n.Remote.Addr().IsValid() || !n.Direction.Sends() {
+		m.sendTo = netip.AddrPort{}
+	}
+}
+
+// OnPacket sets who gets the phone's audio. The packet is only valid during the call; the callback must not block.
+func (m *Media) OnPacket(f func(*rtp.Packet)) { m.onPacket.Store(&f) }
+
+// Format says what goes over the wire.
+func (m *Media) Format() Format {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.neg.Format
+}
+
+// LocalAddr is our RTP socket.
+func (m *Media) LocalAddr() netip.AddrPort { return m.local }
+
+// WriteRTP sends a packet to the phone. Nothing is sent while the phone does not want to hear us. It does not
+// allocate, and the packet is not kept.
+func (m *Media) WriteRTP(p *rtp.Packet) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return errMediaClosed
+	}
+	m.tx.ssrc = p.SSRC
+	if !m.sendTo.IsValid() {
+		m.stats.held.Add(1)
+		return nil
+	}
+	n, err := p.MarshalTo(m.buf[:])
+	if err != nil {
+		return fmt.Errorf("write RTP: %w", err)
+	}
+	if _, err := m.rtp.WriteToUDPAddrPort(m.buf[:n], m.sendTo); err != nil {
+		m.stats.sendFails.Add(1) // the phone's port may be closed for a moment (ICMP): the next packet may get through
+		return fmt.Errorf("write RTP to phone: %w", err)
+	}
+	m.tx.packets++
+	m.tx.octets += uint32(len(p.Payload))
+	m.tx.timestamp, m.tx.at = p.Timestamp, time.Now()
+	return nil
+}
+
+// readRTP hands on the phone's packets until the socket is closed. It alone uses buf and packet.
+func (m *Media) readRTP() {
+	buf := make([]byte, 2048)
+	var packet rtp.Packet
+	for {
+		n, from, err := m.rtp.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // ICMP errors of earlier writes come back here
+		}
+		m.received(&packet, buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
+	}
+}
+
+func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
+	if len(b) >= 2 && b[1] >= 192 && b[1] <= 223 { // RFC 5761 §4: RTCP on the RTP port
+		m.receivedRTCP(b, from)
+		return
+	}
+	if err := p.Unmarshal(b); err != nil || p.Version != 2 {
+		m.stats.malformed.Add(1)
+		return
+	}
+	now := time.Now()
+	m.mu.Lock()
+	ok, learned := m.lock.accept(from, p.SSRC, p.SequenceNumber, now)
+	if learned && m.lock.allowed != nil && m.sendTo.IsValid() {
+		m.sendTo = from // symmetric RTP (RFC 4961)
+	}
+	if ok {
+		m.rx.packet(p, now)
+	}
+	f, closed := m.neg.Format, m.closed
+	receives := m.neg.Direction.Receives()
+	m.mu.Unlock()
+	switch {
+	case closed:
+	case !ok:
+		m.stats.strangers.Add(1)
+	case f.DTMF != 0 && p.PayloadType == f.DTMF:
+		if key, pressed := m.digits.read(p.SSRC, p.Timestamp, p.Payload); pressed {
+			m.onDigit(key)
+		}
+	case p.PayloadType != f.PayloadType:
+		m.stats.malformed.Add(1) // comfort noise (13) and codecs that were not agreed
+	case receives:
+		if f := m.onPacket.Load(); f != nil {
+			(*f)(p)
+		}
+	}
+}
+
+// silentFor is how long nothing was heard from the phone.
+func (m *Media) silentFor(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return now.Sub(m.rx.lastHeard)
+}
+
+// state fills the media half of a dialog.
+func (m *Media) state(s *MediaState) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.Local = m.local
+	s.Remote, s.RemoteRTCP, s.RTCPMux = m.neg.Remote, m.neg.RemoteRTCP, m.neg.RTCPMux
+	s.Format, s.Direction, s.RemoteSilent = m.neg.Format, m.neg.Direction, m.neg.RemoteSilent
+	s.MediaIndex = m.neg.MediaIndex
+	s.LocalSSRC, s.RemoteSSRC = m.tx.ssrc, m.rx.ssrc
+	if m.lock.locked.IsValid() {
+		s.Learned = m.lock.locked
+	}
+}
+
+// close says goodbye in RTCP if bye, closes the sockets, waits for the readers and gives the ports back.
+func (m *Media) close(bye bool) {
+	m.closing.Do(func() {
+		if bye {
+			m.sendReport(time.Now(), true)
+		}
+		m.mu.Lock()
+		m.closed = true
+		m.mu.Unlock()
+		_ = m.rtp.Close()
+		_ = m.rtcp.Close()
+		m.readers.Wait()
+		m.ports.giveBack(m.local.Port())
+	})
+}
+
+func addrPortOf(a net.Addr) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}

@@ -1,0 +1,123 @@
+package sip
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Resume rebuilds a call from its saved dialog after a restart, or on another machine with the same addresses. The call
+// is up at once: it answers requests of the phone and can hang up. [Call.OpenMedia] brings its audio back.
+func (s *Stack) Resume(d Dialog) (*Call, error) {
+	if d.CallID == "" || d.LocalTag == "" || d.RemoteTarget == "" {
+		return nil, fmt.Errorf("resume %s: the dialog is not complete", shortID(d.CallID))
+	}
+	l, ok := s.listenerFor(d)
+	if !ok {
+		return nil, fmt.Errorf("resume %s: not listening on %s any more", shortID(d.CallID), d.Transport)
+	}
+	c := &Call{
+		stack: s, id: dialogID{d.CallID, d.LocalTag}, info: d.Info, inbox: newInbox(), done: make(chan struct{}),
+		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq,
+	}
+	c.dialog.LocalSocket = l.addr
+	c.dialog.Contact = s.contact(d.Transport, l.addr)
+	c.dialog.Confirmed = true
+	c.dialog.LocalCSeq += cseqBlock
+	for i := range s.config.Trunks {
+		if s.config.Trunks[i].Name == d.Info.Trunk {
+			c.trunk = &s.config.Trunks[i]
+		}
+	}
+	c.hold = d.Media.RemoteSilent || d.Media.Format.Codec != "" && !d.Media.Direction.Sends()
+	c.log = s.log.With("call", shortID(d.CallID), "trunk", d.Info.Trunk)
+	c.publish()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.byID[c.id] != nil {
+		return nil, fmt.Errorf("resume %s: the stack is closed or has this call already", shortID(d.CallID))
+	}
+	s.byID[c.id] = c
+	s.calls.Go(c.run)
+	return c, nil
+}
+
+// listenerFor finds the socket of a dialog: the same address, else any with its transport.
+func (s *Stack) listenerFor(d Dialog) (listener, bool) {
+	var found listener
+	ok := false
+	for _, l := range s.listeners {
+		if l.transport != d.Transport {
+			continue
+		}
+		if l.addr == d.LocalSocket {
+			return l, true
+		}
+		if !ok {
+			found, ok = l, true
+		}
+	}
+	return found, ok
+}
+
+// OpenMedia opens the media of a resumed call on its stored ports. The phone's learned address is used at once; the
+// caller must send with another SSRC than Dialog().Media.LocalSSRC ([NewSSRC]): after a restart a known one with other
+// sequence numbers sounds like loss.
+func (c *Call) OpenMedia() (*Media, error) {
+	err := c.do(c.reopenMedia)
+	if err != nil {
+		return nil, err
+	}
+	return c.media.Load(), nil
+}
+
+func (c *Call) reopenMedia() error {
+	if c.media.Load() != nil {
+		return nil
+	}
+	if c.state != confirmed {
+		return c.stateError()
+	}
+	d := c.dialog.Media
+	rtpc, rtcpc, err := c.stack.ports.reopen(d.Local)
+	if err != nil {
+		return err
+	}
+	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
+	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
+	now := time.Now()
+	m.apply(Negotiated{
+		Format: d.Format, Remote: d.Remote, RemoteRTCP: d.RemoteRTCP, RTCPMux: d.RTCPMux, Direction: d.Direction,
+		RemoteSilent: d.RemoteSilent, MediaIndex: d.MediaIndex, SDPVersion: d.SDPVersion,
+	}, c.learnable(), now)
+	m.relock(d.Learned)
+	c.media.Store(m)
+	m.start()
+	c.nextRTCP = now.Add(rtcpInterval)
+	return nil
+}
+
+// relock goes back to the address learned before the restart instead of learning afresh (§8: RTP injection).
+func (m *Media) relock(learned netip.AddrPort) {
+	if !learned.IsValid() {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lock.locked = learned
+	if m.lock.allowed != nil && m.sendTo.IsValid() {
+		m.sendTo = learned
+	}
+}
+
+// NewSSRC returns a random SSRC that is not in not.
+func NewSSRC(not ...uint32) uint32 {
+	for {
+		n := rand.Uint32() //nolint:gosec // RFC 3550 §8.1 asks for uniqueness
+		if n != 0 && !slices.Contains(not, n) {
+			return n
+		}
+	}
+}

@@ -1,0 +1,246 @@
+package sip
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// guardedPackets lets only what the guard passes through to sipgo's read loop. That loop ends at the first error, so
+// none is returned but "closed".
+type guardedPackets struct {
+	net.PacketConn
+	guard *guard
+}
+
+func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
+	for {
+		n, from, err := p.PacketConn.ReadFrom(b)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return 0, nil, err
+			}
+			time.Sleep(time.Millisecond) // an ICMP error of an earlier write; never spin on a broken socket
+			continue
+		}
+		g := p.guard
+		if g.trunkOf(addrPortOf(from).Addr()) == nil {
+			g.counters.drop(dropUnknownSource)
+			continue
+		}
+		switch v := g.inspect(b[:n], false); {
+		case v.pass():
+			g.counters.messages.Add(1)
+			return n, from, nil
+		case v.code != 0:
+			g.counters.refuse(v.code)
+			if answer := g.refusal(b[:n], v); answer != nil {
+				_, _ = p.WriteTo(answer, from)
+			}
+		default:
+			g.counters.drop(v.drop)
+		}
+	}
+}
+
+// guardedListener accepts connections of trunks only, and only so many.
+type guardedListener struct {
+	net.Listener
+	guard *guard
+
+	mu    sync.Mutex
+	conns map[netip.Addr]int
+	total int
+}
+
+func (l *guardedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return nil, err
+			}
+			time.Sleep(10 * time.Millisecond) // out of file descriptors, say: sipgo would stop listening for ever
+			continue
+		}
+		host := addrPortOf(conn.RemoteAddr()).Addr()
+		switch {
+		case l.guard.trunkOf(host) == nil:
+			l.guard.counters.drop(dropUnknownSource)
+		case !l.enter(host):
+			l.guard.counters.drop(dropConnections)
+		default:
+			return &guardedConn{Conn: conn, guard: l.guard, left: func() { l.leave(host) }}, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+func (l *guardedListener) enter(host netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.total >= l.guard.limits.Connections || l.conns[host] >= l.guard.limits.ConnectionsPerHost {
+		return false
+	}
+	if l.conns == nil {
+		l.conns = map[netip.Addr]int{}
+	}
+	l.conns[host]++
+	l.total++
+	return true
+}
+
+func (l *guardedListener) leave(host netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total--
+	if l.conns[host]--; l.conns[host] == 0 {
+		delete(l.conns, host)
+	}
+}
+
+// messageTimeout is how long a begun message may take to arrive over TCP.
+const messageTimeout = 30 * time.Second
+
+// guardedConn cuts the stream into messages and gives sipgo one whole, judged message per Read. Memory per connection
+// is bounded by Limits.MessageBytes whatever Content-Length says.
+type guardedConn struct {
+	net.Conn
+	guard *guard
+	left  func()
+	once  sync.Once
+
+	pending []byte    // only Read touches it
+	begun   time.Time // when the first byte of pending came
+}
+
+func (c *guardedConn) Close() error {
+	c.once.Do(c.left)
+	return c.Conn.Close()
+}
+
+func (c *guardedConn) Read(b []byte) (int, error) {
+	for {
+		c.keepAlive()
+		size, v := c.guard.frame(c.pending)
+		if v.fatal || v.drop != "" {
+			c.refuse(v)
+			return 0, io.EOF
+		}
+		if size == 0 || size > len(c.pending) {
+			if err := c.fill(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		message := c.pending[:size]
+		v = c.guard.inspect(message, true)
+		n := copy(b, message)
+		if v.pass() {
+			c.consume(size)
+			c.guard.counters.messages.Add(1)
+			return n, nil
+		}
+		c.refuse(v)
+		if v.fatal {
+			return 0, io.EOF
+		}
+		c.consume(size)
+	}
+}
+
+// fill reads more of a message. Between messages it may wait for ever: a connection may be silent for a whole call.
+func (c *guardedConn) fill() error {
+	var deadline time.Time
+	if len(c.pending) > 0 {
+		deadline = c.begun.Add(messageTimeout)
+	}
+	if err := c.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	var chunk [4096]byte
+	n, err := c.Conn.Read(chunk[:])
+	if n > 0 {
+		if len(c.pending) == 0 {
+			c.begun = time.Now()
+		}
+		c.pending = append(c.pending, chunk[:n]...)
+	}
+	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		c.guard.counters.drop(dropSlow)
+		return io.EOF
+	}
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+func (c *guardedConn) consume(n int) {
+	c.pending = append(c.pending[:0], c.pending[n:]...)
+	c.begun = time.Now()
+}
+
+// keepAlive answers a double CRLF with one and skips others (RFC 5626 §3.5.1).
+func (c *guardedConn) keepAlive() {
+	for bytes.HasPrefix(c.pending, []byte("\r\n")) {
+		n := 2
+		if bytes.HasPrefix(c.pending, []byte("\r\n\r\n")) {
+			n = 4
+			_, _ = c.Conn.Write([]byte("\r\n"))
+		}
+		c.consume(n)
+	}
+}
+
+// refuse answers or counts what is not passed on.
+func (c *guardedConn) refuse(v verdict) {
+	if v.code == 0 {
+		c.guard.counters.drop(v.drop)
+		return
+	}
+	c.guard.counters.refuse(v.code)
+	if answer := c.guard.refusal(c.pending, v); answer != nil {
+		_, _ = c.Conn.Write(answer)
+	}
+}
+
+// frame finds how long the message at the beginning of a stream is; 0 means that its head is not complete yet.
+func (g *guard) frame(pending []byte) (int, verdict) {
+	end := bytes.Index(pending, []byte("\r\n\r\n"))
+	if end < 0 {
+		if len(pending) > g.limits.MessageBytes {
+			return 0, verdict{drop: dropOversize}
+		}
+		return 0, verdict{}
+	}
+	if end+4 > g.limits.MessageBytes {
+		return 0, verdict{drop: dropOversize}
+	}
+	length := -1
+	for line := range strings.SplitSeq(string(pending[:end]), "\r\n") {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || longNames[strings.ToLower(strings.TrimSpace(name))] != "content-length" {
+			continue
+		}
+		n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 31)
+		if err != nil || length >= 0 {
+			return 0, verdict{code: 400, why: "Bad Content-Length", fatal: true}
+		}
+		length = int(n)
+	}
+	switch {
+	case length < 0:
+		return 0, verdict{code: 400, why: "Missing header content-length", fatal: true}
+	case end+4+length > g.limits.MessageBytes:
+		return 0, verdict{code: 513, why: "Message Too Large", fatal: true}
+	}
+	return end + 4 + length, verdict{}
+}

@@ -1,0 +1,459 @@
+package sip
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+	"golang.org/x/time/rate"
+)
+
+// Handler hears of new calls.
+type Handler interface {
+	// Invite is called for each new call, on a goroutine of its own. It must not block: the call is answered,
+	// rejected or left ringing later, from any goroutine. Set [Call.OnEvent] before returning.
+	Invite(*Call)
+}
+
+// Stack is the phone world: it listens for SIP, keeps dialogs and opens media.
+type Stack struct {
+	config   Config
+	handler  Handler
+	log      *slog.Logger
+	counters *counters
+	ports    *ports
+	invites  *rate.Limiter // nil = no limit
+
+	listeners  []listener
+	transports *gosip.TransportLayer
+	layer      *gosip.TransactionLayer
+
+	root    context.Context // ends when Run's context did: calls stop without BYE
+	stop    context.CancelFunc
+	calls   sync.WaitGroup // run goroutines of calls, and their BYE transactions
+	serving sync.WaitGroup // handlers called by sipgo
+
+	mu       sync.Mutex
+	closed   bool
+	draining bool
+	byID     map[dialogID]*Call
+	byInvite map[inviteID]*Call // calls whose INVITE is not finally answered: merged requests
+}
+
+// dialogID names a dialog as its requests do. The remote tag is checked by the call.
+type dialogID struct{ callID, localTag string }
+
+// inviteID names an initial INVITE whatever way it came (RFC 3261 §8.2.2.2).
+type inviteID struct {
+	callID, fromTag string
+	cseq            uint32
+}
+
+// listener is one bound SIP socket.
+type listener struct {
+	transport Transport
+	addr      netip.AddrPort
+	packets   net.PacketConn // UDP
+	conns     net.Listener   // TCP
+}
+
+// quiet is set once: sipgo has package variables that every stack of the process shares.
+var quiet = sync.OnceFunc(func() {
+	gosip.SetDefaultLogger(slog.New(slog.DiscardHandler)) // it logs whole messages, with numbers and keys in them
+	// sipgo refuses to send UDP messages over this size less 200, responses too, and then nobody is answered. A 200
+	// with its Record-Routes may be that long; fragments are better than silence.
+	gosip.UDPMTUSize = 8192
+})
+
+// New checks the configuration and binds the SIP sockets; nothing is read before Run.
+func New(c Config, h Handler, log *slog.Logger) (*Stack, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	s := newStack(c, h, log)
+	for _, l := range c.Listen {
+		if err := s.bind(l); err != nil {
+			return nil, errors.Join(err, s.closeSockets())
+		}
+	}
+	return s, nil
+}
+
+func newStack(c Config, h Handler, log *slog.Logger) *Stack {
+	quiet()
+	c.Limits = c.Limits.withDefaults()
+	c.RTP = c.RTP.withDefaults()
+	if c.UserAgent == "" {
+		c.UserAgent = "Trunkline"
+	}
+	s := &Stack{
+		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine),
+		byID: map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
+	}
+	s.root, s.stop = context.WithCancel(context.Background())
+	if n := c.Limits.InvitesPerSecond; n > 0 {
+		s.invites = rate.NewLimiter(rate.Limit(n), n)
+	}
+	parser := gosip.NewParser()
+	parser.MaxMessageLength = c.Limits.MessageBytes
+	discard := slog.New(slog.DiscardHandler)
+	s.transports = gosip.NewTransportLayer(net.DefaultResolver, parser, nil, gosip.WithTransportLayerLogger(discard))
+	s.transports.OnMessage(s.prepare) // before the transaction layer's own
+	s.layer = gosip.NewTransactionLayer(s.transports,
+		gosip.WithTransactionLayerLogger(discard),
+		gosip.WithTransactionLayerUnhandledResponseHandler(func(*gosip.Response) {}))
+	s.layer.OnRequest(s.serve)
+	return s
+}
+
+func (s *Stack) bind(l Listen) error {
+	switch l.Transport {
+	case UDP:
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(l.Addr))
+		if err != nil {
+			return fmt.Errorf("sip: listen: %w", err)
+		}
+		s.addPackets(conn)
+	case TCP:
+		ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(l.Addr))
+		if err != nil {
+			return fmt.Errorf("sip: listen: %w", err)
+		}
+		s.listeners = append(s.listeners, listener{
+			transport: TCP, addr: addrPortOf(ln.Addr()), conns: &guardedListener{Listener: ln, guard: s.guard()},
+		})
+	}
+	return nil
+}
+
+// addPackets takes a ready packet socket.
+func (s *Stack) addPackets(conn net.PacketConn) {
+	s.listeners = append(s.listeners, listener{
+		transport: UDP, addr: addrPortOf(conn.LocalAddr()),
+		packets: &guardedPackets{PacketConn: conn, guard: s.guard()},
+	})
+}
+
+func (s *Stack) guard() *guard {
+	parser := gosip.NewParser()
+	parser.MaxMessageLength = s.config.Limits.MessageBytes
+	return &guard{limits: s.config.Limits, trunks: s.config.Trunks, counters: s.counters, parser: parser}
+}
+
+// Addr is the bound address of the first listener with this transport.
+func (s *Stack) Addr(t Transport) netip.AddrPort {
+	for _, l := range s.listeners {
+		if l.transport == t {
+			return l.addr
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// Run serves until ctx ends, then closes the sockets and returns when every goroutine of the stack has. Calls are
+// dropped without BYE: they may go on in another process (see [Stack.Resume]). Hang up first to end them.
+func (s *Stack) Run(ctx context.Context) error {
+	var listening sync.WaitGroup
+	failed := make(chan error, len(s.listeners)) // each listener fills at most one
+	for _, l := range s.listeners {
+		listening.Go(func() {
+			if err := s.listen(l); err != nil && !errors.Is(err, net.ErrClosed) {
+				failed <- fmt.Errorf("sip: %s %v: %w", l.transport, l.addr, err)
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.calls.Wait()
+	_ = s.closeSockets() // they are going anyway
+	listening.Wait()
+	s.layer.Close()
+	_ = s.transports.Close()
+	s.serving.Wait()
+	return err
+}
+
+func (s *Stack) listen(l listener) error {
+	if l.transport == UDP {
+		return s.transports.ServeUDP(l.packets)
+	}
+	return s.transports.ServeTCP(l.conns)
+}
+
+func (s *Stack) closeSockets() error {
+	var errs []error
+	for _, l := range s.listeners {
+		if l.packets != nil {
+			errs = append(errs, l.packets.Close())
+		}
+		if l.conns != nil {
+			errs = append(errs, l.conns.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Drain refuses new calls with 503 while those that are up go on.
+func (s *Stack) Drain(on bool) {
+	s.mu.Lock()
+	s.draining = on
+	s.mu.Unlock()
+}
+
+// Stats returns the counters.
+func (s *Stack) Stats() Stats {
+	st := s.counters.stats()
+	s.mu.Lock()
+	st.Calls = len(s.byID)
+	s.mu.Unlock()
+	st.RTPPorts = s.ports.inUse()
+	return st
+}
+
+// unmarked tells the tag we put on a new INVITE from one the phone sent: sipgo keeps this field for outgoing requests.
+const unmarked = "new"
+
+// prepare runs on the read loop before a transaction sees the message; later changes would race with it. It adds the
+// tag of our side to requests outside a dialog, so that sipgo's own 487 carries the same one as our 180 (§8.2.6.2), and
+// the received parameter (§18.2.1).
+func (s *Stack) prepare(m gosip.Message) {
+	req, ok := m.(*gosip.Request)
+	if !ok {
+		return
+	}
+	req.Laddr = gosip.Addr{}
+	if to := req.To(); to != nil && !req.IsAck() && req.Method != gosip.CANCEL && !to.Params.Has("tag") {
+		to.Params.Add("tag", newTag())
+		req.Laddr.Hostname = unmarked
+	}
+	if via := req.Via(); via != nil {
+		if host, _, err := net.SplitHostPort(req.Source()); err == nil && strings.Trim(via.Host, "[]") != host {
+			via.Params.Add("received", host)
+		}
+	}
+}
+
+// inDialog says whether the request came with a To tag.
+func inDialog(req *gosip.Request) bool {
+	return req.Laddr.Hostname != unmarked && req.To() != nil && req.To().Params.Has("tag")
+}
+
+// serve is called by sipgo for each request that opens a transaction, on a goroutine of its own.
+func (s *Stack) serve(req *gosip.Request, tx *gosip.ServerTx) {
+	defer tx.TerminateGracefully()
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.serving.Add(1)
+	s.mu.Unlock()
+	defer s.serving.Done()
+	defer func() {
+		if r := recover(); r != nil {
+			s.panicked(r)
+			if !req.IsAck() {
+				s.respond(req, tx, refuse(500, statusText(500)))
+			}
+		}
+	}()
+	s.route(req, tx)
+}
+
+func (s *Stack) panicked(r any) {
+	s.counters.panics.Add(1)
+	s.log.Error("sip handler panicked", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+}
+
+// route finds who answers a request.
+func (s *Stack) route(req *gosip.Request, tx *gosip.ServerTx) {
+	if req.IsAck() {
+		if c := s.callOf(req); c != nil {
+			c.inbox.put(func() { c.handleAck(req) })
+		}
+		return
+	}
+	if r := checkRequest(req); r != nil {
+		s.respond(req, tx, r)
+		return
+	}
+	switch c := s.callOf(req); {
+	case c != nil:
+		c.serve(req, tx)
+	case inDialog(req):
+		s.respond(req, tx, refuse(481, statusText(481)))
+	case req.IsInvite():
+		s.newCall(req, tx)
+	case req.Method == gosip.OPTIONS:
+		s.respond(req, tx, s.options())
+	default: // CANCEL of nothing (§9.2), BYE, INFO and UPDATE outside a dialog
+		s.respond(req, tx, refuse(481, statusText(481)))
+	}
+}
+
+// options answers a capability query or a trunk's keep-alive (§11.2).
+func (s *Stack) options() *refusal {
+	code := 200
+	if s.full() {
+		code = 503
+	}
+	return refuse(code, statusText(code), allowHeader(), gosip.NewHeader("Accept", sdpType),
+		gosip.NewHeader("Accept-Encoding", "identity"), gosip.NewHeader("Accept-Language", "en"))
+}
+
+func (s *Stack) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining || len(s.byID) >= s.config.Limits.Calls
+}
+
+// callOf finds the call of an in-dialog request.
+func (s *Stack) callOf(req *gosip.Request) *Call {
+	if !inDialog(req) || req.CallID() == nil {
+		return nil
+	}
+	tag, _ := req.To().Params.Get("tag")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byID[dialogID{req.CallID().Value(), tag}]
+}
+
+// respond sends a final answer that is not about a call.
+func (s *Stack) respond(req *gosip.Request, tx gosip.ServerTransaction, r *refusal) {
+	if r.code >= 300 {
+		s.counters.refuse(r.code)
+	}
+	if err := tx.Respond(s.response(req, r.code, r.reason, r.headers...)); err != nil {
+		s.log.Debug("response not sent", "code", r.code, "err", err)
+	}
+}
+
+// response builds a response of ours; the reason phrase must be ours, too.
+func (s *Stack) response(req *gosip.Request, code int, reason string, headers ...gosip.Header) *gosip.Response {
+	res := gosip.NewResponseFromRequest(req, code, reason, nil)
+	res.SipVersion = "SIP/2.0" // not the request's, which a 505 answers
+	for _, h := range headers {
+		res.AppendHeader(h)
+	}
+	res.AppendHeader(gosip.NewHeader("Server", s.config.UserAgent))
+	return res
+}
+
+// newCall takes an INVITE outside a dialog. It returns when the INVITE transaction needs no more care.
+func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
+	source, err := netip.ParseAddrPort(req.Source())
+	if err != nil {
+		s.respond(req, tx, refuse(400, statusText(400)))
+		return
+	}
+	trunk := (&guard{trunks: s.config.Trunks}).trunkOf(source.Addr())
+	if trunk == nil { // came over a connection we opened to somebody who is no trunk any more
+		s.respond(req, tx, refuse(403, statusText(403)))
+		return
+	}
+	c := newCall(s, trunk, req, tx, source)
+	if r := s.admit(c, req); r != nil {
+		s.respond(req, tx, r)
+		return
+	}
+	c.serveInvite(tx)
+}
+
+// admit enters a new call into the tables, or says why not.
+func (s *Stack) admit(c *Call, req *gosip.Request) *refusal {
+	retry := gosip.NewHeader("Retry-After", "10")
+	id := inviteOf(req)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byInvite[id] != nil {
+		return refuse(482, "Loop Detected") // §8.2.2.2: the same request by another path
+	}
+	onTrunk := 0
+	for _, other := range s.byID {
+		if other.trunk == c.trunk {
+			onTrunk++
+		}
+	}
+	switch {
+	case s.closed, s.draining, len(s.byID) >= s.config.Limits.Calls,
+		c.trunk.MaxCalls > 0 && onTrunk >= c.trunk.MaxCalls,
+		s.invites != nil && !s.invites.Allow():
+		return refuse(503, statusText(503), retry)
+	}
+	s.counters.invites.Add(1)
+	s.byID[c.id] = c
+	s.byInvite[id] = c
+	s.calls.Go(c.run)
+	return nil
+}
+
+func inviteOf(req *gosip.Request) inviteID {
+	tag, _ := req.From().Params.Get("tag")
+	return inviteID{req.CallID().Value(), tag, req.CSeq().SeqNo}
+}
+
+// settled forgets that an INVITE is being worked on.
+func (s *Stack) settled(req *gosip.Request) {
+	s.mu.Lock()
+	delete(s.byInvite, inviteOf(req))
+	s.mu.Unlock()
+}
+
+// forget drops a call that has ended.
+func (s *Stack) forget(c *Call) {
+	s.mu.Lock()
+	if s.byID[c.id] == c {
+		delete(s.byID, c.id)
+	}
+	s.mu.Unlock()
+}
+
+// contact is our address for a dialog that came to this listener.
+func (s *Stack) contact(t Transport, local netip.AddrPort) string {
+	uri := "sip:trunkline@" + s.hostPort(local)
+	if t == TCP {
+		uri += ";transport=tcp"
+	}
+	return "<" + uri + ">"
+}
+
+func (s *Stack) hostPort(local netip.AddrPort) string {
+	host, port := s.sentBy(local)
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + strconv.Itoa(port)
+}
+
+// sentBy is how we name ourselves to the phone.
+func (s *Stack) sentBy(local netip.AddrPort) (string, int) {
+	host := s.config.Advertise
+	if host == "" {
+		host = local.Addr().String()
+	}
+	return strings.Trim(host, "[]"), int(local.Port())
+}
+
+func newTag() string { return strings.ToLower(rand.Text()[:20]) }
+
+func newBranch() string { return gosip.RFC3261BranchMagicCookie + rand.Text() }
+
+// transactionTimeout is a little more than a client transaction of sipgo takes to give up (64*T1).
+const transactionTimeout = 33 * time.Second

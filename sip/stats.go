@@ -1,0 +1,72 @@
+package sip
+
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+)
+
+// Stats are the counters of a stack since it was made. All grow only, except the gauges.
+type Stats struct {
+	Calls    int // gauge: calls in any state
+	RTPPorts int // gauge: port pairs in use
+
+	Messages       uint64            // SIP messages let through to the parser
+	Dropped        map[string]uint64 // messages and connections dropped without an answer, by reason
+	Refused        map[int]uint64    // requests refused, by status code
+	Invites        uint64            // new calls
+	Answered       uint64
+	NoAck          uint64 // answers never acknowledged
+	Panics         uint64 // bugs: recovered, the call concerned ended
+	MediaStrangers uint64 // RTP from sources that are not the phone
+	MediaMalformed uint64
+	MediaHeld      uint64 // packets not sent because of hold
+	MediaSendFails uint64
+}
+
+// Reasons a message is dropped without an answer.
+const (
+	dropUnknownSource = "unknown source"
+	dropOversize      = "oversize"
+	dropMalformed     = "malformed"
+	dropKeepalive     = "keepalive"
+	dropConnections   = "too many connections"
+	dropSlow          = "incomplete message"
+)
+
+type counters struct {
+	messages, invites, answered, noAck, panics atomic.Uint64
+	media                                      mediaTotals
+
+	mu      sync.Mutex
+	dropped map[string]uint64
+	refused map[int]uint64
+}
+
+func newCounters() *counters {
+	return &counters{dropped: map[string]uint64{}, refused: map[int]uint64{}}
+}
+
+func (c *counters) drop(reason string) {
+	c.mu.Lock()
+	c.dropped[reason]++
+	c.mu.Unlock()
+}
+
+func (c *counters) refuse(code int) {
+	c.mu.Lock()
+	c.refused[code]++
+	c.mu.Unlock()
+}
+
+func (c *counters) stats() Stats {
+	c.mu.Lock()
+	dropped, refused := maps.Clone(c.dropped), maps.Clone(c.refused)
+	c.mu.Unlock()
+	return Stats{
+		Messages: c.messages.Load(), Dropped: dropped, Refused: refused,
+		Invites: c.invites.Load(), Answered: c.answered.Load(), NoAck: c.noAck.Load(), Panics: c.panics.Load(),
+		MediaStrangers: c.media.strangers.Load(), MediaMalformed: c.media.malformed.Load(),
+		MediaHeld: c.media.held.Load(), MediaSendFails: c.media.sendFails.Load(),
+	}
+}
