@@ -1,0 +1,281 @@
+package matrixcall
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+)
+
+// Ghost is a Matrix user with one device that stands for a phone.
+type Ghost struct {
+	service *Service
+	log     *slog.Logger
+	user    id.UserID
+	device  id.DeviceID
+	asUser  *mautrix.Client // acts as the user: rooms, state, profile
+	asSelf  *mautrix.Client // acts as the user's device: keys, /sync, to-device
+	keys    *keyring
+	outbox  outbox
+	routing sync.Mutex // held while a message is handed to a conference
+
+	mu          sync.Mutex // guards the fields below
+	memberships []*Membership
+	poller      *poller // nil while in no conference
+	name        string  // display name as last set
+	gone        bool    // the device is gone from the homeserver
+}
+
+// UserID returns the ghost's user id.
+func (g *Ghost) UserID() id.UserID { return g.user }
+
+// DeviceID returns the id of the ghost's only device.
+func (g *Ghost) DeviceID() id.DeviceID { return g.device }
+
+func (g *Ghost) host() callHost { return g.service }
+
+// localpartGrammar is what the specification allows in new user ids.
+var localpartGrammar = regexp.MustCompile(`^[a-z0-9._=/+-]+$`)
+
+// Ghost returns the ghost with that localpart, complete: the user registered,
+// its device made, device keys, one-time keys and a fallback key published,
+// the display name set. All of it survives a restart; asking again finds what
+// is there and repairs what is not. The localpart gets the configured prefix
+// if it lacks it.
+func (s *Service) Ghost(ctx context.Context, localpart, displayName string) (*Ghost, error) {
+	if !strings.HasPrefix(localpart, s.cfg.GhostPrefix) {
+		localpart = s.cfg.GhostPrefix + localpart
+	}
+	user := id.NewUserID(localpart, s.cfg.Domain)
+	if !localpartGrammar.MatchString(localpart) || len(user) > id.UserIDMaxLength {
+		return nil, fmt.Errorf("ghost %s: not a valid user id", userName(user))
+	}
+	release, err := s.making.acquire(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	g, err := s.ghost(ctx, user, localpart)
+	if err != nil {
+		return nil, fmt.Errorf("ghost %s: %w", userName(user), err)
+	}
+	if err := g.rename(ctx, displayName); err != nil {
+		return nil, fmt.Errorf("ghost %s: set display name: %w", userName(user), err)
+	}
+	return g, nil
+}
+
+// ghost finds or makes the ghost; its caller holds the lock of the user.
+func (s *Service) ghost(ctx context.Context, user id.UserID, localpart string) (*Ghost, error) {
+	if s.ctx.Err() != nil {
+		return nil, errClosed
+	}
+	g := s.knownGhost(user)
+	if g == nil {
+		device, err := s.store.GhostDevice(ctx, user)
+		if err != nil {
+			return nil, fmt.Errorf("look up device: %w", err)
+		}
+		if device != "" {
+			if g, err = s.newGhost(ctx, user, device); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if g != nil {
+		err := g.keys.check(ctx)
+		if err == nil {
+			s.keep(g)
+			return g, nil
+		}
+		if !errors.Is(err, errDeviceUnusable) {
+			return nil, err
+		}
+		s.log.Warn("ghost needs a new device", "ghost", userName(user), "device", g.device, "err", err)
+		s.abandon(ctx, g)
+	}
+	g, err := s.makeGhost(ctx, user, localpart)
+	if err != nil {
+		return nil, err
+	}
+	s.keep(g)
+	return g, nil
+}
+
+func (s *Service) knownGhost(user id.UserID) *Ghost {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ghosts[user]
+}
+
+func (s *Service) keep(g *Ghost) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ghosts[g.user] = g
+}
+
+// newGhost builds the ghost around a device that is thought to exist.
+func (s *Service) newGhost(ctx context.Context, user id.UserID, device id.DeviceID) (*Ghost, error) {
+	asUser, err := s.client(user)
+	if err != nil {
+		return nil, err
+	}
+	asSelf, err := s.client(user)
+	if err != nil {
+		return nil, err
+	}
+	asSelf.DeviceID, asSelf.SetAppServiceDeviceID = device, true
+	g := &Ghost{
+		service: s, log: s.log.With("ghost", userName(user)), user: user, device: device,
+		asUser: asUser, asSelf: asSelf,
+	}
+	g.outbox.ghost = g
+	if g.keys, err = newKeyring(ctx, s, asSelf, g.log); err != nil {
+		return nil, fmt.Errorf("load olm account: %w", err)
+	}
+	return g, nil
+}
+
+// makeGhost registers the user and gives it a new device with new keys. The
+// device's name in the store comes first: should we die on the way, the next
+// try finds a device without keys and makes another.
+func (s *Service) makeGhost(ctx context.Context, user id.UserID, localpart string) (*Ghost, error) {
+	if err := s.registerUser(ctx, localpart); err != nil {
+		return nil, fmt.Errorf("register: %w", err)
+	}
+	device := id.DeviceID("TL" + rand.Text()[:10])
+	if err := s.store.SaveGhostDevice(ctx, user, device); err != nil {
+		return nil, fmt.Errorf("save device: %w", err)
+	}
+	// A token of another device's inbox means nothing to this one.
+	if err := s.store.SaveSyncToken(ctx, user, ""); err != nil {
+		return nil, fmt.Errorf("save sync token: %w", err)
+	}
+	g, err := s.newGhost(ctx, user, device)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.asUser.CreateDeviceMSC4190(ctx, device, "Phone bridge"); err != nil {
+		return nil, fmt.Errorf("make device: %w", err)
+	}
+	// CreateDeviceMSC4190 turns the client into one that acts as the device.
+	g.asUser.DeviceID, g.asUser.SetAppServiceDeviceID = "", false
+	if err := g.keys.publish(ctx); err != nil {
+		return nil, fmt.Errorf("publish keys: %w", err)
+	}
+	s.metrics.GhostsCreated.Add(1)
+	return g, nil
+}
+
+// abandon gives up a device that cannot be used any more. Keys of a device
+// must never change (clients keep the first ones they saw), so the only way
+// on is another device.
+func (s *Service) abandon(ctx context.Context, g *Ghost) {
+	g.deviceGone()
+	if err := g.asUser.DeleteDevice(ctx, g.device, &mautrix.ReqDeleteDevice[any]{}); err != nil && !isNotFound(err) {
+		s.log.Warn("old device of ghost stays behind", "ghost", userName(g.user), "device", g.device, "err", err)
+	}
+}
+
+// deviceGone ends what the ghost is doing: it cannot be reached any more.
+func (g *Ghost) deviceGone() {
+	g.mu.Lock()
+	first := !g.gone
+	g.gone = true
+	memberships := append([]*Membership(nil), g.memberships...)
+	g.mu.Unlock()
+	if !first {
+		return
+	}
+	s := g.service
+	s.mu.Lock()
+	if s.ghosts[g.user] == g {
+		delete(s.ghosts, g.user)
+	}
+	s.mu.Unlock()
+	for _, m := range memberships {
+		m.deliverState(nil, CallState{ConfID: m.Info().ConfID, Out: true})
+	}
+}
+
+// rename sets the display name unless the homeserver has it already: every
+// change is an event in each of the ghost's rooms.
+func (g *Ghost) rename(ctx context.Context, name string) error {
+	g.mu.Lock()
+	known := g.name
+	g.mu.Unlock()
+	if name == "" || name == known {
+		return nil
+	}
+	current, err := g.asUser.GetOwnDisplayName(ctx)
+	if err != nil && !isNotFound(err) {
+		return err
+	}
+	if current == nil || current.DisplayName != name {
+		if err := g.asUser.SetDisplayName(ctx, name); err != nil {
+			return err
+		}
+	}
+	g.mu.Lock()
+	g.name = name
+	g.mu.Unlock()
+	return nil
+}
+
+// close ends the ghost's poller.
+func (g *Ghost) close() {
+	g.mu.Lock()
+	p := g.poller
+	g.poller = nil
+	g.mu.Unlock()
+	if p != nil {
+		p.stop()
+	}
+	g.keys.machine.Destroy()
+}
+
+// conferences returns the memberships the ghost has now.
+func (g *Ghost) conferences() []*Membership {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return append([]*Membership(nil), g.memberships...)
+}
+
+// isNotFound says whether the homeserver knows no such thing.
+func isNotFound(err error) bool { return errors.Is(err, mautrix.MNotFound) }
+
+// isUnknownDevice says whether the homeserver does not know the ghost's
+// device: M_UNKNOWN_DEVICE, with a prefix before the MSC was merged.
+func isUnknownDevice(err error) bool {
+	var response mautrix.HTTPError
+	return errors.As(err, &response) && response.RespError != nil &&
+		strings.HasSuffix(response.RespError.ErrCode, "M_UNKNOWN_DEVICE")
+}
+
+// isTransient says whether the same request may succeed later.
+func isTransient(err error) bool {
+	var response mautrix.HTTPError
+	if !errors.As(err, &response) || response.Response == nil {
+		return true // no answer at all
+	}
+	status := response.Response.StatusCode
+	return status >= 500 || status == 429
+}
+
+// retryAfter returns how long the homeserver asks us to wait, 0 if it does not.
+func retryAfter(err error) time.Duration {
+	var response mautrix.HTTPError
+	if !errors.As(err, &response) || response.RespError == nil {
+		return 0
+	}
+	ms, _ := response.RespError.ExtraData["retry_after_ms"].(float64)
+	return min(time.Duration(ms)*time.Millisecond, time.Minute)
+}

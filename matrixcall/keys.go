@@ -1,0 +1,449 @@
+package matrixcall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto"
+	"maunium.net/go/mautrix/crypto/goolm/account"
+	"maunium.net/go/mautrix/crypto/signatures"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+)
+
+const (
+	// fullPool is how many one-time keys a top-up leaves at the homeserver,
+	// lowPool when one is due. Each new olm session towards the ghost takes
+	// one; with none left hydrogen loses messages without a word.
+	fullPool = 50
+	lowPool  = 40
+
+	// fallbackLife is how long a used fallback key stays at least: whoever
+	// claimed the one before must still be understood.
+	fallbackLife = 5 * time.Minute
+)
+
+// pickleKey encrypts olm data in the database. It keeps nothing secret from
+// who can read database and program; it is there because the store wants one.
+var pickleKey = []byte("trunkline")
+
+// errDeviceUnusable says that a ghost's device is gone, or its keys do not
+// match any more, so that it needs another device.
+var errDeviceUnusable = errors.New("device cannot be used any more")
+
+// keyring is the olm identity of one ghost device.
+type keyring struct {
+	service *Service
+	log     *slog.Logger
+	client  *mautrix.Client
+	machine *crypto.OlmMachine
+
+	// account guards what changes the olm account: reading messages (which
+	// uses one-time keys up) and publishing keys. mautrix locks each of the
+	// two, but not one against the other.
+	account  slot
+	existed  bool      // the account came from the database
+	fallback time.Time // when the fallback key was last made; guarded by account
+}
+
+func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *slog.Logger) (*keyring, error) {
+	// The account's name holds the device: a new device starts anew.
+	name := client.UserID.String() + "/" + client.DeviceID.String()
+	store := crypto.NewSQLCryptoStore(s.db, nil, name, client.DeviceID, pickleKey)
+	logger := zerologTo(log, slog.LevelDebug)
+	k := &keyring{
+		service: s, log: log, client: client, account: newSlot(),
+		machine: crypto.NewOlmMachine(client, &logger, callStore{store}, noRooms{}),
+	}
+	k.machine.SetBackgroundCtx(s.ctx)
+	k.machine.DisableDeviceChangeKeyRotation = true // no group sessions here
+	stored, err := k.machine.CryptoStore.GetAccount(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k.existed = stored != nil
+	return k, k.machine.Load(ctx)
+}
+
+// publish uploads the keys of a new device: device keys and one-time keys,
+// then a fallback key. In this order, because mautrix's upload marks every
+// key it finds as published.
+func (k *keyring) publish(ctx context.Context) error {
+	if err := k.account.acquire(ctx); err != nil {
+		return err
+	}
+	defer k.account.release()
+	if err := k.machine.ShareKeys(ctx, 0); err != nil {
+		return err
+	}
+	k.service.metrics.OneTimeKeyUploads.Add(1)
+	return k.newFallback(ctx)
+}
+
+// check makes sure that the homeserver has the device with these keys, and
+// tops up what is low. It returns an error that is errDeviceUnusable when
+// only a new device helps.
+func (k *keyring) check(ctx context.Context) error {
+	if !k.existed && !k.machine.GetAccount().Shared {
+		return fmt.Errorf("%w: its keys are not in the database", errDeviceUnusable)
+	}
+	// An empty upload answers the counts, and whether the device is there.
+	answer, err := k.client.UploadKeys(ctx, &mautrix.ReqUploadKeys{})
+	switch {
+	case isUnknownDevice(err), errors.Is(err, mautrix.MForbidden), isNotFound(err):
+		return fmt.Errorf("%w: %w", errDeviceUnusable, err)
+	case err != nil:
+		return fmt.Errorf("count one-time keys: %w", err)
+	}
+	if err := k.checkPublished(ctx); err != nil {
+		return err
+	}
+	if err := k.account.acquire(ctx); err != nil {
+		return err
+	}
+	defer k.account.release()
+	err = k.topUp(ctx, answer.OneTimeKeyCounts.SignedCurve25519)
+	var refused mautrix.HTTPError
+	if errors.As(err, &refused) && refused.IsStatus(400) {
+		// The homeserver has another key of the same name: our database
+		// is older than the keys it has.
+		return fmt.Errorf("%w: %w", errDeviceUnusable, err)
+	}
+	return err
+}
+
+// checkPublished compares the device keys the homeserver gives out with ours.
+func (k *keyring) checkPublished(ctx context.Context) error {
+	own := k.machine.OwnIdentity()
+	answer, err := k.client.QueryKeys(ctx, &mautrix.ReqQueryKeys{
+		DeviceKeys: mautrix.DeviceKeysRequest{own.UserID: {own.DeviceID}}, Timeout: 10_000,
+	})
+	if err != nil {
+		return fmt.Errorf("query own keys: %w", err)
+	}
+	published, found := answer.DeviceKeys[own.UserID][own.DeviceID]
+	switch {
+	case !found && k.machine.GetAccount().Shared:
+		return fmt.Errorf("%w: the homeserver has lost its keys", errDeviceUnusable)
+	case found && published.Keys.GetCurve25519(own.DeviceID) != own.IdentityKey,
+		found && published.Keys.GetEd25519(own.DeviceID) != own.SigningKey:
+		return fmt.Errorf("%w: the homeserver has other keys for it", errDeviceUnusable)
+	}
+	return nil
+}
+
+// upkeep is topUp and, when the homeserver no longer lists the fallback key
+// as unused, a new one. To be called after each /sync.
+func (k *keyring) upkeep(ctx context.Context, count int, fallbackUsed bool) error {
+	if count >= lowPool && !fallbackUsed {
+		return nil
+	}
+	if err := k.account.acquire(ctx); err != nil {
+		return err
+	}
+	defer k.account.release()
+	if fallbackUsed && time.Since(k.fallback) > fallbackLife {
+		if err := k.newFallback(ctx); err != nil {
+			return err
+		}
+	}
+	return k.topUp(ctx, count)
+}
+
+// topUp fills the pool of one-time keys. A fallback key that was made but not
+// uploaded goes first: the upload of the others would mark it as published.
+// Called with account held.
+func (k *keyring) topUp(ctx context.Context, count int) error {
+	inside, err := k.goolm()
+	if err != nil {
+		return err
+	}
+	if inside.NumFallbackKeys == 0 {
+		err = k.newFallback(ctx)
+	} else if len(inside.FallbackKeyUnpublished()) > 0 {
+		err = k.uploadFallback(ctx, inside)
+	}
+	if err != nil || (count >= lowPool && k.machine.GetAccount().Shared) {
+		return err
+	}
+	if err := k.machine.ShareKeys(ctx, count); err != nil {
+		return fmt.Errorf("upload one-time keys: %w", err)
+	}
+	k.service.metrics.OneTimeKeyUploads.Add(1)
+	return nil
+}
+
+// newFallback makes and uploads a fallback key. The one before stays valid.
+// Called with account held.
+func (k *keyring) newFallback(ctx context.Context) error {
+	inside, err := k.goolm()
+	if err != nil {
+		return err
+	}
+	if err := inside.GenFallbackKey(); err != nil {
+		return fmt.Errorf("make fallback key: %w", err)
+	}
+	k.fallback = time.Now()
+	return k.uploadFallback(ctx, inside)
+}
+
+// uploadFallback uploads the current fallback key, which mautrix cannot.
+// Saved before and after: an upload whose answer was lost is repeated with
+// the same key.
+func (k *keyring) uploadFallback(ctx context.Context, inside *account.Account) error {
+	olm := k.machine.GetAccount()
+	keys := make(map[id.KeyID]mautrix.OneTimeKey)
+	for name, public := range inside.FallbackKey() {
+		key := mautrix.OneTimeKey{Key: public, Fallback: true, IsSigned: true}
+		signature, err := olm.SignJSON(&key)
+		if err != nil {
+			return fmt.Errorf("sign fallback key: %w", err)
+		}
+		key.Signatures = signatures.NewSingleSignature(k.client.UserID, id.KeyAlgorithmEd25519, k.client.DeviceID.String(), signature)
+		keys[id.NewKeyID(id.KeyAlgorithmSignedCurve25519, name)] = key
+	}
+	if err := k.machine.CryptoStore.PutAccount(ctx, olm); err != nil {
+		return fmt.Errorf("save olm account: %w", err)
+	}
+	_, err := k.client.MakeRequest(ctx, "POST", k.client.BuildClientURL("v3", "keys", "upload"),
+		map[string]any{"fallback_keys": keys}, nil)
+	if err != nil {
+		return fmt.Errorf("upload fallback key: %w", err)
+	}
+	// Not MarkKeysAsPublished, which would mark one-time keys as well that
+	// may not have reached the homeserver.
+	inside.CurrentFallbackKey.Published = true
+	k.service.metrics.FallbackKeyUploads.Add(1)
+	if err := k.machine.CryptoStore.PutAccount(ctx, olm); err != nil {
+		return fmt.Errorf("save olm account: %w", err)
+	}
+	return nil
+}
+
+// goolm reaches through mautrix to the account: its interface has no fallback
+// keys.
+func (k *keyring) goolm() (*account.Account, error) {
+	inside, ok := k.machine.GetAccount().Internal.(*account.Account)
+	if !ok {
+		return nil, errors.New("built without the goolm tag: fallback keys need it")
+	}
+	return inside, nil
+}
+
+// encrypt makes olm messages of one type for the devices. Devices it has no
+// session for and that gave out no key are missing in what it returns.
+func (k *keyring) encrypt(ctx context.Context, evtType string, contents map[deviceName]*event.Content) (sealed map[deviceName]*event.Content, err error) {
+	// mautrix panics when olm or JSON fail in places where it thinks they
+	// cannot.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("olm: %v", r)
+		}
+	}()
+	request := &mautrix.ReqSendToDevice{Messages: make(map[id.UserID]map[id.DeviceID]*event.Content)}
+	for name, content := range contents {
+		if request.Messages[name.User] == nil {
+			request.Messages[name.User] = make(map[id.DeviceID]*event.Content)
+		}
+		request.Messages[name.User][name.Device] = content
+	}
+	answer, err := k.machine.EncryptToDevices(ctx, event.Type{Type: evtType, Class: event.ToDeviceEventType}, request)
+	if err != nil {
+		return nil, err
+	}
+	sealed = make(map[deviceName]*event.Content, len(contents))
+	for user, devices := range answer.Messages {
+		for device, content := range devices {
+			sealed[deviceName{user, device}] = content
+		}
+	}
+	return sealed, nil
+}
+
+// callStore is the olm store without megolm: a ghost reads no room messages,
+// but everybody who writes one in an encrypted room sends the ghost its key.
+type callStore struct{ *crypto.SQLCryptoStore }
+
+func (callStore) PutGroupSession(context.Context, *crypto.InboundGroupSession) error { return nil }
+
+func (callStore) PutWithheldGroupSession(context.Context, event.RoomKeyWithheldEventContent) error {
+	return nil
+}
+
+func (callStore) PutSecret(context.Context, id.Secret, string) error { return nil }
+
+// noRooms is the state store of somebody who does not encrypt for rooms.
+type noRooms struct{}
+
+func (noRooms) IsEncrypted(context.Context, id.RoomID) (bool, error) { return false, nil }
+
+func (noRooms) GetEncryptionEvent(context.Context, id.RoomID) (*event.EncryptionEventContent, error) {
+	return nil, nil
+}
+
+func (noRooms) GetHistoryVisibility(context.Context, id.RoomID) (*event.HistoryVisibilityEventContent, error) {
+	return nil, nil
+}
+
+func (noRooms) FindSharedRooms(context.Context, id.UserID) ([]id.RoomID, error) { return nil, nil }
+
+var _ crypto.StateStore = noRooms{}
+
+// deviceName names a device of anybody.
+type deviceName struct {
+	User   id.UserID
+	Device id.DeviceID
+}
+
+const (
+	deviceListLife  = time.Hour        // how long a device list is trusted without word of a change
+	deviceListPause = 10 * time.Second // how soon it is asked for again because a device is missing in it
+	maxDeviceLists  = 10_000
+)
+
+// directory remembers whose device keys were asked for, for all ghosts
+// together: their olm stores share the tables of other people's devices. It
+// also remembers how each device speaks.
+type directory struct {
+	metrics *Metrics
+	asking  slot // one query at a time; guards lists
+	lists   map[id.UserID]deviceList
+
+	spoken lockedMap[deviceName, speech]
+	// stale are users whose devices have changed since.
+	stale lockedMap[id.UserID, bool]
+}
+
+type deviceList struct {
+	devices map[id.DeviceID]*id.Device
+	asked   time.Time
+}
+
+// speech is how a device has spoken to a ghost.
+type speech struct{ plain, olm bool }
+
+func newDirectory(metrics *Metrics) *directory {
+	return &directory{metrics: metrics, asking: newSlot(), lists: make(map[id.UserID]deviceList)}
+}
+
+// find returns the devices among names that have published keys. Whoever is
+// not known well enough is asked for, all in one query.
+func (d *directory) find(ctx context.Context, k *keyring, names []deviceName) (map[deviceName]*id.Device, error) {
+	if err := d.asking.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer d.asking.release()
+	ask := make(map[id.UserID]bool)
+	for _, name := range names {
+		if !d.fresh(name) {
+			ask[name.User] = true
+		}
+	}
+	if err := d.ask(ctx, k, slices.Sorted(maps.Keys(ask))); err != nil {
+		return nil, err
+	}
+	found := make(map[deviceName]*id.Device, len(names))
+	for _, name := range names {
+		if device := d.lists[name.User].devices[name.Device]; device != nil {
+			found[name] = device
+		}
+	}
+	return found, nil
+}
+
+func (d *directory) fresh(name deviceName) bool {
+	list, known := d.lists[name.User]
+	if !known || d.stale.get(name.User) {
+		return false
+	}
+	age := time.Since(list.asked)
+	if list.devices[name.Device] == nil {
+		return age < deviceListPause
+	}
+	return age < deviceListLife
+}
+
+// ask queries keys. Called with asking held.
+func (d *directory) ask(ctx context.Context, k *keyring, users []id.UserID) error {
+	if len(users) == 0 {
+		return nil
+	}
+	if len(d.lists) > maxDeviceLists {
+		clear(d.lists)
+	}
+	for _, user := range users {
+		d.stale.remove(user)
+	}
+	d.metrics.KeyQueries.Add(uint64(len(users)))
+	answer, err := k.machine.FetchKeys(ctx, users, true)
+	if err != nil {
+		return err
+	}
+	for _, user := range users {
+		devices, answered := answer[user]
+		if !answered {
+			// Their homeserver is away: what we knew is still right.
+			devices = d.lists[user].devices
+			if devices == nil {
+				if devices, err = k.machine.CryptoStore.GetDevices(ctx, user); err != nil {
+					return err
+				}
+			}
+		}
+		d.lists[user] = deviceList{devices, time.Now()}
+	}
+	return nil
+}
+
+// owner returns the device of user that has the given curve25519 key, asking
+// the homeserver if it is not known. nil means there is none.
+func (d *directory) owner(ctx context.Context, k *keyring, user id.UserID, key id.SenderKey) (*id.Device, error) {
+	if err := d.asking.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer d.asking.release()
+	for range 2 {
+		for _, device := range d.lists[user].devices {
+			if device.IdentityKey == key {
+				return device, nil
+			}
+		}
+		if time.Since(d.lists[user].asked) < time.Second {
+			break
+		}
+		if err := d.ask(ctx, k, []id.UserID{user}); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// changed says that the devices of users are not as they were.
+func (d *directory) changed(users []id.UserID) {
+	for _, user := range users {
+		d.stale.set(user, true)
+	}
+}
+
+// heard remembers how a device speaks.
+func (d *directory) heard(name deviceName, encrypted bool) {
+	how := d.spoken.get(name)
+	if encrypted {
+		how.olm = true
+	} else {
+		how.plain = true
+	}
+	d.spoken.set(name, how)
+}
+
+// speaksPlainOnly says whether a device was heard, and never with olm.
+func (d *directory) speaksPlainOnly(name deviceName) bool {
+	how := d.spoken.get(name)
+	return how.plain && !how.olm
+}

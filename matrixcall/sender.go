@@ -1,0 +1,393 @@
+package matrixcall
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+)
+
+const (
+	// maxRound is how many devices one request may name, maxWaiting how
+	// many messages of one ghost may wait.
+	maxRound   = 50
+	maxWaiting = 4096
+
+	// maxMessage is the largest content a homeserver passes on.
+	maxMessage = 60 << 10
+
+	sendDeadline = 20 * time.Second
+
+	// plainInviteAge is how long an encrypted invite may stay unanswered
+	// before it is repeated plain, for peers that were only heard plain.
+	plainInviteAge = 10 * time.Second
+)
+
+var (
+	errPlainForbidden = errors.New("the device has no keys, and the configuration wants olm")
+	errOutboxFull     = errors.New("too many messages are waiting to be sent")
+	errTooLarge       = errors.New("message is too large for a homeserver")
+)
+
+// SendToDevice implements signalSender.
+func (s *Service) SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) error {
+	return ghost.outbox.send(ctx, batch)
+}
+
+// letter is one message waiting in an outbox.
+type letter struct {
+	to      deviceName
+	kind    string
+	content json.RawMessage
+	ctx     context.Context // of the send it belongs to
+	done    chan<- error    // has room for the answer of every letter
+}
+
+// finish reports how the letter ended, once.
+func (l *letter) finish(err error) { l.done <- err }
+
+// outbox sends the messages of one ghost, in order for each device. It works
+// in rounds: of every device the oldest message, one request per type, and the
+// next round when they are answered. So there are never two requests under way
+// for a device (matrix-js-sdk loses messages that overtake each other), and a
+// message for many devices is one request.
+//
+// send fills the queue; one goroutine drains it and ends when it is empty. A
+// full queue refuses.
+type outbox struct {
+	ghost *Ghost
+
+	mu      sync.Mutex
+	waiting []*letter // guarded by mu
+	running bool      // drain is at work; guarded by mu
+
+	// invites remembers when an invite went out first. Only drain touches it.
+	invites map[inviteName]time.Time
+}
+
+type inviteName struct {
+	to   deviceName
+	call string
+}
+
+// send queues the batch and waits until the homeserver has all of it, ctx
+// ends, or one message is given up.
+func (o *outbox) send(ctx context.Context, batch []OutMessage) error {
+	done := make(chan error, len(batch))
+	letters := make([]*letter, 0, len(batch))
+	for _, message := range batch {
+		content, err := json.Marshal(message.Content)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", message.Type, err)
+		}
+		if len(content) > maxMessage {
+			return fmt.Errorf("%s to %s: %w", message.Type, userName(message.User), errTooLarge)
+		}
+		letters = append(letters, &letter{
+			to: deviceName{message.User, message.Device}, kind: message.Type, content: content, ctx: ctx, done: done,
+		})
+	}
+	if err := o.put(letters); err != nil {
+		return err
+	}
+	var failed []error
+	for range letters {
+		select {
+		case err := <-done:
+			if err != nil {
+				failed = append(failed, err)
+			}
+		case <-ctx.Done():
+			return errors.Join(append(failed, context.Cause(ctx))...)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+func (o *outbox) put(letters []*letter) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.waiting)+len(letters) > maxWaiting {
+		o.ghost.service.metrics.MessagesFailed.Add(uint64(len(letters)))
+		return errOutboxFull
+	}
+	if !o.running && len(letters) > 0 {
+		if !o.ghost.service.spawn(o.drain) {
+			return errClosed
+		}
+		o.running = true
+	}
+	o.waiting = append(o.waiting, letters...)
+	return nil
+}
+
+func (o *outbox) drain() {
+	ctx := o.ghost.service.ctx
+	for {
+		round := o.take()
+		if len(round) == 0 {
+			return
+		}
+		if err := o.deliver(ctx, round); err != nil {
+			for _, l := range round {
+				o.fail(l, err)
+			}
+		}
+	}
+}
+
+// take removes the next round from the queue: of each device the oldest
+// message. Messages nobody waits for any more are dropped.
+func (o *outbox) take() []*letter {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var round, rest []*letter
+	named := make(map[deviceName]bool)
+	for _, l := range o.waiting {
+		switch {
+		case l.ctx.Err() != nil:
+			o.fail(l, context.Cause(l.ctx))
+		case named[l.to] || len(round) == maxRound:
+			named[l.to] = true // what is behind stays behind
+			rest = append(rest, l)
+		default:
+			named[l.to] = true
+			round = append(round, l)
+		}
+	}
+	o.waiting = rest
+	o.running = len(round) > 0
+	return round
+}
+
+func (o *outbox) fail(l *letter, err error) {
+	o.ghost.service.metrics.MessagesFailed.Add(1)
+	l.finish(fmt.Errorf("send %s to %s %s: %w", l.kind, userName(l.to.User), l.to.Device, err))
+}
+
+// deliver sends a round. The error, if any, is for those letters of the round
+// that are left; all others are finished.
+func (o *outbox) deliver(ctx context.Context, round []*letter) error {
+	sealed, err := o.seal(ctx, round)
+	if err != nil {
+		return err
+	}
+	groups := make(map[string]*parcel)
+	for _, l := range round {
+		kind, content := event.ToDeviceEncrypted.Type, sealed[l.to]
+		if content == nil {
+			if !o.ghost.service.cfg.AllowPlain {
+				o.fail(l, errPlainForbidden)
+				continue
+			}
+			kind, content = l.kind, l.content
+		}
+		if groups[kind] == nil {
+			groups[kind] = &parcel{kind: kind}
+		}
+		groups[kind].add(l, content)
+	}
+	for _, kind := range slices.Sorted(maps.Keys(groups)) {
+		o.post(ctx, groups[kind])
+	}
+	return nil
+}
+
+// seal encrypts the round's messages for all devices that can read olm. Who is
+// missing in the result gets plain messages.
+func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]json.RawMessage, error) {
+	names := make([]deviceName, 0, len(round))
+	for _, l := range round {
+		names = append(names, l.to)
+	}
+	known, err := o.lookUp(ctx, round, names)
+	if err != nil {
+		return nil, err
+	}
+	kinds := make(map[string]map[deviceName]*event.Content)
+	for _, l := range round {
+		if known[l.to] == nil || o.wantsPlain(l) {
+			continue
+		}
+		if kinds[l.kind] == nil {
+			kinds[l.kind] = make(map[deviceName]*event.Content)
+		}
+		kinds[l.kind][l.to] = &event.Content{VeryRaw: l.content}
+	}
+	sealed := make(map[deviceName]json.RawMessage)
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		contents, err := o.ghost.keys.encrypt(ctx, kind, kinds[kind])
+		if err != nil {
+			// One device can spoil it for all: try them one by one.
+			contents = o.encryptEach(ctx, kind, kinds[kind])
+		}
+		for to := range kinds[kind] {
+			content := contents[to]
+			if content == nil {
+				o.ghost.log.Debug("device gives out no one-time key", "user", userName(to.User), "device", to.Device)
+				continue
+			}
+			if sealed[to], err = json.Marshal(content); err != nil {
+				return nil, fmt.Errorf("encode olm message: %w", err)
+			}
+		}
+	}
+	return sealed, nil
+}
+
+func (o *outbox) encryptEach(ctx context.Context, kind string, contents map[deviceName]*event.Content) map[deviceName]*event.Content {
+	sealed := make(map[deviceName]*event.Content)
+	for to, content := range contents {
+		one, err := o.ghost.keys.encrypt(ctx, kind, map[deviceName]*event.Content{to: content})
+		if err != nil {
+			o.ghost.log.Warn("encrypt", "user", userName(to.User), "device", to.Device, "err", err)
+			continue
+		}
+		maps.Copy(sealed, one)
+	}
+	return sealed
+}
+
+// lookUp finds the devices' keys. While the homeserver cannot be asked it
+// tries again: sending plain to somebody who has keys would be wrong, and
+// nothing else could be sent either.
+func (o *outbox) lookUp(ctx context.Context, round []*letter, names []deviceName) (map[deviceName]*id.Device, error) {
+	for attempt := 0; ; attempt++ {
+		known, err := o.ghost.service.directory.find(ctx, o.ghost.keys, names)
+		if err == nil || !isTransient(err) {
+			return known, err
+		}
+		if err := o.pause(ctx, round, attempt, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// wantsPlain says whether an invite should go plain although the device has
+// keys: it was encrypted before, nothing came back, and the peer was only ever
+// heard plain. (matrix-js-sdk without crypto can share a device with keys of
+// an earlier life.)
+func (o *outbox) wantsPlain(l *letter) bool {
+	if l.kind != "m.call.invite" || !o.ghost.service.cfg.AllowPlain {
+		return false
+	}
+	var invite struct {
+		CallID string `json:"call_id"`
+	}
+	if json.Unmarshal(l.content, &invite) != nil {
+		return false
+	}
+	if o.invites == nil || len(o.invites) > 1000 {
+		o.invites = make(map[inviteName]time.Time)
+	}
+	name := inviteName{l.to, invite.CallID}
+	first, repeated := o.invites[name]
+	if !repeated {
+		o.invites[name] = time.Now()
+		return false
+	}
+	return time.Since(first) >= plainInviteAge && o.ghost.service.directory.speaksPlainOnly(l.to)
+}
+
+// parcel is one sendToDevice request: messages of one type for some devices.
+type parcel struct {
+	kind     string
+	letters  []*letter
+	messages map[id.UserID]map[id.DeviceID]json.RawMessage
+}
+
+func (p *parcel) add(l *letter, content json.RawMessage) {
+	p.letters = append(p.letters, l)
+	if p.messages == nil {
+		p.messages = make(map[id.UserID]map[id.DeviceID]json.RawMessage)
+	}
+	if p.messages[l.to.User] == nil {
+		p.messages[l.to.User] = make(map[id.DeviceID]json.RawMessage)
+	}
+	p.messages[l.to.User][l.to.Device] = content
+}
+
+// post sends a parcel and finishes its letters. A request that got no answer
+// is repeated with the same transaction id and the same content, so that the
+// homeserver takes it once.
+func (o *outbox) post(ctx context.Context, p *parcel) {
+	s := o.ghost.service
+	txn := s.transactionID()
+	for attempt := 0; ; attempt++ {
+		err := o.put1(ctx, p, txn)
+		switch {
+		case err == nil:
+			s.metrics.MessagesSent.Add(uint64(len(p.letters)))
+			if p.kind != event.ToDeviceEncrypted.Type {
+				s.metrics.MessagesSentPlain.Add(uint64(len(p.letters)))
+			}
+			for _, l := range p.letters {
+				l.finish(nil)
+			}
+			return
+		case isTransient(err):
+			if err = o.pause(ctx, p.letters, attempt, err); err == nil {
+				s.metrics.SendRetries.Add(1)
+				continue
+			}
+		case isUnknownDevice(err):
+			o.ghost.deviceGone()
+			err = errDeviceGone
+		case len(p.letters) > 1:
+			// The homeserver minds one of them and does not say which.
+			for _, l := range p.letters {
+				single := &parcel{kind: p.kind}
+				single.add(l, p.messages[l.to.User][l.to.Device])
+				o.post(ctx, single)
+			}
+			return
+		}
+		for _, l := range p.letters {
+			o.fail(l, err)
+		}
+		return
+	}
+}
+
+// put1 makes one attempt.
+func (o *outbox) put1(ctx context.Context, p *parcel, txn string) error {
+	ctx, cancel := context.WithTimeout(ctx, sendDeadline)
+	defer cancel()
+	o.ghost.service.metrics.SendRequests.Add(1)
+	client := o.ghost.asSelf
+	_, err := client.MakeFullRequest(ctx, mautrix.FullRequest{
+		Method: http.MethodPut, URL: client.BuildClientURL("v3", "sendToDevice", p.kind, txn),
+		RequestJSON: map[string]any{"messages": p.messages}, MaxAttempts: 1,
+	})
+	return err
+}
+
+// pause waits before another attempt. It returns an error when there is to be
+// none: the service closes, or nobody waits for any of the letters any more.
+func (o *outbox) pause(ctx context.Context, letters []*letter, attempt int, cause error) error {
+	wanted := slices.ContainsFunc(letters, func(l *letter) bool { return l.ctx.Err() == nil })
+	if !wanted {
+		return cause
+	}
+	wait := max(backoff(attempt, 250*time.Millisecond, 8*time.Second), retryAfter(cause))
+	if attempt == 2 {
+		o.ghost.log.Warn("messages are stuck", "messages", len(letters), "err", cause)
+	}
+	return sleep(ctx, wait)
+}
+
+// transactionID returns an id no request of this application service has used
+// before. Synapse tells requests apart by path and application service, not by
+// ghost: a second ghost's request with a used id is swallowed with a 200.
+func (s *Service) transactionID() string {
+	return fmt.Sprintf("%s.%d", s.session, s.requests.Add(1))
+}

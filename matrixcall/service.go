@@ -1,0 +1,394 @@
+package matrixcall
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.mau.fi/util/dbutil"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto/sql_store_upgrade"
+	"maunium.net/go/mautrix/id"
+)
+
+// Config says which homeserver the service belongs to and who it is there.
+// The tokens and names are those of the registration file.
+type Config struct {
+	HomeserverURL string // where the client-server API answers, e.g. http://localhost:8008
+	Domain        string // the part of user ids behind the colon
+	ASToken       string
+	HSToken       string
+	ID            string // the registration's id
+	BotLocalpart  string // the user who invites ghosts and speaks for the bridge
+	GhostPrefix   string // how the localparts of all ghosts begin, e.g. _sip_
+
+	// AllowPlain lets call messages be sent to and taken from devices
+	// without olm. matrix-js-sdk since version 37 speaks no other way.
+	AllowPlain bool
+
+	ICE ICEConfig
+
+	// Transport carries all requests to the homeserver; nil means a pool
+	// of connections made for many pollers.
+	Transport http.RoundTripper
+}
+
+// Store is what the service remembers beside olm's tables. Its methods may be
+// called from many goroutines.
+type Store interface {
+	// GhostDevice returns the ghost's device, "" when it has none yet.
+	GhostDevice(ctx context.Context, user id.UserID) (id.DeviceID, error)
+	SaveGhostDevice(ctx context.Context, user id.UserID, device id.DeviceID) error
+	// SyncToken returns how far the ghost's to-device messages were read,
+	// "" when they never were.
+	SyncToken(ctx context.Context, user id.UserID) (string, error)
+	SaveSyncToken(ctx context.Context, user id.UserID, token string) error
+	// MarkTransaction remembers a transaction and says whether it is new.
+	MarkTransaction(ctx context.Context, txnID string) (fresh bool, err error)
+}
+
+// Handler hears what people do in rooms. Its methods must not block and must
+// not call back. It may be nil.
+type Handler interface {
+	// Message is a text message of a person in a room the bot is in.
+	Message(Message)
+}
+
+// Message is a text message in a room.
+type Message struct {
+	Room   id.RoomID
+	Event  id.EventID
+	Sender id.UserID
+	Body   string
+}
+
+// Service is the application service. Its methods may be called from many
+// goroutines.
+type Service struct {
+	cfg     Config
+	store   Store
+	db      *dbutil.Database
+	handler Handler
+	log     *slog.Logger
+	metrics Metrics
+	engine  *engine
+	bot     *mautrix.Client
+	owner   *mautrix.Client // acts as nobody: as the application service itself
+	http    *http.Client
+
+	// ctx ends with Close; everything that runs on its own hangs on it.
+	ctx   context.Context
+	stop  context.CancelCauseFunc
+	wg    sync.WaitGroup
+	ready atomic.Bool
+
+	kicker    *kicker
+	tracker   *tracker
+	rooms     *roomQueues
+	seen      seenEvents
+	directory *directory
+	turn      turnCache
+	states    keyedLocks[stateSlot]
+
+	making   keyedLocks[id.UserID]
+	session  string        // makes transaction ids differ from those of earlier runs
+	requests atomic.Uint64 // sendToDevice requests of this run
+
+	mu       sync.Mutex // guards the fields below
+	closed   bool       // nothing may be spawned any more
+	ghosts   map[id.UserID]*Ghost
+	attached map[*Membership]*Ghost
+}
+
+// errClosed is the cause of everything that ends because the service does.
+var errClosed = errors.New("matrix service closed")
+
+// New makes a service and brings the olm tables of cryptoDB up to date. It
+// does not talk to the homeserver yet.
+func New(cfg Config, store Store, cryptoDB *dbutil.Database, handler Handler, log *slog.Logger) (*Service, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	transport := cfg.Transport
+	if transport == nil {
+		pool := http.DefaultTransport.(*http.Transport).Clone()
+		// One connection per poller stays open; the default keeps two.
+		pool.MaxIdleConns, pool.MaxIdleConnsPerHost = 0, 512
+		transport = pool
+	}
+	ctx, stop := context.WithCancelCause(context.Background())
+	s := &Service{
+		cfg: cfg, store: store, db: cryptoDB, handler: handler, log: log,
+		http: &http.Client{Transport: newSendGate(transport), Timeout: 40 * time.Second},
+		ctx:  ctx, stop: stop,
+		session: rand.Text()[:12],
+		ghosts:  make(map[id.UserID]*Ghost), attached: make(map[*Membership]*Ghost),
+	}
+	s.kicker = newKicker(s)
+	s.tracker = newTracker(s)
+	s.directory = newDirectory(&s.metrics)
+	s.rooms = newRoomQueues(s)
+	var err error
+	if s.bot, err = s.client(id.NewUserID(cfg.BotLocalpart, cfg.Domain)); err != nil {
+		return nil, err
+	}
+	if s.owner, err = s.client(s.bot.UserID); err != nil {
+		return nil, err
+	}
+	s.owner.SetAppServiceUserID = false
+	tables := cryptoDB.Child(sql_store_upgrade.VersionTableName, sql_store_upgrade.Table, nil)
+	if err := tables.Upgrade(ctx); err != nil {
+		return nil, fmt.Errorf("upgrade olm tables: %w", err)
+	}
+	if s.engine, err = newEngine(cfg.ICE, log); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (c Config) check() error {
+	var missing []string
+	for _, field := range []struct{ name, value string }{
+		{"homeserver address", c.HomeserverURL},
+		{"homeserver domain", c.Domain},
+		{"as_token", c.ASToken},
+		{"hs_token", c.HSToken},
+		{"id", c.ID},
+		{"bot", c.BotLocalpart},
+		{"ghost_prefix", c.GhostPrefix},
+	} {
+		if field.value == "" {
+			missing = append(missing, field.name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("matrix configuration lacks %s", strings.Join(missing, ", "))
+	}
+	if strings.HasPrefix(c.BotLocalpart, c.GhostPrefix) {
+		return fmt.Errorf("the bot %q must not begin like a ghost (%q)", c.BotLocalpart, c.GhostPrefix)
+	}
+	if address, err := url.Parse(c.HomeserverURL); err != nil || address.Host == "" || (address.Scheme != "http" && address.Scheme != "https") {
+		return fmt.Errorf("homeserver address %q is not an http or https URL", c.HomeserverURL)
+	}
+	return nil
+}
+
+// client makes a client that acts as user, without a device.
+func (s *Service) client(user id.UserID) (*mautrix.Client, error) {
+	client, err := mautrix.NewClient(s.cfg.HomeserverURL, user, s.cfg.ASToken)
+	if err != nil {
+		return nil, fmt.Errorf("matrix client for %s: %w", userName(user), err)
+	}
+	client.Client = s.http
+	client.Log = zerologTo(s.log, slog.LevelWarn)
+	client.UserAgent = "trunkline"
+	client.SetAppServiceUserID = true
+	client.DefaultHTTPRetries = 3
+	client.DefaultHTTPBackoff = 500 * time.Millisecond
+	client.MaxHTTPBackoff = 8 * time.Second
+	return client, nil
+}
+
+// Start makes sure that the homeserver is there, knows this application
+// service and reaches it, and that the bot exists. It waits for a homeserver
+// that is not up yet and returns an error when waiting cannot help. The
+// service's HTTPHandler must be served before.
+func (s *Service) Start(ctx context.Context) error {
+	steps := []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"ask for versions", s.checkVersions},
+		{"authenticate", s.checkIdentity},
+		{"register the bot", s.registerBot},
+		{"ping", s.ping},
+	}
+	for _, step := range steps {
+		if err := s.retry(ctx, step.name, step.run); err != nil {
+			return fmt.Errorf("homeserver %s: %s: %w", s.cfg.HomeserverURL, step.name, err)
+		}
+	}
+	s.ready.Store(true)
+	s.log.Info("matrix side is ready", "homeserver", s.cfg.HomeserverURL, "bot", s.bot.UserID)
+	return nil
+}
+
+// Close ends all pollers and queues and waits for them. Memberships should
+// have left before.
+func (s *Service) Close() {
+	s.ready.Store(false)
+	s.stop(errClosed)
+	s.mu.Lock()
+	s.closed = true
+	ghosts := make([]*Ghost, 0, len(s.ghosts))
+	for _, g := range s.ghosts {
+		ghosts = append(ghosts, g)
+	}
+	s.mu.Unlock()
+	for _, g := range ghosts {
+		g.close()
+	}
+	s.wg.Wait()
+	if err := s.engine.Close(); err != nil {
+		s.log.Warn("close engine", "err", err)
+	}
+	s.http.CloseIdleConnections()
+}
+
+// spawn runs work until it returns; Close waits for it. After Close it runs
+// nothing and says so.
+func (s *Service) spawn(work func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.wg.Go(work)
+	}
+	return !s.closed
+}
+
+// Metrics returns the counters of the service.
+func (s *Service) Metrics() *Metrics { return &s.metrics }
+
+// Bot returns the user id of the bot.
+func (s *Service) Bot() id.UserID { return s.bot.UserID }
+
+// OwnGhost says whether user is a ghost of this bridge.
+func (s *Service) OwnGhost(user id.UserID) bool {
+	localpart, domain, found := strings.Cut(strings.TrimPrefix(string(user), "@"), ":")
+	return found && domain == s.cfg.Domain && strings.HasPrefix(localpart, s.cfg.GhostPrefix)
+}
+
+func (s *Service) rtcEngine() *engine { return s.engine }
+
+// retry runs step until it succeeds, ctx ends or the error is one that will
+// not go away by waiting.
+func (s *Service) retry(ctx context.Context, name string, step func(context.Context) error) error {
+	for attempt := 0; ; attempt++ {
+		err := step(ctx)
+		var final *permanentError
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return cmp.Or(context.Cause(ctx), err)
+		case errors.As(err, &final):
+			return final.err
+		}
+		wait := backoff(attempt, 500*time.Millisecond, 10*time.Second)
+		s.log.Warn("homeserver does not do what is needed yet", "step", name, "err", err, "again_in", wait)
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// permanentError marks an error that waiting does not cure.
+type permanentError struct{ err error }
+
+func (e *permanentError) Error() string { return e.err.Error() }
+func (e *permanentError) Unwrap() error { return e.err }
+
+func permanent(format string, args ...any) error { return &permanentError{fmt.Errorf(format, args...)} }
+
+func (s *Service) checkVersions(ctx context.Context) error {
+	versions, err := s.bot.Versions(mautrix.WithMaxRetries(ctx, 0))
+	if err != nil {
+		return err
+	}
+	if len(versions.Versions) == 0 {
+		return permanent("%s/_matrix/client/versions is not answered like a Matrix homeserver would", s.cfg.HomeserverURL)
+	}
+	return nil
+}
+
+func (s *Service) checkIdentity(ctx context.Context) error {
+	// Without user_id the homeserver says who the token's owner is: the
+	// sender_localpart of the registration, which need not be the bot.
+	who, err := s.owner.Whoami(mautrix.WithMaxRetries(ctx, 0))
+	switch {
+	case errors.Is(err, mautrix.MUnknownToken):
+		return permanent("the homeserver does not know as_token: put the registration file into app_service_config_files and restart the homeserver: %w", err)
+	case errors.Is(err, mautrix.MForbidden):
+		return permanent("the homeserver refuses as_token: %w", err)
+	case err != nil:
+		return err
+	}
+	if _, domain, err := who.UserID.Parse(); err != nil || domain != s.cfg.Domain {
+		return permanent("homeserver domain is %q in the configuration, but the homeserver's users end in %q", s.cfg.Domain, who.UserID.Homeserver())
+	}
+	return nil
+}
+
+func (s *Service) registerBot(ctx context.Context) error {
+	return s.registerUser(ctx, s.cfg.BotLocalpart)
+}
+
+// registerUser makes sure that a user of ours exists.
+func (s *Service) registerUser(ctx context.Context, localpart string) error {
+	_, _, err := s.owner.Register(mautrix.WithMaxRetries(ctx, 0), &mautrix.ReqRegister[any]{
+		Type: mautrix.AuthTypeAppservice, Username: localpart, InhibitLogin: true,
+	})
+	switch {
+	case err == nil, errors.Is(err, mautrix.MUserInUse):
+		return nil
+	case errors.Is(err, mautrix.MExclusive), errors.Is(err, mautrix.MInvalidUsername):
+		return permanent("the registration file does not cover user %q: its namespaces.users must: %w", hideDigits(localpart), err)
+	case errors.Is(err, mautrix.MForbidden), errors.Is(err, mautrix.MUnknownToken):
+		return permanent("%w", err)
+	}
+	return err
+}
+
+// maxPings is how often the homeserver may fail to reach us before Start
+// gives up: about half a minute.
+const maxPings = 8
+
+func (s *Service) ping(ctx context.Context) error {
+	var err error
+	for attempt := range maxPings {
+		_, err = s.owner.AppservicePing(ctx, s.cfg.ID, s.bot.TxnID())
+		var response mautrix.HTTPError
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, mautrix.MUnrecognized):
+			s.log.Warn("homeserver cannot ping application services; it may not reach the bridge")
+			return nil
+		case errors.Is(err, mautrix.MURLNotSet):
+			return permanent("the registration file has no url: the homeserver cannot reach the bridge: %w", err)
+		case errors.Is(err, mautrix.MForbidden):
+			return permanent("the homeserver knows another id than %q for as_token: %w", s.cfg.ID, err)
+		case errors.Is(err, mautrix.MBadStatus) && errors.As(err, &response) && response.RespError != nil:
+			status, _ := response.RespError.ExtraData["status"].(float64)
+			if status == http.StatusForbidden || status == http.StatusUnauthorized {
+				return permanent("hs_token in the registration file the homeserver has read differs from the configuration")
+			}
+		}
+		if attempt < maxPings-1 {
+			wait := backoff(attempt, 500*time.Millisecond, 8*time.Second)
+			s.log.Warn("homeserver does not reach the bridge yet", "err", err, "again_in", wait)
+			if err := sleep(ctx, wait); err != nil {
+				return err
+			}
+		}
+	}
+	return permanent("the homeserver cannot reach the bridge at the url in the registration file: %w", err)
+}
+
+// Notice says something in the room, as the bot.
+func (s *Service) Notice(ctx context.Context, room id.RoomID, text string) error {
+	content := map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}}
+	if _, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content); err != nil {
+		return fmt.Errorf("notice in %s: %w", room, err)
+	}
+	return nil
+}

@@ -1,0 +1,355 @@
+package matrixcall
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"net/http"
+	"slices"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+)
+
+// The state events of a group call. Clients write and read the unstable
+// names; a client that writes the stable ones is understood as well.
+const (
+	callType         = "org.matrix.msc3401.call"
+	memberType       = "org.matrix.msc3401.call.member"
+	callTypeStable   = "m.call"
+	memberTypeStable = "m.call.member"
+)
+
+// callEnded is what m.terminated says.
+const callEnded = "call_ended"
+
+// callSnapshot is what a room's state says about calls.
+type callSnapshot struct {
+	calls   map[string]roomEvent           // by conf id
+	members map[id.UserID]roomEvent        // call member events, by user
+	joined  map[id.UserID]event.Membership // m.room.member
+	joinTS  map[id.UserID]int64            // when that was said, ms
+	rights  roomRights
+}
+
+func newSnapshot() *callSnapshot {
+	return &callSnapshot{
+		calls: make(map[string]roomEvent), members: make(map[id.UserID]roomEvent),
+		joined: make(map[id.UserID]event.Membership), joinTS: make(map[id.UserID]int64),
+	}
+}
+
+// put applies a state event. Late events, which a homeserver delivers after
+// newer ones when it was away, do nothing; put says so.
+func (c *callSnapshot) put(e roomEvent) (late bool) {
+	if e.StateKey == nil {
+		return false
+	}
+	key := *e.StateKey
+	switch e.Type {
+	case callType, callTypeStable:
+		if old, known := c.calls[key]; known && old.Time > e.Time {
+			return true
+		}
+		c.calls[key] = e
+	case memberType, memberTypeStable:
+		// MatrixRTC uses the same type with other state keys.
+		if id.UserID(key) != e.Sender {
+			return false
+		}
+		if old, known := c.members[e.Sender]; known && old.Time > e.Time {
+			return true
+		}
+		c.members[e.Sender] = e
+	case membershipTypes:
+		user := id.UserID(key)
+		if c.joinTS[user] > e.Time {
+			return true
+		}
+		var member event.MemberEventContent
+		if json.Unmarshal(e.Content, &member) != nil {
+			return false
+		}
+		c.joined[user], c.joinTS[user] = member.Membership, e.Time
+	case event.StateCreate.Type:
+		c.rights.create = &e
+	case event.StatePowerLevels.Type:
+		c.rights.powerLevels = &e
+	}
+	return false
+}
+
+// call returns the call with that id; ConfID is "" when there is none.
+func (c *callSnapshot) call(s *Service, confID string) CallState {
+	e, known := c.calls[confID]
+	if !known {
+		return CallState{}
+	}
+	var content struct {
+		Intent     string `json:"m.intent"`
+		Type       string `json:"m.type"`
+		Name       string `json:"m.name"`
+		Terminated any    `json:"m.terminated"`
+	}
+	err := json.Unmarshal(e.Content, &content)
+	// A redacted event has lost its content; js-sdk takes that for the end,
+	// too.
+	redacted := err != nil || bytes.Equal(bytes.Join(bytes.Fields(e.Content), nil), []byte("{}"))
+	return CallState{
+		ConfID: confID, Type: content.Type, Intent: content.Intent, Name: content.Name,
+		Sender: e.Sender, Ours: s.OwnGhost(e.Sender), Ended: redacted || truthy(content.Terminated),
+	}
+}
+
+// truthy is JavaScript's idea of yes: clients write true or "call_ended".
+func truthy(v any) bool {
+	switch v := v.(type) {
+	case nil:
+		return false
+	case bool:
+		return v
+	case string:
+		return v != ""
+	case float64:
+		return v != 0
+	}
+	return true
+}
+
+// newestCall returns the newest call that has not ended: a room has one call,
+// and clients that find several take that one.
+func (c *callSnapshot) newestCall(s *Service) CallState {
+	newest := slices.SortedFunc(maps.Keys(c.calls), func(a, b string) int {
+		return cmp.Or(-cmp.Compare(c.calls[a].Time, c.calls[b].Time), cmp.Compare(a, b))
+	})
+	for _, confID := range newest {
+		if call := c.call(s, confID); !call.Ended {
+			return call
+		}
+	}
+	return CallState{}
+}
+
+// devices lists the devices of a call, of users who are in the room.
+func (c *callSnapshot) devices(s *Service, confID string) []MemberDevice {
+	var devices []MemberDevice
+	for _, user := range slices.Sorted(maps.Keys(c.members)) {
+		if c.joined[user] != event.MembershipJoin {
+			continue
+		}
+		for _, call := range memberCalls(c.members[user].Content) {
+			if call.CallID != confID {
+				continue
+			}
+			for _, device := range call.Devices {
+				if device.DeviceID == "" || device.SessionID == "" {
+					continue
+				}
+				devices = append(devices, MemberDevice{
+					User: user, Device: device.DeviceID, Session: device.SessionID,
+					Expires: device.expires(), Ours: s.OwnGhost(user),
+				})
+			}
+		}
+	}
+	return devices
+}
+
+// readCall is one call in a member event, as anybody may have written it.
+type readCall struct {
+	CallID  string       `json:"m.call_id"`
+	Devices []readDevice `json:"m.devices"`
+}
+
+type readDevice struct {
+	DeviceID  id.DeviceID `json:"device_id"`
+	SessionID string      `json:"session_id"`
+	ExpiresTS any         `json:"expires_ts"` // ms
+}
+
+// expires returns the zero time unless expires_ts is a safe integer: neither
+// client takes anything else.
+func (d readDevice) expires() time.Time {
+	ms, ok := d.ExpiresTS.(float64)
+	if !ok || ms != math.Trunc(ms) || math.Abs(ms) > 1<<53-1 {
+		return time.Time{}
+	}
+	return time.UnixMilli(int64(ms))
+}
+
+// memberCalls reads the m.calls array, each part on its own: one bad entry
+// must not hide the others. Content without such an array is MatrixRTC's.
+func memberCalls(content json.RawMessage) []readCall {
+	var outer struct {
+		Calls []json.RawMessage `json:"m.calls"`
+	}
+	if json.Unmarshal(content, &outer) != nil {
+		return nil
+	}
+	var calls []readCall
+	for _, raw := range outer.Calls {
+		var call struct {
+			CallID  string            `json:"m.call_id"`
+			Devices []json.RawMessage `json:"m.devices"`
+		}
+		if json.Unmarshal(raw, &call) != nil {
+			continue
+		}
+		read := readCall{CallID: call.CallID}
+		for _, raw := range call.Devices {
+			var device readDevice
+			if json.Unmarshal(raw, &device) == nil {
+				read.Devices = append(read.Devices, device)
+			}
+		}
+		calls = append(calls, read)
+	}
+	return calls
+}
+
+// readState asks the homeserver for a room's state, as the ghost.
+func (s *Service) readState(ctx context.Context, g *Ghost, room id.RoomID) (*callSnapshot, error) {
+	s.metrics.StateReads.Add(1)
+	snapshot := newSnapshot()
+	_, err := g.asUser.MakeFullRequest(ctx, mautrix.FullRequest{
+		Method: http.MethodGet, URL: g.asUser.BuildClientURL("v3", "rooms", room, "state"),
+		Handler: func(_ *http.Request, response *http.Response, _ any, limit int64) ([]byte, error) {
+			return nil, snapshot.decode(io.LimitReader(response.Body, limit))
+		},
+	})
+	return snapshot, err
+}
+
+// decode reads an array of events one by one: a large room's state is many
+// megabytes, nearly all of it members.
+func (c *callSnapshot) decode(body io.Reader) error {
+	decoder := json.NewDecoder(body)
+	if token, err := decoder.Token(); err != nil || token != json.Delim('[') {
+		return fmt.Errorf("state is no array: %v", cmp.Or[any](err, token))
+	}
+	for decoder.More() {
+		var raw json.RawMessage
+		if err := decoder.Decode(&raw); err != nil {
+			return fmt.Errorf("read state: %w", err)
+		}
+		var e roomEvent
+		if json.Unmarshal(raw, &e) == nil {
+			c.put(e)
+		}
+	}
+	return nil
+}
+
+// activeCall implements callHost.
+func (s *Service) activeCall(ctx context.Context, ghost *Ghost, room id.RoomID) (CallState, error) {
+	state, err := s.readState(ctx, ghost, room)
+	if err != nil {
+		return CallState{}, fmt.Errorf("read state of %s: %w", room, err)
+	}
+	return state.newestCall(s), nil
+}
+
+// stateSlot names a member event of ours.
+type stateSlot struct {
+	room id.RoomID
+	user id.UserID
+}
+
+// PutMember implements stateWriter. Writes of one ghost in one room come one
+// after the other.
+func (s *Service) PutMember(ctx context.Context, ghost *Ghost, room id.RoomID, content MemberContent) error {
+	release, err := s.states.acquire(ctx, stateSlot{room, ghost.user})
+	if err != nil {
+		return err
+	}
+	defer release()
+	if content.Calls == nil {
+		content.Calls = []MemberCall{} // clients want the array
+	}
+	return s.putState(ctx, ghost, room, memberType, ghost.user.String(), content)
+}
+
+// PutCall implements stateWriter.
+func (s *Service) PutCall(ctx context.Context, ghost *Ghost, room id.RoomID, confID string, content CallContent) error {
+	return s.putState(ctx, ghost, room, callType, confID, content)
+}
+
+func (s *Service) putState(ctx context.Context, g *Ghost, room id.RoomID, kind, key string, content any) error {
+	_, err := g.asUser.SendStateEvent(ctx, room, event.Type{Type: kind, Class: event.StateEventType}, key, content)
+	if err != nil {
+		return fmt.Errorf("put %s in %s: %w", kind, room, s.explainForbidden(ctx, g, room, kind, err))
+	}
+	return nil
+}
+
+// SweepMembership removes what a membership has left in its room when the
+// program died: the ghost's entry, and the call if we made it and nobody is
+// in it any more. Peers that were connected find out by themselves.
+func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) error {
+	if !s.OwnGhost(info.Ghost) {
+		return fmt.Errorf("sweep %s: not a ghost of this bridge", userName(info.Ghost))
+	}
+	asUser, err := s.client(info.Ghost)
+	if err != nil {
+		return err
+	}
+	g := &Ghost{service: s, log: s.log, user: info.Ghost, device: info.Device, asUser: asUser}
+	state, err := s.readState(ctx, g, info.Room)
+	switch {
+	case isNotFound(err), isForbidden(err):
+		return nil // the ghost is not in the room any more, so neither is its entry
+	case err != nil:
+		return fmt.Errorf("read state of %s: %w", info.Room, err)
+	}
+	if rest, found := state.without(info); found {
+		if err := s.PutMember(ctx, g, info.Room, rest); err != nil {
+			return err
+		}
+		delete(state.members, info.Ghost)
+	}
+	call := state.call(s, info.ConfID)
+	if !info.Created || call.ConfID == "" || call.Ended {
+		return nil
+	}
+	now := time.Now()
+	for _, device := range state.devices(s, info.ConfID) {
+		if device.Expires.After(now) {
+			return nil
+		}
+	}
+	return s.PutCall(ctx, g, info.Room, info.ConfID, CallContent{
+		Intent: call.Intent, Type: call.Type, Name: call.Name, Terminated: callEnded,
+	})
+}
+
+// without returns the ghost's member content without the membership's device,
+// and whether that was in it. Other calls and devices stay as they are.
+func (c *callSnapshot) without(info MembershipInfo) (rest MemberContent, found bool) {
+	for _, call := range memberCalls(c.members[info.Ghost].Content) {
+		kept := MemberCall{CallID: call.CallID}
+		for _, device := range call.Devices {
+			if call.CallID == info.ConfID && device.DeviceID == info.Device &&
+				(info.SessionID == "" || device.SessionID == info.SessionID) {
+				found = true
+				continue
+			}
+			if expires := device.expires(); expires.After(time.Now()) {
+				kept.Devices = append(kept.Devices, MemberCallDevice{
+					DeviceID: device.DeviceID, SessionID: device.SessionID, ExpiresTS: expires.UnixMilli(),
+					Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
+				})
+			}
+		}
+		if len(kept.Devices) > 0 {
+			rest.Calls = append(rest.Calls, kept)
+		}
+	}
+	return rest, found
+}

@@ -1,0 +1,315 @@
+package matrixcall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+)
+
+const (
+	// rereadEvery is how often the state of a room with a live call is
+	// read again: a homeserver that dies loses room events it had accepted
+	// for delivery.
+	rereadEvery = time.Minute
+	// rereadPause is the least time between two reads of a room.
+	rereadPause = 500 * time.Millisecond
+	// rereadShare bounds what reading may cost: a room whose state takes a
+	// second to read is read every 30 seconds at most.
+	rereadShare = 30
+)
+
+// tracker holds the call state of the rooms our ghosts have calls in, and
+// tells the conferences about it.
+type tracker struct {
+	service *Service
+
+	mu    sync.Mutex
+	rooms map[id.RoomID]*trackedRoom // guarded by mu
+}
+
+// trackedRoom is one room with at least one conference. Its goroutine, run,
+// reads the state; events come in between.
+type trackedRoom struct {
+	service *Service
+	room    id.RoomID
+	end     context.CancelCauseFunc
+	done    chan struct{}
+	wake    chan struct{} // holds one request to read; filled by anybody, drained by run
+
+	mu          sync.Mutex
+	conferences []tracked     // guarded by mu
+	state       *callSnapshot // nil until the first read; guarded by mu
+	reading     bool          // a read is under way; guarded by mu
+	meanwhile   []roomEvent   // events that came during the read; guarded by mu
+}
+
+type tracked struct {
+	ghost      *Ghost
+	conference *Membership
+}
+
+func newTracker(s *Service) *tracker {
+	return &tracker{service: s, rooms: make(map[id.RoomID]*trackedRoom)}
+}
+
+func (t *tracker) find(room id.RoomID) *trackedRoom {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.rooms[room]
+}
+
+// follows says whether the room has a live call of ours.
+func (t *tracker) follows(room id.RoomID) bool { return t.find(room) != nil }
+
+// event applies a state event that came by transaction.
+func (t *tracker) event(e roomEvent) {
+	if room := t.find(e.Room); room != nil {
+		room.event(e)
+	}
+}
+
+// refresh asks for a fresh read of the room's state. It does not block.
+func (t *tracker) refresh(room id.RoomID) {
+	if r := t.find(room); r != nil {
+		r.refresh()
+	}
+}
+
+// add begins to tell the conference about its room.
+func (t *tracker) add(g *Ghost, m *Membership) error {
+	room := m.Info().Room
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.rooms[room]
+	if r == nil {
+		ctx, end := context.WithCancelCause(t.service.ctx)
+		r = &trackedRoom{
+			service: t.service, room: room, end: end,
+			done: make(chan struct{}), wake: make(chan struct{}, 1),
+		}
+		r.conferences = []tracked{{g, m}}
+		if !t.service.spawn(func() { r.run(ctx) }) {
+			end(errClosed)
+			return errClosed
+		}
+		t.rooms[room] = r
+	} else {
+		r.mu.Lock()
+		r.conferences = append(r.conferences, tracked{g, m})
+		r.mu.Unlock()
+	}
+	r.refresh()
+	return nil
+}
+
+// remove ends that; after it returns the conference hears nothing more.
+func (t *tracker) remove(m *Membership) {
+	t.mu.Lock()
+	r := t.rooms[m.Info().Room]
+	if r == nil {
+		t.mu.Unlock()
+		return
+	}
+	r.mu.Lock() // waits for a delivery under way
+	r.conferences = slices.DeleteFunc(r.conferences, func(c tracked) bool { return c.conference == m })
+	last := len(r.conferences) == 0
+	r.mu.Unlock()
+	if last {
+		delete(t.rooms, r.room)
+	}
+	t.mu.Unlock()
+	if last {
+		r.end(errClosed)
+		<-r.done
+	}
+}
+
+func (r *trackedRoom) refresh() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // one is waiting already
+	}
+}
+
+// run reads the state when asked to and every rereadEvery.
+func (r *trackedRoom) run(ctx context.Context) {
+	defer close(r.done)
+	timer := time.NewTimer(rereadEvery)
+	defer timer.Stop()
+	failures := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-r.wake:
+		}
+		began := time.Now()
+		err := r.read(ctx)
+		pause := max(rereadPause, min(rereadShare*time.Since(began), rereadEvery))
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			failures++
+			pause = max(backoff(failures, time.Second, 30*time.Second), retryAfter(err))
+			r.service.log.Warn("room state cannot be read", "room", r.room, "err", err, "again_in", pause)
+			r.refresh()
+		default:
+			failures = 0
+		}
+		if sleep(ctx, pause) != nil {
+			return
+		}
+		timer.Reset(rereadEvery)
+	}
+}
+
+// read replaces the state by what the homeserver says and tells all
+// conferences. Events that came during the read are applied to the result:
+// the homeserver may have answered before them.
+func (r *trackedRoom) read(ctx context.Context) error {
+	r.mu.Lock()
+	if len(r.conferences) == 0 {
+		r.mu.Unlock()
+		return nil
+	}
+	reader := r.conferences[0].ghost
+	r.reading, r.meanwhile = true, nil
+	r.mu.Unlock()
+
+	state, err := r.service.readState(ctx, reader, r.room)
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reading = false
+	if isForbidden(err) {
+		// The ghost we read as is not in the room any more.
+		r.ghostOut(reader)
+		r.refresh()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range r.meanwhile {
+		state.put(e)
+	}
+	r.meanwhile, r.state = nil, state
+	r.tell()
+	return nil
+}
+
+// ghostOut tells a ghost's conferences that it is not in the room any more,
+// and asks the next ghost first in future. Called with mu held.
+func (r *trackedRoom) ghostOut(g *Ghost) {
+	slices.SortStableFunc(r.conferences, func(a, b tracked) int {
+		switch {
+		case a.ghost == g && b.ghost != g:
+			return 1
+		case a.ghost != g && b.ghost == g:
+			return -1
+		}
+		return 0
+	})
+	for _, c := range r.conferences {
+		if c.ghost == g {
+			c.conference.deliverState(nil, CallState{ConfID: c.conference.Info().ConfID, Out: true})
+		}
+	}
+}
+
+// event applies one state event. A late one means that the homeserver was
+// away: better to read all again.
+func (r *trackedRoom) event(e roomEvent) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reading {
+		r.meanwhile = append(r.meanwhile, e)
+	}
+	if r.state == nil {
+		return
+	}
+	if r.state.put(e) {
+		r.refresh()
+		return
+	}
+	r.tell()
+}
+
+// tell hands every conference its part of the state. Called with mu held:
+// deliverState only puts.
+func (r *trackedRoom) tell() {
+	s := r.service
+	devices := make(map[string][]MemberDevice)
+	for _, c := range r.conferences {
+		confID := c.conference.Info().ConfID
+		if devices[confID] == nil {
+			devices[confID] = r.state.devices(s, confID)
+		}
+		call := r.state.call(s, confID)
+		call.Out = r.state.joined[c.ghost.user] != event.MembershipJoin
+		c.conference.deliverState(devices[confID], call)
+	}
+}
+
+// attach implements callHost.
+func (s *Service) attach(_ context.Context, m *Membership) error {
+	info := m.Info()
+	g := s.knownGhost(info.Ghost)
+	if g == nil || g.device != info.Device {
+		return fmt.Errorf("ghost %s: %w", userName(info.Ghost), errDeviceGone)
+	}
+	s.mu.Lock()
+	s.attached[m] = g
+	s.mu.Unlock()
+	g.mu.Lock()
+	g.memberships = append(g.memberships, m)
+	if g.poller == nil {
+		g.poller = startPoller(g)
+	}
+	g.mu.Unlock()
+	if err := s.tracker.add(g, m); err != nil {
+		s.detach(m)
+		return err
+	}
+	return nil
+}
+
+// detach implements callHost.
+func (s *Service) detach(m *Membership) {
+	s.tracker.remove(m)
+	s.mu.Lock()
+	g := s.attached[m]
+	delete(s.attached, m)
+	s.mu.Unlock()
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	g.memberships = slices.DeleteFunc(g.memberships, func(other *Membership) bool { return other == m })
+	p := g.poller
+	if len(g.memberships) > 0 {
+		p = nil
+	} else {
+		g.poller = nil
+	}
+	g.mu.Unlock()
+	if p != nil {
+		p.stop()
+	}
+	g.routing.Lock() // waits for a delivery under way
+	defer g.routing.Unlock()
+}
+
+// refreshState implements callHost.
+func (s *Service) refreshState(m *Membership) { s.tracker.refresh(m.Info().Room) }
+
+func isForbidden(err error) bool { return errors.Is(err, mautrix.MForbidden) }
