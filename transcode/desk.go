@@ -1,0 +1,204 @@
+package transcode
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pion/rtp"
+)
+
+// The desk works at the phones' rate in frames of 20 ms.
+const (
+	Rate          = 8000
+	FrameDuration = 20 * time.Millisecond
+	FrameSamples  = Rate / 50
+)
+
+// Options of a desk. The zero value is good.
+type Options struct{}
+
+// Sink takes what a tick produces. The packets and their payloads are used again: they are valid during the call only.
+type Sink interface {
+	// ToPhone is called once a tick for every phone, silence included: far ends hang up on quiet media.
+	ToPhone(*Phone, *rtp.Packet)
+	// ToPeers is called with what the peers of this phone's ghost hear: the phone alone. Nothing is sent in pauses
+	// but a sign of life every 400 ms. The payload is encoded once, for all peers.
+	ToPeers(*Phone, *rtp.Packet)
+}
+
+// Desk mixes one conference. It belongs to one goroutine at a time.
+type Desk struct {
+	epoch   time.Time
+	phones  []*Phone
+	devices []*Device
+	slots   []*Phone // by Phone.slot; nil when free
+	sum     [FrameSamples]int32
+	heard   int // how many sources are in sum
+	stats   Stats
+}
+
+// Stats are the counters of a desk.
+type Stats struct {
+	Phones, Devices int
+	Frames          uint64 // ticks
+	Clipped         uint64 // samples cut off because too many spoke too loudly
+	Unknown         uint64 // packets of handles that have been dropped
+}
+
+// NewDesk returns an empty desk.
+func NewDesk(Options) (*Desk, error) { return &Desk{}, nil }
+
+// Stats returns the counters.
+func (d *Desk) Stats() Stats {
+	s := d.stats
+	s.Phones, s.Devices = len(d.phones), len(d.devices)
+	return s
+}
+
+// AddPhone gives a phone a place at the desk.
+func (d *Desk) AddPhone(c PhoneConfig) (*Phone, error) {
+	if c.Codec > PCMA {
+		return nil, fmt.Errorf("add phone: codec %d: %w", c.Codec, errors.ErrUnsupported)
+	}
+	p, err := newPhone(c)
+	if err != nil {
+		return nil, fmt.Errorf("add phone: %w", err)
+	}
+	p.desk = d
+	p.slot = slices.Index(d.slots, nil)
+	if p.slot < 0 {
+		p.slot = len(d.slots)
+		d.slots = append(d.slots, nil)
+	}
+	d.slots[p.slot] = p
+	d.phones = append(d.phones, p)
+	return p, nil
+}
+
+// DropPhone takes a phone and all copies its ghost received off the desk. Dropping it again does nothing.
+func (d *Desk) DropPhone(p *Phone) {
+	if p == nil || p.desk != d {
+		return
+	}
+	for _, dev := range d.devices {
+		dev.dropCopy(p)
+	}
+	d.slots[p.slot] = nil
+	d.phones = slices.DeleteFunc(d.phones, func(q *Phone) bool { return q == p })
+	p.desk = nil
+}
+
+// AddDevice gives a device of the room a place at the desk.
+func (d *Desk) AddDevice() (*Device, error) {
+	dev, err := newDevice()
+	if err != nil {
+		return nil, fmt.Errorf("add device: %w", err)
+	}
+	dev.desk = d
+	d.devices = append(d.devices, dev)
+	return dev, nil
+}
+
+// DropDevice takes a device off the desk. Dropping it again does nothing.
+func (d *Desk) DropDevice(dev *Device) {
+	if dev == nil || dev.desk != d {
+		return
+	}
+	d.devices = slices.DeleteFunc(d.devices, func(e *Device) bool { return e == dev })
+	dev.desk = nil
+}
+
+// FromPhone takes a packet of the phone: G.711 of any length from 10 to 60 ms. What is kept of it is copied.
+func (d *Desk) FromPhone(p *Phone, pkt *rtp.Packet, now time.Time) {
+	if p == nil || p.desk != d || pkt == nil {
+		d.stats.Unknown++
+		return
+	}
+	p.receive(pkt, d.clock(now))
+}
+
+// FromPeer takes a packet of the device's microphone in Opus, as the ghost of phone via received it.
+func (d *Desk) FromPeer(dev *Device, via *Phone, pkt *rtp.Packet, now time.Time) {
+	if dev == nil || dev.desk != d || via == nil || via.desk != d || pkt == nil {
+		d.stats.Unknown++
+		return
+	}
+	dev.receive(via, pkt, d.clock(now))
+}
+
+// DropCopy forgets the copy of the device's microphone that the ghost of phone via received: their connection is gone.
+func (d *Desk) DropCopy(dev *Device, via *Phone) {
+	if dev != nil && dev.desk == d && via != nil && via.desk == d {
+		dev.dropCopy(via)
+	}
+}
+
+// clock turns a time into nanoseconds since the first one seen.
+func (d *Desk) clock(now time.Time) int64 {
+	if d.epoch.IsZero() {
+		d.epoch = now
+	}
+	return int64(now.Sub(d.epoch))
+}
+
+// Tick plays one frame: now is the deadline of the frame, not the time the loop got round to it.
+func (d *Desk) Tick(now time.Time, out Sink) {
+	t := d.clock(now)
+	d.stats.Frames++
+	d.heard = 0
+	clear(d.sum[:])
+	for _, p := range d.phones {
+		p.pull(t)
+		d.add(&p.voice)
+	}
+	for _, dev := range d.devices {
+		dev.pull(t, len(d.phones) > 0)
+		d.add(&dev.voice)
+	}
+	for _, p := range d.phones {
+		out.ToPhone(p, p.toPhone(d.mix(p)))
+	}
+	for _, p := range d.phones {
+		if pkt := p.toPeers(); pkt != nil {
+			out.ToPeers(p, pkt)
+		}
+	}
+}
+
+func (d *Desk) add(v *voice) {
+	if !v.heard {
+		return
+	}
+	d.heard++
+	for i, x := range v.pcm {
+		d.sum[i] += int32(x)
+	}
+}
+
+// mix returns everything but the phone itself, nil when that is nothing.
+func (d *Desk) mix(p *Phone) []int16 {
+	others := d.heard
+	if p.voice.heard {
+		others--
+	}
+	if others == 0 {
+		return nil
+	}
+	own := &silent
+	if p.voice.heard {
+		own = &p.voice.pcm
+	}
+	for i, x := range d.sum {
+		x -= int32(own[i])
+		y := min(max(x, -32768), 32767)
+		if y != x {
+			d.stats.Clipped++
+		}
+		p.mixed[i] = int16(y)
+	}
+	return p.mixed[:]
+}
+
+var silent [FrameSamples]int16

@@ -1,0 +1,186 @@
+package transcode
+
+import "github.com/pion/rtp"
+
+// Fail-over between the copies of one microphone.
+const (
+	starvedAfter = 3    // packets of another copy while the chosen one brought none
+	lossEvery    = 250  // packets between two comparisons of loss
+	lossMargin   = 0.02 // another copy must lose that much less
+)
+
+// Device is a room device's place at a desk: one microphone, received by every ghost.
+type Device struct {
+	desk    *Desk
+	decoder *opusDecoder
+	source  source
+	voice   voice
+	copies  []*peerCopy // by Phone.slot; nil where that ghost receives nothing
+	chosen  *peerCopy
+	count   uint64 // packets of the chosen copy
+	stats   DeviceStats
+}
+
+// peerCopy is a device's microphone as one ghost receives it.
+type peerCopy struct {
+	stream stream
+	fresh  int    // packets since the chosen copy brought one
+	seen   uint64 // value of Device.count then
+	loss   lossMeter
+}
+
+// DeviceStats are the counters of one device.
+type DeviceStats struct {
+	In       StreamStats // of all copies
+	Delay    Delay
+	Level    int8 // dBov
+	Copies   int
+	FailOver uint64 // changes to another copy
+	Muted    bool
+}
+
+func newDevice() (*Device, error) {
+	decoder, err := newOpusDecoder()
+	if err != nil {
+		return nil, err
+	}
+	dev := &Device{decoder: decoder}
+	dev.source.init(decoder)
+	dev.voice.hush()
+	return dev, nil
+}
+
+// Mute makes the device unheard by the phones, or heard again.
+func (dev *Device) Mute(mute bool) {
+	dev.voice.muted = mute
+}
+
+// Stats returns the counters.
+func (dev *Device) Stats() DeviceStats {
+	s := dev.stats
+	for _, c := range dev.copies {
+		if c != nil {
+			s.Copies++
+			s.In.add(&c.stream)
+		}
+	}
+	s.Delay = dev.source.delay()
+	s.Level = dev.voice.level
+	s.Muted = dev.voice.muted
+	return s
+}
+
+// receive checks a packet and files it with its copy.
+func (dev *Device) receive(via *Phone, pkt *rtp.Packet, now int64) {
+	for len(dev.copies) <= via.slot {
+		dev.copies = append(dev.copies, nil)
+	}
+	c := dev.copies[via.slot]
+	if c == nil {
+		c = &peerCopy{seen: dev.count}
+		c.stream.clock = opusClock
+		dev.copies[via.slot] = c
+		if dev.chosen == nil {
+			dev.choose(c)
+		}
+	}
+	samples, ok := opusSamples(pkt.Payload)
+	if !ok {
+		c.stream.stats.Bad++
+		return
+	}
+	kind := kindOpus
+	if opusQuiet(pkt.Payload) {
+		kind = kindQuiet
+	}
+	if c.stream.put(&pkt.Header, kind, samples, pkt.Payload, now) {
+		dev.compare(c, kind)
+	}
+}
+
+// compare decides after each packet whether another copy should be played.
+func (dev *Device) compare(c *peerCopy, kind packetKind) {
+	c.loss.add(&c.stream)
+	if c == dev.chosen {
+		dev.count++
+		return
+	}
+	if c.seen != dev.count {
+		c.seen, c.fresh = dev.count, 0
+	}
+	if kind == kindQuiet {
+		return
+	}
+	c.fresh++
+	starved := c.fresh >= starvedAfter
+	if starved || c.loss.betterThan(&dev.chosen.loss) {
+		dev.stats.FailOver++
+		dev.choose(c)
+	}
+}
+
+func (dev *Device) choose(c *peerCopy) {
+	dev.chosen = c
+	if c == nil {
+		dev.source.use(nil)
+		return
+	}
+	dev.count++
+	dev.source.use(&c.stream)
+}
+
+// dropCopy forgets a copy; of the others, the one heard last takes its place.
+func (dev *Device) dropCopy(via *Phone) {
+	if via.slot >= len(dev.copies) || dev.copies[via.slot] == nil {
+		return
+	}
+	c := dev.copies[via.slot]
+	dev.copies[via.slot] = nil
+	dev.stats.In.add(&c.stream)
+	if c != dev.chosen {
+		return
+	}
+	var best *peerCopy
+	for _, other := range dev.copies {
+		if other != nil && (best == nil || other.stream.arrived > best.stream.arrived) {
+			best = other
+		}
+	}
+	if best != nil {
+		dev.stats.FailOver++
+	}
+	dev.choose(best)
+}
+
+// pull plays the next frame of the device into its voice.
+func (dev *Device) pull(now int64, wanted bool) {
+	if dev.voice.muted || !wanted {
+		dev.source.pause()
+		dev.voice.hush()
+		return
+	}
+	dev.voice.heard = dev.source.pull(now, dev.voice.pcm[:])
+	dev.voice.listen()
+}
+
+// lossMeter measures the loss of a copy over stretches of lossEvery packets.
+type lossMeter struct {
+	packets, lost uint64 // at the start of the stretch
+	rate          float64
+	known         bool
+}
+
+func (m *lossMeter) add(s *stream) {
+	packets := s.stats.Packets - m.packets
+	if packets < lossEvery {
+		return
+	}
+	lost := s.lost() - m.lost
+	m.rate = float64(lost) / float64(lost+packets)
+	m.known = true
+	m.packets, m.lost = s.stats.Packets, s.lost()
+}
+
+func (m *lossMeter) betterThan(other *lossMeter) bool {
+	return m.known && other.known && m.rate+lossMargin < other.rate
+}

@@ -1,0 +1,36 @@
+// Package transcode is the mixing desk of one conference.
+//
+// It knows jitter buffers, G.711, Opus, mixing, tones and levels. It does not know sockets, SIP, Matrix, time or
+// goroutines: packets and the time come in as arguments, packets go out through a [Sink]. A [Desk] is therefore a
+// plain value that belongs to one goroutine at a time; whoever owns it takes a lock or, better, owns it alone.
+//
+//	phone A --G.711--> [jitter buffer]--+                 +--(sum − A)--G.711--> phone A
+//	phone B --G.711--> [jitter buffer]--+--> sum (int32) -+--(sum − B)--G.711--> phone B
+//	                                    |
+//	device x --Opus--> [copy via A]-+   |        A alone --Opus--> the peers of ghost A
+//	                   [copy via B]-+---+        B alone --Opus--> the peers of ghost B
+//	                    one is decoded
+//
+// Every device of the room sends the same microphone to each of our ghosts. The desk decodes one copy of each device
+// and keeps the others as fail-over. Phones of one conference hear each other through the desk; no device is ever sent
+// another device's sound, because in a full mesh it has that already.
+//
+// The caller's loop, one per worker, on absolute deadlines:
+//
+//	for deadline := start; ; deadline = deadline.Add(transcode.FrameDuration) {
+//		sleepUntil(deadline)
+//		mu.Lock()
+//		desk.Tick(deadline, sink) // sink.ToPhone for every phone, sink.ToPeers while a phone is heard
+//		mu.Unlock()
+//	}
+//
+// and, whenever a packet arrives, under the same lock:
+//
+//	desk.FromPhone(phone, pkt, time.Now())
+//	desk.FromPeer(device, ghostOfPhone, pkt, time.Now())
+//
+// A loop that was held up calls Tick once for each missed deadline; arrivals and ticks must come from the same clock.
+//
+// Followed: RFC 3550 (RTP), RFC 3551 (G.711 payloads), RFC 3389 (comfort noise from phones), RFC 6716 and RFC 7587
+// (Opus), RFC 6464 (levels), ITU-T G.711 and its Appendix I (concealment), ITU-T E.180 and ETSI TS 102 971 (tones).
+package transcode

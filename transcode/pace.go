@@ -1,0 +1,92 @@
+package transcode
+
+import "time"
+
+// How long packets of a source are held. All times inside the package are nanoseconds since the desk's first call.
+const (
+	minTarget   = int64(10 * time.Millisecond)
+	maxTarget   = int64(120 * time.Millisecond)
+	firstTarget = int64(20 * time.Millisecond)
+
+	paceBucket   = int64(5 * time.Millisecond)
+	paceBuckets  = 32
+	paceQuantile = 0.97
+	paceForget   = 0.995 // per packet: 200 packets, 4 s of speech
+	paceWarmUp   = 10    // packets before the histogram is trusted
+
+	floorSlots   = 8
+	floorPackets = 25 // packets in each slot: the floor looks back 4 s of speech
+)
+
+// pace learns how unevenly the packets of a stream arrive and says how long to hold them.
+//
+// The delay of a packet is its arrival minus its media time; both clocks have arbitrary zeros, so only differences
+// count: the floor is the least delay of late, and a histogram with forgetting of (delay − floor) gives the target.
+// A far clock that drifts moves the floor, which is how drift is seen.
+type pace struct {
+	packets int64
+	floors  [floorSlots]int64
+	floor   int64
+	hist    [paceBuckets]float64
+	weight  float64 // of the next packet; grows instead of shrinking all buckets
+	target  int64
+}
+
+func (p *pace) reset() { *p = pace{weight: 1, target: firstTarget} }
+
+// add takes note of a packet whose delay is given and returns how much later than the floor it came.
+func (p *pace) add(delay int64) int64 {
+	p.lower(delay)
+	late := delay - p.floor
+	p.hist[min(late/paceBucket, paceBuckets-1)] += p.weight
+	p.weight /= paceForget
+	if p.weight > 1e12 {
+		p.rescale()
+	}
+	p.packets++
+	if p.packets >= paceWarmUp && (p.packets%4 == 0 || late > p.target) {
+		p.target = p.quantile()
+	}
+	return late
+}
+
+// lower keeps the floor: the least delay in each of the last slots.
+func (p *pace) lower(delay int64) {
+	if p.packets == 0 {
+		for i := range p.floors {
+			p.floors[i] = delay
+		}
+		p.floor = delay
+		return
+	}
+	slot := &p.floors[p.packets/floorPackets%floorSlots]
+	if p.packets%floorPackets == 0 {
+		*slot = delay
+	}
+	*slot = min(*slot, delay)
+	p.floor = p.floors[0]
+	for _, f := range p.floors[1:] {
+		p.floor = min(p.floor, f)
+	}
+}
+
+func (p *pace) rescale() {
+	for i := range p.hist {
+		p.hist[i] /= p.weight
+	}
+	p.weight = 1
+}
+
+func (p *pace) quantile() int64 {
+	total := 0.0
+	for _, w := range p.hist {
+		total += w
+	}
+	sum := 0.0
+	for i, w := range p.hist {
+		if sum += w; sum >= total*paceQuantile {
+			return min(max(int64(i+1)*paceBucket, minTarget), maxTarget)
+		}
+	}
+	return maxTarget
+}

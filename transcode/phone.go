@@ -1,0 +1,170 @@
+package transcode
+
+import "github.com/pion/rtp"
+
+// PhoneConfig is what signalling agreed on for one phone.
+type PhoneConfig struct {
+	Codec          Codec
+	PayloadType    uint8
+	SSRC           uint32 // of the stream towards the phone
+	FirstSeq       uint16
+	FirstTimestamp uint32
+
+	PeerPayloadType    uint8 // of Opus towards the peers of the phone's ghost
+	PeerSSRC           uint32
+	PeerFirstSeq       uint16
+	PeerFirstTimestamp uint32
+}
+
+// A phone that is silent is not encoded, like a browser with usedtx: after the hangover, which lets a receiver's
+// concealment learn silence, one packet says so and then only a sign of life goes out now and then, because NATs,
+// "no media" timers and browsers' track state want one.
+const (
+	gateRMS      = 16 // −66 dBFS: idle A-law is 8, idle lines are below
+	gateHangover = 10 // frames
+	keepAlive    = 20 // frames between signs of life
+
+	maxOpusPayload = 400
+)
+
+// opusQuietByte is a packet without a frame in it: CELT, narrow band, 20 ms, mono. Receivers take such a packet for the
+// start of a pause.
+const opusQuietByte = 0x98
+
+// Phone is a phone's place at a desk.
+type Phone struct {
+	desk   *Desk
+	slot   int
+	config PhoneConfig
+
+	stream  stream
+	decoder g711Decoder
+	source  source
+	voice   voice
+	mixed   [FrameSamples]int16
+
+	packet  rtp.Packet // towards the phone
+	payload [FrameSamples]byte
+
+	encoder     *opusEncoder
+	peerPacket  rtp.Packet // towards the peers
+	peerPayload [maxOpusPayload]byte
+	quiet       int // frames in a row
+	resting     bool
+
+	stats PhoneStats
+}
+
+// PhoneStats are the counters of one phone.
+type PhoneStats struct {
+	In         StreamStats
+	Delay      Delay
+	Level      int8   // of what it says, dBov
+	Heard      int8   // level of what it hears, dBov
+	Frames     uint64 // packets sent to the phone
+	PeerFrames uint64 // packets sent to its peers
+	Gated      uint64 // frames not encoded because the phone was silent
+	Muted      bool
+}
+
+func newPhone(c PhoneConfig) (*Phone, error) {
+	encoder, err := newOpusEncoder()
+	if err != nil {
+		return nil, err
+	}
+	p := &Phone{config: c, encoder: encoder, resting: true, quiet: keepAlive - 1}
+	p.stream.clock = 1
+	p.source.init(&p.decoder)
+	p.source.use(&p.stream)
+	p.voice.hush()
+	p.packet.Header = rtp.Header{
+		Version: 2, Marker: true, PayloadType: c.PayloadType, SSRC: c.SSRC,
+		SequenceNumber: c.FirstSeq, Timestamp: c.FirstTimestamp,
+	}
+	p.peerPacket.Header = firstPeerHeader(c)
+	return p, nil
+}
+
+// Mute makes the phone unheard by everyone, or heard again. It goes on hearing.
+func (p *Phone) Mute(mute bool) {
+	p.voice.muted = mute
+}
+
+// Stats returns the counters.
+func (p *Phone) Stats() PhoneStats {
+	s := p.stats
+	s.In = p.stream.stats
+	s.In.Lost = p.stream.lost()
+	s.Delay = p.source.delay()
+	s.Level = p.voice.level
+	s.Muted = p.voice.muted
+	return s
+}
+
+// receive checks a packet of the phone and files it.
+func (p *Phone) receive(pkt *rtp.Packet, now int64) {
+	kind, samples := p.classify(pkt)
+	if samples == 0 {
+		p.stream.stats.Bad++
+		return
+	}
+	p.stream.put(&pkt.Header, kind, samples, pkt.Payload, now)
+}
+
+// classify returns no samples when the packet is refused. A phone may change between the two laws by the static
+// payload types alone, and send comfort noise (RFC 3389) in pauses.
+func (p *Phone) classify(pkt *rtp.Packet) (packetKind, int) {
+	const shortest, longest = Rate * 5 / 1000, maxOpusSamples
+	kind := kindULaw
+	switch pkt.PayloadType {
+	case p.config.PayloadType:
+		if p.config.Codec == PCMA {
+			kind = kindALaw
+		}
+	case payloadPCMU:
+	case payloadPCMA:
+		kind = kindALaw
+	case payloadComfortNoise:
+		return kindQuiet, FrameSamples
+	default:
+		return 0, 0
+	}
+	if n := len(pkt.Payload); n >= shortest && n <= longest {
+		return kind, n
+	}
+	return 0, 0
+}
+
+// pull plays the next frame of the phone into its voice.
+func (p *Phone) pull(now int64) {
+	if p.voice.muted {
+		p.source.pause()
+		p.voice.hush()
+		return
+	}
+	p.voice.heard = p.source.pull(now, p.voice.pcm[:])
+	p.voice.listen()
+}
+
+// toPhone packs a frame for the phone; no frame is silence.
+func (p *Phone) toPhone(pcm []int16) *rtp.Packet {
+	p.stats.Heard = minLevel
+	if pcm == nil {
+		b := p.config.Codec.silence()
+		for i := range p.payload {
+			p.payload[i] = b
+		}
+	} else {
+		p.config.Codec.encode(p.payload[:], pcm)
+		p.stats.Heard = levelOf(energy(pcm), len(pcm))
+	}
+	h := &p.packet.Header
+	if p.stats.Frames > 0 {
+		h.Marker = false
+		h.SequenceNumber++
+		h.Timestamp += FrameSamples
+	}
+	p.stats.Frames++
+	p.packet.Payload = p.payload[:]
+	return &p.packet
+}
