@@ -163,9 +163,9 @@ func (s *Server) awaitReady(ctx context.Context, exited <-chan struct{}) error {
 		}
 		select {
 		case <-exited:
-			return fmt.Errorf("Synapse ended at start; its output and log end with:\n%s", s.LogTail(3000))
+			return fmt.Errorf("homeserver ended at start; its output and log end with:\n%s", s.LogTail(3000))
 		case <-ctx.Done():
-			return fmt.Errorf("Synapse not ready: %w; its output and log end with:\n%s", ctx.Err(), s.LogTail(3000))
+			return fmt.Errorf("homeserver not ready: %w; its output and log end with:\n%s", ctx.Err(), s.LogTail(3000))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
@@ -214,7 +214,7 @@ func (s *Server) signal(sig syscall.Signal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.process == nil {
-		return errors.New("Synapse is not running")
+		return errors.New("the homeserver is not running")
 	}
 	return syscall.Kill(-s.process.Process.Pid, sig)
 }
@@ -238,7 +238,7 @@ func (s *Server) end(sig syscall.Signal) error {
 	case <-time.After(15 * time.Second):
 		_ = syscall.Kill(-pid, syscall.SIGKILL)
 		<-exited
-		return errors.New("Synapse did not end within 15 s, killed")
+		return errors.New("the homeserver did not end within 15 s, killed")
 	}
 }
 
