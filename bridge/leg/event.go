@@ -109,6 +109,7 @@ const (
 	LongestReached Cause = "longest call reached"
 	ShuttingDown   Cause = "shutdown"
 	Busy           Cause = "too many calls"
+	ProcessDied    Cause = "process died"
 )
 
 // Refusal is the SIP status (RFC 3261 §21) that tells an unanswered phone why.
@@ -129,7 +130,7 @@ func (c Cause) Refusal() (code int, reason string) {
 // Q850 is the cause of a BYE (RFC 3326, ITU-T Q.850) with its text.
 func (c Cause) Q850() (code int, text string) {
 	switch c {
-	case PhoneLost, RoomLost, NoHomeserver, NotStored:
+	case PhoneLost, RoomLost, NoHomeserver, NotStored, ProcessDied:
 		return 41, "Temporary failure"
 	case LongestReached, NobodyCame:
 		return 102, "Recovery on timer expiry"

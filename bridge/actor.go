@@ -1,0 +1,162 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/rtp"
+
+	"trunkline/bridge/leg"
+	"trunkline/matrixcall"
+	"trunkline/sip"
+)
+
+// actor is one leg: a goroutine that owns the leg's state and its one timer. Everything else sends it events.
+type actor struct {
+	id     leg.ID
+	bridge *Bridge
+	log    *slog.Logger
+	call   *sip.Call
+	info   sip.Info
+	inbox  *inbox[report]
+	trace  *trace
+	begun  time.Time
+	target string // the room's alias or id, once routed
+
+	ctx  context.Context // ends when the leg is forgotten
+	stop context.CancelCauseFunc
+	wg   sync.WaitGroup // goroutines of this leg: joining, leaving
+
+	voice atomic.Pointer[voice] // set by the actor, read by whoever brings packets
+
+	join joining // the attempt to enter the room's call
+
+	// The bridge's mutex guards these two.
+	people   int
+	gathered *gathering
+
+	// Only run and what it calls touch what follows.
+	state    leg.State
+	media    *sip.Media
+	answered time.Time
+}
+
+// report is an event with what must be noted before Step sees it.
+type report struct {
+	event leg.Event
+	note  func()
+}
+
+// errForgotten is the cause of a leg's context.
+var errForgotten = errors.New("leg is over")
+
+func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
+	info := call.Info()
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(b.ctx))
+	return &actor{
+		id: id, bridge: b, call: call, info: info,
+		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
+		inbox: newInbox[report](), trace: newTrace(), begun: time.Now(),
+		ctx: ctx, stop: stop,
+		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
+	}
+}
+
+// tell puts an event into the inbox; it never blocks.
+func (a *actor) tell(kind leg.EventKind) { a.inbox.Put(report{event: leg.Event{Kind: kind}}) }
+
+// run is the actor's loop; it returns when the leg is forgotten.
+func (a *actor) run() {
+	defer a.wg.Wait()
+	defer a.stop(errForgotten)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	a.tell(leg.Invited)
+	for a.state.Phase != leg.Ended {
+		select {
+		case <-a.inbox.Some():
+			for _, r := range a.inbox.Take() {
+				if r.note != nil {
+					r.note()
+				}
+				a.step(r.event)
+			}
+		case <-timer.C:
+			a.step(leg.Event{Kind: leg.Tick})
+		}
+		if !a.state.Deadline.IsZero() {
+			timer.Reset(time.Until(a.state.Deadline))
+		}
+	}
+}
+
+func (a *actor) step(ev leg.Event) {
+	now := time.Now()
+	before := a.state.Phase
+	var effects []leg.Effect
+	a.state, effects = leg.Step(a.state, now, ev)
+	a.trace.add(now, ev, effects, a.state)
+	a.log.Debug("leg step", "event", ev, "state", a.state)
+	if before != leg.Talking && a.state.Phase == leg.Talking {
+		a.answered = now
+	}
+	for _, e := range effects {
+		a.perform(e)
+	}
+}
+
+// fromPhone translates what the call reports. It is called by the sip package and only puts.
+func (a *actor) fromPhone(ev sip.Event) {
+	switch ev := ev.(type) {
+	case sip.Acked:
+		a.tell(leg.PhoneAcked)
+	case sip.Cancelled:
+		a.tell(leg.PhoneCancelled)
+	case sip.Bye:
+		a.tell(leg.PhoneHungUp)
+	case sip.NoAck, sip.MediaTimeout:
+		a.tell(leg.PhoneFailed)
+	case sip.Ended:
+		a.tell(leg.PhoneReleased)
+	case sip.DialogChanged, sip.MediaChanged:
+		a.tell(leg.DialogChanged)
+	case sip.Hold:
+		a.inbox.Put(report{event: leg.Event{Kind: leg.DialogChanged}, note: func() { a.hold(ev.On) }})
+	}
+}
+
+// fromRoom translates what the membership reports. It is called by the matrixcall package and only puts.
+func (a *actor) fromRoom(ev matrixcall.Event) {
+	switch ev := ev.(type) {
+	case matrixcall.People:
+		a.bridge.people(a, ev.N)
+	case matrixcall.PeerGone:
+		if v := a.voice.Load(); v != nil {
+			v.PeerGone(deviceOf(ev.Peer))
+		}
+	case matrixcall.PeerMuted:
+		if v := a.voice.Load(); v != nil {
+			v.PeerMuted(deviceOf(ev.Peer), ev.Muted)
+		}
+	case matrixcall.CallEnded:
+		a.tell(leg.CallEnded)
+	case matrixcall.Failed:
+		a.log.Warn("membership lost", "err", ev.Err)
+		a.tell(leg.RoomFailed)
+	}
+}
+
+// fromPeer brings a device's sound to the desk.
+func (a *actor) fromPeer(peer matrixcall.PeerKey, p *rtp.Packet) {
+	if v := a.voice.Load(); v != nil {
+		v.FromPeer(deviceOf(peer), p)
+	}
+}
+
+func deviceOf(peer matrixcall.PeerKey) deviceKey {
+	return deviceKey{User: peer.User, Device: peer.Device}
+}

@@ -1,0 +1,116 @@
+package bridge
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"trunkline/bridge/leg"
+)
+
+const headerPatience = 10 * time.Second
+
+// listenHTTP opens the application service's socket, and the admin's if there is one.
+func (b *Bridge) listenHTTP() ([]*server, error) {
+	handlers := []struct {
+		address string
+		handler http.Handler
+	}{{b.cfg.AppService.Listen, b.appService()}}
+	if b.cfg.Admin.Listen != "" {
+		handlers = append(handlers, struct {
+			address string
+			handler http.Handler
+		}{b.cfg.Admin.Listen, b.admin()})
+	}
+	var servers []*server
+	for _, h := range handlers {
+		l, err := net.Listen("tcp", h.address)
+		if err != nil {
+			for _, s := range servers {
+				s.listener.Close()
+			}
+			return nil, fmt.Errorf("listen for http: %w", err)
+		}
+		servers = append(servers, &server{
+			Server: http.Server{Handler: h.handler, ReadHeaderTimeout: headerPatience}, listener: l,
+		})
+	}
+	return servers, nil
+}
+
+// appService is what the homeserver talks to, with the two health questions in front.
+func (b *Bridge) appService() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /_matrix/mau/live", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "{}") })
+	mux.HandleFunc("GET /_matrix/mau/ready", func(w http.ResponseWriter, r *http.Request) {
+		if err := b.Ready(r.Context()); err != nil {
+			http.Error(w, `{"error":"not ready"}`, http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "{}")
+	})
+	mux.Handle("/", b.matrix.HTTPHandler())
+	return mux
+}
+
+// admin is for the people who run the bridge: metrics, profiles, legs and their traces.
+func (b *Bridge) admin() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(b.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/legs", b.listLegs)
+	mux.HandleFunc("GET /debug/legs/{id}/trace", b.showTrace)
+	return mux
+}
+
+// legView is a leg as an admin sees it.
+type legView struct {
+	ID      leg.ID `json:"id"`
+	Trunk   string `json:"trunk"`
+	CallID  string `json:"call_id"`
+	Room    string `json:"room"`
+	Seconds int    `json:"seconds"`
+}
+
+func (b *Bridge) listLegs(w http.ResponseWriter, _ *http.Request) {
+	views := []legView{}
+	for _, a := range b.liveLegs() {
+		views = append(views, legView{a.id, a.info.Trunk, a.info.CallID, a.target, int(time.Since(a.begun).Seconds())})
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(views); err != nil {
+		b.log.Debug("admin went away", "err", err)
+	}
+}
+
+func (b *Bridge) showTrace(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
+	a := b.legs[leg.ID(r.PathValue("id"))]
+	b.mu.Unlock()
+	if a == nil {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if _, err := a.trace.WriteTo(w); err != nil {
+		b.log.Debug("admin went away", "err", err)
+	}
+}
+
+// liveLegs returns the legs, oldest first.
+func (b *Bridge) liveLegs() []*actor {
+	b.mu.Lock()
+	legs := slices.Collect(maps.Values(b.legs))
+	b.mu.Unlock()
+	slices.SortFunc(legs, func(x, y *actor) int { return x.begun.Compare(y.begun) })
+	return legs
+}

@@ -1,0 +1,357 @@
+package bridge
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/appservice"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
+	"trunkline/db"
+	"trunkline/matrixcall"
+	"trunkline/sip"
+)
+
+const (
+	shutdownPatience = 12 * time.Second // longer than leg.Rules.Release
+	maxGhostTurns    = 26               // calls of one caller at a time
+	houseKeeping     = time.Hour
+)
+
+// Bridge is the whole application. Make it with [New], then [Bridge.Run] it.
+type Bridge struct {
+	cfg          config.Config
+	registration *appservice.Registration
+	rules        leg.Rules
+	run          string // names this process run as owner of rows
+	log          *slog.Logger
+	metrics      *metrics
+	store        *db.Store
+	matrix       *matrixcall.Service
+	phones       *sip.Stack
+	studio       *studio
+	routes       *routes
+	showNumbers  map[string]bool // by trunk
+	orphans      []db.Leg        // of a dead process, between the two halves of the sweep
+
+	ctx  context.Context // of everything that runs; ends when the process should stop
+	stop context.CancelCauseFunc
+	wg   sync.WaitGroup // legs
+
+	mu      sync.Mutex // guards what follows
+	legs    map[leg.ID]*actor
+	rooms   map[id.RoomID]*gathering
+	ghosts  map[string]bool // localparts in use
+	closing bool
+	ready   bool
+}
+
+// gathering is who is in one room's conference, as far as legs need to know.
+type gathering struct {
+	legs   map[*actor]bool
+	people int
+}
+
+// errShutdown is the cause of everything that ends because the process does.
+var errShutdown = errors.New("shutting down")
+
+// New opens the database and the sockets. Nothing is answered before [Bridge.Run].
+func New(ctx context.Context, cfg config.Config, registration *appservice.Registration, log *slog.Logger) (*Bridge, error) {
+	b := &Bridge{
+		cfg: cfg, registration: registration, run: rand.Text(), log: log,
+		rules: leg.Rules{
+			Setup: cfg.Calls.SetupTimeout, Alone: cfg.Calls.AloneTimeout, Empty: cfg.Calls.EmptyTimeout,
+			Longest: cfg.Calls.Longest, Release: leg.DefaultRules().Release,
+		},
+		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool),
+		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
+	}
+	for _, t := range cfg.SIP.Trunks {
+		b.showNumbers[t.Name] = t.ShowNumbers
+	}
+	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
+	var err error
+	if b.store, err = db.Open(ctx, cfg.Database.Address, log); err != nil {
+		return nil, err
+	}
+	b.routes = newRoutes(cfg.Routes, b.store)
+	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.store, b.store.Shared(), b, log); err != nil {
+		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
+	}
+	phoneSide, err := sipConfig(cfg)
+	if err == nil {
+		b.phones, err = sip.New(phoneSide, b, log)
+	}
+	if err != nil {
+		b.matrix.Close()
+		return nil, errors.Join(fmt.Errorf("set up phone side: %w", err), b.store.Close())
+	}
+	b.metrics = newMetrics(b)
+	return b, nil
+}
+
+// Run serves until ctx ends, then ends all legs and returns.
+func (b *Bridge) Run(ctx context.Context) error {
+	defer b.stop(errShutdown)
+	servers, err := b.listenHTTP()
+	if err != nil {
+		return errors.Join(err, b.close())
+	}
+	var group sync.WaitGroup
+	failed := make(chan error, 8) // one place for each goroutine below
+	start := func(what string, f func() error) {
+		group.Go(func() {
+			if err := f(); err != nil {
+				failed <- fmt.Errorf("%s: %w", what, err)
+			}
+		})
+	}
+	for _, s := range servers {
+		start("serve http", s.serve)
+	}
+	mediaCtx, stopMedia := context.WithCancel(b.ctx)
+	group.Go(func() { b.studio.Run(mediaCtx) })
+	group.Go(func() { b.keepHouse(ctx) })
+
+	err = b.begin(ctx)
+	phonesCtx, stopPhones := context.WithCancel(b.ctx)
+	if err == nil {
+		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
+		b.sweepPhones()
+		b.setReady(true)
+		b.log.Info("bridge is up", "run", b.run)
+		select {
+		case <-ctx.Done():
+		case err = <-failed:
+		}
+	}
+	if ctx.Err() != nil {
+		err = nil // asked to stop
+	}
+	b.log.Info("bridge goes down", "cause", context.Cause(ctx))
+	b.setReady(false)
+	b.endLegs()
+	stopPhones()
+	stopMedia()
+	for _, s := range servers {
+		s.stop()
+	}
+	b.stop(errShutdown)
+	group.Wait()
+	return errors.Join(err, b.close())
+}
+
+// begin connects the Matrix side and clears up after the process before.
+func (b *Bridge) begin(ctx context.Context) error {
+	if err := b.matrix.Start(ctx); err != nil {
+		return fmt.Errorf("connect to homeserver: %w", err)
+	}
+	return b.sweepRooms(ctx)
+}
+
+// endLegs tells every leg to end and waits for it.
+func (b *Bridge) endLegs() {
+	b.mu.Lock()
+	b.closing = true
+	for _, a := range b.legs {
+		a.tell(leg.Shutdown)
+	}
+	b.mu.Unlock()
+	over := make(chan struct{})
+	go func() { b.wg.Wait(); close(over) }() // outlives this function only when legs hang, which ends the process
+	select {
+	case <-over:
+	case <-time.After(shutdownPatience):
+		b.log.Error("legs did not end in time; the next start sweeps them")
+	}
+}
+
+func (b *Bridge) close() error {
+	b.matrix.Close()
+	return b.store.Close()
+}
+
+func (b *Bridge) setReady(ready bool) {
+	b.mu.Lock()
+	b.ready = ready
+	b.mu.Unlock()
+}
+
+// Ready tells whether a call that came now could be served.
+func (b *Bridge) Ready(ctx context.Context) error {
+	b.mu.Lock()
+	ready := b.ready
+	b.mu.Unlock()
+	if !ready {
+		return errors.New("starting or stopping")
+	}
+	return b.store.Ping(ctx)
+}
+
+// Invite takes a new call of a phone. It is called by the sip package and does not block.
+func (b *Bridge) Invite(call *sip.Call) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing || !b.ready || len(b.legs) >= b.cfg.Calls.MaxLegs {
+		b.metrics.refused.WithLabelValues("busy").Inc()
+		b.wg.Go(func() { b.refuse(call, leg.Busy) })
+		return
+	}
+	a := newActor(b, leg.ID(strings.ToLower(rand.Text()[:12])), call)
+	call.OnEvent(a.fromPhone)
+	b.legs[a.id] = a
+	b.wg.Go(func() {
+		if !a.route() {
+			b.drop(a)
+			return
+		}
+		a.run()
+	})
+}
+
+func (b *Bridge) refuse(call *sip.Call, cause leg.Cause) {
+	code, reason := cause.Refusal()
+	if err := call.Reject(code, reason); err != nil {
+		b.log.Warn("could not refuse phone", "err", err)
+	}
+}
+
+// Message is a text message in a room; the bot has no commands yet.
+func (b *Bridge) Message(matrixcall.Message) {}
+
+// gather enters a leg into its room's conference and tells everybody there how many they are.
+func (b *Bridge) gather(a *actor, room id.RoomID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.rooms[room]
+	if g == nil {
+		g = &gathering{legs: make(map[*actor]bool)}
+		b.rooms[room] = g
+	}
+	g.legs[a] = true
+	a.gathered = g
+	g.people = max(g.people, a.people)
+	g.tell()
+}
+
+// scatter takes a leg out of its room's conference.
+func (b *Bridge) scatter(a *actor) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := a.gathered
+	if g == nil {
+		return
+	}
+	a.gathered = nil
+	delete(g.legs, a)
+	for room, other := range b.rooms {
+		if other == g && len(g.legs) == 0 {
+			delete(b.rooms, room)
+		}
+	}
+	g.tell()
+}
+
+// people is told by each membership; all memberships of a room see the same.
+func (b *Bridge) people(a *actor, n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a.people = n
+	if g := a.gathered; g != nil {
+		g.people = n
+		g.tell()
+	}
+}
+
+// tell puts the number of others to each leg.
+func (g *gathering) tell() {
+	for a := range g.legs {
+		a.inbox.Put(report{event: leg.Event{Kind: leg.CompanyIs, N: g.people + len(g.legs) - 1}})
+	}
+}
+
+// reserveGhost picks a localpart for the caller that no live leg uses.
+func (b *Bridge) reserveGhost(info sip.Info) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var name string
+	for turn := range maxGhostTurns {
+		name = ghostLocalpart(b.cfg.AppService.GhostPrefix, b.registration.AppToken, info.Caller, info.Trunk, turn)
+		if !b.ghosts[name] {
+			break
+		}
+	}
+	b.ghosts[name] = true
+	return name
+}
+
+func (b *Bridge) releaseGhost(name string) {
+	b.mu.Lock()
+	delete(b.ghosts, name)
+	b.mu.Unlock()
+}
+
+// forget is the end of a leg.
+func (b *Bridge) forget(a *actor, cause leg.Cause) {
+	b.drop(a)
+	b.metrics.ended.WithLabelValues(string(cause)).Inc()
+	talk := time.Duration(0)
+	if !a.answered.IsZero() {
+		talk = time.Since(a.answered)
+	}
+	a.log.Info("leg ended", "cause", cause, "talk", talk.Round(time.Millisecond), "dur", time.Since(a.begun).Round(time.Millisecond))
+}
+
+func (b *Bridge) drop(a *actor) {
+	b.mu.Lock()
+	delete(b.legs, a.id)
+	b.mu.Unlock()
+}
+
+// keepHouse forgets old transactions now and then.
+func (b *Bridge) keepHouse(ctx context.Context) {
+	ticker := time.NewTicker(houseKeeping)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := b.store.ForgetTransactions(ctx, time.Now()); err != nil {
+			b.log.Warn("could not forget old transactions", "err", err)
+		}
+	}
+}
+
+// server is one HTTP server of the bridge.
+type server struct {
+	http.Server
+	listener net.Listener
+}
+
+func (s *server) serve() error {
+	if err := s.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (s *server) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		_ = s.Close() // what is still open is cut off
+	}
+}

@@ -1,0 +1,329 @@
+// Package doctor checks, from the host where the bridge runs or will run, what usually goes wrong, and says for each
+// fault what to do about it. It changes nothing.
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/appservice"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/config"
+	"trunkline/db"
+)
+
+const patience = 5 * time.Second
+
+// finding is the result of one check.
+type finding struct {
+	ok     bool
+	what   string
+	detail string // what was seen
+	remedy string // only when not ok
+}
+
+// patient is what a check looks at.
+type patient struct {
+	cfg          config.Config
+	configPath   string
+	registration *appservice.Registration
+	running      bool // the bridge answers: its own sockets are taken rightly
+}
+
+// Examine runs all checks, writes what it finds to out, and tells whether all is well.
+func Examine(ctx context.Context, cfg config.Config, configPath string, out io.Writer) bool {
+	p := &patient{cfg: cfg, configPath: configPath}
+	p.running = Live(ctx, cfg) == nil
+	well := true
+	for _, check := range []func(context.Context) []finding{
+		p.checkRegistration, p.checkHomeserver, p.checkToken, p.checkPing, p.checkDatabase, p.checkSIP, p.checkRTP,
+		p.checkAdvertised, p.checkTrunks,
+	} {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		for _, f := range check(ctx) {
+			mark := "ok  "
+			if !f.ok {
+				mark, well = "FAIL", false
+			}
+			fmt.Fprintf(out, "%s  %s: %s\n", mark, f.what, f.detail)
+			if !f.ok {
+				fmt.Fprintf(out, "      -> %s\n", f.remedy)
+			}
+		}
+		cancel()
+	}
+	return well
+}
+
+func one(ok bool, what, detail, remedy string) []finding {
+	return []finding{{ok, what, detail, remedy}}
+}
+
+func (p *patient) checkRegistration(context.Context) []finding {
+	const what = "registration"
+	path := config.RegistrationPath(p.cfg, p.configPath)
+	r, err := config.LoadRegistration(p.cfg, p.configPath)
+	if err != nil {
+		return one(false, what, err.Error(), "run `bridge -g`, name the file in the homeserver's app_service_config_files, restart the homeserver")
+	}
+	p.registration = r
+	if differences := config.Differences(p.cfg, r); len(differences) > 0 {
+		return one(false, what, strings.Join(differences, "; "),
+			fmt.Sprintf("change the config back, or remove %s, run `bridge -g` and restart the homeserver", path))
+	}
+	return one(true, what, path+" fits the config", "")
+}
+
+func (p *patient) client() (*mautrix.Client, error) {
+	token := ""
+	if p.registration != nil {
+		token = p.registration.AppToken
+	}
+	c, err := mautrix.NewClient(p.cfg.Homeserver.Address, "", token)
+	if err != nil {
+		return nil, err
+	}
+	c.Client = &http.Client{Timeout: patience}
+	return c, nil
+}
+
+func (p *patient) checkHomeserver(ctx context.Context) []finding {
+	const what = "homeserver reachable"
+	c, err := p.client()
+	if err == nil {
+		var v *mautrix.RespVersions
+		if v, err = c.Versions(ctx); err == nil {
+			return one(true, what, fmt.Sprintf("%s answers, newest spec %s", p.cfg.Homeserver.Address, v.GetLatest()), "")
+		}
+	}
+	return one(false, what, err.Error(), "check homeserver.address, and that the homeserver runs and can be reached from here")
+}
+
+func (p *patient) checkToken(ctx context.Context) []finding {
+	const what = "token accepted"
+	if p.registration == nil {
+		return one(false, what, "no registration, no token", "mend the registration first")
+	}
+	c, err := p.client()
+	if err == nil {
+		c.SetAppServiceUserID = true
+		c.UserID = id.NewUserID(p.registration.SenderLocalpart, p.cfg.Homeserver.Domain)
+		var who *mautrix.RespWhoami
+		if who, err = c.Whoami(ctx); err == nil {
+			return one(true, what, "we are "+string(who.UserID), "")
+		}
+	}
+	return one(false, what, err.Error(), "the homeserver does not know this registration: name it in app_service_config_files and restart the "+
+		"homeserver; if the user is not in its namespace, homeserver.domain is wrong")
+}
+
+func (p *patient) checkPing(ctx context.Context) []finding {
+	const what = "homeserver reaches the bridge"
+	if p.registration == nil {
+		return one(false, what, "no registration, no token", "mend the registration first")
+	}
+	if !p.running {
+		return one(true, what, "not tried, because the bridge does not run; start it and ask again", "")
+	}
+	c, err := p.client()
+	if err == nil {
+		var answer *mautrix.RespAppservicePing
+		if answer, err = c.AppservicePing(ctx, p.registration.ID, "doctor"); err == nil {
+			return one(true, what, fmt.Sprintf("ping came back in %d ms", answer.DurationMS), "")
+		}
+	}
+	return one(false, what, err.Error(), fmt.Sprintf("the homeserver must be able to open %s (appservice.url): check the address, firewalls, "+
+		"and in containers that it is not localhost", p.cfg.AppService.URL))
+}
+
+func (p *patient) checkDatabase(ctx context.Context) []finding {
+	const what = "database reachable"
+	store, err := db.Open(ctx, p.cfg.Database.Address, slog.New(slog.DiscardHandler))
+	if err == nil {
+		err = store.Close()
+	}
+	if err != nil {
+		return one(false, what, err.Error(), "check database.address, that the server runs, and that the user may create tables")
+	}
+	scheme, _, _ := strings.Cut(p.cfg.Database.Address, ":")
+	return one(true, what, scheme+" answers, and its schema is ours", "")
+}
+
+func (p *patient) checkSIP(context.Context) []finding {
+	var list []finding
+	for _, l := range p.cfg.SIP.Listen {
+		what := "SIP socket " + l.Transport + " " + l.Address
+		err := bindable(l.Transport, l.Address)
+		switch {
+		case err == nil:
+			list = append(list, finding{true, what, "free", ""})
+		case p.running:
+			list = append(list, finding{true, what, "taken, by the running bridge as it should be", ""})
+		default:
+			list = append(list, finding{false, what, err.Error(), "another program has the port (often a PBX): stop it or choose another in sip.listen"})
+		}
+	}
+	return list
+}
+
+// bindable tries to open the socket and closes it again.
+func bindable(network, address string) error {
+	if network == "udp" {
+		conn, err := net.ListenPacket(network, address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// rtpSamples is how many ports of the range are tried; a few that are taken don't matter.
+const rtpSamples = 50
+
+func (p *patient) checkRTP(context.Context) []finding {
+	const what = "RTP ports"
+	r := p.cfg.RTP
+	step := max((r.PortMax-r.PortMin)/rtpSamples, 1)
+	tried, free := 0, 0
+	var last error
+	for port := r.PortMin; port <= r.PortMax; port += step {
+		tried++
+		if err := bindable("udp", net.JoinHostPort(r.Address, fmt.Sprint(port))); err != nil {
+			last = err
+			continue
+		}
+		free++
+	}
+	if free*2 < tried {
+		return one(false, what, fmt.Sprintf("only %d of %d tried are free: %v", free, tried, last),
+			"choose another range in rtp.port_min and rtp.port_max, or an address of this host in rtp.address")
+	}
+	calls := (r.PortMax - r.PortMin + 1) / 2
+	return one(true, what, fmt.Sprintf("%d of %d tried are free, enough for %d calls", free, tried, calls), "")
+}
+
+func (p *patient) checkAdvertised(context.Context) []finding {
+	var list []finding
+	own := ownAddresses()
+	for _, a := range []struct{ key, value, bound string }{
+		{"sip.advertise", p.cfg.SIP.Advertise, hostOf(p.cfg.SIP.Listen[0].Address)},
+		{"rtp.advertise", p.cfg.RTP.Advertise, p.cfg.RTP.Address},
+		{"webrtc.advertise", p.cfg.WebRTC.Advertise, ""},
+	} {
+		list = append(list, plausible(a.key, a.value, a.bound, own))
+	}
+	return list
+}
+
+// plausible judges an advertised address: it should not be one that nobody else can reach.
+func plausible(key, value, bound string, own []netip.Addr) finding {
+	if value == "" {
+		return finding{true, key, "empty: the address of the socket is told", ""}
+	}
+	addr, err := netip.ParseAddr(value)
+	if err != nil {
+		if _, err := net.LookupHost(value); err != nil {
+			return finding{false, key, err.Error(), "the name must resolve; or put an IP address there"}
+		}
+		return finding{true, key, value + " resolves", ""}
+	}
+	boundTo, _ := netip.ParseAddr(bound)
+	switch {
+	case addr.IsUnspecified():
+		return finding{false, key, value + " is no address that can be reached", "put this host's own or public address there"}
+	case addr.IsLoopback() && !boundTo.IsLoopback():
+		return finding{false, key, value + " can be reached from this host only", "put this host's own or public address there"}
+	}
+	for _, o := range own {
+		if o == addr {
+			return finding{true, key, value + " is this host's", ""}
+		}
+	}
+	return finding{true, key, value + " is not this host's: right if a NAT forwards to it", ""}
+}
+
+func ownAddresses() []netip.Addr {
+	var list []netip.Addr
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil // then nothing is called ours, which is only a softer sentence
+	}
+	for _, a := range addrs {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			list = append(list, prefix.Addr())
+		}
+	}
+	return list
+}
+
+func hostOf(hostPort string) string {
+	host, _, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+func (p *patient) checkTrunks(context.Context) []finding {
+	const what = "trunks and routes"
+	switch {
+	case len(p.cfg.SIP.Trunks) == 0:
+		return one(false, what, "no trunk is configured: every phone is ignored", "name your carrier or PBX in sip.trunks")
+	case len(p.cfg.Routes) == 0:
+		return one(true, what, fmt.Sprintf("%d trunks; no routes in the config, so all must be in the database", len(p.cfg.SIP.Trunks)), "")
+	}
+	return one(true, what, fmt.Sprintf("%d trunks, %d routes", len(p.cfg.SIP.Trunks), len(p.cfg.Routes)), "")
+}
+
+// Live asks the running bridge whether it serves at all.
+func Live(ctx context.Context, cfg config.Config) error { return ask(ctx, cfg, "live") }
+
+// Healthy asks the running bridge whether it is ready for calls.
+func Healthy(ctx context.Context, cfg config.Config) error { return ask(ctx, cfg, "ready") }
+
+func ask(ctx context.Context, cfg config.Config, question string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	address, err := netip.ParseAddrPort(cfg.AppService.Listen)
+	if err != nil {
+		return err
+	}
+	if address.Addr().IsUnspecified() {
+		address = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), address.Port())
+	}
+	target := url.URL{Scheme: "http", Host: address.String(), Path: "/_matrix/mau/" + question}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	var answer struct{ Error string }
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+		return fmt.Errorf("another program answers at %s: %w", target.Host, err)
+	}
+	if response.StatusCode != http.StatusOK {
+		return errors.New(answer.Error)
+	}
+	return nil
+}

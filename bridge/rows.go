@@ -1,0 +1,58 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"trunkline/db"
+	"trunkline/matrixcall"
+	"trunkline/sip"
+)
+
+// row is the leg as the next process will need it. Only the actor's goroutine calls it.
+func (a *actor) row() db.Leg {
+	d := a.call.Dialog()
+	l := db.Leg{
+		ID: string(a.id), Owner: a.bridge.run, Epoch: 1, Phase: a.state.Phase.String(),
+		Created: a.begun, Answered: d.Since, Updated: time.Now(),
+		Direction: "in", Trunk: a.info.Trunk, Dialled: string(a.info.Dialled),
+		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
+		Ghost: a.join.ghost, EndBy: a.state.EndBy,
+		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d),
+	}
+	if m := a.join.membership; m != nil {
+		l.RoomID = string(m.Info().Room)
+	}
+	return l
+}
+
+// dialogOf rebuilds the dialog of a stored leg.
+func dialogOf(l db.Leg) (sip.Dialog, error) {
+	var d sip.Dialog
+	if err := json.Unmarshal([]byte(l.Dialog), &d); err != nil {
+		return d, fmt.Errorf("read dialog of leg %s: %w", l.ID, err)
+	}
+	return d, nil
+}
+
+func encode(d sip.Dialog) string {
+	text, err := json.Marshal(d)
+	if err != nil {
+		panic(fmt.Sprintf("a dialog is plain data, yet: %v", err))
+	}
+	return string(text)
+}
+
+func (b *Bridge) putMembership(ctx context.Context, a *actor) error {
+	i := a.join.membership.Info()
+	return b.store.PutMembership(ctx, db.Membership{
+		Ghost: string(i.Ghost), RoomID: string(i.Room), ConfID: i.ConfID, DeviceID: string(i.Device), SessionID: i.SessionID,
+		CreatedByUs: i.Created, Expires: i.Expires, LegID: string(a.id), Owner: b.run, Epoch: 1,
+	})
+}
+
+func (b *Bridge) deleteMembership(ctx context.Context, i matrixcall.MembershipInfo) error {
+	return b.store.DeleteMembership(ctx, string(i.Ghost), string(i.Room), b.run)
+}

@@ -1,0 +1,66 @@
+package bridge
+
+import (
+	"fmt"
+	"net/netip"
+
+	"maunium.net/go/mautrix/appservice"
+
+	"trunkline/bridge/config"
+	"trunkline/matrixcall"
+	"trunkline/sip"
+)
+
+// matrixConfig says in matrixcall's terms what the admin configured.
+func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config {
+	ice := matrixcall.ICEConfig{
+		UDPPort: c.WebRTC.Port, Addresses: c.WebRTC.Addresses, Loopback: c.WebRTC.Loopback,
+	}
+	if c.WebRTC.Advertise != "" {
+		ice.NAT1To1 = []string{c.WebRTC.Advertise}
+	}
+	for _, s := range c.WebRTC.Servers {
+		ice.ExtraServers = append(ice.ExtraServers, matrixcall.TURNServer{URIs: s.URIs, Username: s.Username, Password: s.Password})
+	}
+	return matrixcall.Config{
+		HomeserverURL: c.Homeserver.Address, Domain: c.Homeserver.Domain,
+		ASToken: r.AppToken, HSToken: r.ServerToken, ID: r.ID,
+		BotLocalpart: c.AppService.Bot, GhostPrefix: c.AppService.GhostPrefix,
+		AllowPlain: c.Calls.AllowPlain, ICE: ice,
+	}
+}
+
+// sipConfig says in sip's terms what the admin configured. The config was checked; errors here name what slipped through.
+func sipConfig(c config.Config) (sip.Config, error) {
+	out := sip.Config{Advertise: c.SIP.Advertise, UserAgent: c.SIP.UserAgent}
+	for _, l := range c.SIP.Listen {
+		addr, err := netip.ParseAddrPort(l.Address)
+		if err != nil {
+			return out, fmt.Errorf("sip.listen: %w", err)
+		}
+		out.Listen = append(out.Listen, sip.Listen{Transport: sip.Transport(l.Transport), Addr: addr})
+	}
+	addr, err := netip.ParseAddr(c.RTP.Address)
+	if err != nil {
+		return out, fmt.Errorf("rtp.address: %w", err)
+	}
+	out.RTP = sip.RTPConfig{Addr: addr, PortMin: uint16(c.RTP.PortMin), PortMax: uint16(c.RTP.PortMax)}
+	if c.RTP.Advertise != "" {
+		if out.RTP.Advertise, err = netip.ParseAddr(c.RTP.Advertise); err != nil {
+			return out, fmt.Errorf("rtp.advertise: %w", err)
+		}
+	}
+	for _, t := range c.SIP.Trunks {
+		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP}
+		for _, network := range t.Networks {
+			prefix, err := netip.ParsePrefix(network)
+			if err != nil {
+				return out, fmt.Errorf("networks of trunk %s: %w", t.Name, err)
+			}
+			trunk.Networks = append(trunk.Networks, prefix)
+		}
+		out.Trunks = append(out.Trunks, trunk)
+	}
+	out.Limits.Calls = c.Calls.MaxLegs + 50 // the bridge itself says busy first, with a count
+	return out, nil
+}

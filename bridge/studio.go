@@ -1,0 +1,161 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pion/rtp"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/transcode"
+)
+
+// studio holds the desks of all conferences, spread over workers. Each room's conference belongs to one worker, and
+// nothing on the path of sound is shared between workers.
+type studio struct {
+	workers []*worker
+	seed    maphash.Seed
+}
+
+func newStudio(workers int) *studio {
+	s := &studio{seed: maphash.MakeSeed()}
+	for range max(workers, 1) {
+		s.workers = append(s.workers, newWorker())
+	}
+	return s
+}
+
+// Run drives all workers until ctx ends.
+func (s *studio) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, w := range s.workers {
+		wg.Go(func() { w.run(ctx) })
+	}
+}
+
+// Stats adds up what the workers counted.
+func (s *studio) Stats() studioStats {
+	var total studioStats
+	for _, w := range s.workers {
+		total.Late += w.late.Load()
+		total.Skipped += w.skipped.Load()
+		total.Overflow += w.overflow.Load()
+	}
+	return total
+}
+
+// studioStats are counters since the start.
+type studioStats struct {
+	Late     uint64 // frames mixed late, because the loop was held up
+	Skipped  uint64 // frames given up after a longer hold-up
+	Overflow uint64 // packets dropped because a worker's inbox was full
+}
+
+// voiceOptions connect one phone with its conference.
+type voiceOptions struct {
+	Room    id.RoomID
+	Phone   transcode.PhoneConfig
+	ToPhone func(*rtp.Packet) error // G.711, called by the worker every 20 ms
+	ToPeers func(*rtp.Packet) error // Opus, while the phone is heard
+}
+
+// voice is one phone on a desk.
+type voice struct {
+	worker *worker
+	conf   *conference
+	phone  *transcode.Phone
+	opts   voiceOptions
+
+	peers map[deviceKey]bool // devices with a copy of their microphone at this ghost; only the worker touches it
+
+	sendFails atomic.Uint64
+	peerFails atomic.Uint64
+}
+
+// deviceKey names a device in a room: its copies at all ghosts carry the same microphone.
+type deviceKey struct {
+	User   id.UserID
+	Device id.DeviceID
+}
+
+// conference is the desk of one room and who sits at it. Only its worker touches it.
+type conference struct {
+	room    id.RoomID
+	desk    *transcode.Desk
+	voices  map[*transcode.Phone]*voice
+	devices map[deviceKey]*seat
+	slot    int // which quarter of the 20 ms frame it is mixed in
+}
+
+// seat is a device on a desk, with the voices that receive a copy of it.
+type seat struct {
+	device *transcode.Device
+	copies map[*voice]bool
+}
+
+// Join puts a phone on the desk of its room, setting the desk up if it is the first.
+func (s *studio) Join(opts voiceOptions) (*voice, error) {
+	index := maphash.String(s.seed, string(opts.Room)) % uint64(len(s.workers))
+	w := s.workers[index]
+	v := &voice{worker: w, opts: opts, peers: make(map[deviceKey]bool)}
+	var err error
+	w.do(func() { err = w.join(v) })
+	if err != nil {
+		return nil, fmt.Errorf("put phone on the desk: %w", err)
+	}
+	return v, nil
+}
+
+// Leave takes the phone off the desk. Packets that arrive later are dropped.
+func (v *voice) Leave() { v.worker.do(func() { v.worker.leave(v) }) }
+
+// Mute silences the phone for everybody else.
+func (v *voice) Mute(on bool) {
+	v.worker.post(func() {
+		if v.conf != nil {
+			v.phone.Mute(on)
+		}
+	})
+}
+
+// FromPhone hands in a packet of the phone. It copies what it needs and never blocks.
+func (v *voice) FromPhone(p *rtp.Packet) { v.worker.put(v, deviceKey{}, p) }
+
+// FromPeer hands in a device's packet as this ghost received it. It copies what it needs and never blocks.
+func (v *voice) FromPeer(key deviceKey, p *rtp.Packet) { v.worker.put(v, key, p) }
+
+// PeerGone drops the copy of the device's microphone at this ghost.
+func (v *voice) PeerGone(key deviceKey) {
+	v.worker.post(func() { v.worker.dropCopy(v, key) })
+}
+
+// PeerMuted tells the desk that the device's user muted the microphone.
+func (v *voice) PeerMuted(key deviceKey, muted bool) {
+	v.worker.post(func() {
+		if seat := v.seat(key); seat != nil {
+			seat.device.Mute(muted)
+		}
+	})
+}
+
+func (v *voice) seat(key deviceKey) *seat {
+	if v.conf == nil {
+		return nil
+	}
+	return v.conf.devices[key]
+}
+
+// phoneConfig fills in what a stream needs at random (RFC 3550 §5.1); sequence numbers start low so that SRTP's
+// roll-over counter cannot be guessed wrong (RFC 3711 §3.3.1).
+func phoneConfig(codec transcode.Codec, payloadType uint8) transcode.PhoneConfig {
+	return transcode.PhoneConfig{
+		Codec: codec, PayloadType: payloadType,
+		SSRC: rand.Uint32(), FirstSeq: uint16(rand.Uint32N(1 << 15)), FirstTimestamp: rand.Uint32(),
+		PeerPayloadType: 111, PeerSSRC: rand.Uint32(), PeerFirstSeq: uint16(rand.Uint32N(1 << 15)), PeerFirstTimestamp: rand.Uint32(),
+	}
+}

@@ -1,0 +1,134 @@
+// Command bridge puts telephones into the calls of Matrix rooms.
+//
+//	bridge -e > config.yaml        # the example config, every option explained
+//	bridge -c config.yaml -g       # writes registration.yaml for the homeserver
+//	bridge -c config.yaml -doctor  # checks what usually goes wrong
+//	bridge -c config.yaml          # runs
+//
+// Exit codes: 0 all is well, 1 something failed while running (or the doctor found a problem), 2 the flags or the
+// configuration are wrong.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"trunkline/bridge"
+	"trunkline/bridge/config"
+	"trunkline/bridge/doctor"
+)
+
+// version is set by the linker.
+var version = "development"
+
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// options are the flags of the command line.
+type options struct {
+	config                                   string
+	example, register, diagnose, showVersion bool
+	healthy                                  bool
+}
+
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	var o options
+	flags := flag.NewFlagSet("bridge", flag.ContinueOnError)
+	flags.SetOutput(errOut)
+	flags.StringVar(&o.config, "c", "config.yaml", "the configuration `file`")
+	flags.BoolVar(&o.example, "e", false, "print the example configuration and exit")
+	flags.BoolVar(&o.register, "g", false, "write the registration for the homeserver and exit")
+	flags.BoolVar(&o.diagnose, "doctor", false, "check what usually goes wrong, and exit")
+	flags.BoolVar(&o.healthy, "healthy", false, "ask the running bridge whether it is ready, and exit (for container health checks)")
+	flags.BoolVar(&o.showVersion, "v", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return exitUsage
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(errOut, "bridge: unexpected argument %q\n", flags.Arg(0))
+		return exitUsage
+	}
+	switch {
+	case o.showVersion:
+		fmt.Fprintln(out, "trunkline", version)
+		return 0
+	case o.example:
+		fmt.Fprintf(out, "%s", config.Example())
+		return 0
+	}
+	cfg, err := config.Load(o.config)
+	if err != nil {
+		fmt.Fprintln(errOut, err)
+		return exitUsage
+	}
+	return withConfig(ctx, o, cfg, out, errOut)
+}
+
+func withConfig(ctx context.Context, o options, cfg config.Config, out, errOut io.Writer) int {
+	switch {
+	case o.healthy:
+		return report(errOut, doctor.Healthy(ctx, cfg), exitFailed)
+	case o.register:
+		path := config.RegistrationPath(cfg, o.config)
+		if err := config.WriteRegistration(path, config.NewRegistration(cfg)); err != nil {
+			return report(errOut, err, exitUsage)
+		}
+		fmt.Fprintf(out, "wrote %s\nGive this file to the homeserver (Synapse: app_service_config_files) and restart it.\n", path)
+		return 0
+	case o.diagnose:
+		if !doctor.Examine(ctx, cfg, o.config, out) {
+			return exitFailed
+		}
+		return 0
+	}
+	registration, err := config.LoadRegistration(cfg, o.config)
+	if err != nil {
+		return report(errOut, err, exitUsage)
+	}
+	log := newLogger(cfg.Log, errOut)
+	b, err := bridge.New(ctx, cfg, registration, log)
+	if err == nil {
+		err = b.Run(ctx)
+	}
+	return report(errOut, err, exitFailed)
+}
+
+// report prints err, if any, and returns the exit code.
+func report(errOut io.Writer, err error, code int) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(errOut, "bridge:", err)
+	return code
+}
+
+func newLogger(c config.Log, out io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo // the config was checked; this keeps a logger in any case
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(out, opts))
+	}
+	return slog.New(slog.NewTextHandler(out, opts))
+}
