@@ -1,0 +1,174 @@
+package mesh
+
+import (
+	"time"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// roomState takes note of who is listed in the conference.
+func (m *machine) roomState(ev RoomState) {
+	m.known = true
+	if ev.Ended || ev.Out {
+		m.ended(ev)
+		return
+	}
+	listed := false
+	m.members = make(map[Device]Member, len(ev.Members))
+	for _, mem := range ev.Members {
+		if mem.Device == m.cfg.Self {
+			listed = mem.Session == m.session
+			continue
+		}
+		m.members[mem.Device] = mem
+	}
+	if !listed && m.entry.session == m.session && !m.entry.writing && m.due(m.entry.written.Add(entryRetry)) {
+		m.do(Note{Device: m.cfg.Self, Text: "our member entry was gone"})
+		m.writeEntry()
+	}
+	m.reconcilePeers()
+	m.replayEarly()
+}
+
+func (m *machine) ended(ev RoomState) {
+	m.cfg.Created = false // no need to terminate it, or no right
+	if ev.Ended {
+		m.do(CallEnded{Reason: "the call was ended"})
+		m.leave("")
+		return
+	}
+	m.do(CallEnded{Reason: "our ghost is no longer in the room"})
+	for _, p := range m.sortedPeers() {
+		m.end(p, ReasonUserHangup, politely)
+	}
+	m.peers, m.early = nil, nil
+	m.leftNow("")
+}
+
+// wanted says whether we should be connected to a member. One whose entry expired while it is connected stays, as
+// with hydrogen: its media proves that it is there, and our clock may differ.
+func (m *machine) wanted(mem Member) bool {
+	if mem.Ours || mem.User == m.cfg.Self.User {
+		return false
+	}
+	p := m.peers[mem.Device]
+	return mem.Expires.After(m.now) || p != nil && p.connected() && p.Session == mem.Session
+}
+
+// reconcilePeers closes what is not wanted any more and makes peers of those that are missing.
+func (m *machine) reconcilePeers() {
+	for _, p := range m.sortedPeers() {
+		mem, listed := m.members[p.Device]
+		switch {
+		case !listed || !m.wanted(mem):
+			// matrix-js-sdk keeps the call of a vanished member until it hears a hangup.
+			m.end(p, ReasonUserHangup, politely)
+			delete(m.peers, p.Device)
+		case mem.Session != p.Session:
+			m.end(p, "new_session", quietly) // a clean slate on both sides, nothing to say
+			delete(m.peers, p.Device)
+		case !mem.Expires.Equal(p.expires):
+			p.expires = mem.Expires
+			m.wake(p)
+		}
+	}
+	for _, mem := range m.sortedMembers() {
+		if m.peers[mem.Device] == nil && m.wanted(mem) && len(m.peers) < m.cfg.MaxPeers {
+			m.addPeer(mem)
+		}
+	}
+}
+
+func (m *machine) addPeer(mem Member) {
+	p := &peer{Peer: mem.Peer, expires: mem.Expires, invites: invites(m.cfg.Self, mem.Device)}
+	m.peers[mem.Device] = p
+	m.expect(p, calleePatience)
+}
+
+// wake gives a peer that moved (renewed its entry, say) another chance.
+func (m *machine) wake(p *peer) {
+	if p.link != nil {
+		return
+	}
+	p.tries, p.next = 0, m.now
+	if p.resting || !p.invites {
+		p.resting = false
+		m.expect(p, calleePatience)
+	}
+}
+
+// expect arranges for the peer's next link: ours now, or theirs in good time.
+func (m *machine) expect(p *peer, patience time.Duration) {
+	if p.invites {
+		p.next = m.now
+		return
+	}
+	p.next = time.Time{}
+	p.warn = m.now.Add(calleeWarning)
+	p.watch = m.now.Add(patience)
+}
+
+// countPeople reports the number of users that are not ours.
+func (m *machine) countPeople() {
+	users := make(map[id.UserID]bool)
+	for _, mem := range m.members {
+		if m.wanted(mem) {
+			users[mem.User] = true
+		}
+	}
+	if len(users) != m.people {
+		m.people = len(users)
+		m.do(People{N: m.people})
+	}
+}
+
+// peerDue does what is due for one peer.
+func (m *machine) peerDue(p *peer) {
+	for i := range p.tracks {
+		if m.due(p.tracks[i].gap) {
+			m.flushTrack(p, p.tracks[i].call)
+		}
+	}
+	if p.link != nil {
+		m.linkDue(p)
+	}
+	if p.link != nil {
+		return
+	}
+	switch {
+	case m.due(p.next):
+		// Hydrogen keeps signals of an unknown session until our entry arrives, but matrix-js-sdk does not.
+		if m.entry.session == m.session {
+			m.invite(p)
+		}
+	case m.due(p.warn):
+		p.warn = time.Time{}
+		m.do(Note{Device: p.Device, Text: "peer should have called by now"})
+		m.readAgain()
+	case m.due(p.watch):
+		m.calleeOverdue(p)
+	}
+}
+
+// calleeOverdue deals with a peer that should call us and does not. Hydrogen gives a device up for good after three
+// failures; only a new session id of ours makes it try again. That resets every peer, so it is done only when there
+// is none to lose.
+func (m *machine) calleeOverdue(p *peer) {
+	p.watch = time.Time{}
+	for _, other := range m.peers {
+		if other.connected() {
+			p.watch = m.now.Add(calleePatience)
+			return
+		}
+	}
+	if m.rotated >= maxRotations {
+		p.resting = true
+		return
+	}
+	if again := m.rotation.Add(rotatePause); !m.rotation.IsZero() && m.now.Before(again) {
+		p.watch = again
+		return
+	}
+	m.do(Note{Device: p.Device, Text: "peer does not call; taking a new session"})
+	m.rotate()
+}

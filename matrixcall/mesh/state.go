@@ -1,0 +1,317 @@
+package mesh
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// Config is what a mesh is told once.
+type Config struct {
+	Self       Device
+	ConfID     string
+	Session    string // our first session id; later ones are made from it
+	CallPrefix string // call ids are made from it; unique for this mesh
+	StreamID   string // the msid of our audio track: the key of the stream metadata (rule)
+	Created    bool   // the call is ours to terminate
+	Fresh      bool   // … and was made a moment ago: nobody else can be in it unseen
+	MaxPeers   int    // 0 means 64
+}
+
+// The timers. Those that clients have too are theirs (hydrogen, matrix-js-sdk) unless said otherwise.
+const (
+	entryValidity   = time.Hour
+	entryRenewal    = 45 * time.Minute // ¾ of its life
+	entryRetry      = 30 * time.Second
+	inviteLifetime  = 60 * time.Second
+	inviteRepeat    = 4 * time.Second
+	shellPatience   = 15 * time.Second // for offers and answers to be made: gathering is capped at 2 s
+	connectPatience = 30 * time.Second
+	lostPatience    = 30 * time.Second // ICE disconnected
+	restartAfter    = 3 * time.Second  // ICE disconnected, and we are the inviter
+	gapPatience     = 2 * time.Second
+	reofferAfter    = 500 * time.Millisecond
+	reofferPatience = 30 * time.Second
+	steadyAfter     = 60 * time.Second // of connection: earlier failures are forgotten
+	earlyPatience   = 30 * time.Second
+	readAgainAfter  = 2 * time.Second
+	calleeWarning   = 20 * time.Second
+	calleePatience  = 75 * time.Second
+	rotatePause     = 2 * time.Minute
+	leavePatience   = 30 * time.Second
+)
+
+// Bounds of what others can make us keep.
+const (
+	maxEarly       = 128 // signals from devices that are no members yet
+	maxEarlyDevice = 16
+	maxTracks      = 4 // call ids per peer
+	maxHeld        = 16
+	maxOrphans     = 8
+	maxSeen        = 64
+	maxCandidates  = 64
+	maxQueue       = 16
+	maxStreams     = 16
+	maxReoffers    = 5
+	maxRotations   = 3
+)
+
+var backoff = [...]time.Duration{time.Second, 5 * time.Second, 15 * time.Second}
+
+type phase uint8
+
+// The phases of a membership:
+//
+//	      Join           entry written          Leave, call ended        entry removed
+//	idle ------> joining -------------> joined ------------------> leaving -----------> left
+const (
+	idle phase = iota
+	joining
+	joined
+	leaving
+	left
+)
+
+func (p phase) String() string {
+	return [...]string{"idle", "joining", "joined", "leaving", "left"}[p]
+}
+
+// State is a ghost's view of its conference. It is a value: Step returns a new one and leaves the old one as it was.
+type State struct {
+	cfg   Config
+	phase phase
+	muted bool
+
+	session  string // our present session id
+	entry    entry
+	until    time.Time // leaving: give up
+	rotated  int
+	rotation time.Time // of the last rotation
+
+	known    bool // a room state was read
+	members  map[Device]Member
+	peers    map[Device]*peer
+	early    []early
+	readNext time.Time // not earlier than this ask for the state again
+	lastCall int
+	lastConn Conn
+	people   int
+}
+
+// entry is our own member entry in the room.
+type entry struct {
+	writing bool      // a PutMember or RemoveMember is under way
+	session string    // the session id last written with success
+	expires time.Time // of what was last asked to be written
+	written time.Time // when the last write succeeded
+	next    time.Time // write again
+	tries   int
+}
+
+// early is a signal from a device that is not (yet) a member with that session.
+type early struct {
+	from  Device
+	sig   Signal
+	until time.Time
+}
+
+// peer is a wanted device.
+type peer struct {
+	Peer
+	expires time.Time // as last seen in its entry
+	invites bool      // we invite
+	tries   int       // links that ended since the peer was last steadily connected
+	next    time.Time // open a link then
+	resting bool      // no more attempts of ours until it moves
+	warn    time.Time // we are the callee: when to wonder, and
+	watch   time.Time // when to reset our session
+	tracks  []track
+	link    *link
+}
+
+// track is the order of one call_id's incoming signals.
+type track struct {
+	call    string
+	started bool
+	next    int
+	seen    []string
+	held    []Signal  // sorted by Seq
+	gap     time.Time // process held then
+	orphans []Signal  // arrived before the invite
+	over    bool
+}
+
+type linkPhase uint8
+
+// The phases of a link:
+//
+//	inviter   offering --> invited ---+
+//	                                  +--> connecting --> connected
+//	invitee   answering --------------+
+const (
+	offering linkPhase = iota
+	invited
+	answering
+	connecting
+	connected
+)
+
+func (p linkPhase) String() string {
+	return [...]string{"offering", "invited", "answering", "connecting", "connected"}[p]
+}
+
+type negotiation uint8
+
+const (
+	stable       negotiation = iota
+	makingOffer              // asked the shell
+	offerSent                // waiting for the peer
+	makingAnswer             // asked the shell
+)
+
+func (n negotiation) String() string {
+	return [...]string{"stable", "making-offer", "offer-sent", "making-answer"}[n]
+}
+
+// link is one attempt to reach a peer.
+type link struct {
+	conn     Conn
+	call     string
+	inviter  bool // ours is the invite
+	phase    linkPhase
+	deadline time.Time // of the phase; when connected, of a disconnection
+	repeat   time.Time
+	invite   Signal // as sent
+	seq      int    // of our next signal
+	waiting  []Candidate
+	queue    []Signal // signals for after makingAnswer
+
+	neg        negotiation
+	negUntil   time.Time
+	audio      Audio
+	streams    map[string]Stream
+	reoffer    time.Time
+	reoffers   int
+	asked      bool      // our re-offer changed nothing; wait for news
+	restart    time.Time // ICE
+	dirty      bool      // mute changed while we could not say so
+	announced  bool      // PeerConnected was said
+	since      time.Time // connected
+	toldMuted  bool
+	negotiated time.Time // last remote offer
+}
+
+// New returns the state of a mesh that has not joined.
+func New(cfg Config) State {
+	cfg.MaxPeers = cmp.Or(cfg.MaxPeers, 64)
+	return State{cfg: cfg, session: cfg.Session}
+}
+
+// Session is our present session id, Expires the end of our member entry.
+func (s State) Session() string { return s.session }
+
+// Expires is when our member entry as last written ends.
+func (s State) Expires() time.Time { return s.entry.expires }
+
+// Left says that Done was said.
+func (s State) Left() bool { return s.phase == left }
+
+// Deadline is when the caller must send Tick; zero means never.
+func (s State) Deadline() time.Time {
+	var d deadline
+	switch s.phase {
+	case idle, left:
+		return time.Time{}
+	case leaving:
+		d.add(s.until, s.entry.next)
+		return d.at
+	}
+	d.add(s.entry.next)
+	for _, e := range s.early {
+		d.add(e.until)
+	}
+	for dev, m := range s.members {
+		if p := s.peers[dev]; p != nil && !p.connected() && !m.Ours {
+			d.add(m.Expires)
+		}
+	}
+	for _, p := range s.peers {
+		d.add(p.deadline(s.entry.session == s.session))
+	}
+	return d.at
+}
+
+// deadline collects the earliest of some times.
+type deadline struct{ at time.Time }
+
+func (d *deadline) add(times ...time.Time) {
+	for _, t := range times {
+		if !t.IsZero() && (d.at.IsZero() || t.Before(d.at)) {
+			d.at = t
+		}
+	}
+}
+
+// deadline is when something is due for the peer; we invite only while our own entry stands.
+func (p *peer) deadline(mayInvite bool) time.Time {
+	var d deadline
+	d.add(p.warn, p.watch)
+	if mayInvite {
+		d.add(p.next)
+	}
+	for i := range p.tracks {
+		d.add(p.tracks[i].gap)
+	}
+	if l := p.link; l != nil {
+		d.add(l.deadline, l.repeat, l.negUntil, l.reoffer, l.restart)
+	}
+	return d.at
+}
+
+func (p *peer) connected() bool { return p.link != nil && p.link.phase == connected }
+
+// clone copies all that Step changes. Signals, candidates and stream maps are never changed in place.
+func (s State) clone() State {
+	s.members = maps.Clone(s.members)
+	s.early = slices.Clone(s.early)
+	peers := make(map[Device]*peer, len(s.peers))
+	for dev, p := range s.peers {
+		q := *p
+		q.tracks = slices.Clone(p.tracks)
+		for i := range q.tracks {
+			t := &q.tracks[i]
+			t.seen = slices.Clip(t.seen)
+			t.held = slices.Clone(t.held)
+			t.orphans = slices.Clip(t.orphans)
+		}
+		if p.link != nil {
+			l := *p.link
+			l.waiting = slices.Clip(l.waiting)
+			l.queue = slices.Clip(l.queue)
+			q.link = &l
+		}
+		peers[dev] = &q
+	}
+	s.peers = peers
+	return s
+}
+
+func (s State) sortedPeers() []*peer {
+	return slices.SortedFunc(maps.Values(s.peers), func(a, b *peer) int { return compareDevices(a.Device, b.Device) })
+}
+
+func (s State) sortedMembers() []Member {
+	return slices.SortedFunc(maps.Values(s.members), func(a, b Member) int { return compareDevices(a.Device, b.Device) })
+}
+
+func (s *State) newCallID() string {
+	s.lastCall++
+	return s.cfg.CallPrefix + strconv.Itoa(s.lastCall)
+}
+
+func (s *State) newConn() Conn {
+	s.lastConn++
+	return s.lastConn
+}
