@@ -293,6 +293,13 @@ func (c *Call) sendBye(cause Cause) {
 func (c *Call) transact(req *gosip.Request) (int, error) {
 	ctx, cancel := context.WithTimeout(c.stack.root, transactionTimeout)
 	defer cancel()
+	if l, ok := c.stack.listenerFor(*c.snapshot.Load()); ok {
+		select {
+		case <-l.ready: // a call may be resumed and ended before Run has begun
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%s: %w", req.Method, ctx.Err())
+		}
+	}
 	tx, err := c.stack.layer.Request(ctx, req)
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", req.Method, err)

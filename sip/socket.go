@@ -17,10 +17,12 @@ import (
 // none is returned but "closed".
 type guardedPackets struct {
 	net.PacketConn
-	guard *guard
+	guard   *guard
+	reading func() // called at each read: sipgo knows the socket by then and can send from it
 }
 
 func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
+	p.reading()
 	for {
 		n, from, err := p.PacketConn.ReadFrom(b)
 		if err != nil {

@@ -65,6 +65,7 @@ type listener struct {
 	addr      netip.AddrPort
 	packets   net.PacketConn // UDP
 	conns     net.Listener   // TCP
+	ready     chan struct{}  // closed when requests can be sent from it
 }
 
 // quiet is set once: sipgo has package variables that every stack of the process shares.
@@ -131,6 +132,7 @@ func (s *Stack) bind(l Listen) error {
 		}
 		s.listeners = append(s.listeners, listener{
 			transport: TCP, addr: addrPortOf(ln.Addr()), conns: &guardedListener{Listener: ln, guard: s.guard()},
+			ready: closedChannel(),
 		})
 	}
 	return nil
@@ -138,10 +140,19 @@ func (s *Stack) bind(l Listen) error {
 
 // addPackets takes a ready packet socket.
 func (s *Stack) addPackets(conn net.PacketConn) {
+	ready := make(chan struct{})
 	s.listeners = append(s.listeners, listener{
-		transport: UDP, addr: addrPortOf(conn.LocalAddr()),
-		packets: &guardedPackets{PacketConn: conn, guard: s.guard()},
+		transport: UDP, addr: addrPortOf(conn.LocalAddr()), ready: ready,
+		packets: &guardedPackets{
+			PacketConn: conn, guard: s.guard(), reading: sync.OnceFunc(func() { close(ready) }),
+		},
 	})
+}
+
+func closedChannel() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
 }
 
 func (s *Stack) guard() *guard {

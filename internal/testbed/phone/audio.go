@@ -1,0 +1,257 @@
+package phone
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pion/rtp"
+)
+
+// Rate is the sample rate of everything a phone plays and hears.
+const Rate = 8000
+
+const (
+	frame        = 20 * time.Millisecond
+	frameSamples = Rate / 50
+)
+
+// audio is the RTP socket of one call: a sender on an absolute 20 ms schedule and a recorder.
+type audio struct {
+	conn *net.UDPConn
+	wg   sync.WaitGroup // send, receive
+	stop chan struct{}
+
+	mu       sync.Mutex
+	started  time.Time
+	codec    codec
+	dtmf     uint8
+	remote   netip.AddrPort // zero: do not send
+	queue    []int16        // to be played
+	keys     []byte         // to be pressed
+	press    *press
+	rec      recorder
+	sent     int
+	received int
+	idle     chan struct{} // closed when queue and keys are empty
+}
+
+func openAudio(local netip.Addr) (*audio, error) {
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, 0)))
+	if err != nil {
+		return nil, err
+	}
+	idle := make(chan struct{})
+	close(idle)
+	return &audio{conn: conn, stop: make(chan struct{}), idle: idle}, nil
+}
+
+func (a *audio) port() uint16 { return a.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
+
+func (a *audio) start(c codec, dtmf uint8, remote netip.AddrPort) {
+	a.mu.Lock()
+	a.started, a.codec, a.dtmf, a.remote = time.Now(), c, dtmf, remote
+	a.rec.began = a.started
+	a.mu.Unlock()
+	a.wg.Go(a.send)
+	a.wg.Go(a.receive)
+}
+
+func (a *audio) close() {
+	select {
+	case <-a.stop:
+	default:
+		close(a.stop)
+	}
+	_ = a.conn.Close()
+	a.wg.Wait()
+}
+
+// send puts one packet on the wire every 20 ms, whether there is something to say or not.
+func (a *audio) send() {
+	seq, ts, ssrc := uint16(time.Now().UnixNano()), uint32(0), uint32(time.Now().UnixNano()>>7)|1
+	next := a.started
+	for {
+		next = next.Add(frame)
+		select {
+		case <-a.stop:
+			return
+		case <-time.After(time.Until(next)): // absolute: lateness does not add up
+		}
+		a.mu.Lock()
+		packets := a.nextPackets(ts)
+		remote := a.remote
+		a.mu.Unlock()
+		for _, p := range packets {
+			p.Version, p.SSRC, p.SequenceNumber = 2, ssrc, seq
+			seq++
+			b, err := p.Marshal()
+			if err != nil || !remote.IsValid() {
+				continue
+			}
+			if _, err := a.conn.WriteToUDPAddrPort(b, remote); err == nil {
+				a.mu.Lock()
+				a.sent++
+				a.mu.Unlock()
+			}
+		}
+		ts += frameSamples
+	}
+}
+
+// press is one key going over the wire (RFC 4733): 100 ms, then three end packets, then a pause.
+type press struct {
+	event byte
+	ts    uint32
+	tick  int
+}
+
+const (
+	pressTicks = 5 // 100 ms
+	pauseTicks = 4 // between keys
+)
+
+// nextPackets is called with mu held; ts is the timestamp of this frame.
+func (a *audio) nextPackets(ts uint32) []*rtp.Packet {
+	defer a.signalIdle()
+	if a.press == nil && len(a.keys) > 0 && a.dtmf != 0 {
+		a.press = &press{event: a.keys[0], ts: ts}
+		a.keys = a.keys[1:]
+	}
+	if p := a.press; p != nil {
+		p.tick++
+		switch {
+		case p.tick <= pressTicks:
+			return []*rtp.Packet{p.packet(a.dtmf, false, p.tick == 1)}
+		case p.tick == pressTicks+1:
+			return []*rtp.Packet{p.packet(a.dtmf, true, false), p.packet(a.dtmf, true, false), p.packet(a.dtmf, true, false)}
+		case p.tick >= pressTicks+1+pauseTicks:
+			a.press = nil
+		}
+	}
+	payload := make([]byte, frameSamples)
+	n := min(len(a.queue), frameSamples)
+	for i := range payload {
+		var s int16
+		if i < n {
+			s = a.queue[i]
+		}
+		payload[i] = a.codec.encode(s)
+	}
+	a.queue = a.queue[n:]
+	return []*rtp.Packet{{Header: rtp.Header{PayloadType: a.codec.pt, Timestamp: ts}, Payload: payload}}
+}
+
+func (p *press) packet(pt uint8, end, marker bool) *rtp.Packet {
+	duration := min(p.tick, pressTicks+1) * frameSamples
+	flags := byte(10) // volume −10 dBm0
+	if end {
+		flags |= 0x80
+	}
+	return &rtp.Packet{
+		Header:  rtp.Header{PayloadType: pt, Timestamp: p.ts, Marker: marker},
+		Payload: []byte{p.event, flags, byte(duration >> 8), byte(duration)},
+	}
+}
+
+// signalIdle is called with mu held.
+func (a *audio) signalIdle() {
+	if len(a.queue) == 0 && len(a.keys) == 0 && a.press == nil {
+		select {
+		case <-a.idle:
+		default:
+			close(a.idle)
+		}
+	}
+}
+
+// busy is called with mu held.
+func (a *audio) busy() {
+	select {
+	case <-a.idle:
+		a.idle = make(chan struct{})
+	default:
+	}
+}
+
+func (a *audio) play(pcm []int16) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.queue = append(a.queue, pcm...)
+	a.busy()
+}
+
+func (a *audio) pressKeys(keys string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, k := range strings.ToUpper(keys) {
+		if i := strings.IndexRune("0123456789*#ABCD", k); i >= 0 {
+			a.keys = append(a.keys, byte(i))
+		}
+	}
+	a.busy()
+}
+
+func (a *audio) receive() {
+	buf := make([]byte, 2048)
+	var p rtp.Packet
+	for {
+		n, err := a.conn.Read(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil || p.Unmarshal(buf[:n]) != nil || n > 1 && buf[1] >= 192 && buf[1] <= 223 {
+			continue
+		}
+		a.mu.Lock()
+		a.received++
+		if p.PayloadType == a.codec.pt {
+			a.rec.write(&p, a.codec, time.Now())
+		}
+		a.mu.Unlock()
+	}
+}
+
+// recorder lays packets out by their timestamps on a line that began with the call.
+type recorder struct {
+	began  time.Time
+	pcm    []int16
+	ssrc   uint32
+	ts     uint32 // timestamp that belongs at sample at
+	at     int
+	known  bool
+	maxLen int
+}
+
+// slack is how far timestamps and arrival may disagree before arrival is believed: a restarted or paused sender.
+const slack = 300 * Rate / 1000
+
+func (r *recorder) write(p *rtp.Packet, c codec, now time.Time) {
+	arrival := int(now.Sub(r.began)*Rate/time.Second) - len(p.Payload)
+	at := r.at + int(int32(p.Timestamp-r.ts))
+	if !r.known || p.SSRC != r.ssrc || at-arrival > slack || arrival-at > slack {
+		r.known, r.ssrc, r.ts, r.at = true, p.SSRC, p.Timestamp, max(arrival, 0)
+		at = r.at
+	}
+	if at < 0 {
+		return
+	}
+	if end := at + len(p.Payload); end > len(r.pcm) {
+		r.pcm = slices.Grow(r.pcm, end-len(r.pcm))[:end] // grown memory is zero: silence
+	}
+	for i, b := range p.Payload {
+		r.pcm[at+i] = c.decode(b)
+	}
+}
+
+// heard is the recording up to now, with the silence at its end.
+func (r *recorder) heard(now time.Time) []int16 {
+	n := max(int(now.Sub(r.began)*Rate/time.Second), len(r.pcm))
+	out := make([]int16, n)
+	copy(out, r.pcm)
+	return out
+}

@@ -1,0 +1,377 @@
+package phone
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/emiago/sipgo/sip"
+)
+
+// Call is one call of a phone.
+type Call struct {
+	phone  *Phone
+	audio  *audio
+	done   chan struct{}
+	callID string
+	tag    string
+	number string
+	bridge string
+	invite *sip.Request
+
+	mu        sync.Mutex
+	target    sip.Uri
+	to        string // To header value, with the tag once there is one
+	routes    []string
+	cseq      uint32
+	direction string
+	version   int
+	ended     string
+	answer    string // the bridge's last SDP
+	codec     codec
+	dtmf      uint8
+	remote    netip.AddrPort
+	ackBody   []byte
+	seen2xx   int
+	reinvited int
+}
+
+// Done is closed when the call is over, whoever ended it.
+func (c *Call) Done() <-chan struct{} { return c.done }
+
+// Ended says why the call is over; "" while it is not.
+func (c *Call) Ended() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
+// CallID names the call.
+func (c *Call) CallID() string { return c.callID }
+
+// Play queues 8 kHz PCM; it is sent in real time. Wait waits for it.
+func (c *Call) Play(pcm []int16) { c.audio.play(pcm) }
+
+// Press queues keys as RFC 4733 events.
+func (c *Call) Press(keys string) { c.audio.pressKeys(keys) }
+
+// Wait returns when everything queued has been sent.
+func (c *Call) Wait(ctx context.Context) error {
+	c.audio.mu.Lock()
+	idle := c.audio.idle
+	c.audio.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-c.done:
+		return fmt.Errorf("phone: call ended: %s", c.Ended())
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Heard is everything since the answer as 8 kHz PCM; where nothing came there is silence.
+func (c *Call) Heard() []int16 {
+	c.audio.mu.Lock()
+	defer c.audio.mu.Unlock()
+	return c.audio.rec.heard(time.Now())
+}
+
+// Packets counts RTP packets sent and received.
+func (c *Call) Packets() (sent, received int) {
+	c.audio.mu.Lock()
+	defer c.audio.mu.Unlock()
+	return c.audio.sent, c.audio.received
+}
+
+// Answer is the bridge's last session description.
+func (c *Call) Answer() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.answer
+}
+
+// Codec is the name of the codec agreed on.
+func (c *Call) Codec() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.codec.name
+}
+
+// Answers counts how often the 200 was received beyond the first time.
+func (c *Call) Answers() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.seen2xx
+}
+
+// Reinvited counts re-INVITEs and UPDATEs of the bridge.
+func (c *Call) Reinvited() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reinvited
+}
+
+func (c *Call) count2xx() {
+	c.mu.Lock()
+	c.seen2xx++
+	c.mu.Unlock()
+}
+
+// Hangup sends BYE and waits for its answer.
+func (c *Call) Hangup(ctx context.Context) error {
+	if c.Ended() != "" {
+		return nil
+	}
+	res, err := c.Do(ctx, c.Request(sip.BYE))
+	c.end("hung up")
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != 200 {
+		return fmt.Errorf("phone: BYE answered with %d", res.StatusCode)
+	}
+	return nil
+}
+
+// Reinvite offers another direction ("sendonly" is hold) and returns the direction of the answer.
+func (c *Call) Reinvite(ctx context.Context, direction string) (string, error) {
+	c.mu.Lock()
+	c.direction = direction
+	c.mu.Unlock()
+	req := c.Request(sip.INVITE)
+	c.setSDP(req, c.offer())
+	res, err := c.Do(ctx, req)
+	if err != nil {
+		return "", err
+	}
+	if res.StatusCode != 200 {
+		return "", fmt.Errorf("phone: re-INVITE answered with %d", res.StatusCode)
+	}
+	c.ack(res)
+	if err := c.takeSDP(res.Body()); err != nil {
+		return "", err
+	}
+	return directionOf(res.Body()), nil
+}
+
+// Request makes a request inside the call; Do sends it.
+func (c *Call) Request(method sip.RequestMethod) *sip.Request {
+	c.mu.Lock()
+	c.cseq++
+	c.mu.Unlock()
+	return c.request(method)
+}
+
+// Do sends a request and waits for the final answer.
+func (c *Call) Do(ctx context.Context, req *sip.Request) (*sip.Response, error) {
+	res, err := c.phone.client.Do(ctx, req, buildAsIs)
+	if err != nil {
+		return nil, fmt.Errorf("phone: %s: %w", req.Method, err)
+	}
+	return res, nil
+}
+
+// SetSDP puts a session description into a request.
+func (c *Call) SetSDP(req *sip.Request, body []byte) { c.setSDP(req, body) }
+
+// Offer is the phone's session description now.
+func (c *Call) Offer() []byte { return c.offer() }
+
+func (c *Call) request(method sip.RequestMethod) *sip.Request {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.phone
+	req := sip.NewRequest(method, c.target)
+	via := &sip.ViaHeader{
+		ProtocolName: "SIP", ProtocolVersion: "2.0", Transport: strings.ToUpper(p.config.Transport),
+		Host: p.local.Addr().String(), Port: int(p.local.Port()),
+	}
+	via.Params.Add("branch", sip.RFC3261BranchMagicCookie+rand.Text())
+	via.Params.Add("rport", "")
+	req.AppendHeader(via)
+	for _, r := range c.routes {
+		req.AppendHeader(sip.NewHeader("Route", r))
+	}
+	maxForwards, callID := sip.MaxForwardsHeader(70), sip.CallIDHeader(c.callID)
+	req.AppendHeader(&maxForwards)
+	from := "<sip:" + p.config.User + "@" + p.local.Addr().String() + ">;tag=" + c.tag
+	if p.config.Name != "" {
+		from = strconv.Quote(p.config.Name) + " " + from
+	}
+	req.AppendHeader(sip.NewHeader("From", from))
+	req.AppendHeader(sip.NewHeader("To", c.to))
+	req.AppendHeader(&callID)
+	req.AppendHeader(&sip.CSeqHeader{SeqNo: c.cseq, MethodName: method})
+	req.AppendHeader(sip.NewHeader("Contact", p.contact()))
+	req.AppendHeader(sip.NewHeader("User-Agent", "testbed-phone"))
+	req.SetBody(nil)
+	req.SetTransport(strings.ToUpper(p.config.Transport))
+	req.SetDestination(c.bridge)
+	if p.config.Transport == "udp" {
+		req.Laddr = sip.Addr{IP: p.local.Addr().AsSlice(), Port: int(p.local.Port())}
+	}
+	return req
+}
+
+func (c *Call) setSDP(req *sip.Request, body []byte) {
+	if len(body) == 0 {
+		return
+	}
+	req.AppendHeader(sip.NewHeader("Content-Type", "application/sdp"))
+	req.SetBody(body)
+}
+
+// cancel sends CANCEL for the INVITE: same branch, same sequence number (RFC 3261 §9.1).
+func (c *Call) cancel() {
+	req := c.request(sip.CANCEL)
+	req.RemoveHeader("Via")
+	req.PrependHeader(c.invite.Via().Clone())
+	c.phone.wg.Go(func() { // its answer does not matter
+		ctx, stop := context.WithTimeout(context.Background(), 5*time.Second)
+		defer stop()
+		_, _ = c.phone.client.Do(ctx, req, buildAsIs)
+	})
+}
+
+// establish takes dialog state from the 2xx; called with mu held.
+func (c *Call) establish(res *sip.Response) {
+	c.to = headerValue(res, "To")
+	if h := res.Contact(); h != nil {
+		c.target = *h.Address.Clone()
+	}
+	for _, h := range res.GetHeaders("Record-Route") {
+		c.routes = append(c.routes, h.Value())
+	}
+	slices.Reverse(c.routes)
+}
+
+// ack acknowledges a 2xx; one without our offer before it gets our answer along.
+func (c *Call) ack(res *sip.Response) {
+	req := c.request(sip.ACK)
+	req.CSeq().SeqNo = res.CSeq().SeqNo
+	c.mu.Lock()
+	body := c.ackBody
+	c.mu.Unlock()
+	if res.CSeq().SeqNo == c.invite.CSeq().SeqNo {
+		c.setSDP(req, body)
+	}
+	_ = c.phone.client.WriteRequest(req, buildAsIs)
+}
+
+func (c *Call) offer() []byte {
+	if c.phone.config.NoDTMF {
+		return c.describe(c.phone.config.Codecs, 0)
+	}
+	return c.describe(c.phone.config.Codecs, 97)
+}
+
+// answerSDP answers the bridge's description taken last, with its numbers.
+func (c *Call) answerSDP() []byte {
+	c.mu.Lock()
+	name, dtmf := c.codec.name, c.dtmf
+	c.mu.Unlock()
+	return c.describe([]string{name}, dtmf)
+}
+
+func (c *Call) describe(names []string, dtmf uint8) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.version++
+	p := c.phone
+	family := "IP4"
+	if p.config.Local.Is6() {
+		family = "IP6"
+	}
+	var pts, maps strings.Builder
+	for _, name := range names {
+		k, ok := codecOf(name)
+		if !ok {
+			continue
+		}
+		fmt.Fprintf(&pts, " %d", k.pt)
+		fmt.Fprintf(&maps, "a=rtpmap:%d %s/8000\r\n", k.pt, k.name)
+	}
+	if dtmf != 0 {
+		fmt.Fprintf(&pts, " %d", dtmf)
+		fmt.Fprintf(&maps, "a=rtpmap:%d telephone-event/8000\r\na=fmtp:%d 0-15\r\n", dtmf, dtmf)
+	}
+	return fmt.Appendf(nil, "v=0\r\no=- 1 %d IN %s %s\r\ns=call\r\nc=IN %s %s\r\nt=0 0\r\nm=audio %d RTP/AVP%s\r\n%sa=ptime:20\r\na=%s\r\n",
+		c.version, family, p.config.Local, family, p.config.Local, c.audio.port(), pts.String(), maps.String(), c.direction)
+}
+
+// takeSDP reads what a description of the bridge says about our stream.
+func (c *Call) takeSDP(body []byte) error {
+	var host string
+	var k codec
+	var port, dtmf int
+	for line := range bytes.Lines(body) {
+		l := strings.TrimSpace(string(line))
+		switch {
+		case strings.HasPrefix(l, "c=IN IP"):
+			host = l[len("c=IN IP4 "):]
+		case strings.HasPrefix(l, "m=audio "):
+			f := strings.Fields(l)
+			port, _ = strconv.Atoi(f[1])
+			for _, known := range codecs {
+				if f[3] == strconv.Itoa(int(known.pt)) {
+					k = known
+				}
+			}
+		case strings.HasPrefix(l, "a=rtpmap:") && strings.Contains(l, "telephone-event"):
+			dtmf, _ = strconv.Atoi(strings.Fields(l[len("a=rtpmap:"):])[0])
+		}
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil || port == 0 || k.name == "" {
+		return fmt.Errorf("phone: no usable answer: %q", body)
+	}
+	c.mu.Lock()
+	c.answer, c.codec, c.dtmf, c.remote = string(body), k, uint8(dtmf), netip.AddrPortFrom(addr, uint16(port))
+	c.mu.Unlock()
+	c.audio.mu.Lock()
+	if !c.audio.started.IsZero() {
+		c.audio.codec, c.audio.dtmf, c.audio.remote = k, uint8(dtmf), netip.AddrPortFrom(addr, uint16(port))
+	}
+	c.audio.mu.Unlock()
+	return nil
+}
+
+func (c *Call) startAudio() {
+	c.mu.Lock()
+	k, dtmf, remote := c.codec, c.dtmf, c.remote
+	c.mu.Unlock()
+	c.audio.start(k, dtmf, remote)
+}
+
+func (c *Call) end(why string) {
+	c.mu.Lock()
+	if c.ended != "" {
+		c.mu.Unlock()
+		return
+	}
+	c.ended = why
+	close(c.done)
+	c.mu.Unlock()
+	c.audio.close()
+	c.phone.mu.Lock()
+	delete(c.phone.calls, c.callID)
+	c.phone.mu.Unlock()
+}
+
+func directionOf(body []byte) string {
+	for line := range bytes.Lines(body) {
+		switch l := strings.TrimSpace(string(line)); l {
+		case "a=sendrecv", "a=sendonly", "a=recvonly", "a=inactive":
+			return l[2:]
+		}
+	}
+	return "sendrecv"
+}

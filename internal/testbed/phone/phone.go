@@ -1,0 +1,371 @@
+package phone
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/emiago/sipgo"
+	"github.com/emiago/sipgo/sip"
+)
+
+// Config says what kind of phone it is. The zero value, with Local set, is a UDP phone that offers PCMU and PCMA.
+type Config struct {
+	Local     netip.Addr // address it signals and talks from
+	Transport string     // "udp" (default) or "tcp"
+	User      string     // its number, default "2001"
+	Name      string     // display name
+	Codecs    []string   // in order of preference, default PCMU, PCMA
+	NoDTMF    bool       // does not offer telephone-event
+}
+
+// Phone is one telephone. Close it after use.
+type Phone struct {
+	config Config
+	ua     *sipgo.UserAgent
+	server *sipgo.Server
+	client *sipgo.Client
+	local  netip.AddrPort
+	close  func() error
+	wg     sync.WaitGroup // listeners, and watchers of INVITE transactions
+
+	mu    sync.Mutex
+	calls map[string]*Call // by Call-ID
+}
+
+// Open makes a phone that listens on a free port of its address.
+func Open(c Config) (*Phone, error) {
+	if c.Transport == "" {
+		c.Transport = "udp"
+	}
+	if c.User == "" {
+		c.User = "2001"
+	}
+	if len(c.Codecs) == 0 {
+		c.Codecs = []string{"PCMU", "PCMA"}
+	}
+	p := &Phone{config: c, calls: map[string]*Call{}}
+	discard := slog.New(slog.DiscardHandler)
+	var err error
+	p.ua, err = sipgo.NewUA(
+		sipgo.WithUserAgent("testbed-phone"),
+		sipgo.WithUserAgentTransportLayerOptions(sip.WithTransportLayerLogger(discard)),
+		sipgo.WithUserAgentTransactionLayerOptions(sip.WithTransactionLayerLogger(discard),
+			sip.WithTransactionLayerUnhandledResponseHandler(p.strayResponse)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("phone: %w", err)
+	}
+	if p.server, err = sipgo.NewServer(p.ua, sipgo.WithServerLogger(discard)); err != nil {
+		return nil, fmt.Errorf("phone: %w", err)
+	}
+	if p.client, err = sipgo.NewClient(p.ua, sipgo.WithClientLogger(discard)); err != nil {
+		return nil, fmt.Errorf("phone: %w", err)
+	}
+	p.server.OnBye(p.onBye)
+	p.server.OnInvite(p.onInvite)
+	p.server.OnAck(func(*sip.Request, sip.ServerTransaction) {})
+	p.server.OnUpdate(p.onInvite)
+	p.server.OnOptions(func(req *sip.Request, tx sip.ServerTransaction) {
+		_ = tx.Respond(sip.NewResponseFromRequest(req, 200, "OK", nil))
+	})
+	if err := p.listen(); err != nil {
+		return nil, fmt.Errorf("phone: %w", err)
+	}
+	return p, nil
+}
+
+func (p *Phone) listen() error {
+	any := netip.AddrPortFrom(p.config.Local, 0)
+	if p.config.Transport == "tcp" {
+		ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(any))
+		if err != nil {
+			return err
+		}
+		p.local, p.close = ln.Addr().(*net.TCPAddr).AddrPort(), ln.Close
+		p.wg.Go(func() { _ = p.server.ServeTCP(ln) })
+		return nil
+	}
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(any))
+	if err != nil {
+		return err
+	}
+	p.local, p.close = conn.LocalAddr().(*net.UDPAddr).AddrPort(), conn.Close
+	ready := make(chan struct{})
+	p.wg.Go(func() {
+		_ = p.server.ServeUDP(&readyConn{UDPConn: conn, reading: sync.OnceFunc(func() { close(ready) })})
+	})
+	<-ready
+	return nil
+}
+
+// readyConn tells when sipgo reads: only then does it send from this socket.
+type readyConn struct {
+	*net.UDPConn
+	reading func()
+}
+
+func (c *readyConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	c.reading()
+	return c.UDPConn.ReadFrom(b)
+}
+
+// Close hangs nothing up: it vanishes, as a phone whose battery was taken out.
+func (p *Phone) Close() error {
+	p.mu.Lock()
+	calls := make([]*Call, 0, len(p.calls))
+	for _, c := range p.calls {
+		calls = append(calls, c)
+	}
+	p.mu.Unlock()
+	for _, c := range calls {
+		c.end("phone closed")
+	}
+	err := errors.Join(p.close(), p.ua.Close())
+	p.wg.Wait()
+	return err
+}
+
+// Addr is where the phone listens for SIP.
+func (p *Phone) Addr() netip.AddrPort { return p.local }
+
+// Invite says how a call is made where it is not made in the ordinary way.
+type Invite struct {
+	Number    string            // who is called
+	SDP       []byte            // instead of the phone's own offer
+	LateOffer bool              // no offer in the INVITE
+	NoACK     bool              // never acknowledge
+	Headers   map[string]string // added to the INVITE
+	CallID    string
+	OnStatus  func(code int) // hears of every provisional answer
+}
+
+// StatusError is a refusal of a call.
+type StatusError struct {
+	Code    int
+	Reason  string
+	Warning string
+}
+
+func (e *StatusError) Error() string { return fmt.Sprintf("%d %s %s", e.Code, e.Reason, e.Warning) }
+
+// Dial calls a number at a bridge (host:port) and returns when it has answered. When ctx ends first, it cancels.
+func (p *Phone) Dial(ctx context.Context, bridge, number string) (*Call, error) {
+	return p.DialWith(ctx, bridge, Invite{Number: number})
+}
+
+// DialWith is Dial with a choice of manners.
+func (p *Phone) DialWith(ctx context.Context, bridge string, inv Invite) (*Call, error) {
+	c, err := p.newCall(bridge, inv)
+	if err != nil {
+		return nil, err
+	}
+	tx, err := p.client.TransactionRequest(context.WithoutCancel(ctx), c.invite, buildAsIs)
+	if err != nil {
+		c.end("not sent")
+		return nil, fmt.Errorf("phone: dial: %w", err)
+	}
+	if err := c.await(ctx, tx, inv); err != nil {
+		c.end("not answered")
+		return nil, err
+	}
+	return c, nil
+}
+
+// buildAsIs sends a request as it is.
+func buildAsIs(*sipgo.Client, *sip.Request) error { return nil }
+
+func (p *Phone) newCall(bridge string, inv Invite) (*Call, error) {
+	a, err := openAudio(p.config.Local)
+	if err != nil {
+		return nil, fmt.Errorf("phone: %w", err)
+	}
+	host, portText, err := net.SplitHostPort(bridge)
+	if err != nil {
+		return nil, fmt.Errorf("phone: bridge address: %w", err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		return nil, fmt.Errorf("phone: bridge address: %w", err)
+	}
+	c := &Call{phone: p, audio: a, done: make(chan struct{}), tag: rand.Text(), cseq: 1, number: inv.Number, bridge: bridge, direction: "sendrecv"}
+	c.callID = inv.CallID
+	if c.callID == "" {
+		c.callID = rand.Text()
+	}
+	c.target = sip.Uri{Scheme: "sip", User: inv.Number, Host: host, Port: port}
+	if p.config.Transport == "tcp" {
+		c.target.UriParams.Add("transport", "tcp")
+	}
+	c.to = "<sip:" + inv.Number + "@" + host + ">"
+	c.invite = c.request(sip.INVITE)
+	for name, value := range inv.Headers {
+		c.invite.AppendHeader(sip.NewHeader(name, value))
+	}
+	body := inv.SDP
+	if body == nil && !inv.LateOffer {
+		body = c.offer()
+	}
+	c.setSDP(c.invite, body)
+	p.mu.Lock()
+	p.calls[c.callID] = c
+	p.mu.Unlock()
+	return c, nil
+}
+
+func (p *Phone) callOf(m sip.Message) *Call {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h := m.CallID(); h != nil {
+		return p.calls[h.Value()]
+	}
+	return nil
+}
+
+func (p *Phone) onBye(req *sip.Request, tx sip.ServerTransaction) {
+	c := p.callOf(req)
+	if c == nil {
+		_ = tx.Respond(sip.NewResponseFromRequest(req, 481, "Call/Transaction Does Not Exist", nil))
+		return
+	}
+	_ = tx.Respond(sip.NewResponseFromRequest(req, 200, "OK", nil))
+	reason := "BYE"
+	if h := req.GetHeader("Reason"); h != nil {
+		reason = h.Value()
+	}
+	c.end(reason)
+}
+
+// onInvite answers a re-INVITE or UPDATE of the bridge with what we have.
+func (p *Phone) onInvite(req *sip.Request, tx sip.ServerTransaction) {
+	c := p.callOf(req)
+	if c == nil {
+		_ = tx.Respond(sip.NewResponseFromRequest(req, 481, "Call/Transaction Does Not Exist", nil))
+		return
+	}
+	res := sip.NewResponseFromRequest(req, 200, "OK", nil)
+	res.AppendHeader(sip.NewHeader("Contact", p.contact()))
+	switch {
+	case len(req.Body()) > 0:
+		if err := c.takeSDP(req.Body()); err != nil {
+			_ = tx.Respond(sip.NewResponseFromRequest(req, 488, "Not Acceptable Here", nil))
+			return
+		}
+		res.AppendHeader(sip.NewHeader("Content-Type", "application/sdp"))
+		res.SetBody(c.answerSDP())
+	case req.IsInvite():
+		res.AppendHeader(sip.NewHeader("Content-Type", "application/sdp"))
+		res.SetBody(c.offer())
+	}
+	c.mu.Lock()
+	c.reinvited++
+	c.mu.Unlock()
+	_ = tx.Respond(res)
+}
+
+// strayResponse acknowledges answers that come again after their transaction ended.
+func (p *Phone) strayResponse(res *sip.Response) {
+	c := p.callOf(res)
+	if c == nil || !res.IsSuccess() || res.CSeq() == nil || res.CSeq().MethodName != sip.INVITE {
+		return
+	}
+	c.ack(res)
+}
+
+func (p *Phone) contact() string {
+	v := "<sip:" + p.config.User + "@" + p.local.String()
+	if p.config.Transport == "tcp" {
+		v += ";transport=tcp"
+	}
+	return v + ">"
+}
+
+// await follows the INVITE transaction until the answer.
+func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) error {
+	cancelled := false
+	done := ctx.Done()
+	for {
+		select {
+		case <-done:
+			done, cancelled = nil, true
+			c.cancel()
+		case <-tx.Done():
+			return fmt.Errorf("phone: dial: %w", tx.Err())
+		case res := <-tx.Responses():
+			switch {
+			case res.StatusCode < 200:
+				if inv.OnStatus != nil {
+					inv.OnStatus(res.StatusCode)
+				}
+			case res.StatusCode >= 300:
+				e := &StatusError{Code: res.StatusCode, Reason: res.Reason}
+				if h := res.GetHeader("Warning"); h != nil {
+					e.Warning = h.Value()
+				}
+				tx.Terminate()
+				return errors.Join(e, ctx.Err())
+			default:
+				return c.answered(tx, res, inv, cancelled)
+			}
+		}
+	}
+}
+
+// answered takes the 200: it acknowledges it, again whenever it comes again, and begins to talk.
+func (c *Call) answered(tx sip.ClientTransaction, res *sip.Response, inv Invite, cancelled bool) error {
+	c.mu.Lock()
+	c.establish(res)
+	c.mu.Unlock()
+	c.phone.wg.Go(func() {
+		for {
+			select {
+			case again := <-tx.Responses():
+				if again.IsSuccess() {
+					c.count2xx()
+					if !inv.NoACK {
+						c.ack(again)
+					}
+				}
+			case <-tx.Done():
+				return
+			case <-c.done:
+				tx.Terminate()
+				return
+			}
+		}
+	})
+	if err := c.takeSDP(res.Body()); err != nil {
+		return err
+	}
+	if inv.LateOffer {
+		own := c.answerSDP()
+		c.mu.Lock()
+		c.ackBody = own
+		c.mu.Unlock()
+	}
+	if !inv.NoACK {
+		c.ack(res)
+	}
+	c.startAudio()
+	if cancelled { // the CANCEL lost the race (RFC 3261 §9.1)
+		ctx, stop := context.WithTimeout(context.Background(), 5*time.Second)
+		defer stop()
+		return errors.Join(context.Canceled, c.Hangup(ctx))
+	}
+	return nil
+}
+
+func headerValue(m sip.Message, name string) string {
+	if h := m.GetHeaders(name); len(h) > 0 {
+		return strings.TrimSpace(h[0].Value())
+	}
+	return ""
+}
