@@ -1,33 +1,65 @@
 package db
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"trunkline/internal/testbed/postgres"
 )
 
-// stores runs the test against SQLite and against the PostgreSQL named by TRUNKLINE_POSTGRES, which `make test` starts.
+// stores runs the test against SQLite and against a real PostgreSQL.
 func stores(t *testing.T, test func(t *testing.T, address string)) {
 	t.Run("sqlite", func(t *testing.T) {
 		test(t, "sqlite:"+filepath.Join(t.TempDir(), "trunkline.db"))
 	})
 	t.Run("postgres", func(t *testing.T) {
-		address := os.Getenv("TRUNKLINE_POSTGRES")
-		if address == "" {
-			if os.Getenv("TRUNKLINE_REQUIRE_POSTGRES") != "" {
-				t.Fatal("TRUNKLINE_POSTGRES is empty: `make test` starts a private cluster and names it there")
-			}
-			t.Skip("no TRUNKLINE_POSTGRES: `make test` starts one; plain `go test` covers SQLite")
-		}
-		test(t, freshDatabase(t, address))
+		test(t, freshDatabase(t))
 	})
+}
+
+// cluster is one PostgreSQL server for all tests of the package, started by the first that needs it.
+var cluster = sync.OnceValues(func() (*postgres.Cluster, error) {
+	return postgres.Start(context.Background(), nil)
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if c, err := cluster(); err == nil {
+		if err := c.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+var databases atomic.Int64
+
+func freshDatabase(t *testing.T) string {
+	t.Helper()
+	c, err := cluster()
+	if errors.Is(err, postgres.ErrNotInstalled) && os.Getenv("CI") == "" {
+		t.Skip("reason: ", err) // `make test` installs it, and CI must have it
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, err := c.CreateDatabase(fmt.Sprint("store", databases.Add(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
 }
 
 func open(t *testing.T, address string) *Store {

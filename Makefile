@@ -1,0 +1,68 @@
+# The commands of this project; CI uses the same. `make help` lists them.
+
+export GOFLAGS := -tags=goolm,nolibopusfile
+export CGO_ENABLED := 1
+
+SHELL := /bin/bash
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# GO_SOURCES is every folder with Go code; node_modules may hold some, too.
+PACKAGES := ./bridge/... ./cmd/... ./db/... ./internal/... ./matrixcall/... ./sip/... ./test/... ./transcode/...
+
+.PHONY: help
+help: ## list the commands
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: need-build ## build the bridge into build/bridge
+	@mkdir -p build
+	go build -trimpath -ldflags "$(LDFLAGS)" -o build/bridge ./cmd/bridge
+
+.PHONY: demo
+demo: need-demo build ## a phone and a room member talk through the real bridge; OFFLINE=1 without a real homeserver
+	go build -o build/demo ./internal/testbed/demo
+	timeout 240 build/demo -bridge build/bridge $(if $(OFFLINE),-offline)
+
+.PHONY: test
+test: need-test ## everything that needs no lab, with the race detector
+	go test -race -timeout 280s $(PACKAGES)
+
+.PHONY: e2e
+e2e: need-lab build ## real clients, real homeserver, real phone; RUN=regexp picks cases
+	TRUNKLINE_BRIDGE=$(CURDIR)/build/bridge go test -tags "goolm,nolibopusfile,e2e" -count=1 -timeout 1200s -v $(if $(RUN),-run '$(RUN)') ./test/e2e/...
+
+.PHONY: lab
+lab: need-lab build ## the same lab, kept running for you; Ctrl-C ends it
+	go build -o build/lab ./test/lab/cmd/lab
+	build/lab -bridge build/bridge
+
+.PHONY: lint
+lint: need-build ## vet, staticcheck, gofumpt, import table
+	go vet $(PACKAGES)
+	go vet -tags "goolm,nolibopusfile,e2e" ./test/...
+	go tool staticcheck -tags "goolm,nolibopusfile,e2e" $(PACKAGES)
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs go tool gofumpt -l); [ -z "$$bad" ] || { echo "not gofumpt'ed:"; echo "$$bad"; exit 1; }
+	@git ls-files -co --exclude-standard '*.sh' .ci/run | xargs -n1 bash -n
+	go test ./internal/archtest
+
+.PHONY: bench
+bench: need-build ## costs per frame, as ratios
+	go test -run '^$$' -bench . -benchmem ./transcode/... ./matrixcall/... ./bridge/...
+
+.PHONY: fuzz
+fuzz: need-build ## every fuzz target for FUZZTIME (10s)
+	scripts/fuzz.sh $(or $(FUZZTIME),10s)
+
+.PHONY: docker-test
+docker-test: ## build the images from nothing, compose up, a call through them (needs root)
+	scripts/docker-test.sh
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf build demo-*.wav lab.json
+
+.PHONY: need-build need-test need-demo need-lab
+need-build need-test need-demo: need-%:
+	@scripts/need.sh $*
+need-lab: need-build
+	@scripts/install-lab.sh
