@@ -30,7 +30,7 @@ export const messages = () => lines.slice(-60);
 // whole keeps the complete content of call messages (SDP and all), for dumps.
 const captured = [];
 export function capture(direction, type, user, content) {
-    captured.push({ at: Date.now(), direction, type, user, content });
+    captured.push({ at: Date.now(), direction, type, user, content: JSON.parse(JSON.stringify(content)) });
     if (captured.length > 400) captured.shift();
 }
 export const capturedMessages = () => captured;

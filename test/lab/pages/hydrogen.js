@@ -16,7 +16,7 @@ function watchMessages() {
         const sealed = await encrypt(room, user, device, message, log);
         // undefined: sent plain; an empty list: lost without a word.
         note(">", message.type, user, message.content, !sealed ? "plain" : sealed.length ? "olm" : "LOST");
-        capture(">", message.type, user, structuredClone(message.content));
+        capture(">", message.type, user, message.content);
         return sealed;
     };
     const handle = calls.handleDeviceMessage.bind(calls);

@@ -1,0 +1,193 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+	"maunium.net/go/mautrix/id"
+)
+
+// The bridge's config routes this many numbers, each to the room with the alias of the same number. Rooms come later:
+// a route names its room by alias.
+const (
+	firstNumber = 1000
+	numbers     = 60
+)
+
+func aliasName(number int) string { return fmt.Sprintf("line-%d", number) }
+
+const (
+	labDomain = "lab.local"
+	botName   = "trunkline"
+	ghostName = "_phone_"
+)
+
+// Bridge is the real binary with a config of the lab's.
+type Bridge struct {
+	lab          *Lab
+	binary       string
+	config       string // path
+	registration string // path
+	log          string // path
+	as           int    // port of the application service
+	process      *process
+}
+
+// Bot returns the bridge's bot, which rooms invite.
+func (b *Bridge) Bot() id.UserID { return id.NewUserID(botName, labDomain) }
+
+// IsGhost reports whether a user is one of the bridge's ghosts.
+func (b *Bridge) IsGhost(user id.UserID) bool {
+	return len(user) > len(ghostName) && user[1:1+len(ghostName)] == ghostName
+}
+
+// prepareBridge builds the binary, writes its config and lets it write its registration.
+func (l *Lab) prepareBridge(ctx context.Context, homeserver string) (*Bridge, error) {
+	dir := filepath.Join(l.dir, "bridge")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("prepare the bridge: %w", err)
+	}
+	b := &Bridge{
+		lab: l, binary: filepath.Join(dir, "bridge"), config: filepath.Join(dir, "config.yaml"),
+		registration: filepath.Join(dir, "registration.yaml"), log: filepath.Join(dir, "log"),
+	}
+	began := time.Now()
+	build := exec.CommandContext(ctx, "go", "build", "-tags", "goolm,nolibopusfile", "-o", b.binary, "./cmd/bridge")
+	build.Dir = l.root
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the bridge: %w\n%s", err, out)
+	}
+	l.say("Bridge: built in %d ms", time.Since(began).Milliseconds())
+	if err := b.configure(homeserver); err != nil {
+		return nil, fmt.Errorf("configure the bridge: %w", err)
+	}
+	generate := exec.CommandContext(ctx, b.binary, "-c", b.config, "-g")
+	generate.Dir = dir
+	if out, err := generate.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("bridge -g: %w\n%s", err, out)
+	}
+	if _, err := os.Stat(b.registration); err != nil {
+		return nil, fmt.Errorf("bridge -g wrote no registration: %w", err)
+	}
+	return b, nil
+}
+
+func (b *Bridge) configure(homeserver string) error {
+	ports, err := freePorts(3)
+	if err != nil {
+		return err
+	}
+	database, err := b.lab.Postgres.CreateDatabase("bridge")
+	if err != nil {
+		return err
+	}
+	b.as = ports[0]
+	b.lab.sipAddress = fmt.Sprintf("127.0.0.1:%d", ports[1])
+	rtp := 30000 + (ports[2]%100)*100 // a range of this lab's own, most likely
+	routes := make([]map[string]string, numbers)
+	for i := range routes {
+		n := firstNumber + i
+		routes[i] = map[string]string{"number": fmt.Sprint(n), "room": "#" + aliasName(n) + ":" + labDomain}
+	}
+	config, err := yaml.Marshal(map[string]any{
+		"homeserver": map[string]any{"address": homeserver, "domain": labDomain},
+		"appservice": map[string]any{
+			"id": "trunkline-lab", "listen": fmt.Sprintf("127.0.0.1:%d", b.as), "url": fmt.Sprintf("http://127.0.0.1:%d", b.as),
+			"as_token": "lab-as-token", "hs_token": "lab-hs-token", "bot": botName, "ghost_prefix": ghostName,
+		},
+		"database": map[string]any{"uri": database},
+		"sip": map[string]any{
+			"listen": []any{
+				map[string]string{"transport": "udp", "address": b.lab.sipAddress},
+				map[string]string{"transport": "tcp", "address": b.lab.sipAddress},
+			},
+			"trunks": []any{map[string]any{"name": "lab", "networks": []string{"127.0.0.0/8"}}},
+		},
+		"rtp":    map[string]any{"address": "127.0.0.1", "port_min": rtp, "port_max": rtp + 99},
+		"routes": routes,
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(b.config, config, 0o600)
+}
+
+// Start starts the bridge and waits until it says that it is ready.
+func (b *Bridge) Start(ctx context.Context) (err error) {
+	cmd := exec.Command(b.binary, "-c", b.config)
+	cmd.Dir = filepath.Dir(b.config)
+	began := time.Now()
+	if b.process, err = startProcess("bridge", b.log, cmd); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("not ready after 30 s"))
+	defer cancel()
+	for !b.ready(ctx) {
+		select {
+		case <-b.process.exited:
+			return fmt.Errorf("the bridge ended at start: %w; its output ends with:\n%s", b.process.err, b.LogTail(4000))
+		case <-ctx.Done():
+			return fmt.Errorf("start the bridge: %w; its output ends with:\n%s", context.Cause(ctx), b.LogTail(4000))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	b.lab.say("Bridge: ready after %d ms, SIP on %s", time.Since(began).Milliseconds(), b.lab.sipAddress)
+	return nil
+}
+
+func (b *Bridge) ready(ctx context.Context) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/_matrix/mau/ready", b.as), nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// Stop ends the bridge in an orderly way.
+func (b *Bridge) Stop() error { return b.process.stop(15 * time.Second) }
+
+// Kill ends it as a crash would.
+func (b *Bridge) Kill() { b.process.kill() }
+
+// LogTail returns the last n bytes of its output.
+func (b *Bridge) LogTail(n int) string { return tailFile(b.log, n) }
+
+// Memory returns the bridge's resident memory in bytes.
+func (b *Bridge) Memory() (int64, error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.process.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	return residentBytes(string(content))
+}
+
+// residentBytes reads the VmRSS line of a process's status.
+func residentBytes(status string) (int64, error) {
+	for line := range strings.Lines(status) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return kb * 1024, err
+		}
+	}
+	return 0, errors.New("no VmRSS in the process status")
+}
+
+// Bridge returns the bridge, nil if the lab runs without.
+func (l *Lab) Bridge() *Bridge { return l.bridge }
+
+// SIPAddress returns where the bridge takes calls, host:port.
+func (l *Lab) SIPAddress() string { return l.sipAddress }

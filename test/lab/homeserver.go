@@ -1,0 +1,192 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/internal/testbed/synapse"
+)
+
+// The two state events of a group call, whose unstable names are what clients speak.
+const (
+	callEvent   = "org.matrix.msc3401.call"
+	memberEvent = "org.matrix.msc3401.call.member"
+)
+
+// User is a user of the homeserver with a name for failure messages.
+type User struct {
+	Name string
+	synapse.User
+}
+
+// Room is a room with the number that leads to it.
+type Room struct {
+	ID     id.RoomID
+	Number string // "" without a bridge
+}
+
+// RoomOptions say who is in a room. The zero value needs an owner.
+type RoomOptions struct {
+	Owner     *User
+	Members   []*User // invited and joined
+	Encrypted bool
+	// Defaults leaves the power levels alone: ordinary members and ghosts may then not take part in calls.
+	Defaults bool
+}
+
+// Homeserver returns the base URL of the client-server API.
+func (l *Lab) Homeserver() string {
+	if l.Synapse == nil {
+		return ""
+	}
+	return l.Synapse.URL()
+}
+
+// NewUser registers a user whose name starts with name and is used by nobody else; the password is the localpart.
+func (l *Lab) NewUser(ctx context.Context, name string) (*User, error) {
+	l.mu.Lock()
+	l.users++
+	local := fmt.Sprintf("%s-%d", name, l.users)
+	l.mu.Unlock()
+	u, err := l.Synapse.Register(ctx, local)
+	if err != nil {
+		return nil, err
+	}
+	return &User{Name: local, User: u}, nil
+}
+
+// NewRoom makes a room in which members may hold calls. With a bridge the room gets the next number, by an alias that
+// the bridge's routes name, and the bridge's bot is invited.
+func (l *Lab) NewRoom(ctx context.Context, opts RoomOptions) (*Room, error) {
+	body := map[string]any{"preset": "private_chat", "name": "Lab"}
+	if !opts.Defaults {
+		// Today's default asks for power 50 to send state events; calls consist of them.
+		body["power_level_content_override"] = map[string]any{"events": map[string]int{callEvent: 0, memberEvent: 0}}
+	}
+	if opts.Encrypted {
+		body["initial_state"] = []any{map[string]any{
+			"type": "m.room.encryption", "state_key": "", "content": map[string]string{"algorithm": "m.megolm.v1.aes-sha2"},
+		}}
+	}
+	var invite []id.UserID
+	for _, u := range opts.Members {
+		invite = append(invite, u.UserID)
+	}
+	room := &Room{}
+	if l.bridge != nil {
+		l.mu.Lock()
+		number := l.number
+		l.number++
+		l.mu.Unlock()
+		if number >= firstNumber+numbers {
+			return nil, fmt.Errorf("make a room: the bridge has routes for %d rooms only", numbers)
+		}
+		room.Number = fmt.Sprint(number)
+		body["room_alias_name"] = aliasName(number)
+		invite = append(invite, l.bridge.Bot())
+	}
+	body["invite"] = invite
+	var made struct {
+		RoomID id.RoomID `json:"room_id"`
+	}
+	if err := l.API(ctx, opts.Owner, http.MethodPost, "/v3/createRoom", body, &made); err != nil {
+		return nil, fmt.Errorf("make a room: %w", err)
+	}
+	room.ID = made.RoomID
+	for _, u := range opts.Members {
+		if err := l.API(ctx, u, http.MethodPost, "/v3/join/"+url.PathEscape(string(room.ID)), map[string]any{}, nil); err != nil {
+			return nil, fmt.Errorf("%s joins: %w", u.Name, err)
+		}
+	}
+	return room, nil
+}
+
+// CallMember is one device in a call, as the room's state has it.
+type CallMember struct {
+	User    id.UserID
+	Device  id.DeviceID
+	Call    string
+	Session string
+}
+
+// CallState reads the room's state: ids of calls that are not terminated, and the devices in calls.
+func (l *Lab) CallState(ctx context.Context, as *User, room id.RoomID) (calls []string, members []CallMember, err error) {
+	var state []struct {
+		Type     string          `json:"type"`
+		StateKey string          `json:"state_key"`
+		Sender   id.UserID       `json:"sender"`
+		Content  json.RawMessage `json:"content"`
+	}
+	if err := l.API(ctx, as, http.MethodGet, "/v3/rooms/"+url.PathEscape(string(room))+"/state", nil, &state); err != nil {
+		return nil, nil, fmt.Errorf("read the room's state: %w", err)
+	}
+	for _, ev := range state {
+		switch ev.Type {
+		case callEvent:
+			var content struct {
+				Terminated any `json:"m.terminated"`
+			}
+			_ = json.Unmarshal(ev.Content, &content)
+			if over, _ := content.Terminated.(bool); !over && (content.Terminated == nil || content.Terminated == false) {
+				calls = append(calls, ev.StateKey)
+			}
+		case memberEvent:
+			var content struct {
+				Calls []struct {
+					ID      string `json:"m.call_id"`
+					Devices []struct {
+						DeviceID  id.DeviceID `json:"device_id"`
+						SessionID string      `json:"session_id"`
+					} `json:"m.devices"`
+				} `json:"m.calls"`
+			}
+			_ = json.Unmarshal(ev.Content, &content)
+			for _, c := range content.Calls {
+				for _, d := range c.Devices {
+					members = append(members, CallMember{id.UserID(ev.StateKey), d.DeviceID, c.ID, d.SessionID})
+				}
+			}
+		}
+	}
+	return calls, members, nil
+}
+
+// API sends a request of the client-server API as a user; path begins after /_matrix/client.
+func (l *Lab) API(ctx context.Context, as *User, method, path string, body, answer any) error {
+	var content io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		content = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, l.Homeserver()+"/_matrix/client"+path, content)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+as.AccessToken)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
+	}
+	if answer == nil {
+		return nil
+	}
+	return json.Unmarshal(b, answer)
+}

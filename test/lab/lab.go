@@ -1,0 +1,174 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"trunkline/internal/testbed/postgres"
+	"trunkline/internal/testbed/synapse"
+)
+
+// Options say which parts of the lab a run needs.
+type Options struct {
+	Homeserver bool      // Synapse on PostgreSQL
+	Browser    bool      // Chromium and the pages
+	Bridge     bool      // the bridge's own binary; implies Homeserver
+	Progress   io.Writer // told what is done and why; nil = nobody
+	Keep       bool      // leave the temporary directory behind
+}
+
+// Lab owns everything it has started. Methods may be called from several goroutines.
+type Lab struct {
+	opts Options
+	dir  string
+	root string // of the repository
+
+	Synapse  *synapse.Server
+	Postgres *postgres.Cluster
+	pages    *pageServer
+	browser  *browser
+	bridge   *Bridge
+	voices   []*Voice
+
+	sipAddress string // of the bridge, host:port
+
+	mu     sync.Mutex
+	owned  []owned // closed in reverse order
+	closed bool
+	number int // the next number without a room
+	users  int // made so far
+}
+
+type owned struct {
+	name  string
+	close func() error
+}
+
+// Start brings the wanted parts up. The caller must Close the lab also when a test fails or a signal arrives.
+func Start(ctx context.Context, opts Options) (*Lab, error) {
+	if opts.Progress == nil {
+		opts.Progress = io.Discard
+	}
+	opts.Homeserver = opts.Homeserver || opts.Bridge
+	root, err := repository()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "trunkline-lab-")
+	if err != nil {
+		return nil, fmt.Errorf("make the lab's directory: %w", err)
+	}
+	l := &Lab{opts: opts, dir: dir, root: root, number: firstNumber}
+	if err := l.start(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func (l *Lab) start(ctx context.Context) error {
+	var err error
+	if l.voices, err = speech(ctx, filepath.Join(l.dir, "speech")); err != nil {
+		return err
+	}
+	if l.opts.Browser {
+		if err := l.startBrowser(ctx); err != nil {
+			return err
+		}
+	}
+	if l.opts.Homeserver {
+		if err := l.startHomeserver(ctx); err != nil {
+			return err
+		}
+	}
+	if l.opts.Bridge {
+		return l.bridge.Start(ctx)
+	}
+	return nil
+}
+
+// startHomeserver starts PostgreSQL and Synapse, which reads the bridge's registration at start.
+func (l *Lab) startHomeserver(ctx context.Context) (err error) {
+	if l.Postgres, err = postgres.Start(ctx, l.opts.Progress); err != nil {
+		return err
+	}
+	l.own("PostgreSQL", l.Postgres.Close)
+	config := synapse.Config{Postgres: l.Postgres, Progress: l.opts.Progress}
+	if l.opts.Bridge {
+		ports, err := freePorts(1)
+		if err != nil {
+			return err
+		}
+		config.Port = ports[0]
+		if l.bridge, err = l.prepareBridge(ctx, fmt.Sprintf("http://127.0.0.1:%d", config.Port)); err != nil {
+			return err
+		}
+		l.own("bridge", l.bridge.Stop)
+		config.Registrations = []string{l.bridge.registration}
+	}
+	if l.Synapse, err = synapse.Start(ctx, config); err != nil {
+		return err
+	}
+	l.own("Synapse", l.Synapse.Close)
+	return nil
+}
+
+// own remembers what Close must close.
+func (l *Lab) own(name string, close func() error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.owned = append(l.owned, owned{name, close})
+}
+
+// Close ends all processes, the youngest first, and removes the directory. Calling it again does nothing.
+func (l *Lab) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	all := l.owned
+	l.mu.Unlock()
+	var errs []error
+	for _, o := range slices.Backward(all) {
+		if err := o.close(); err != nil {
+			errs = append(errs, fmt.Errorf("close %s: %w", o.name, err))
+		}
+	}
+	if !l.opts.Keep {
+		errs = append(errs, os.RemoveAll(l.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// Dir returns the lab's folder with logs and recordings.
+func (l *Lab) Dir() string { return l.dir }
+
+// Voice returns one of the voices; there are as many as len(cast).
+func (l *Lab) Voice(i int) *Voice { return l.voices[i%len(l.voices)] }
+
+func (l *Lab) say(format string, args ...any) { fmt.Fprintf(l.opts.Progress, format+"\n", args...) }
+
+// repository returns the root of the source tree: the nearest folder above with go.mod.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if parent := filepath.Dir(dir); parent != dir {
+			dir = parent
+			continue
+		}
+		return "", errors.New("the lab runs inside the source tree: no go.mod found above the current folder")
+	}
+}

@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// process is a program of the lab, with its own process group and log file.
+type process struct {
+	name   string
+	log    string // path
+	cmd    *exec.Cmd
+	exited chan struct{} // closed once waited for
+	err    error         // why it ended; read after exited
+}
+
+// startProcess starts cmd with its output in the file log.
+func startProcess(name, log string, cmd *exec.Cmd) (*process, error) {
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	// The group lets stop reach children; the death signal reaches the program when we are killed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	p := &process{name: name, log: log, cmd: cmd, exited: make(chan struct{})}
+	go func() { p.err = cmd.Wait(); close(p.exited) }()
+	return p, nil
+}
+
+// stop asks the process group to end and kills it after the grace time. An ended process is fine.
+func (p *process) stop(grace time.Duration) error {
+	if p == nil {
+		return nil
+	}
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(grace):
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		<-p.exited
+		return fmt.Errorf("%s did not end within %s, killed", p.name, grace)
+	}
+	return nil
+}
+
+// kill ends the process as a crash would.
+func (p *process) kill() {
+	if p == nil {
+		return
+	}
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	<-p.exited
+}
+
+func (p *process) running() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// tail returns the last n bytes of the process's output.
+func (p *process) tail(n int) string {
+	if p == nil {
+		return ""
+	}
+	return tailFile(p.log, n)
+}
+
+func tailFile(path string, n int) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.ToValidUTF8(string(b[max(0, len(b)-n):]), "?")
+}
+
+// freePorts returns n TCP and UDP ports that are free now, each at least two away from the others (baresip takes the
+// next one for TLS). All are held until all are found.
+func freePorts(n int) ([]int, error) {
+	var held []interface{ Close() error }
+	defer func() {
+		for _, h := range held {
+			h.Close()
+		}
+	}()
+	var ports []int
+	for range 200 * n {
+		if len(ports) == n {
+			return ports, nil
+		}
+		udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			return nil, fmt.Errorf("find a free port: %w", err)
+		}
+		held = append(held, udp)
+		port := udp.LocalAddr().(*net.UDPAddr).Port
+		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		if err != nil {
+			continue
+		}
+		held = append(held, tcp)
+		next, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port + 1})
+		if err != nil {
+			continue
+		}
+		held = append(held, next)
+		ports = append(ports, port)
+	}
+	return nil, errors.New("find a free port: 127.0.0.1 has none left")
+}

@@ -1,0 +1,90 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Voice is somebody's speech as files: a loop for pages and a long recording for phones.
+type Voice struct {
+	Name string
+	Loop string // 48 kHz mono, played for ever by a page
+	Long string // the same at 8 kHz, repeated: a baresip call ends when its file ends
+
+	once   sync.Once
+	source []float64 // the loop as the judge compares it: telephone band, judgeRate
+	err    error
+}
+
+// longFor is how long a phone can speak before its file ends and the call with it.
+const longFor = 4 * time.Minute
+
+// cast lists who speaks: an espeak-ng voice, its speed and a text. Texts differ in every word that can differ, for
+// correlation must tell the speakers apart.
+var cast = []struct{ name, voice, speed, text string }{
+	{"harbour", "en-gb", "150", "The harbour wakes before the town does. Two grey boats push out past the light, and behind them " +
+		"the gulls argue about breakfast. A woman in yellow boots counts crates of ice, forty, forty one, forty two, " +
+		"and writes the sum on the back of her hand because the paper blew away on Tuesday."},
+	{"orchard", "en-us+f3", "160", "My uncle grafted seven kinds of apple onto one old trunk. Visitors never believed him until autumn, " +
+		"when red, russet and green hung side by side. Pick slowly, he used to say, every bruise is a " +
+		"small theft from January, and nobody enjoys cider that tastes of regret."},
+	{"railway", "en-gb-scotland+m5", "140", "This is the slow train to the north, calling at every quarry, chapel and cattle market on the line. " +
+		"Passengers for the islands should change where the platform ends and the sheep begin. " +
+		"Hot soup is served in the rear carriage as long as the driver's thermos holds out."},
+	{"kitchen", "en-us+f5", "165", "Warm half a litre of milk, whisk in three eggs, a pinch of nutmeg and the zest of one lemon. " +
+		"Do not let it boil. Fold the flour through a sieve, cover the bowl with a cloth, " +
+		"then leave it alone for an hour while you wash up, feed the cat and answer the telephone."},
+	{"workshop", "en-gb+m7", "155", "Never trust a clock that has been repaired by a philosopher. He will explain why noon is relative and hand you " +
+		"back a box of springs. Give me a pair of tweezers, good daylight and an afternoon without questions, " +
+		"and I shall show you a pendulum that knows its job."},
+}
+
+// speech makes the cast's files in dir.
+func speech(ctx context.Context, dir string) ([]*Voice, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make speech: %w", err)
+	}
+	var voices []*Voice
+	for _, c := range cast {
+		v := &Voice{Name: c.name, Loop: filepath.Join(dir, c.name+".wav"), Long: filepath.Join(dir, c.name+"-long.wav")}
+		raw, short := filepath.Join(dir, c.name+"-raw.wav"), filepath.Join(dir, c.name+"-short.wav")
+		for _, args := range [][]string{
+			{"espeak-ng", "-v", c.voice, "-s", c.speed, "-g", "1", "-w", raw, c.text},
+			{"sox", "-R", raw, "-r", "48000", "-c", "1", "-b", "16", v.Loop, "norm", "-4"},
+			{"sox", "-R", v.Loop, "-r", "8000", "-c", "1", "-b", "16", short},
+		} {
+			if err := runTool(ctx, args...); err != nil {
+				return nil, fmt.Errorf("make speech %s: %w", c.name, err)
+			}
+		}
+		once, err := ReadWAV(short)
+		if err != nil {
+			return nil, fmt.Errorf("make speech %s: %w", c.name, err)
+		}
+		repeats := fmt.Sprint(int(longFor / once.Duration()))
+		if err := runTool(ctx, "sox", short, v.Long, "repeat", repeats); err != nil {
+			return nil, fmt.Errorf("make speech %s: %w", c.name, err)
+		}
+		voices = append(voices, v)
+	}
+	return voices, nil
+}
+
+func runTool(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", args[0], err, out[max(0, len(out)-1000):])
+	}
+	return nil
+}
+
+// Saying is a voice with the moment its file's first sample left the mouth; from then on the file repeats.
+type Saying struct {
+	Voice *Voice
+	Start time.Time
+}
