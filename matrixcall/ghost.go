@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,7 +29,7 @@ type Ghost struct {
 	routing sync.Mutex // held while a message is handed to a conference
 
 	mu          sync.Mutex // guards the fields below
-	memberships []*Membership
+	memberships []conference
 	poller      *poller // nil while in no conference
 	name        string  // display name as last set
 	gone        bool    // the device is gone from the homeserver
@@ -65,10 +66,10 @@ func (s *Service) Ghost(ctx context.Context, localpart, displayName string) (*Gh
 	defer release()
 	g, err := s.ghost(ctx, user, localpart)
 	if err != nil {
-		return nil, fmt.Errorf("ghost %s: %w", userName(user), err)
+		return nil, fmt.Errorf("ghost %s: %w", userName(user), tidy(err))
 	}
 	if err := g.rename(ctx, displayName); err != nil {
-		return nil, fmt.Errorf("ghost %s: set display name: %w", userName(user), err)
+		return nil, fmt.Errorf("ghost %s: set display name: %w", userName(user), tidy(err))
 	}
 	return g, nil
 }
@@ -99,7 +100,7 @@ func (s *Service) ghost(ctx context.Context, user id.UserID, localpart string) (
 		if !errors.Is(err, errDeviceUnusable) {
 			return nil, err
 		}
-		s.log.Warn("ghost needs a new device", "ghost", userName(user), "device", g.device, "err", err)
+		s.log.Warn("ghost needs a new device", "ghost", userName(user), "device", g.device, "err", tidy(err))
 		s.abandon(ctx, g)
 	}
 	g, err := s.makeGhost(ctx, user, localpart)
@@ -181,7 +182,7 @@ func (s *Service) makeGhost(ctx context.Context, user id.UserID, localpart strin
 func (s *Service) abandon(ctx context.Context, g *Ghost) {
 	g.deviceGone()
 	if err := g.asUser.DeleteDevice(ctx, g.device, &mautrix.ReqDeleteDevice[any]{}); err != nil && !isNotFound(err) {
-		s.log.Warn("old device of ghost stays behind", "ghost", userName(g.user), "device", g.device, "err", err)
+		s.log.Warn("old device of ghost stays behind", "ghost", userName(g.user), "device", g.device, "err", tidy(err))
 	}
 }
 
@@ -190,7 +191,7 @@ func (g *Ghost) deviceGone() {
 	g.mu.Lock()
 	first := !g.gone
 	g.gone = true
-	memberships := append([]*Membership(nil), g.memberships...)
+	memberships := slices.Clone(g.memberships)
 	g.mu.Unlock()
 	if !first {
 		return
@@ -243,10 +244,10 @@ func (g *Ghost) close() {
 }
 
 // conferences returns the memberships the ghost has now.
-func (g *Ghost) conferences() []*Membership {
+func (g *Ghost) conferences() []conference {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return append([]*Membership(nil), g.memberships...)
+	return slices.Clone(g.memberships)
 }
 
 // isNotFound says whether the homeserver knows no such thing.

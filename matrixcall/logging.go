@@ -3,6 +3,7 @@ package matrixcall
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -18,8 +19,11 @@ import (
 // phone number, so long runs of digits keep only their end.
 type userName id.UserID
 
+// String implements fmt.Stringer.
+func (u userName) String() string { return hideDigits(string(u)) }
+
 // LogValue implements slog.LogValuer.
-func (u userName) LogValue() slog.Value { return slog.StringValue(hideDigits(string(u))) }
+func (u userName) LogValue() slog.Value { return slog.StringValue(u.String()) }
 
 var longDigits = regexp.MustCompile(`\d{6,}`)
 
@@ -27,6 +31,29 @@ var longDigits = regexp.MustCompile(`\d{6,}`)
 func hideDigits(s string) string {
 	return longDigits.ReplaceAllStringFunc(s, func(run string) string { return "…" + run[len(run)-3:] })
 }
+
+// urlPattern finds the addresses net/http puts into its errors. Their query
+// names the ghost.
+var urlPattern = regexp.MustCompile(`(Get|Put|Post|Delete) "[^"]*": `)
+
+// tidy makes an error of a request fit for logs: without address and number.
+// What it is does not change.
+func tidy(err error) error {
+	var room *RoomError
+	var rights *RightsError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &room), errors.As(err, &rights):
+		return err // fit to be read as they are
+	}
+	return tidied{err}
+}
+
+type tidied struct{ error }
+
+func (t tidied) Error() string { return hideDigits(urlPattern.ReplaceAllString(t.error.Error(), "")) }
+func (t tidied) Unwrap() error { return t.error }
 
 // quietFields are what mautrix and net/http log that may carry a user id in a
 // query string, message content or a token.
@@ -66,7 +93,7 @@ func (w slogWriter) WriteLevel(_ zerolog.Level, line []byte) (int, error) {
 	attrs = append(attrs, slog.String("what", message))
 	for _, key := range slices.Sorted(maps.Keys(fields)) {
 		if !quietFields[key] {
-			attrs = append(attrs, slog.String(key, hideDigits(fmt.Sprint(fields[key]))))
+			attrs = append(attrs, slog.String(key, hideDigits(urlPattern.ReplaceAllString(fmt.Sprint(fields[key]), ""))))
 		}
 	}
 	w.log.LogAttrs(context.Background(), w.level, "mautrix", attrs...)

@@ -101,7 +101,7 @@ func (p *poller) run(ctx context.Context) {
 		if p.since == "" {
 			token, err := s.store.SyncToken(ctx, g.user)
 			if err != nil {
-				g.log.Warn("sync token cannot be read", "err", err)
+				g.log.Warn("sync token cannot be read", "err", tidy(err))
 				failures++
 				sleep(ctx, backoff(failures, 250*time.Millisecond, 5*time.Second))
 				continue
@@ -122,14 +122,14 @@ func (p *poller) run(ctx context.Context) {
 			failures = 0
 		case ctx.Err() != nil:
 		case errors.Is(err, errDeviceGone):
-			g.log.Warn("poller ends", "err", err)
+			g.log.Warn("poller ends", "err", tidy(err))
 			g.deviceGone()
 			return
 		default:
 			failures++
 			s.metrics.PollFailures.Add(1)
 			wait := max(backoff(failures, 250*time.Millisecond, 5*time.Second), retryAfter(err))
-			g.log.Warn("poll", "err", err, "again_in", wait)
+			g.log.Warn("poll", "err", tidy(err), "again_in", wait)
 			sleep(ctx, wait)
 		}
 	}
@@ -285,7 +285,7 @@ func (p *poller) handle(ctx context.Context, answer *syncAnswer) error {
 		fallbackUsed := answer.FallbackKeys != nil && len(*answer.FallbackKeys) == 0
 		if err := g.keys.upkeep(ctx, (*answer.KeyCounts)["signed_curve25519"], fallbackUsed); err != nil {
 			// The messages were fine; the next answer tells again.
-			g.log.Warn("keys are low and cannot be replaced", "err", err)
+			g.log.Warn("keys are low and cannot be replaced", "err", tidy(err))
 		}
 	}
 	return nil

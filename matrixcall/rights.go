@@ -43,7 +43,7 @@ func (s *Service) CheckRights(ctx context.Context, g *Ghost, room id.RoomID) err
 	needed := []string{memberType}
 	state, err := s.readState(ctx, g, room)
 	if err != nil {
-		return fmt.Errorf("read state of %s: %w", room, err)
+		return fmt.Errorf("read state of %s: %w", room, tidy(err))
 	}
 	if state.newestCall(s).ConfID == "" {
 		needed = append(needed, callType)

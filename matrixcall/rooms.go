@@ -52,7 +52,7 @@ func (e *RoomError) Error() string {
 	case GhostBanned:
 		return fmt.Sprintf("%s is banned from room %s: lift the ban if this caller shall join", hideDigits(string(e.User)), e.Room)
 	}
-	return fmt.Sprintf("the homeserver cannot join room %s: %v", e.Room, e.Err)
+	return fmt.Sprintf("the homeserver cannot join room %s: %v", e.Room, tidy(e.Err))
 }
 
 // Unwrap returns what the homeserver said.
@@ -72,7 +72,7 @@ func (s *Service) ResolveRoom(ctx context.Context, aliasOrID string) (id.RoomID,
 	case isNotFound(err), errors.Is(err, mautrix.MInvalidParam):
 		return "", &RoomError{Room: aliasOrID, Problem: RoomUnknown, User: s.bot.UserID, Err: err}
 	case err != nil:
-		return "", fmt.Errorf("resolve %s: %w", aliasOrID, err)
+		return "", fmt.Errorf("resolve %s: %w", aliasOrID, tidy(err))
 	}
 	return answer.RoomID, nil
 }
@@ -86,11 +86,11 @@ func (g *Ghost) EnterRoom(ctx context.Context, room id.RoomID) error {
 		return nil
 	}
 	if isTransient(err) {
-		return fmt.Errorf("join %s: %w", room, err)
+		return fmt.Errorf("join %s: %w", room, tidy(err))
 	}
 	s := g.service
 	if err := s.inviteGhost(ctx, g.user, room); err != nil {
-		return err
+		return tidy(err)
 	}
 	if err = g.join(ctx, room); err != nil {
 		return s.explainRefusal(ctx, g.user, room, err)
@@ -112,7 +112,7 @@ func (s *Service) inviteGhost(ctx context.Context, ghost id.UserID, room id.Room
 	}
 	if _, joinErr := s.bot.JoinRoomByID(ctx, room); joinErr != nil {
 		if isTransient(joinErr) {
-			return fmt.Errorf("bot joins %s: %w", room, joinErr)
+			return fmt.Errorf("bot joins %s: %w", room, tidy(joinErr))
 		}
 		return s.explainBot(room, joinErr)
 	}
@@ -164,7 +164,7 @@ func (s *Service) explainRefusal(ctx context.Context, ghost id.UserID, room id.R
 	case errors.Is(err, mautrix.MForbidden):
 		e.Problem = BotMayNotInvite
 	default:
-		return fmt.Errorf("bring %s into %s: %w", userName(ghost), room, err)
+		return fmt.Errorf("bring %s into %s: %w", userName(ghost), room, tidy(err))
 	}
 	return e
 }
@@ -213,7 +213,7 @@ func (s *Service) botMembership(e roomEvent) {
 	ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 	defer cancel()
 	if _, err := s.bot.JoinRoomByID(ctx, e.Room); err != nil {
-		s.log.Warn("bot could not accept an invitation", "room", e.Room, "from", userName(e.Sender), "err", err)
+		s.log.Warn("bot could not accept an invitation", "room", e.Room, "from", userName(e.Sender), "err", tidy(err))
 		return
 	}
 	s.log.Info("bot joined a room it was invited to", "room", e.Room, "from", userName(e.Sender))

@@ -171,7 +171,7 @@ func (o *outbox) take() []*letter {
 
 func (o *outbox) fail(l *letter, err error) {
 	o.ghost.service.metrics.MessagesFailed.Add(1)
-	l.finish(fmt.Errorf("send %s to %s %s: %w", l.kind, userName(l.to.User), l.to.Device, err))
+	l.finish(fmt.Errorf("send %s to %s %s: %w", l.kind, userName(l.to.User), l.to.Device, tidy(err)))
 }
 
 // deliver sends a round. The error, if any, is for those letters of the round
@@ -249,7 +249,7 @@ func (o *outbox) encryptEach(ctx context.Context, kind string, contents map[devi
 	for to, content := range contents {
 		one, err := o.ghost.keys.encrypt(ctx, kind, map[deviceName]*event.Content{to: content})
 		if err != nil {
-			o.ghost.log.Warn("encrypt", "user", userName(to.User), "device", to.Device, "err", err)
+			o.ghost.log.Warn("encrypt", "user", userName(to.User), "device", to.Device, "err", tidy(err))
 			continue
 		}
 		maps.Copy(sealed, one)
@@ -380,7 +380,7 @@ func (o *outbox) pause(ctx context.Context, letters []*letter, attempt int, caus
 	}
 	wait := max(backoff(attempt, 250*time.Millisecond, 8*time.Second), retryAfter(cause))
 	if attempt == 2 {
-		o.ghost.log.Warn("messages are stuck", "messages", len(letters), "err", cause)
+		o.ghost.log.Warn("messages are stuck", "messages", len(letters), "err", tidy(cause))
 	}
 	return sleep(ctx, wait)
 }

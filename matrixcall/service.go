@@ -106,7 +106,7 @@ type Service struct {
 	mu       sync.Mutex // guards the fields below
 	closed   bool       // nothing may be spawned any more
 	ghosts   map[id.UserID]*Ghost
-	attached map[*Membership]*Ghost
+	attached map[conference]*Ghost
 }
 
 // errClosed is the cause of everything that ends because the service does.
@@ -131,7 +131,7 @@ func New(cfg Config, store Store, cryptoDB *dbutil.Database, handler Handler, lo
 		http: &http.Client{Transport: newSendGate(transport), Timeout: 40 * time.Second},
 		ctx:  ctx, stop: stop,
 		session: rand.Text()[:12],
-		ghosts:  make(map[id.UserID]*Ghost), attached: make(map[*Membership]*Ghost),
+		ghosts:  make(map[id.UserID]*Ghost), attached: make(map[conference]*Ghost),
 	}
 	s.kicker = newKicker(s)
 	s.tracker = newTracker(s)
@@ -186,10 +186,10 @@ func (c Config) check() error {
 func (s *Service) client(user id.UserID) (*mautrix.Client, error) {
 	client, err := mautrix.NewClient(s.cfg.HomeserverURL, user, s.cfg.ASToken)
 	if err != nil {
-		return nil, fmt.Errorf("matrix client for %s: %w", userName(user), err)
+		return nil, fmt.Errorf("matrix client for %s: %w", hideDigits(user.String()), err)
 	}
 	client.Client = s.http
-	client.Log = zerologTo(s.log, slog.LevelWarn)
+	client.Log = zerologTo(s.log, slog.LevelDebug)
 	client.UserAgent = "trunkline"
 	client.SetAppServiceUserID = true
 	client.DefaultHTTPRetries = 3
@@ -214,7 +214,7 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 	for _, step := range steps {
 		if err := s.retry(ctx, step.name, step.run); err != nil {
-			return fmt.Errorf("homeserver %s: %s: %w", s.cfg.HomeserverURL, step.name, err)
+			return fmt.Errorf("homeserver %s: %s: %w", s.cfg.HomeserverURL, step.name, tidy(err))
 		}
 	}
 	s.ready.Store(true)
@@ -239,7 +239,7 @@ func (s *Service) Close() {
 	}
 	s.wg.Wait()
 	if err := s.engine.Close(); err != nil {
-		s.log.Warn("close engine", "err", err)
+		s.log.Warn("close engine", "err", tidy(err))
 	}
 	s.http.CloseIdleConnections()
 }
@@ -284,7 +284,7 @@ func (s *Service) retry(ctx context.Context, name string, step func(context.Cont
 			return final.err
 		}
 		wait := backoff(attempt, 500*time.Millisecond, 10*time.Second)
-		s.log.Warn("homeserver does not do what is needed yet", "step", name, "err", err, "again_in", wait)
+		s.log.Warn("homeserver does not do what is needed yet", "step", name, "err", tidy(err), "again_in", wait)
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
@@ -300,7 +300,13 @@ func (e *permanentError) Unwrap() error { return e.err }
 func permanent(format string, args ...any) error { return &permanentError{fmt.Errorf(format, args...)} }
 
 func (s *Service) checkVersions(ctx context.Context) error {
-	versions, err := s.bot.Versions(mautrix.WithMaxRetries(ctx, 0))
+	// Without a token: whether that is right is the next question.
+	anybody, err := mautrix.NewClient(s.cfg.HomeserverURL, "", "")
+	if err != nil {
+		return permanent("%w", err)
+	}
+	anybody.Client = s.http
+	versions, err := anybody.Versions(mautrix.WithMaxRetries(ctx, 0))
 	if err != nil {
 		return err
 	}
@@ -375,7 +381,7 @@ func (s *Service) ping(ctx context.Context) error {
 		}
 		if attempt < maxPings-1 {
 			wait := backoff(attempt, 500*time.Millisecond, 8*time.Second)
-			s.log.Warn("homeserver does not reach the bridge yet", "err", err, "again_in", wait)
+			s.log.Warn("homeserver does not reach the bridge yet", "err", tidy(err), "again_in", wait)
 			if err := sleep(ctx, wait); err != nil {
 				return err
 			}
@@ -388,7 +394,7 @@ func (s *Service) ping(ctx context.Context) error {
 func (s *Service) Notice(ctx context.Context, room id.RoomID, text string) error {
 	content := map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}}
 	if _, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content); err != nil {
-		return fmt.Errorf("notice in %s: %w", room, err)
+		return fmt.Errorf("notice in %s: %w", room, tidy(err))
 	}
 	return nil
 }

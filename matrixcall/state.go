@@ -251,7 +251,7 @@ func (c *callSnapshot) decode(body io.Reader) error {
 func (s *Service) activeCall(ctx context.Context, ghost *Ghost, room id.RoomID) (CallState, error) {
 	state, err := s.readState(ctx, ghost, room)
 	if err != nil {
-		return CallState{}, fmt.Errorf("read state of %s: %w", room, err)
+		return CallState{}, fmt.Errorf("read state of %s: %w", room, tidy(err))
 	}
 	return state.newestCall(s), nil
 }
@@ -284,7 +284,7 @@ func (s *Service) PutCall(ctx context.Context, ghost *Ghost, room id.RoomID, con
 func (s *Service) putState(ctx context.Context, g *Ghost, room id.RoomID, kind, key string, content any) error {
 	_, err := g.asUser.SendStateEvent(ctx, room, event.Type{Type: kind, Class: event.StateEventType}, key, content)
 	if err != nil {
-		return fmt.Errorf("put %s in %s: %w", kind, room, s.explainForbidden(ctx, g, room, kind, err))
+		return fmt.Errorf("put %s in %s: %w", kind, room, tidy(s.explainForbidden(ctx, g, room, kind, err)))
 	}
 	return nil
 }
@@ -306,7 +306,7 @@ func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) erro
 	case isNotFound(err), isForbidden(err):
 		return nil // the ghost is not in the room any more, so neither is its entry
 	case err != nil:
-		return fmt.Errorf("read state of %s: %w", info.Room, err)
+		return fmt.Errorf("read state of %s: %w", info.Room, tidy(err))
 	}
 	if rest, found := state.without(info); found {
 		if err := s.PutMember(ctx, g, info.Room, rest); err != nil {

@@ -2,6 +2,7 @@ package matrixcall
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -52,7 +53,15 @@ type trackedRoom struct {
 
 type tracked struct {
 	ghost      *Ghost
-	conference *Membership
+	conference conference
+}
+
+// conference is what the service needs of a *Membership. Its deliveries are
+// put-only.
+type conference interface {
+	Info() MembershipInfo
+	deliverToDevice(sender id.UserID, device id.DeviceID, kind string, content json.RawMessage, encrypted bool)
+	deliverState(members []MemberDevice, call CallState)
 }
 
 func newTracker(s *Service) *tracker {
@@ -83,7 +92,7 @@ func (t *tracker) refresh(room id.RoomID) {
 }
 
 // add begins to tell the conference about its room.
-func (t *tracker) add(g *Ghost, m *Membership) error {
+func (t *tracker) add(g *Ghost, m conference) error {
 	room := m.Info().Room
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -110,7 +119,7 @@ func (t *tracker) add(g *Ghost, m *Membership) error {
 }
 
 // remove ends that; after it returns the conference hears nothing more.
-func (t *tracker) remove(m *Membership) {
+func (t *tracker) remove(m conference) {
 	t.mu.Lock()
 	r := t.rooms[m.Info().Room]
 	if r == nil {
@@ -160,7 +169,7 @@ func (r *trackedRoom) run(ctx context.Context) {
 		case err != nil:
 			failures++
 			pause = max(backoff(failures, time.Second, 30*time.Second), retryAfter(err))
-			r.service.log.Warn("room state cannot be read", "room", r.room, "err", err, "again_in", pause)
+			r.service.log.Warn("room state cannot be read", "room", r.room, "err", tidy(err), "again_in", pause)
 			r.refresh()
 		default:
 			failures = 0
@@ -261,7 +270,9 @@ func (r *trackedRoom) tell() {
 }
 
 // attach implements callHost.
-func (s *Service) attach(_ context.Context, m *Membership) error {
+func (s *Service) attach(_ context.Context, m *Membership) error { return s.attachConference(m) }
+
+func (s *Service) attachConference(m conference) error {
 	info := m.Info()
 	g := s.knownGhost(info.Ghost)
 	if g == nil || g.device != info.Device {
@@ -277,14 +288,16 @@ func (s *Service) attach(_ context.Context, m *Membership) error {
 	}
 	g.mu.Unlock()
 	if err := s.tracker.add(g, m); err != nil {
-		s.detach(m)
+		s.detachConference(m)
 		return err
 	}
 	return nil
 }
 
 // detach implements callHost.
-func (s *Service) detach(m *Membership) {
+func (s *Service) detach(m *Membership) { s.detachConference(m) }
+
+func (s *Service) detachConference(m conference) {
 	s.tracker.remove(m)
 	s.mu.Lock()
 	g := s.attached[m]
@@ -294,7 +307,7 @@ func (s *Service) detach(m *Membership) {
 		return
 	}
 	g.mu.Lock()
-	g.memberships = slices.DeleteFunc(g.memberships, func(other *Membership) bool { return other == m })
+	g.memberships = slices.DeleteFunc(g.memberships, func(other conference) bool { return other == m })
 	p := g.poller
 	if len(g.memberships) > 0 {
 		p = nil

@@ -121,7 +121,7 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 	}
 	fresh, err := s.store.MarkTransaction(r.Context(), transactionKey(r.PathValue("txn"), events))
 	if err != nil {
-		s.log.Warn("transaction not taken: it cannot be remembered", "err", err)
+		s.log.Warn("transaction not taken: it cannot be remembered", "err", tidy(err))
 		answerError(w, http.StatusInternalServerError, "M_UNKNOWN", "try again")
 		return
 	}

@@ -44,7 +44,7 @@ func (s *Service) askTURN(ctx context.Context) ([]TURNServer, time.Duration) {
 	defer cancel()
 	answer, err := s.bot.TurnServer(ctx)
 	if err != nil {
-		s.log.Warn("no TURN servers from the homeserver", "err", err)
+		s.log.Warn("no TURN servers from the homeserver", "err", tidy(err))
 		return nil, turnPause
 	}
 	server := TURNServer{Username: answer.Username, Password: answer.Password}

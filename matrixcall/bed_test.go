@@ -1,0 +1,494 @@
+package matrixcall
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.mau.fi/util/dbutil"
+	"gopkg.in/yaml.v3"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/appservice"
+	"maunium.net/go/mautrix/crypto"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+	_ "modernc.org/sqlite"
+
+	"trunkline/internal/testbed/homeserver"
+	"trunkline/internal/testbed/synapse"
+)
+
+// memory is a Store that forgets with the test, not with the service.
+type memory struct {
+	mu      sync.Mutex
+	devices map[id.UserID]id.DeviceID
+	tokens  map[id.UserID]string
+	txns    map[string]bool
+}
+
+func newMemory() *memory {
+	return &memory{devices: map[id.UserID]id.DeviceID{}, tokens: map[id.UserID]string{}, txns: map[string]bool{}}
+}
+
+func (m *memory) GhostDevice(_ context.Context, user id.UserID) (id.DeviceID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.devices[user], nil
+}
+
+func (m *memory) SaveGhostDevice(_ context.Context, user id.UserID, device id.DeviceID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.devices[user] = device
+	return nil
+}
+
+func (m *memory) SyncToken(_ context.Context, user id.UserID) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.tokens[user], nil
+}
+
+func (m *memory) SaveSyncToken(_ context.Context, user id.UserID, token string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tokens[user] = token
+	return nil
+}
+
+func (m *memory) MarkTransaction(_ context.Context, txnID string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fresh := !m.txns[txnID]
+	m.txns[txnID] = true
+	return fresh, nil
+}
+
+// openOlm opens an empty database for olm.
+func openOlm(t testing.TB) *dbutil.Database {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "olm.db")
+	raw, err := sql.Open("sqlite", "file:"+path+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(OFF)&_pragma=foreign_keys(1)&_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.SetMaxOpenConns(1)
+	db, err := dbutil.NewWithDB(raw, "sqlite")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// bed is a homeserver, real or fake, with our service beside it.
+type bed struct {
+	testing.TB
+	fake    *homeserver.Server // nil with Synapse
+	as      *homeserver.AppService
+	synapse *synapse.Server // nil with the fake
+	url     string
+	domain  string
+	web     http.RoundTripper // nil: the ordinary network
+	store   *memory
+	olm     *dbutil.Database
+	handler *swappable
+	service *Service
+	plain   bool
+}
+
+// swappable is the bridge's listener, whose handler changes with restarts.
+type swappable struct {
+	mu      sync.Mutex
+	handler http.Handler
+}
+
+func (s *swappable) set(h http.Handler) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handler = h
+}
+
+func (s *swappable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	h := s.handler
+	s.mu.Unlock()
+	if h == nil {
+		w.WriteHeader(http.StatusBadGateway)
+		return
+	}
+	h.ServeHTTP(w, r)
+}
+
+func registration(url, domain string) *appservice.Registration {
+	yes := false
+	return &appservice.Registration{
+		ID: "trunkline", URL: url, AppToken: "as-token-of-the-test", ServerToken: "hs-token-of-the-test",
+		SenderLocalpart: "trunkline-sender", RateLimited: &yes, MSC4190: true,
+		Namespaces: appservice.Namespaces{UserIDs: appservice.NamespaceList{
+			{Regex: `^@phonebot:` + domain + `$`, Exclusive: true},
+			{Regex: `^@_sip_.*:` + domain + `$`, Exclusive: true},
+		}},
+	}
+}
+
+// fakeBed is a bed with the fake homeserver: on a network in memory inside a
+// synctest bubble, or wherever.
+func fakeBed(t testing.TB) *bed {
+	t.Helper()
+	b := &bed{TB: t, store: newMemory(), olm: openOlm(t), handler: new(swappable), plain: true}
+	b.fake = homeserver.Start(t, homeserver.Config{})
+	b.url, b.domain, b.web = b.fake.URL(), b.fake.Domain(), b.fake.Net().Client().Transport
+	l, err := b.fake.Net().Listen("bridge:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.serve(l)
+	b.as = b.fake.AppService(registration("http://bridge", b.domain), b.fake.Net().Client())
+	return b
+}
+
+// realBed is a bed with a Synapse of its own; the test is skipped unless
+// TRUNKLINE_SYNAPSE is set.
+func realBed(t testing.TB) *bed {
+	t.Helper()
+	if os.Getenv("TRUNKLINE_SYNAPSE") == "" {
+		t.Skip("set TRUNKLINE_SYNAPSE=1 to run against a real Synapse (installed with pip if necessary)")
+	}
+	b := &bed{TB: t, store: newMemory(), olm: openOlm(t), handler: new(swappable), plain: true, domain: "lab.local"}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.serve(l)
+	content, err := yaml.Marshal(registration("http://"+l.Addr().String(), b.domain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "registration.yaml")
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.synapse = synapse.New(t, synapse.Config{Registrations: []string{file}, ServerName: b.domain, Progress: io.Discard})
+	b.url = b.synapse.URL()
+	return b
+}
+
+func (b *bed) serve(l net.Listener) {
+	server := &http.Server{Handler: b.handler}
+	var wg sync.WaitGroup
+	wg.Go(func() { server.Serve(l) })
+	b.Cleanup(func() { server.Close(); wg.Wait() })
+}
+
+func (b *bed) config() Config {
+	return Config{
+		HomeserverURL: b.url, Domain: b.domain, ASToken: "as-token-of-the-test", HSToken: "hs-token-of-the-test",
+		ID: "trunkline", BotLocalpart: "phonebot", GhostPrefix: "_sip_", AllowPlain: b.plain, Transport: b.web,
+		ICE: ICEConfig{Loopback: true, Addresses: []string{"127.0.0.1"}},
+	}
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	level := slog.LevelInfo
+	if os.Getenv("TRUNKLINE_TEST_DEBUG") != "" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))
+}
+
+// start makes and starts the service; stop ends it. Both may be done again.
+func (b *bed) start() *Service {
+	b.Helper()
+	s, err := New(b.config(), b.store, b.olm, nil, testLog(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.handler.set(s.HTTPHandler())
+	b.service = s
+	if err := s.Start(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { b.stop(s) })
+	return s
+}
+
+func (b *bed) stop(s *Service) {
+	if b.service == s {
+		b.service = nil
+		b.handler.set(nil)
+		s.Close()
+	}
+}
+
+func (b *bed) ghost(name string) *Ghost {
+	b.Helper()
+	g, err := b.service.Ghost(b.Context(), name, "Phone "+name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return g
+}
+
+// person is an ordinary user with an ordinary client.
+type person struct {
+	bed    *bed
+	user   id.UserID
+	device id.DeviceID
+	client *mautrix.Client
+	olm    *crypto.OlmMachine // nil: a client without encryption
+	stop   func()
+
+	mu    sync.Mutex
+	heard []heard
+}
+
+type heard struct {
+	sender    id.UserID
+	kind      string
+	content   json.RawMessage
+	encrypted bool
+}
+
+// person makes a user. With olm the client has device keys and encrypts.
+func (b *bed) person(name string, withOlm bool) *person {
+	b.Helper()
+	p := &person{bed: b}
+	var token string
+	if b.fake != nil {
+		u := b.fake.User(name)
+		p.user, p.device, token = u.UserID, u.DeviceID, u.AccessToken
+	} else {
+		u, err := b.synapse.Register(b.Context(), name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.user, p.device, token = u.UserID, u.DeviceID, u.AccessToken
+	}
+	var err error
+	if p.client, err = mautrix.NewClient(b.url, p.user, token); err != nil {
+		b.Fatal(err)
+	}
+	p.client.DeviceID = p.device
+	p.client.Log = zerolog.Nop()
+	p.client.Client = &http.Client{Transport: b.web}
+	if b.web == nil {
+		p.client.Client.Transport = &http.Transport{MaxIdleConnsPerHost: 32}
+		b.Cleanup(p.client.Client.CloseIdleConnections)
+	}
+	if withOlm {
+		store := crypto.NewMemoryStore(nil)
+		nop := zerolog.Nop()
+		p.olm = crypto.NewOlmMachine(p.client, &nop, store, noRooms{})
+		if err := p.olm.Load(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		if err := p.olm.ShareKeys(b.Context(), 0); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(p.olm.Destroy)
+	}
+	return p
+}
+
+// listen reads the person's to-device messages until the test ends.
+func (p *person) listen() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { p.sync(ctx) })
+	p.bed.Cleanup(func() { cancel(); wg.Wait() })
+}
+
+func (p *person) sync(ctx context.Context) {
+	since := ""
+	for ctx.Err() == nil {
+		answer, err := p.client.FullSyncRequest(ctx, mautrix.ReqSync{Timeout: 5000, Since: since, FilterID: pollFilter})
+		if err != nil {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		for _, e := range answer.ToDevice.Events {
+			p.take(ctx, e)
+		}
+		since = answer.NextBatch
+	}
+}
+
+func (p *person) take(ctx context.Context, e *event.Event) {
+	h := heard{sender: e.Sender, kind: e.Type.Type, content: e.Content.VeryRaw}
+	e.Type.Class = event.ToDeviceEventType
+	_ = e.Content.ParseRaw(e.Type)
+	if e.Type == event.ToDeviceEncrypted {
+		if p.olm == nil {
+			return
+		}
+		opened := p.olm.HandleEncryptedEvent(ctx, e)
+		if opened == nil {
+			return
+		}
+		h = heard{opened.Sender, opened.Type.Type, opened.Content.VeryRaw, true}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heard = append(p.heard, h)
+}
+
+func (p *person) hears() []heard {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.heard)
+}
+
+// signal sends one call message to the ghosts, each in its own request, all at
+// the same moment: what a client does that joins a call with several phones.
+func (p *person) signal(conf string, n int, ghosts ...*Ghost) {
+	var wg sync.WaitGroup
+	for _, g := range ghosts {
+		wg.Go(func() {
+			if err := p.send(g, conf, n); err != nil {
+				p.bed.Errorf("%s to %s: %v", p.user, g.user, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (p *person) send(g *Ghost, conf string, n int) error {
+	content := map[string]any{
+		"conf_id": conf, "device_id": p.device, "sender_session_id": "s", "call_id": "c", "seq": n,
+	}
+	ctx := p.bed.Context()
+	if p.olm == nil {
+		_, err := p.client.SendToDevice(ctx, event.Type{Type: "m.call.candidates", Class: event.ToDeviceEventType},
+			&mautrix.ReqSendToDevice{Messages: map[id.UserID]map[id.DeviceID]*event.Content{
+				g.user: {g.device: {Raw: content}},
+			}})
+		return err
+	}
+	device, err := p.olm.GetOrFetchDevice(ctx, g.user, g.device)
+	if err != nil {
+		return err
+	}
+	return p.olm.SendEncryptedToDevice(ctx, device,
+		event.Type{Type: "m.call.candidates", Class: event.ToDeviceEventType}, event.Content{Raw: content})
+}
+
+// room makes a room where everybody may send call events.
+func (p *person) room(invite ...id.UserID) id.RoomID {
+	p.bed.Helper()
+	answer, err := p.client.CreateRoom(p.bed.Context(), &mautrix.ReqCreateRoom{
+		Preset: "private_chat", Invite: invite,
+		PowerLevelOverride: &event.PowerLevelsEventContent{Events: map[string]int{callType: 0, memberType: 0}},
+	})
+	if err != nil {
+		p.bed.Fatal(err)
+	}
+	return answer.RoomID
+}
+
+// ear is a conference that writes down what it is told.
+type ear struct {
+	info MembershipInfo
+
+	mu       sync.Mutex
+	messages []heard
+	devices  []id.DeviceID
+	states   []toldState
+}
+
+type toldState struct {
+	members []MemberDevice
+	call    CallState
+}
+
+func (e *ear) Info() MembershipInfo { return e.info }
+
+func (e *ear) deliverToDevice(sender id.UserID, device id.DeviceID, kind string, content json.RawMessage, encrypted bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.messages = append(e.messages, heard{sender, kind, content, encrypted})
+	e.devices = append(e.devices, device)
+}
+
+func (e *ear) deliverState(members []MemberDevice, call CallState) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.states = append(e.states, toldState{members, call})
+}
+
+func (e *ear) heard() []heard {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.messages)
+}
+
+func (e *ear) state() (toldState, int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.states) == 0 {
+		return toldState{}, 0
+	}
+	return e.states[len(e.states)-1], len(e.states)
+}
+
+// attach puts an ear into the ghost's call.
+func (b *bed) attach(g *Ghost, room id.RoomID, conf string) *ear {
+	b.Helper()
+	e := &ear{info: MembershipInfo{Ghost: g.user, Device: g.device, Room: room, ConfID: conf}}
+	s := g.service
+	if err := s.attachConference(e); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { s.detachConference(e) })
+	return e
+}
+
+// eventually waits until check says nothing is missing.
+func (b *bed) eventually(patience time.Duration, check func() string) {
+	b.Helper()
+	end := time.Now().Add(patience)
+	for {
+		missing := check()
+		if missing == "" {
+			return
+		}
+		if time.Now().After(end) {
+			b.Fatalf("after %v: %s", patience, missing)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// sequence says how messages deviate from each number of 0…n-1 once and in
+// order, per sender.
+func sequence(messages []heard, senders []id.UserID, n int) string {
+	next := make(map[id.UserID]int)
+	for _, m := range messages {
+		var content struct{ Seq int }
+		if err := json.Unmarshal(m.content, &content); err != nil {
+			return err.Error()
+		}
+		if content.Seq != next[m.sender] {
+			return fmt.Sprintf("from %s: got message %d, want %d", m.sender, content.Seq, next[m.sender])
+		}
+		next[m.sender]++
+	}
+	for _, sender := range senders {
+		if next[sender] != n {
+			return fmt.Sprintf("from %s: got %d messages, want %d", sender, next[sender], n)
+		}
+	}
+	return ""
+}
