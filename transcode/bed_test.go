@@ -2,14 +2,17 @@ package transcode_test
 
 import (
 	"cmp"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/pion/rtp"
 	"gopkg.in/hraban/opus.v2"
 
+	"trunkline/internal/testbed/speech"
 	"trunkline/transcode"
 )
 
@@ -210,6 +213,21 @@ func (l *link) carry(_ int, sent time.Time) []time.Time {
 	return []time.Time{at}
 }
 
+// said is twelve seconds of a voice, made once.
+func said(v speech.Voice, rate int) []int16 {
+	key := fmt.Sprint(v.Name, rate)
+	if pcm, ok := spoken.Load(key); ok {
+		return pcm.([]int16)
+	}
+	pcm := v.PCM(rate, talk)
+	spoken.Store(key, pcm)
+	return pcm
+}
+
+var spoken sync.Map
+
+func repeat(pcm []int16, n int) []int16 { return slices.Concat(slices.Repeat([][]int16{pcm}, n)...) }
+
 // g711 packs sound as a phone does.
 func g711(codec transcode.Codec, pcm []int16, ptime time.Duration) []*rtp.Packet {
 	n := int(ptime * transcode.Rate / time.Second)
@@ -245,7 +263,7 @@ func (o opusPackets) pack(t testing.TB, pcm []int16) []*rtp.Packet {
 		t.Fatal(err)
 	}
 	for _, err := range []error{
-		enc.SetBitrate(o.bitrate), enc.SetInBandFEC(o.fec), enc.SetDTX(o.dtx), enc.SetPacketLossPerc(map[bool]int{true: 20}[o.fec]),
+		enc.SetBitrate(o.bitrate), enc.SetComplexity(5), enc.SetInBandFEC(o.fec), enc.SetDTX(o.dtx), enc.SetPacketLossPerc(map[bool]int{true: 20}[o.fec]),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -14,6 +14,8 @@ const (
 	paceForget   = 0.995 // per packet: 200 packets, 4 s of speech
 	paceWarmUp   = 10    // packets before the histogram is trusted
 
+	paceBunch = int64(3 * time.Millisecond)
+
 	floorSlots   = 8
 	floorPackets = 25 // packets in each slot: the floor looks back 4 s of speech
 )
@@ -25,6 +27,8 @@ const (
 // A far clock that drifts moves the floor, which is how drift is seen.
 type pace struct {
 	packets int64
+	came    int64 // when the last packet came, and how late
+	late    int64
 	floors  [floorSlots]int64
 	floor   int64
 	hist    [paceBuckets]float64
@@ -34,12 +38,17 @@ type pace struct {
 
 func (p *pace) reset() { *p = pace{weight: 1, target: firstTarget} }
 
-// add takes note of a packet whose delay is given and returns how much later than the floor it came.
-func (p *pace) add(delay int64) int64 {
+// add takes note of a packet with media time at that came now. Of a bunch only the first counts: those behind it were
+// held up by the same thing, and less.
+func (p *pace) add(at, now int64) {
+	delay := delayOf(at, now)
 	p.lower(delay)
 	late := delay - p.floor
-	p.hist[min(late/paceBucket, paceBuckets-1)] += p.weight
-	p.weight /= paceForget
+	if p.packets == 0 || now-p.came > paceBunch || late > p.late {
+		p.hist[min(late/paceBucket, paceBuckets-1)] += p.weight
+		p.weight /= paceForget
+	}
+	p.came, p.late = now, late
 	if p.weight > 1e12 {
 		p.rescale()
 	}
@@ -47,7 +56,6 @@ func (p *pace) add(delay int64) int64 {
 	if p.packets >= paceWarmUp && (p.packets%4 == 0 || late > p.target) {
 		p.target = p.quantile()
 	}
-	return late
 }
 
 // lower keeps the floor: the least delay in each of the last slots.

@@ -177,7 +177,9 @@ func (s *source) resume(p *packet, now int64) bool {
 
 func (s *source) skip(p *packet) {
 	s.stream.take(p)
-	s.stream.stats.Skipped++
+	if !s.eager { // packets of a copy that was not played are not missed
+		s.stream.stats.Skipped++
+	}
 }
 
 func (s *source) begin(p *packet) {

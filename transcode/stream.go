@@ -81,11 +81,11 @@ func (s *stream) put(h *rtp.Header, kind packetKind, samples int, payload []byte
 	s.candidates = 0
 	p := packet{kind: kind, seq: seq, at: floorDiv(ts, s.clock), samples: int64(samples), came: now}
 	if s.anchor && seq < s.low || seq <= s.high-ringSize {
-		if s.slot(seq).seq == seq {
+		if old := s.slot(seq); old.seq == seq && old.at == p.at {
 			s.stats.Duplicate++
 			return false
 		}
-		if !s.late(delayOf(p.at, now)) {
+		if !s.late(p.at, now) {
 			return false
 		}
 		s.restart(h, now) // the far end stepped its sequence numbers back a little
@@ -162,7 +162,7 @@ func (s *stream) slot(seq int64) *packet { return &s.ring[seq&(ringSize-1)] }
 // rebase learns the pace anew from one packet: what came before it says nothing about what comes after.
 func (s *stream) rebase(p *packet) {
 	s.pace.reset()
-	s.pace.add(delayOf(p.at, p.came))
+	s.pace.add(p.at, p.came)
 }
 
 func (s *stream) file(p packet, ts int64, payload []byte, now int64) bool {
@@ -181,15 +181,15 @@ func (s *stream) file(p packet, ts int64, payload []byte, now int64) bool {
 	s.received++
 	s.stats.Packets++
 	s.arrived = now
-	s.pace.add(delayOf(p.at, now))
+	s.pace.add(p.at, now)
 	return true
 }
 
 // late counts a packet whose turn is over. It reports true when there were so many in a row that the far end must have
 // stepped back.
-func (s *stream) late(delay int64) bool {
+func (s *stream) late(at, now int64) bool {
 	s.stats.Late++
-	s.pace.add(delay)
+	s.pace.add(at, now)
 	s.lateRun++
 	if s.lateRun < lateInARow {
 		return false

@@ -125,11 +125,23 @@ func (m *mouth) vowel(out []float64, seconds, loud, pitch float64) []float64 {
 // voiced sums the harmonics of the glottis through the mouth.
 func voiced(mouth formants, pitch, throat, phase float64) float64 {
 	x := 0.0
-	for h := 1.0; h*pitch*throat < top; h++ {
-		x += mouth.gain(h*pitch) / math.Pow(h, 0.7) * math.Sin(2*math.Pi*h*phase+0.7*h*h)
+	for i, slope := range slopes {
+		h := float64(i + 1)
+		if h*pitch*throat >= top {
+			break
+		}
+		x += mouth.gain(h*pitch) * slope * math.Sin(2*math.Pi*h*phase+0.7*h*h)
 	}
 	return x
 }
+
+// slopes is how much weaker each harmonic of the glottis is.
+var slopes = func() (s [64]float64) {
+	for i := range s {
+		s[i] = math.Pow(float64(i+1), -0.7)
+	}
+	return s
+}()
 
 // consonant is three tones whose phases walk at random: noise around a frequency.
 func (m *mouth) consonant(out []float64, seconds, loud float64) []float64 {
