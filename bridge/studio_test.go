@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math/bits"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -71,6 +72,12 @@ func (h *handset) join(t *testing.T, s *studio, room string) {
 	h.voice = v
 }
 
+func (h *handset) recording() []int16 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.heard)
+}
+
 // talk sends pcm in real time.
 func (h *handset) talk(pcm []int16) {
 	next := time.Now()
@@ -120,7 +127,7 @@ func TestTwoPhonesOfARoomHearEachOtherAndNobodyElse(t *testing.T) {
 			"alice": {&alice, voices[&bob], voices[&alice]},
 			"bob":   {&bob, voices[&alice], voices[&bob]},
 		} {
-			heard := c.listener.heard
+			heard := c.listener.recording()
 			if m := listen.Compare(heard, c.right, 8000); m.Correlation < 0.95 || m.Delay > 60*time.Millisecond {
 				t.Errorf("%s hears the other: %v", who, m)
 			}
@@ -128,11 +135,11 @@ func TestTwoPhonesOfARoomHearEachOtherAndNobodyElse(t *testing.T) {
 				t.Errorf("%s hears itself: %v", who, m)
 			}
 		}
-		if level := listen.Level(stranger.heard); level > -60 {
+		if level := listen.Level(stranger.recording()); level > -60 {
 			t.Errorf("a phone in another room hears %v dB", level)
 		}
 		// 6 s are 300 frames; the phone gets one every 20 ms whether somebody speaks or not.
-		if got := len(stranger.heard) / 160; got < 298 || got > 302 {
+		if got := len(stranger.recording()) / 160; got < 298 || got > 302 {
 			t.Errorf("a lonely phone got %d frames in 6 s", got)
 		}
 		if st := s.Stats(); st != (studioStats{}) {
@@ -163,7 +170,7 @@ func TestPacketsForAPhoneThatLeftAreDropped(t *testing.T) {
 		a.voice.PeerGone(deviceKey{"@x:y", "D"})
 		a.voice.PeerMuted(deviceKey{"@x:y", "D"}, true)
 		time.Sleep(time.Second)
-		if level := listen.Level(b.heard); level > -60 {
+		if level := listen.Level(b.recording()); level > -60 {
 			t.Errorf("the other hears %v dB", level)
 		}
 	})
