@@ -41,7 +41,6 @@ type Call struct {
 	hold     bool  // Hold was said
 	goodbye  Cause // why the call ends
 	byeWhen  bool  // hang up as soon as the answer is acknowledged
-	offered  *Format
 }
 
 // state of a call; the diagram is in doc.go.
@@ -353,9 +352,7 @@ func (c *Call) publish() {
 
 // abandon lets go of everything without a word to the phone: another process may carry the call on.
 func (c *Call) abandon() {
-	for _, f := range c.inbox.close() {
-		_ = f // their senders see done
-	}
+	_ = c.inbox.close() // those who wait see done
 	c.state = ended
 	c.invite.releaseIfAny()
 	c.answer.releaseIfAny()
@@ -385,7 +382,6 @@ func (c *Call) end() {
 			c.send(c.invite, refuse(487, statusText(487)))
 		}
 		c.invite.release()
-		c.stack.settled(c.invite.req)
 	}
 	c.answer.releaseIfAny()
 	c.answer = nil

@@ -60,16 +60,15 @@ type Trunk struct {
 
 // Limits keep a flood from becoming our problem. The zero value means the defaults.
 type Limits struct {
-	Calls               int           // concurrent calls; 0 = 1000
-	InvitesPerSecond    int           // over all trunks; 0 = 200, negative = no limit
-	MessageBytes        int           // one SIP message; 0 = 8192
-	HeaderLines         int           // 0 = 128
-	LineBytes           int           // one header line; 0 = 2048
-	Connections         int           // TCP connections; 0 = 256
-	ConnectionsPerHost  int           // TCP connections of one address; 0 = 32
-	MediaTimeout        time.Duration // no RTP and no RTCP from the phone for this long; 0 = 60 s, negative = never
-	PortQuarantine      time.Duration // an RTP port rests this long after a call; 0 = 30 s, negative = not at all
-	maxHeaderValueBytes int
+	Calls              int           // concurrent calls; 0 = 1000
+	InvitesPerSecond   int           // over all trunks; 0 = 200, negative = no limit
+	MessageBytes       int           // one SIP message; 0 = 8192
+	HeaderLines        int           // 0 = 128
+	LineBytes          int           // one header line; 0 = 2048
+	Connections        int           // TCP connections; 0 = 256
+	ConnectionsPerHost int           // TCP connections of one address; 0 = 32
+	MediaTimeout       time.Duration // no RTP and no RTCP from the phone for this long; 0 = 60 s, negative = never
+	PortQuarantine     time.Duration // an RTP port rests this long after a call; 0 = 30 s, negative = not at all
 }
 
 func (l Limits) withDefaults() Limits {

@@ -72,7 +72,6 @@ type MediaState struct {
 	MediaIndex   int       `json:"media_index"`   // which m= line is ours
 	PeerOffers   int       `json:"peer_offers"`   // offers answered so far
 	Symmetric    bool      `json:"symmetric"`     // of the trunk when the call began
-	_            struct{}  `json:"-"`
 }
 
 // Format is how audio goes to and from the phone.

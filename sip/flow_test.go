@@ -448,7 +448,7 @@ func TestStrangersAreNotAnswered(t *testing.T) {
 	config := testConfig(sip.UDP)
 	b := newBed(t, config, nil)
 	p := b.phone(phone.Config{Local: netip.MustParseAddr("127.0.1.1")}) // not in 127.0.0.0/24
-	_, err := p.Dial(timeout(t, 1200*time.Millisecond), b.addr(sip.UDP), "1000")
+	_, err := p.Dial(timeout(t, 700*time.Millisecond), b.addr(sip.UDP), "1000")
 	if err == nil {
 		t.Fatal("a stranger was answered")
 	}

@@ -265,6 +265,7 @@ func (c *Call) sendBye(cause Cause) {
 		return
 	}
 	c.state, c.goodbye = ending, cause
+	c.nextRTCP = time.Time{}
 	c.answer.releaseIfAny()
 	c.answer = nil
 	req, err := c.request(gosip.BYE)

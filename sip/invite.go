@@ -42,7 +42,7 @@ func (c *Call) serveInvite(tx *gosip.ServerTx) {
 		c.inbox.put(func() { c.cancelled(nil) })
 	}
 	c.log.Info("call began", "source", c.info.Source, "caller", c.info.Caller.Number, "dialled", c.info.Dialled)
-	c.stack.handler.Invite(c)
+	c.offerToHandler()
 	for {
 		select {
 		case ack := <-tx.Acks(): // one with the branch of the INVITE: wrong for a 2xx, but heard
@@ -56,6 +56,17 @@ func (c *Call) serveInvite(tx *gosip.ServerTx) {
 			return
 		}
 	}
+}
+
+// offerToHandler survives a panic of the application.
+func (c *Call) offerToHandler() {
+	defer func() {
+		if r := recover(); r != nil {
+			c.stack.panicked(r)
+			c.inbox.put(func() { _ = c.reject(refuse(500, statusText(500))) })
+		}
+	}()
+	c.stack.handler.Invite(c)
 }
 
 // send answers with a response that needs no state.
@@ -254,7 +265,6 @@ func (c *Call) repeatAnswer(now time.Time) {
 		c.stack.counters.noAck.Add(1)
 		a.release()
 		c.answer = nil
-		c.stack.settled(a.req)
 		c.emit(NoAck{})
 		c.sendBye(Cause{"SIP", 408, "No ACK"})
 		return
@@ -270,12 +280,14 @@ func (c *Call) repeatAnswer(now time.Time) {
 // handleAck takes an ACK of a 2xx.
 func (c *Call) handleAck(req *gosip.Request) {
 	a := c.answer
-	if a == nil || req.CSeq() == nil || req.CSeq().SeqNo != a.req.CSeq().SeqNo {
+	if a == nil || req.CSeq() == nil || req.From() == nil || req.CSeq().SeqNo != a.req.CSeq().SeqNo {
 		return // a repeated one
+	}
+	if tag, _ := req.From().Params.Get("tag"); tag != c.dialog.RemoteTag {
+		return
 	}
 	c.answer = nil
 	a.release()
-	c.stack.settled(a.req)
 	if a.offer && !c.takeAnswer(req) {
 		c.state = confirmed
 		c.sendBye(Cause{"SIP", 488, "No usable answer in ACK"})

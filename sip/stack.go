@@ -47,7 +47,7 @@ type Stack struct {
 	closed   bool
 	draining bool
 	byID     map[dialogID]*Call
-	byInvite map[inviteID]*Call // calls whose INVITE is not finally answered: merged requests
+	byInvite map[inviteID]*Call // inbound calls by their INVITE, to know a merged request
 }
 
 // dialogID names a dialog as its requests do. The remote tag is checked by the call.
@@ -420,18 +420,14 @@ func inviteOf(req *gosip.Request) inviteID {
 	return inviteID{req.CallID().Value(), tag, req.CSeq().SeqNo}
 }
 
-// settled forgets that an INVITE is being worked on.
-func (s *Stack) settled(req *gosip.Request) {
-	s.mu.Lock()
-	delete(s.byInvite, inviteOf(req))
-	s.mu.Unlock()
-}
-
 // forget drops a call that has ended.
 func (s *Stack) forget(c *Call) {
 	s.mu.Lock()
 	if s.byID[c.id] == c {
 		delete(s.byID, c.id)
+	}
+	if c.invite != nil {
+		delete(s.byInvite, inviteOf(c.invite.req))
 	}
 	s.mu.Unlock()
 }

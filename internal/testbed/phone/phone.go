@@ -290,18 +290,28 @@ func (p *Phone) contact() string {
 
 // await follows the INVITE transaction until the answer.
 func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) error {
-	cancelled := false
+	cancelled, heard := false, false
 	done := ctx.Done()
+	var patience <-chan time.Time
 	for {
 		select {
 		case <-done:
+			if !heard { // RFC 3261 §9.1: nothing to cancel before a provisional answer
+				tx.Terminate()
+				return fmt.Errorf("phone: dial: no answer at all: %w", ctx.Err())
+			}
 			done, cancelled = nil, true
+			patience = time.After(5 * time.Second)
 			c.cancel()
+		case <-patience:
+			tx.Terminate()
+			return fmt.Errorf("phone: dial: CANCEL without effect: %w", ctx.Err())
 		case <-tx.Done():
 			return fmt.Errorf("phone: dial: %w", tx.Err())
 		case res := <-tx.Responses():
 			switch {
 			case res.StatusCode < 200:
+				heard = true
 				if inv.OnStatus != nil {
 					inv.OnStatus(res.StatusCode)
 				}

@@ -1,0 +1,342 @@
+package sip
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// ours is the local side in the tables.
+func ours() LocalState {
+	return LocalState{
+		Addr: netip.MustParseAddrPort("192.0.2.1:20000"), Codecs: []string{"PCMU", "PCMA"}, SessionID: 7, MediaIndex: -1,
+	}
+}
+
+const (
+	sdpHead = "v=0\no=- 1 1 IN IP4 192.0.2.20\ns=-\nc=IN IP4 192.0.2.20\nt=0 0\n"
+	ownHead = "v=0\no=- 7 1 IN IP4 192.0.2.1\ns=-\nc=IN IP4 192.0.2.1\nt=0 0\n"
+)
+
+// ownPCMU is our ordinary answer.
+const ownPCMU = ownHead + "m=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n"
+
+func addr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+var netipEqual = cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
+
+func TestAnswer(t *testing.T) {
+	pcmuFormat := Format{Codec: "PCMU", PayloadType: 0, ClockRate: 8000, Ptime: 20}
+	usual := Negotiated{
+		Format: pcmuFormat, Remote: addr("192.0.2.20:4000"), RemoteRTCP: addr("192.0.2.20:4001"), Direction: SendRecv, SDPVersion: 1,
+	}
+	with := func(f func(*Negotiated)) *Negotiated {
+		n := usual
+		f(&n)
+		return &n
+	}
+	tests := []struct {
+		name  string
+		offer string
+		local func(*LocalState)
+		want  string
+		neg   *Negotiated
+	}{
+		{"plain", sdpHead + "m=audio 4000 RTP/AVP 0\n", nil, ownPCMU, &usual},
+		{"our preference decides", sdpHead + "m=audio 4000 RTP/AVP 8 0\n", nil, ownPCMU, &usual},
+		{
+			"PCMA only", sdpHead + "m=audio 4000 RTP/AVP 8\n", nil,
+			strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 8\na=rtpmap:8 PCMA"),
+			with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 8 }),
+		},
+		{
+			"codec by dynamic number", sdpHead + "m=audio 4000 RTP/AVP 96\na=rtpmap:96 pcma/8000/1\n", nil,
+			strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 96\na=rtpmap:96 PCMA"),
+			with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 96 }),
+		},
+		{
+			"telephone-event with the offer's number", // RFC 3264 §6.1
+			sdpHead + "m=audio 4000 RTP/AVP 18 97 0\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-16\n", nil,
+			ownHead + "m=audio 20000 RTP/AVP 0 97\na=rtpmap:0 PCMU/8000\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-15\na=ptime:20\na=sendrecv\n",
+			with(func(n *Negotiated) { n.Format.DTMF = 97 }),
+		},
+		{
+			"telephone-event of another clock is not ours",
+			sdpHead + "m=audio 4000 RTP/AVP 0 98\na=rtpmap:98 telephone-event/48000\n", nil, ownPCMU, &usual,
+		},
+		{"two channels are not ours", sdpHead + "m=audio 4000 RTP/AVP 96 0\na=rtpmap:96 PCMU/8000/2\n", nil, ownPCMU, &usual},
+		{
+			"ptime is what the phone wants to get", sdpHead + "m=audio 4000 RTP/AVP 0\na=ptime:30\n", nil, ownPCMU,
+			with(func(n *Negotiated) { n.Format.Ptime = 30 }),
+		},
+		{"absurd ptime is ignored", sdpHead + "m=audio 4000 RTP/AVP 0\na=ptime:9000\n", nil, ownPCMU, &usual},
+		{
+			"sendonly is answered recvonly", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n", nil,
+			strings.ReplaceAll(ownPCMU, "sendrecv", "recvonly"), with(func(n *Negotiated) { n.Direction = RecvOnly }),
+		},
+		{
+			"recvonly is answered sendonly", sdpHead + "m=audio 4000 RTP/AVP 0\na=recvonly\n", nil,
+			strings.ReplaceAll(ownPCMU, "sendrecv", "sendonly"), with(func(n *Negotiated) { n.Direction = SendOnly }),
+		},
+		{
+			"inactive stays inactive", sdpHead + "m=audio 4000 RTP/AVP 0\na=inactive\n", nil,
+			strings.ReplaceAll(ownPCMU, "sendrecv", "inactive"), with(func(n *Negotiated) { n.Direction = Inactive }),
+		},
+		{
+			"direction of the session", sdpHead + "a=sendonly\nm=audio 4000 RTP/AVP 0\n", nil,
+			strings.ReplaceAll(ownPCMU, "sendrecv", "recvonly"), with(func(n *Negotiated) { n.Direction = RecvOnly }),
+		},
+		{"direction of the media wins", sdpHead + "a=sendonly\nm=audio 4000 RTP/AVP 0\na=sendrecv\n", nil, ownPCMU, &usual},
+		{
+			"we hold: sendrecv is answered sendonly", sdpHead + "m=audio 4000 RTP/AVP 0\n",
+			func(l *LocalState) { l.Hold = true },
+			strings.ReplaceAll(ownPCMU, "sendrecv", "sendonly"), with(func(n *Negotiated) { n.Direction = SendOnly }),
+		},
+		{
+			"both hold: sendonly is answered inactive", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n",
+			func(l *LocalState) { l.Hold = true },
+			strings.ReplaceAll(ownPCMU, "sendrecv", "inactive"), with(func(n *Negotiated) { n.Direction = Inactive }),
+		},
+		{
+			"hold of the old kind", // RFC 3264 §8.4
+			strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0") + "m=audio 4000 RTP/AVP 0\n", nil, ownPCMU,
+			with(func(n *Negotiated) {
+				n.Remote, n.RemoteRTCP, n.RemoteSilent = addr("0.0.0.0:4000"), addr("0.0.0.0:4001"), true
+			}),
+		},
+		{
+			"address of the media wins", sdpHead + "m=audio 4000 RTP/AVP 0\nc=IN IP4 198.51.100.9\n", nil, ownPCMU,
+			with(func(n *Negotiated) {
+				n.Remote, n.RemoteRTCP = addr("198.51.100.9:4000"), addr("198.51.100.9:4001")
+			}),
+		},
+		{
+			"address of the media alone", "v=0\no=- 1 1 IN IP4 x\ns=-\nt=0 0\nm=audio 4000 RTP/AVP 0\nc=IN IP4 192.0.2.20\n", nil,
+			ownPCMU, &usual,
+		},
+		{
+			"other streams keep their place with port 0", // RFC 3264 §6
+			sdpHead + "m=video 4002 RTP/AVP 96\na=rtpmap:96 VP8/90000\nm=audio 4000 RTP/AVP 0\nm=audio 4004 RTP/AVP 8\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\n", nil,
+			ownHead + "m=video 0 RTP/AVP 96\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\nm=audio 0 RTP/AVP 8\nm=application 0 UDP/DTLS/SCTP webrtc-datachannel\n",
+			with(func(n *Negotiated) { n.MediaIndex = 1 }),
+		},
+		{
+			"SRTP first, RTP second: RTP", // RFC 6337 §5.3
+			sdpHead + "m=audio 4002 RTP/SAVP 0\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\nm=audio 4000 RTP/AVP 0\n", nil,
+			ownHead + "m=audio 0 RTP/SAVP 0\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
+			with(func(n *Negotiated) { n.MediaIndex = 1 }),
+		},
+		{
+			"a disabled stream is not taken", sdpHead + "m=audio 0 RTP/AVP 8\nm=audio 4000 RTP/AVP 0\n", nil,
+			ownHead + "m=audio 0 RTP/AVP 8\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
+			with(func(n *Negotiated) { n.MediaIndex = 1 }),
+		},
+		{
+			"attributes of browsers are ignored",
+			sdpHead + "a=group:BUNDLE 0\na=ice-lite\na=fingerprint:sha-256 AA\nm=audio 4000 RTP/AVP 0\na=mid:0\na=ice-ufrag:x\na=candidate:1 1 udp 1 10.0.0.1 5 typ host\na=crypto:1 x y\nb=AS:64\nk=clear:x\ni=info\n",
+			nil, ownPCMU, &usual,
+		},
+		{
+			"rtcp-mux", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp-mux\n", nil, ownPCMU + "a=rtcp-mux\n",
+			with(func(n *Negotiated) { n.RTCPMux, n.RemoteRTCP = true, n.Remote }),
+		},
+		{
+			"rtcp elsewhere", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp:4711\n", nil, ownPCMU,
+			with(func(n *Negotiated) { n.RemoteRTCP = addr("192.0.2.20:4711") }),
+		},
+		{
+			"rtcp at a third party is not sent", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp:53 IN IP4 198.51.100.1\n", nil, ownPCMU,
+			with(func(n *Negotiated) { n.RemoteRTCP = netip.AddrPort{} }),
+		},
+		{
+			"codec in use is kept", sdpHead + "m=audio 4000 RTP/AVP 0 8\n", func(l *LocalState) { l.Current = "PCMA" },
+			strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 8\na=rtpmap:8 PCMA"),
+			with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 8 }),
+		},
+		{"codec in use is gone", sdpHead + "m=audio 4000 RTP/AVP 0\n", func(l *LocalState) { l.Current = "PCMA" }, ownPCMU, &usual},
+		{
+			"nothing changed: same version", sdpHead + "m=audio 4000 RTP/AVP 0\n",
+			func(l *LocalState) {
+				l.SDPVersion, l.LocalSDP = 4, crlf(strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"))
+			},
+			strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"), with(func(n *Negotiated) { n.SDPVersion = 4 }),
+		},
+		{
+			"something changed: next version", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n",
+			func(l *LocalState) {
+				l.SDPVersion, l.LocalSDP = 4, crlf(strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"))
+			},
+			strings.NewReplacer("o=- 7 1", "o=- 7 5", "sendrecv", "recvonly").Replace(ownPCMU),
+			with(func(n *Negotiated) { n.SDPVersion, n.Direction = 5, RecvOnly }),
+		},
+		{
+			"IPv6", "v=0\no=- 1 1 IN IP6 2001:db8::2\ns=-\nc=IN IP6 2001:db8::2\nt=0 0\nm=audio 4000 RTP/AVP 0\n",
+			func(l *LocalState) { l.Addr = addr("[2001:db8::1]:20000") },
+			strings.NewReplacer("IP4", "IP6", "192.0.2.1", "2001:db8::1").Replace(ownPCMU),
+			with(func(n *Negotiated) {
+				n.Remote, n.RemoteRTCP = addr("[2001:db8::2]:4000"), addr("[2001:db8::2]:4001")
+			}),
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, offer := range []string{crlf(tt.offer), tt.offer} { // bare LF is read, too
+				local := ours()
+				if tt.local != nil {
+					tt.local(&local)
+				}
+				body, n, err := Answer([]byte(offer), local)
+				if err != nil {
+					t.Fatalf("Answer(%q) = %v", offer, err)
+				}
+				if d := cmp.Diff(crlf(tt.want), string(body)); d != "" {
+					t.Errorf("answer (-want +got):\n%s", d)
+				}
+				if d := cmp.Diff(tt.neg, n, netipEqual); d != "" {
+					t.Errorf("negotiated (-want +got):\n%s", d)
+				}
+				if _, err := ParseSDP(body); err != nil {
+					t.Errorf("our own answer does not parse: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestAnswerRefuses(t *testing.T) {
+	tests := []struct {
+		name, offer string
+		warn        int // 0: malformed
+	}{
+		{"SRTP only", sdpHead + "m=audio 4000 RTP/SAVP 0\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\n", 302},
+		{"DTLS-SRTP of a browser", sdpHead + "m=audio 9 UDP/TLS/RTP/SAVPF 111 0\na=setup:actpass\n", 302},
+		{"video only", sdpHead + "m=video 4000 RTP/AVP 96\n", 304},
+		{"no media", sdpHead, 304},
+		{"no common codec", sdpHead + "m=audio 4000 RTP/AVP 18 9 101\na=rtpmap:101 telephone-event/8000\n", 305},
+		{"0 renamed to something else", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtpmap:0 L16/44100\n", 305},
+		{"IPv6 to an IPv4 bridge", "v=0\no=- 1 1 IN IP6 ::1\ns=-\nc=IN IP6 2001:db8::2\nt=0 0\nm=audio 4000 RTP/AVP 0\n", 301},
+		{"multicast", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 224.2.1.1/127") + "m=audio 4000 RTP/AVP 0\n", 330},
+		{"empty", "", 0},
+		{"not SDP", "hello", 0},
+		{"JSON", `{"v":0}`, 0},
+		{"no version", "o=- 1 1 IN IP4 192.0.2.20\n", 0},
+		{"no address", "v=0\nm=audio 4000 RTP/AVP 0\n", 0},
+		{"host name as address", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 phone.example") + "m=audio 4000 RTP/AVP 0\n", 0},
+		{"bad port", sdpHead + "m=audio 70000 RTP/AVP 0\n", 0},
+		{"negative port", sdpHead + "m=audio -1 RTP/AVP 0\n", 0},
+		{"no formats", sdpHead + "m=audio 4000 RTP/AVP\n", 0},
+		{"too many streams", sdpHead + strings.Repeat("m=audio 4000 RTP/AVP 0\n", 17), 0},
+		{"too many lines", sdpHead + strings.Repeat("a=x\n", 400), 0},
+		{"too many formats", sdpHead + "m=audio 4000 RTP/AVP" + strings.Repeat(" 0", 65) + "\n", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			body, n, err := Answer([]byte(crlf(tt.offer)), ours())
+			if err == nil {
+				t.Fatalf("Answer = %q, %+v, want an error", body, n)
+			}
+			na, ok := errors.AsType[*NotAcceptable](err)
+			switch {
+			case tt.warn == 0 && !errors.Is(err, errSDP):
+				t.Errorf("Answer = %v, want malformed", err)
+			case tt.warn != 0 && (!ok || na.Warn != tt.warn):
+				t.Errorf("Answer = %v, want warning %d", err, tt.warn)
+			}
+		})
+	}
+}
+
+func TestOfferAndItsAnswer(t *testing.T) {
+	body, n := Offer(ours())
+	want := crlf(ownHead + "m=audio 20000 RTP/AVP 0 101\na=rtpmap:0 PCMU/8000\na=rtpmap:101 telephone-event/8000\n" +
+		"a=fmtp:101 0-15\na=ptime:20\na=sendrecv\na=rtcp-mux\n")
+	if d := cmp.Diff(want, string(body)); d != "" {
+		t.Errorf("offer (-want +got):\n%s", d)
+	}
+	local := ours()
+	local.SDPVersion = n.SDPVersion
+	for _, tt := range []struct {
+		name, answer string
+		ok           bool
+		dtmf         uint8
+		direction    Direction
+	}{
+		{"full", sdpHead + "m=audio 4000 RTP/AVP 0 101\na=rtpmap:101 telephone-event/8000\n", true, 101, SendRecv},
+		{"without keys, on hold", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n", true, 0, RecvOnly},
+		{"refused", sdpHead + "m=audio 0 RTP/AVP 0\n", false, 0, ""},
+		{"other codec", sdpHead + "m=audio 4000 RTP/AVP 8\n", false, 0, ""},
+		{"other protocol", sdpHead + "m=audio 4000 RTP/SAVP 0\n", false, 0, ""},
+		{"nothing", "", false, 0, ""},
+	} {
+		got, err := TakeAnswer([]byte(crlf(tt.answer)), n.Format, local)
+		if (err == nil) != tt.ok {
+			t.Errorf("%s: TakeAnswer = %v", tt.name, err)
+			continue
+		}
+		if err == nil && (got.Format.DTMF != tt.dtmf || got.Direction != tt.direction || got.Format.Codec != "PCMU") {
+			t.Errorf("%s: TakeAnswer = %+v", tt.name, got)
+		}
+	}
+}
+
+func TestDirectionsAreMirrored(t *testing.T) { // RFC 3264 §6.1: what we send, they receive
+	for _, d := range []Direction{SendRecv, SendOnly, RecvOnly, Inactive} {
+		for _, hold := range []bool{false, true} {
+			local := ours()
+			local.Hold = hold
+			_, n, err := Answer([]byte(crlf(sdpHead+"m=audio 4000 RTP/AVP 0\na="+string(d)+"\n")), local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n.Direction.Sends() != d.Receives() || n.Direction.Receives() != (d.Sends() && !hold) {
+				t.Errorf("offer %s, hold %v: answered %s", d, hold, n.Direction)
+			}
+		}
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	f.Add([]byte(crlf(peerOffer)), uint8(0))
+	f.Add([]byte(crlf(sdpHead+"m=video 1/2 X 1\nm=audio 4000 RTP/AVP 96\na=rtpmap:96 PCMA/8000\na=rtcp:1 IN IP4 1.2.3.4\n")), uint8(1))
+	f.Add([]byte("v=0\nm=audio 1 RTP/AVP 0\nc=IN IP6 ::1%eth0\n"), uint8(2))
+	f.Fuzz(func(t *testing.T, offer []byte, kind uint8) {
+		local := ours()
+		if kind&1 != 0 {
+			local.MediaIndex = int(kind >> 4)
+		}
+		if kind&2 != 0 {
+			local.Current = "PCMA"
+		}
+		body, n, err := Answer(offer, local)
+		again, n2, err2 := Answer(offer, local)
+		if string(body) != string(again) || (err == nil) != (err2 == nil) || !cmp.Equal(n, n2, netipEqual, cmpopts.EquateEmpty()) {
+			t.Fatal("same offer, different answers")
+		}
+		if err != nil {
+			return
+		}
+		o, err := ParseSDP(offer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := ParseSDP(body)
+		if err != nil {
+			t.Fatalf("our answer %q: %v", body, err)
+		}
+		if len(a.Media) != len(o.Media) { // RFC 3264 §6
+			t.Fatalf("%d streams offered, %d answered: %q", len(o.Media), len(a.Media), body)
+		}
+		for i, m := range a.Media {
+			if (m.Port != 0) != (i == n.MediaIndex) {
+				t.Fatalf("stream %d has port %d, ours is %d", i, m.Port, n.MediaIndex)
+			}
+		}
+		if strings.ContainsAny(string(body), "\x00") {
+			t.Fatalf("NUL in %q", body)
+		}
+	})
+}

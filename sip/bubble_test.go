@@ -1,0 +1,502 @@
+package sip
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// world is a network in memory for a bubble: datagrams arrive at once, in order, and are never lost unless told so.
+type world struct {
+	mu    sync.Mutex
+	conns map[netip.AddrPort]*memConn
+	lose  func(from, to netip.AddrPort, b []byte) bool
+}
+
+type memConn struct {
+	world  *world
+	addr   netip.AddrPort
+	in     chan datagram
+	closed chan struct{}
+	once   sync.Once
+}
+
+type datagram struct {
+	from netip.AddrPort
+	b    []byte
+}
+
+func newWorld() *world { return &world{conns: map[netip.AddrPort]*memConn{}} }
+
+func (w *world) listen(addr netip.AddrPort) *memConn {
+	c := &memConn{world: w, addr: addr, in: make(chan datagram, 4096), closed: make(chan struct{})}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.conns[addr] != nil {
+		panic("address in use: " + addr.String())
+	}
+	w.conns[addr] = c
+	return c
+}
+
+func (c *memConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	select {
+	case d := <-c.in:
+		return copy(b, d.b), d.from, nil
+	case <-c.closed:
+		return 0, netip.AddrPort{}, net.ErrClosed
+	}
+}
+
+func (c *memConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	c.world.mu.Lock()
+	defer c.world.mu.Unlock()
+	dst := c.world.conns[to]
+	if dst == nil || c.world.lose != nil && c.world.lose(c.addr, to, b) {
+		return len(b), nil
+	}
+	select {
+	case dst.in <- datagram{c.addr, slices.Clone(b)}:
+	default:
+	}
+	return len(b), nil
+}
+
+func (c *memConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	return n, net.UDPAddrFromAddrPort(from), err
+}
+
+func (c *memConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	return c.WriteToUDPAddrPort(b, addrPortOf(to))
+}
+func (c *memConn) LocalAddr() net.Addr              { return net.UDPAddrFromAddrPort(c.addr) }
+func (c *memConn) SetDeadline(time.Time) error      { return nil }
+func (c *memConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *memConn) SetWriteDeadline(time.Time) error { return nil }
+
+func (c *memConn) Close() error {
+	c.once.Do(func() {
+		close(c.closed)
+		c.world.mu.Lock()
+		delete(c.world.conns, c.addr)
+		c.world.mu.Unlock()
+	})
+	return nil
+}
+
+var (
+	bridgeAddr = netip.MustParseAddrPort("192.0.2.1:5060")
+	peerAddr   = netip.MustParseAddrPort("192.0.2.20:5060")
+	peerRTP    = netip.MustParseAddrPort("192.0.2.20:4000")
+)
+
+// bubble is a real stack in a world, and a peer that speaks raw SIP.
+type bubble struct {
+	testing.TB
+	world *world
+	stack *Stack
+	peer  *rawPeer
+	began time.Time
+	calls chan *Call
+
+	mu     sync.Mutex
+	events []timed[Event]
+	invite func(*Call)
+}
+
+type timed[T any] struct {
+	at time.Duration
+	v  T
+}
+
+func (b *bubble) Invite(c *Call) {
+	c.OnEvent(func(e Event) {
+		b.mu.Lock()
+		b.events = append(b.events, timed[Event]{time.Since(b.began), e})
+		b.mu.Unlock()
+	})
+	b.calls <- c
+	if b.invite != nil {
+		go b.invite(c)
+	}
+}
+
+// said lists what the application heard of, with whole milliseconds.
+func (b *bubble) said() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []string
+	for _, e := range b.events {
+		out = append(out, fmt.Sprintf("%v %s", e.at, strings.TrimPrefix(fmt.Sprintf("%T", e.v), "sip.")))
+	}
+	return out
+}
+
+// inBubble runs a test on virtual time with a running stack. invite is what the application does with a call.
+func inBubble(t *testing.T, change func(*Config), invite func(*Call), test func(*bubble)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		config := Config{
+			Listen: []Listen{{UDP, bridgeAddr}},
+			RTP:    RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20000, PortMax: 20099},
+			Trunks: []Trunk{{Name: "lab", Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}},
+		}
+		if change != nil {
+			change(&config)
+		}
+		b := &bubble{TB: t, world: newWorld(), began: time.Now(), calls: make(chan *Call, 100), invite: invite}
+		b.stack = newStack(config, b, slog.New(slog.DiscardHandler))
+		b.stack.addPackets(b.world.listen(bridgeAddr))
+		b.stack.ports.listen = func(a netip.AddrPort) (rtpConn, error) { return b.world.listen(a), nil }
+		b.peer = b.newPeer(peerAddr)
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error)
+		go func() { ended <- b.stack.Run(ctx) }()
+		synctest.Wait()
+		test(b)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		b.peer.close()
+		if n := b.stack.Stats().Panics; n != 0 {
+			t.Errorf("%d panics", n)
+		}
+	})
+}
+
+// rawPeer sends messages as they are written and keeps what it gets.
+type rawPeer struct {
+	b    *bubble
+	conn *memConn
+	done chan struct{}
+
+	mu  sync.Mutex
+	got []timed[string]
+}
+
+func (b *bubble) newPeer(addr netip.AddrPort) *rawPeer {
+	p := &rawPeer{b: b, conn: b.world.listen(addr), done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		buf := make([]byte, 65536)
+		for {
+			n, _, err := p.conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			p.mu.Lock()
+			p.got = append(p.got, timed[string]{time.Since(b.began), string(buf[:n])})
+			p.mu.Unlock()
+		}
+	}()
+	return p
+}
+
+func (p *rawPeer) close() { _ = p.conn.Close(); <-p.done }
+
+// send writes a message whose lines end in \n and waits until everybody has dealt with it.
+func (p *rawPeer) send(m string) {
+	_, _ = p.conn.WriteToUDPAddrPort([]byte(crlf(m)), bridgeAddr)
+	synctest.Wait()
+}
+
+func crlf(m string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(m, "\r\n", "\n"), "\n", "\r\n")
+}
+
+// lines lists the start lines received, with times.
+func (p *rawPeer) lines() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, g := range p.got {
+		first, _, _ := strings.Cut(g.v, "\r\n")
+		method, _, _ := strings.Cut(first, " ")
+		if method != "SIP/2.0" {
+			first = method
+		}
+		out = append(out, fmt.Sprintf("%v %s", g.at, strings.TrimPrefix(first, "SIP/2.0 ")))
+	}
+	return out
+}
+
+// last is the last message received.
+func (p *rawPeer) last() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.got) == 0 {
+		return ""
+	}
+	return p.got[len(p.got)-1].v
+}
+
+func (p *rawPeer) forget() {
+	p.mu.Lock()
+	p.got = nil
+	p.mu.Unlock()
+}
+
+// headerIn returns the value of a header of a raw message.
+func headerIn(m, name string) string {
+	for line := range strings.SplitSeq(m, "\r\n") {
+		if n, v, ok := strings.Cut(line, ":"); ok && strings.EqualFold(n, name) {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+const peerOffer = `v=0
+o=- 1 1 IN IP4 192.0.2.20
+s=-
+c=IN IP4 192.0.2.20
+t=0 0
+m=audio 4000 RTP/AVP 0 101
+a=rtpmap:101 telephone-event/8000
+`
+
+// request writes a request of the peer. edit replaces or adds header lines "Name: value"; "Name:" alone removes one.
+func request(method, uri, to, branch string, cseq int, body string, edit ...string) string {
+	lines := []string{
+		"Via: SIP/2.0/UDP 192.0.2.20:5060;branch=z9hG4bK" + branch + ";rport",
+		"Max-Forwards: 70",
+		"From: \"Ann\" <sip:2001@192.0.2.20>;tag=a1",
+		"To: " + to,
+		"Call-ID: call-1",
+		fmt.Sprintf("CSeq: %d %s", cseq, method),
+		"Contact: <sip:2001@192.0.2.20:5060>",
+	}
+	body = crlf(body)
+	if body != "" {
+		lines = append(lines, "Content-Type: application/sdp")
+	}
+	lines = append(lines, fmt.Sprintf("Content-Length: %d", len(body)))
+	for _, e := range edit {
+		name, value, _ := strings.Cut(e, ":")
+		i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, name+":") })
+		switch {
+		case i >= 0 && value == "":
+			lines = slices.Delete(lines, i, i+1)
+		case i >= 0:
+			lines[i] = e
+		default:
+			lines = append(lines, e)
+		}
+	}
+	return method + " " + uri + " SIP/2.0\n" + strings.Join(lines, "\n") + "\n\n" + body
+}
+
+const (
+	bridgeURI = "sip:1000@192.0.2.1"
+	bridgeTo  = "<sip:1000@192.0.2.1>"
+)
+
+func invite(edit ...string) string {
+	return request("INVITE", bridgeURI, bridgeTo, "i1", 1, peerOffer, edit...)
+}
+
+// within is a request inside the dialog of the last message received with a To tag.
+func (p *rawPeer) within(method, branch string, cseq int, body string, edit ...string) string {
+	p.mu.Lock()
+	var to string
+	for _, g := range slices.Backward(p.got) {
+		if strings.HasPrefix(g.v, "SIP/2.0") && strings.Contains(headerIn(g.v, "To"), "tag=") && strings.HasSuffix(headerIn(g.v, "CSeq"), "INVITE") {
+			to = headerIn(g.v, "To")
+			break
+		}
+	}
+	p.mu.Unlock()
+	return request(method, "sip:trunkline@192.0.2.1:5060", to, branch, cseq, body, edit...)
+}
+
+func answerAtOnce(c *Call) {
+	_, _, _ = c.Answer(context.Background())
+}
+
+func wantLines(t testing.TB, what string, got, want []string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s:\n got %s\nwant %s", what, strings.Join(got, "\n     "), strings.Join(want, "\n     "))
+	}
+}
+
+func TestAnswerIsRepeatedUntilGivenUp(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		time.Sleep(2 * time.Minute)
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			// RFC 3261 §13.3.1.4: from T1, doubling up to T2, for 64*T1; then BYE, which repeats as §17.1.2 says.
+			"0s 100 Trying", "0s 200 OK", "500ms 200 OK", "1.5s 200 OK", "3.5s 200 OK", "7.5s 200 OK", "11.5s 200 OK",
+			"15.5s 200 OK", "19.5s 200 OK", "23.5s 200 OK", "27.5s 200 OK", "31.5s 200 OK",
+			"32s BYE", "32.5s BYE", "33.5s BYE", "35.5s BYE", "39.5s BYE", "43.5s BYE", "47.5s BYE", "51.5s BYE", "55.5s BYE",
+			"59.5s BYE", "1m3.5s BYE",
+		})
+		wantLines(t, "application heard", b.said(), []string{"32s NoAck", "1m4s Ended"})
+		if s := b.stack.Stats(); s.NoAck != 1 || s.Calls != 0 || s.RTPPorts != 0 {
+			t.Errorf("stats = %+v", s)
+		}
+	})
+}
+
+func TestAckStopsRepetition(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		time.Sleep(2 * time.Second)
+		ack := b.peer.within("ACK", "k1", 1, "")
+		b.peer.send(ack)
+		time.Sleep(time.Hour) // media timeout is told, nothing else happens
+		b.peer.send(ack)      // late copies are nothing
+		bye := b.peer.within("BYE", "b1", 2, "", `Reason: Q.850;cause=16;text="bye \bye"`)
+		b.peer.send(bye)
+		b.peer.send(bye) // and a repeated BYE gets the same answer
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 200 OK", "500ms 200 OK", "1.5s 200 OK", "1h0m2s 200 OK", "1h0m2s 200 OK",
+		})
+		wantLines(t, "application heard", b.said(), []string{"2s Acked", "1m0s MediaTimeout", "1h0m2s Bye", "1h0m2s Ended"})
+		if e := b.events[2].v.(Bye); e.Cause != (Cause{"Q.850", 16, "bye bye"}) {
+			t.Errorf("cause of BYE = %+v", e.Cause)
+		}
+	})
+}
+
+func TestHangupWaitsForTheAck(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		call := <-b.calls
+		if err := call.Hangup(CauseNormal); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if strings.Contains(strings.Join(b.peer.lines(), " "), "BYE") {
+			t.Error("BYE before the ACK (RFC 3261 §15)")
+		}
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		bye := b.peer.last()
+		if !strings.HasPrefix(bye, "BYE sip:2001@192.0.2.20:5060 SIP/2.0\r\n") {
+			t.Fatalf("after the ACK: %q", bye)
+		}
+		for name, want := range map[string]string{
+			"From": headerIn(b.peer.got[1].v, "To"), "To": `"Ann" <sip:2001@192.0.2.20>;tag=a1`,
+			"Call-ID": "call-1", "CSeq": "1 BYE", "Reason": `Q.850;cause=16;text="Normal call clearing"`,
+			"Contact": "<sip:trunkline@192.0.2.1:5060>",
+		} {
+			if got := headerIn(bye, name); got != want {
+				t.Errorf("BYE has %s: %s, want %s", name, got, want)
+			}
+		}
+		b.peer.send(replyTo(bye, "200 OK"))
+		wantLines(t, "application heard", b.said(), []string{"1s Acked", "1s Ended"})
+	})
+}
+
+// replyTo answers a request of the bridge.
+func replyTo(req, status string) string {
+	var out strings.Builder
+	out.WriteString("SIP/2.0 " + status + "\n")
+	for _, name := range []string{"Via", "From", "To", "Call-ID", "CSeq"} {
+		out.WriteString(name + ": " + headerIn(req, name) + "\n")
+	}
+	out.WriteString("Content-Length: 0\n\n")
+	return out.String()
+}
+
+func TestCancelEndsARingingCall(t *testing.T) {
+	inBubble(t, nil, func(c *Call) { _ = c.Ring() }, func(b *bubble) {
+		b.peer.send(invite())
+		time.Sleep(time.Minute)
+		b.peer.send(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, "", `Reason: SIP;cause=200;text="Call completed elsewhere"`))
+		ringing, refused := b.peer.got[1].v, ""
+		for _, g := range b.peer.got {
+			if strings.HasPrefix(g.v, "SIP/2.0 487") {
+				refused = g.v
+			}
+		}
+		if headerIn(ringing, "To") != headerIn(refused, "To") {
+			t.Errorf("180 has To %s, 487 has To %s", headerIn(ringing, "To"), headerIn(refused, "To"))
+		}
+		time.Sleep(time.Second)
+		b.peer.send(request("ACK", bridgeURI, headerIn(refused, "To"), "i1", 1, ""))
+		time.Sleep(time.Minute)
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 180 Ringing", "50s 180 Ringing",
+			"1m0s 200 OK", "1m0s 487 Request Terminated", "1m0.5s 487 Request Terminated",
+		})
+		wantLines(t, "application heard", b.said(), []string{"1m0s Cancelled", "1m0s Ended"})
+		if e := b.events[0].v.(Cancelled); e.Cause != (Cause{"SIP", 200, "Call completed elsewhere"}) {
+			t.Errorf("cause = %+v", e.Cause)
+		}
+	})
+}
+
+func TestCancelAfterTheAnswerChangesNothing(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, ""))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 200 OK", "0s 200 OK", "0s 200 OK"})
+		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Bye", "0s Ended"})
+	})
+}
+
+func TestByeBeforeTheAnswerEndsTheInvite(t *testing.T) {
+	inBubble(t, nil, func(c *Call) { _ = c.Ring() }, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 180 Ringing", "0s 200 OK", "0s 487 Request Terminated",
+		})
+		wantLines(t, "application heard", b.said(), []string{"0s Cancelled", "0s Ended"})
+	})
+}
+
+func TestBothHangUpAtOnce(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		bye := b.peer.within("BYE", "b1", 2, "")
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		b.peer.send(bye)
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 200 OK", "0s BYE", "0s 200 OK"})
+		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Ended"})
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestRepeatedAndMergedInvites(t *testing.T) {
+	inBubble(t, nil, func(c *Call) { _ = c.Ring() }, func(b *bubble) {
+		b.peer.send(invite())
+		time.Sleep(500 * time.Millisecond)
+		b.peer.send(invite())                                                   // RFC 3261 §17.2.1: the last provisional answer again
+		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i2", 1, peerOffer)) // §8.2.2.2: same request, other path
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 180 Ringing", "500ms 180 Ringing", "500ms 482 Loop Detected",
+		})
+		if n := b.stack.Stats().Calls; n != 1 {
+			t.Errorf("%d calls, want 1", n)
+		}
+	})
+}
+
+func TestUnansweredRefusalIsRepeated(t *testing.T) {
+	inBubble(t, nil, func(c *Call) { _ = c.Reject(486, "") }, func(b *bubble) {
+		b.peer.send(invite())
+		time.Sleep(2 * time.Second)
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 486 Busy Here", "500ms 486 Busy Here", "1.5s 486 Busy Here",
+		})
+	})
+}
