@@ -492,3 +492,10 @@ func sequence(messages []heard, senders []id.UserID, n int) string {
 	}
 	return ""
 }
+
+// everywhere runs a test beside the fake homeserver and, if asked for, beside
+// a real Synapse.
+func everywhere(t *testing.T, test func(t *testing.T, b *bed)) {
+	t.Run("fake", func(t *testing.T) { test(t, fakeBed(t)) })
+	t.Run("synapse", func(t *testing.T) { test(t, realBed(t)) })
+}
