@@ -26,35 +26,40 @@ type User struct {
 // Register makes an ordinary user; its password is its name. Token and device come back at once.
 // https://element-hq.github.io/synapse/latest/admin_api/register_api.html
 func (s *Server) Register(ctx context.Context, name string) (User, error) {
-	user, err := s.register(ctx, name)
+	return RegisterAt(ctx, s.URL(), registrationSecret, name)
+}
+
+// RegisterAt does the same at any Synapse whose registration_shared_secret is known.
+func RegisterAt(ctx context.Context, url, secret, name string) (User, error) {
+	user, err := register(ctx, strings.TrimSuffix(url, "/")+"/_synapse/admin/v1/register", secret, name)
 	if err != nil {
 		return User{}, fmt.Errorf("register %s: %w", name, err)
 	}
 	return user, nil
 }
 
-func (s *Server) register(ctx context.Context, name string) (User, error) {
+func register(ctx context.Context, endpoint, secret, name string) (User, error) {
 	var nonce struct {
 		Nonce string `json:"nonce"`
 	}
-	if err := s.admin(ctx, http.MethodGet, nil, &nonce); err != nil {
+	if err := admin(ctx, http.MethodGet, endpoint, nil, &nonce); err != nil {
 		return User{}, err
 	}
-	mac := hmac.New(sha1.New, []byte(registrationSecret))
+	mac := hmac.New(sha1.New, []byte(secret))
 	mac.Write([]byte(strings.Join([]string{nonce.Nonce, name, name, "notadmin"}, "\x00")))
 	user := User{Password: name}
-	return user, s.admin(ctx, http.MethodPost, map[string]any{
+	return user, admin(ctx, http.MethodPost, endpoint, map[string]any{
 		"nonce": nonce.Nonce, "username": name, "password": name, "admin": false,
 		"mac": hex.EncodeToString(mac.Sum(nil)),
 	}, &user)
 }
 
-func (s *Server) admin(ctx context.Context, method string, body, answer any) error {
+func admin(ctx context.Context, method, endpoint string, body, answer any) error {
 	content, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, method, s.URL()+"/_synapse/admin/v1/register", bytes.NewReader(content))
+	req, err := http.NewRequestWithContext(ctx, method, endpoint, bytes.NewReader(content))
 	if err != nil {
 		return err
 	}
