@@ -39,6 +39,7 @@ type Bridge struct {
 	registration string // path
 	log          string // path
 	as           int    // port of the application service
+	admin        int    // port of metrics and profiles
 	process      *process
 }
 
@@ -60,13 +61,9 @@ func (l *Lab) prepareBridge(ctx context.Context, homeserver string) (*Bridge, er
 		lab: l, binary: filepath.Join(dir, "bridge"), config: filepath.Join(dir, "config.yaml"),
 		registration: filepath.Join(dir, "registration.yaml"), log: filepath.Join(dir, "log"),
 	}
-	began := time.Now()
-	build := exec.CommandContext(ctx, "go", "build", "-tags", "goolm,nolibopusfile", "-o", b.binary, "./cmd/bridge")
-	build.Dir = l.root
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the bridge: %w\n%s", err, out)
+	if err := b.build(ctx); err != nil {
+		return nil, err
 	}
-	l.say("Bridge: built in %d ms", time.Since(began).Milliseconds())
 	if err := b.configure(homeserver); err != nil {
 		return nil, fmt.Errorf("configure the bridge: %w", err)
 	}
@@ -81,6 +78,23 @@ func (l *Lab) prepareBridge(ctx context.Context, homeserver string) (*Bridge, er
 	return b, nil
 }
 
+// build makes the binary, unless the caller has one.
+func (b *Bridge) build(ctx context.Context) error {
+	if b.lab.opts.Binary != "" {
+		path, err := filepath.Abs(b.lab.opts.Binary)
+		b.binary = path
+		return err
+	}
+	began := time.Now()
+	build := exec.CommandContext(ctx, "go", "build", "-tags", "goolm,nolibopusfile", "-o", b.binary, "./cmd/bridge")
+	build.Dir = b.lab.root
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the bridge: %w\n%s", err, out)
+	}
+	b.lab.say("Bridge: built in %d ms", time.Since(began).Milliseconds())
+	return nil
+}
+
 func (b *Bridge) configure(homeserver string) error {
 	ports, err := freePorts(3)
 	if err != nil {
@@ -90,9 +104,9 @@ func (b *Bridge) configure(homeserver string) error {
 	if err != nil {
 		return err
 	}
-	b.as = ports[0]
+	b.as, b.admin = ports[0], ports[2]
 	b.lab.sipAddress = fmt.Sprintf("127.0.0.1:%d", ports[1])
-	rtp := 30000 + (ports[2]%100)*100 // a range of this lab's own, most likely
+	rtp := 20000 + (ports[2]%100)*100 // a range of this lab's own, most likely
 	routes := make([]map[string]string, numbers)
 	for i := range routes {
 		n := firstNumber + i
@@ -101,10 +115,10 @@ func (b *Bridge) configure(homeserver string) error {
 	config, err := yaml.Marshal(map[string]any{
 		"homeserver": map[string]any{"address": homeserver, "domain": labDomain},
 		"appservice": map[string]any{
-			"id": "trunkline-lab", "listen": fmt.Sprintf("127.0.0.1:%d", b.as), "url": fmt.Sprintf("http://127.0.0.1:%d", b.as),
-			"as_token": "lab-as-token", "hs_token": "lab-hs-token", "bot": botName, "ghost_prefix": ghostName,
+			"registration": b.registration, "id": "trunkline-lab", "bot": botName, "ghost_prefix": ghostName,
+			"listen": fmt.Sprintf("127.0.0.1:%d", b.as), "url": fmt.Sprintf("http://127.0.0.1:%d", b.as),
 		},
-		"database": map[string]any{"uri": database},
+		"database": map[string]any{"address": database},
 		"sip": map[string]any{
 			"listen": []any{
 				map[string]string{"transport": "udp", "address": b.lab.sipAddress},
@@ -112,8 +126,12 @@ func (b *Bridge) configure(homeserver string) error {
 			},
 			"trunks": []any{map[string]any{"name": "lab", "networks": []string{"127.0.0.0/8"}}},
 		},
-		"rtp":    map[string]any{"address": "127.0.0.1", "port_min": rtp, "port_max": rtp + 99},
+		"rtp": map[string]any{"address": "127.0.0.1", "port_min": rtp, "port_max": rtp + 98},
+		// Chromium offers its loopback addresses, too: no network card is needed.
+		"webrtc": map[string]any{"loopback": true},
 		"routes": routes,
+		"admin":  map[string]any{"listen": fmt.Sprintf("127.0.0.1:%d", ports[2])},
+		"log":    map[string]any{"level": "debug"},
 	})
 	if err != nil {
 		return err
@@ -165,6 +183,9 @@ func (b *Bridge) Kill() { b.process.kill() }
 
 // LogTail returns the last n bytes of its output.
 func (b *Bridge) LogTail(n int) string { return tailFile(b.log, n) }
+
+// Metrics returns where the bridge offers its metrics and profiles.
+func (b *Bridge) Metrics() string { return fmt.Sprintf("http://127.0.0.1:%d", b.admin) }
 
 // Memory returns the bridge's resident memory in bytes.
 func (b *Bridge) Memory() (int64, error) {

@@ -34,6 +34,7 @@ func (l *Lab) startBrowser(ctx context.Context) (err error) {
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(path),
 		chromedp.NoSandbox,
+		chromedp.Env("TMPDIR="+l.dir),
 		chromedp.UserDataDir(filepath.Join(l.dir, "chromium")),
 		// js-sdk asks enumerateDevices first and joins muted, for ever connecting, if no microphone is listed.
 		chromedp.Flag("use-fake-device-for-media-stream", true),

@@ -158,6 +158,28 @@ func (l *Lab) CallState(ctx context.Context, as *User, room id.RoomID) (calls []
 	return calls, members, nil
 }
 
+// LastNotice returns the newest notice in the room, "" if there is none.
+func (l *Lab) LastNotice(ctx context.Context, as *User, room id.RoomID) (string, error) {
+	var messages struct {
+		Chunk []struct {
+			Content struct {
+				MsgType string `json:"msgtype"`
+				Body    string `json:"body"`
+			} `json:"content"`
+		} `json:"chunk"`
+	}
+	path := "/v3/rooms/" + url.PathEscape(string(room)) + "/messages?dir=b&limit=20"
+	if err := l.API(ctx, as, http.MethodGet, path, nil, &messages); err != nil {
+		return "", err
+	}
+	for _, m := range messages.Chunk {
+		if m.Content.MsgType == "m.notice" {
+			return m.Content.Body, nil
+		}
+	}
+	return "", nil
+}
+
 // API sends a request of the client-server API as a user; path begins after /_matrix/client.
 func (l *Lab) API(ctx context.Context, as *User, method, path string, body, answer any) error {
 	var content io.Reader

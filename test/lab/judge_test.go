@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"trunkline/internal/testbed/listen"
 )
 
 // babble is noise with a speech-like spectrum and pauses: enough for the judge, without espeak-ng.
@@ -87,8 +89,8 @@ func TestSilenceMatchesNobody(t *testing.T) {
 	if m := rec.Match(Saying{Voice: babble(1, 9)}); m.Correlation != 0 {
 		t.Errorf("correlation %.3f in silence, want 0", m.Correlation)
 	}
-	if level := rec.Level(); level != -100 {
-		t.Errorf("level %.1f dB, want -100", level)
+	if level := rec.Level(); level != listen.Silence {
+		t.Errorf("level %.1f dB, want %.0f", level, listen.Silence)
 	}
 }
 

@@ -19,6 +19,7 @@ type Options struct {
 	Homeserver bool      // Synapse on PostgreSQL
 	Browser    bool      // Chromium and the pages
 	Bridge     bool      // the bridge's own binary; implies Homeserver
+	Binary     string    // a bridge that is built already; "" = build it
 	Progress   io.Writer // told what is done and why; nil = nobody
 	Keep       bool      // leave the temporary directory behind
 }

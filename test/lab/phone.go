@@ -21,8 +21,8 @@ type Phone struct {
 	Number string // what it calls itself
 	voice  *Voice
 	dir    string
-	sip    int // UDP port
-	target string
+	sip    int    // UDP port
+	target string // address of the bridge, with its transport
 
 	process *process
 	control *baresipControl
@@ -53,6 +53,14 @@ type PhoneOptions struct {
 	Codecs    string // in baresip's words, "" = PCMU,PCMA
 	Transport string // "udp" (default) or "tcp"
 	Number    string // "" = made from the phone's name
+}
+
+// parameter returns the transport as a parameter of a SIP URI.
+func (o PhoneOptions) parameter() string {
+	if o.Transport == "" {
+		return ""
+	}
+	return ";transport=" + o.Transport
 }
 
 const phoneConfig = `sip_listen 127.0.0.1:%d
@@ -95,7 +103,7 @@ func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts Phon
 	if number == "" {
 		number = fmt.Sprintf("+4930%07d", ports[0])
 	}
-	p := &Phone{Name: name, Number: number, voice: voice, dir: dir, sip: ports[0], target: l.sipAddress, came: make(chan struct{})}
+	p := &Phone{Name: name, Number: number, voice: voice, dir: dir, sip: ports[0], target: l.sipAddress + opts.parameter(), came: make(chan struct{})}
 	if err := p.configure(ports, opts); err != nil {
 		return nil, fmt.Errorf("make phone %s: %w", name, err)
 	}
@@ -126,15 +134,11 @@ func (p *Phone) configure(ports []int, opts PhoneOptions) error {
 	if codecs == "" {
 		codecs = "PCMU,PCMA"
 	}
-	transport := ""
-	if opts.Transport != "" {
-		transport = ";transport=" + opts.Transport
-	}
 	// Two RTP ports per stream out of a range of this phone's own.
 	rtp := ports[2] &^ 1
 	config := fmt.Sprintf(phoneConfig, p.sip, p.voice.Long, rtp, rtp+40, p.dir, modules, ports[1])
 	account := fmt.Sprintf("%q <sip:%s@127.0.0.1:%d%s>;regint=0;answermode=auto;audio_codecs=%s\n",
-		"Phone "+p.Name, p.Number, p.sip, transport, codecs)
+		"Phone "+p.Name, p.Number, p.sip, opts.parameter(), codecs)
 	return errors.Join(
 		os.WriteFile(filepath.Join(p.dir, "config"), []byte(config), 0o600),
 		os.WriteFile(filepath.Join(p.dir, "accounts"), []byte(account), 0o600),

@@ -1,12 +1,14 @@
 package lab
 
 import (
-	"encoding/binary"
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"time"
+
+	"trunkline/internal/testbed/listen"
 )
 
 // Recording is what somebody heard: mono PCM and the time of its first sample.
@@ -31,17 +33,8 @@ func (r Recording) Cut(from time.Time, d time.Duration) Recording {
 	return r
 }
 
-// Level returns the RMS level in dB below full scale; silence is -100.
-func (r Recording) Level() float64 {
-	var sum float64
-	for _, v := range r.PCM {
-		sum += float64(v) * float64(v)
-	}
-	if sum == 0 {
-		return -100
-	}
-	return max(-100, 10*math.Log10(sum/float64(len(r.PCM))/(32768*32768)))
-}
+// Level returns the RMS level in dB below overload.
+func (r Recording) Level() float64 { return listen.Level(r.PCM) }
 
 // FirstSound returns when the recording first gets loud (10 ms above -50 dB), and whether it ever does.
 func (r Recording) FirstSound() (time.Time, bool) {
@@ -84,70 +77,26 @@ func Mix(all ...Recording) Recording {
 	return mix
 }
 
-// ReadWAV reads a mono 16-bit file. A file that is still being written is fine: sizes in its header are not believed.
+// ReadWAV reads a 16-bit file. A file that is still being written is fine: libsndfile leaves its sound's length at
+// zero until the end, which is read as "all there is".
 func ReadWAV(path string) (Recording, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return Recording{}, err
 	}
-	r, err := parseWAV(b)
+	unfinished, all := []byte("data\x00\x00\x00\x00"), []byte("data\xff\xff\xff\x7f")
+	sound, err := listen.ReadWAV(bytes.NewReader(bytes.Replace(b, unfinished, all, 1)))
 	if err != nil {
-		return Recording{}, fmt.Errorf("read %s: %w", path, err)
+		return Recording{}, fmt.Errorf("%s: %w", path, err)
 	}
-	return r, nil
-}
-
-func parseWAV(b []byte) (Recording, error) {
-	if len(b) < 12 || string(b[:4]) != "RIFF" || string(b[8:12]) != "WAVE" {
-		return Recording{}, errors.New("not a RIFF WAVE file")
-	}
-	var rec Recording
-	for b = b[12:]; len(b) >= 8; {
-		name, size := string(b[:4]), int(binary.LittleEndian.Uint32(b[4:8]))
-		b = b[8:]
-		if name == "data" {
-			if size == 0 || size > len(b) {
-				size = len(b)
-			}
-			rec.PCM = make([]int16, size/2)
-			for i := range rec.PCM {
-				rec.PCM[i] = int16(binary.LittleEndian.Uint16(b[2*i:]))
-			}
-			break
-		}
-		if name == "fmt " && len(b) >= 16 {
-			channels, bits := binary.LittleEndian.Uint16(b[2:]), binary.LittleEndian.Uint16(b[14:])
-			if channels != 1 || bits != 16 {
-				return Recording{}, fmt.Errorf("%d channels of %d bits, want one of 16", channels, bits)
-			}
-			rec.Rate = int(binary.LittleEndian.Uint32(b[4:]))
-		}
-		b = b[min(len(b), size+size%2):]
-	}
-	if rec.Rate == 0 {
-		return Recording{}, errors.New("no format chunk")
-	}
-	return rec, nil
+	return Recording{Rate: sound.Rate, PCM: sound.PCM}, nil
 }
 
 // WriteWAV writes the recording for a person to listen to.
 func (r Recording) WriteWAV(path string) error {
-	b := make([]byte, 44+2*len(r.PCM))
-	le := binary.LittleEndian
-	copy(b, "RIFF")
-	le.PutUint32(b[4:], uint32(36+2*len(r.PCM)))
-	copy(b[8:], "WAVEfmt ")
-	le.PutUint32(b[16:], 16)
-	le.PutUint16(b[20:], 1)
-	le.PutUint16(b[22:], 1)
-	le.PutUint32(b[24:], uint32(r.Rate))
-	le.PutUint32(b[28:], uint32(2*r.Rate))
-	le.PutUint16(b[32:], 2)
-	le.PutUint16(b[34:], 16)
-	copy(b[36:], "data")
-	le.PutUint32(b[40:], uint32(2*len(r.PCM)))
-	for i, v := range r.PCM {
-		le.PutUint16(b[44+2*i:], uint16(v))
+	f, err := os.Create(path)
+	if err != nil {
+		return err
 	}
-	return os.WriteFile(path, b, 0o644)
+	return errors.Join(listen.WriteWAV(f, listen.Sound{Rate: r.Rate, PCM: r.PCM}), f.Close())
 }

@@ -1,0 +1,69 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"trunkline/test/lab"
+)
+
+const rounds = 20
+
+// TestTwoPhonesJoinInTheSameInstant repeats the burst in which to-device messages by transaction get lost: one client
+// signals two ghosts at once. Every round must be heard, both phones by the client and the client by both phones.
+func TestTwoPhonesJoinInTheSameInstant(t *testing.T) {
+	s, users := newScene(t, lab.RoomOptions{}, "alice")
+	alice := s.page(lab.Hydrogen, users[0])
+	phones := []*lab.Phone{s.phone("desk", lab.PhoneOptions{}), s.phone("hall", lab.PhoneOptions{Codecs: "PCMA"})}
+	s.startCall(alice)
+	heard := 0
+	var slowest time.Duration
+	for round := range rounds {
+		s.dial(phones...)
+		s.eventually("the client is connected to both ghosts", 10*time.Second, func() bool { return s.legs(alice) == 2 })
+		slowest = max(slowest, time.Since(s.dialed))
+		time.Sleep(3500 * time.Millisecond)
+		if s.roundHeard(alice, phones, round) {
+			heard++
+		}
+		for _, p := range phones {
+			s.must(p.Hangup(s.ctx))
+		}
+		s.eventually("both ghosts have left", 5*time.Second, func() bool { return len(s.ghosts()) == 0 && s.legs(alice) == 0 })
+	}
+	t.Logf("%d of %d rounds heard; slowest INVITE to connected %d ms", heard, rounds, slowest.Milliseconds())
+	if heard != rounds {
+		t.Errorf("%d rounds heard, want %d", heard, rounds)
+	}
+}
+
+// roundHeard judges one round; the time is short, so the whole is judged without skipping a second.
+func (s *scene) roundHeard(alice *lab.Client, phones []*lab.Phone, round int) bool {
+	s.t.Helper()
+	tracks, err := alice.Heard(s.ctx, s.dialed)
+	s.must(err)
+	good := true
+	for i, p := range phones {
+		best := lab.Match{}
+		for _, track := range tracks {
+			if first, ok := track.FirstSound(); ok {
+				if m := track.Cut(first, 3*time.Second).Match(p.Saying()); m.Correlation > best.Correlation {
+					best = m
+				}
+			}
+		}
+		heard := s.heardOnPhone(p)
+		first, _ := heard.FirstSound()
+		other := phones[1-i]
+		there, _ := heard.Cut(first.Add(200*time.Millisecond), 3*time.Second).MatchMixed(s.said(alice), other.Saying())
+		s.t.Logf("round %d, %s: client hears %s; phone hears %s", round, p.Name, best, there)
+		if best.Correlation < rightVoice || there.Correlation < rightVoice {
+			s.t.Errorf("round %d, %s: client hears the phone with %.2f, the phone hears the client with %.2f, want %.2f", round, p.Name,
+				best.Correlation, there.Correlation, rightVoice)
+			good = false
+		}
+	}
+	return good
+}

@@ -1,0 +1,268 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/test/lab"
+)
+
+// What counts as heard. Through G.711, the mixer and Opus the right voice reaches 0.8 to 0.97; unrelated voices stay
+// below 0.2.
+const (
+	rightVoice = 0.7
+	wrongVoice = 0.3
+	maxDelay   = 400 * time.Millisecond
+	listenFor  = 7 * time.Second // judged, after the first second of sound
+)
+
+// scene is one case: a room with its number, and everybody who takes part.
+type scene struct {
+	t      *testing.T
+	ctx    context.Context
+	owner  *lab.User
+	room   *lab.Room
+	pages  []*lab.Client
+	phones []*lab.Phone
+	voices int
+	dialed time.Time
+}
+
+// newScene makes a room for the named users; the first one owns it.
+func newScene(t *testing.T, opts lab.RoomOptions, names ...string) (*scene, []*lab.User) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 150*time.Second)
+	t.Cleanup(cancel)
+	s := &scene{t: t, ctx: ctx}
+	var users []*lab.User
+	for _, name := range names {
+		u, err := bed.NewUser(ctx, name)
+		s.must(err)
+		users = append(users, u)
+	}
+	opts.Owner, opts.Members = users[0], users[1:]
+	s.owner = users[0]
+	var err error
+	s.room, err = bed.NewRoom(ctx, opts)
+	s.must(err)
+	t.Cleanup(s.clear)
+	t.Cleanup(s.explain) // before clear: cleanups run backwards
+	return s, users
+}
+
+func (s *scene) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// page opens a client for a user, who has a voice of their own.
+func (s *scene) page(kind lab.Kind, user *lab.User) *lab.Client {
+	s.t.Helper()
+	c, err := bed.OpenClient(s.ctx, kind, user, s.voice())
+	s.must(err)
+	s.pages = append(s.pages, c)
+	return c
+}
+
+func (s *scene) voice() *lab.Voice {
+	s.voices++
+	return bed.Voice(s.voices - 1)
+}
+
+// phone starts a baresip with a voice of its own.
+func (s *scene) phone(name string, opts lab.PhoneOptions) *lab.Phone {
+	s.t.Helper()
+	p, err := bed.NewPhone(s.ctx, name, s.voice(), opts)
+	s.must(err)
+	s.phones = append(s.phones, p)
+	return p
+}
+
+// startCall makes the client create the room's call and join it.
+func (s *scene) startCall(c *lab.Client) (call string) {
+	s.t.Helper()
+	call, err := c.CreateCall(s.ctx, s.room.ID)
+	s.must(err)
+	s.must(c.Join(s.ctx, s.room.ID, call))
+	return call
+}
+
+// joinCall makes the client join the call that somebody else has created.
+func (s *scene) joinCall(c *lab.Client) {
+	s.t.Helper()
+	call, err := c.AwaitCall(s.ctx, s.room.ID)
+	s.must(err)
+	s.must(c.Join(s.ctx, s.room.ID, call))
+}
+
+// dial makes the phones dial the room's number at the same time and waits until all are answered.
+func (s *scene) dial(phones ...*lab.Phone) {
+	s.t.Helper()
+	s.dialed = time.Now()
+	for _, p := range phones {
+		s.must(p.Dial(s.ctx, s.room.Number))
+	}
+	for _, p := range phones {
+		ctx, cancel := context.WithTimeout(s.ctx, 15*time.Second)
+		defer cancel()
+		_, err := p.Await(ctx, lab.CallEstablished, s.dialed)
+		s.must(err)
+	}
+}
+
+// listen lets time pass until everybody has heard enough.
+func (s *scene) listen() {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, 15*time.Second)
+	defer cancel()
+	for _, c := range s.pages {
+		for _, ok := s.firstSound(c); !ok; _, ok = s.firstSound(c) {
+			if ctx.Err() != nil {
+				s.t.Fatalf("%s hears nothing 15 s after the phones were answered", c.User.Name)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+	}
+	time.Sleep(listenFor + 1500*time.Millisecond)
+}
+
+func (s *scene) firstSound(c *lab.Client) (time.Time, bool) {
+	s.t.Helper()
+	return s.heardBy(c).FirstSound()
+}
+
+// heardBy returns everything that a page has heard since the phones dialled, mixed as an ear does.
+func (s *scene) heardBy(c *lab.Client) lab.Recording {
+	s.t.Helper()
+	tracks, err := c.Heard(s.ctx, s.dialed)
+	s.must(err)
+	return lab.Mix(tracks...)
+}
+
+func (s *scene) heardOnPhone(p *lab.Phone) lab.Recording {
+	s.t.Helper()
+	r, err := p.Heard()
+	s.must(err)
+	return r
+}
+
+func (s *scene) said(c *lab.Client) lab.Saying {
+	s.t.Helper()
+	said, err := c.Saying(s.ctx)
+	s.must(err)
+	return said
+}
+
+// hears checks that a listener has heard exactly these voices, at most two, and not its own.
+func (s *scene) hears(listener string, heard lab.Recording, own lab.Saying, voices ...lab.Saying) {
+	s.t.Helper()
+	first, ok := heard.FirstSound()
+	if !ok {
+		s.t.Errorf("%s hears nothing", listener)
+		return
+	}
+	piece := heard.Cut(first.Add(time.Second), listenFor)
+	if piece.Duration() < 3*time.Second {
+		s.t.Errorf("%s has only %s of sound, want %s", listener, piece.Duration(), listenFor)
+		return
+	}
+	var matches []lab.Match
+	if len(voices) == 2 {
+		a, b := piece.MatchMixed(voices[0], voices[1])
+		matches = []lab.Match{a, b}
+	} else {
+		matches = []lab.Match{piece.Match(voices[0])}
+	}
+	wrong := piece.Match(own)
+	for _, m := range matches {
+		s.t.Logf("%s hears %s; first sound %d ms after the INVITE; own voice %.2f", listener, m,
+			first.Sub(s.dialed).Milliseconds(), wrong.Correlation)
+		if m.Correlation < rightVoice {
+			s.t.Errorf("%s hears %s with correlation %.2f, want at least %.2f", listener, m.Voice, m.Correlation, rightVoice)
+		}
+		if m.Delay < 0 || m.Delay > maxDelay {
+			s.t.Errorf("%s hears %s %s late, want at most %s", listener, m.Voice, m.Delay, maxDelay)
+		}
+	}
+	if wrong.Correlation > wrongVoice {
+		s.t.Errorf("%s hears its own voice with correlation %.2f, want at most %.2f", listener, wrong.Correlation, wrongVoice)
+	}
+}
+
+// ghosts returns the devices of ghosts in the room's call, from the room's state.
+func (s *scene) ghosts() []lab.CallMember {
+	s.t.Helper()
+	_, members, err := bed.CallState(s.ctx, s.owner, s.room.ID)
+	s.must(err)
+	var ghosts []lab.CallMember
+	for _, m := range members {
+		if bed.Bridge().IsGhost(m.User) {
+			ghosts = append(ghosts, m)
+		}
+	}
+	return ghosts
+}
+
+// legs counts a page's connected legs to ghosts.
+func (s *scene) legs(c *lab.Client) (n int) {
+	s.t.Helper()
+	state, err := c.Call(s.ctx)
+	s.must(err)
+	for _, m := range state.Members {
+		if m.Connected && bed.Bridge().IsGhost(id.UserID(m.User)) {
+			n++
+		}
+	}
+	return n
+}
+
+// eventually polls until it is so.
+func (s *scene) eventually(what string, within time.Duration, so func() bool) (after time.Duration) {
+	s.t.Helper()
+	began := time.Now()
+	for !so() {
+		if time.Since(began) > within {
+			s.t.Fatalf("not within %s: %s", within, what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// explain shows how all sides look when the case has failed.
+func (s *scene) explain() {
+	if !s.t.Failed() {
+		return
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "room %s, number %s\n", s.room.ID, s.room.Number)
+	calls, members, err := bed.CallState(s.ctx, s.owner, s.room.ID)
+	fmt.Fprintf(&b, "room's state: calls %v, members %v, %v\n", calls, members, err)
+	for _, c := range s.pages {
+		b.WriteString(c.State(s.ctx))
+	}
+	for _, p := range s.phones {
+		b.WriteString(p.State())
+	}
+	fmt.Fprintf(&b, "bridge's log ends with:\n%s\n", bed.Bridge().LogTail(6000))
+	s.t.Log(b.String())
+}
+
+// clear ends what the case has started, so that cases do not compete for the machine.
+func (s *scene) clear() {
+	for _, p := range s.phones {
+		_ = p.Close()
+	}
+	for _, c := range s.pages {
+		c.Close()
+	}
+}
