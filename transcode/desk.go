@@ -177,21 +177,22 @@ func (d *Desk) add(v *voice) {
 	}
 }
 
-// mix returns everything but the phone itself, nil when that is nothing.
+// mix returns everything but the phone itself, and its tone; nil when that is nothing.
 func (d *Desk) mix(p *Phone) []int16 {
 	others := d.heard
-	if p.voice.heard {
-		others--
-	}
-	if others == 0 {
-		return nil
-	}
 	own := &silent
 	if p.voice.heard {
+		others--
 		own = &p.voice.pcm
 	}
+	tone := &silent
+	if p.player.Playing() && p.player.Read(p.tone[:]) {
+		tone = &p.tone
+	} else if others == 0 {
+		return nil
+	}
 	for i, x := range d.sum {
-		x -= int32(own[i])
+		x += int32(tone[i]) - int32(own[i])
 		y := min(max(x, -32768), 32767)
 		if y != x {
 			d.stats.Clipped++

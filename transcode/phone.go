@@ -42,6 +42,8 @@ type Phone struct {
 	source  source
 	voice   voice
 	mixed   [FrameSamples]int16
+	player  Player
+	tone    [FrameSamples]int16
 
 	packet  rtp.Packet // towards the phone
 	payload [FrameSamples]byte
@@ -89,6 +91,15 @@ func newPhone(c PhoneConfig) (*Phone, error) {
 func (p *Phone) Mute(mute bool) {
 	p.voice.muted = mute
 }
+
+// Play lets the phone, and nobody else, hear a tone above all others; it replaces the one before.
+func (p *Phone) Play(t Tone) { p.player.Play(t) }
+
+// Playing reports whether a tone is being played.
+func (p *Phone) Playing() bool { return p.player.Playing() }
+
+// StopTone ends the tone.
+func (p *Phone) StopTone() { p.player.Stop() }
 
 // Stats returns the counters.
 func (p *Phone) Stats() PhoneStats {
