@@ -1,0 +1,424 @@
+package sip
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pion/rtcp"
+	"github.com/pion/rtp"
+)
+
+func TestDigits(t *testing.T) {
+	type packet struct {
+		ssrc, ts uint32
+		event    byte
+		end      bool
+		duration uint16
+	}
+	press := func(ts uint32, event byte) []packet { // RFC 4733: growing duration, three ends
+		return []packet{
+			{1, ts, event, false, 160},
+			{1, ts, event, false, 320},
+			{1, ts, event, true, 480},
+			{1, ts, event, true, 480},
+			{1, ts, event, true, 480},
+		}
+	}
+	join := func(p ...[]packet) (all []packet) {
+		for _, x := range p {
+			all = append(all, x...)
+		}
+		return all
+	}
+	tests := []struct {
+		name    string
+		packets []packet
+		want    string
+	}{
+		{"one press", press(1000, 5), "5"},
+		{"the same key twice", join(press(1000, 5), press(2000, 5)), "55"},
+		{"all keys", join(press(1, 0), press(2, 1), press(3, 9), press(4, 10), press(5, 11), press(6, 12), press(7, 15)), "019*#AD"},
+		{"ends lost, same key again", join(press(1000, 5)[:2], press(2000, 5)), "55"},
+		{"beginning lost", press(1000, 7)[2:3], "7"},
+		{"repeated and reordered", join(press(1000, 1), press(2000, 2), press(1000, 1)[3:]), "12"},
+		{"timestamps wrap", join(press(0xffffff00, 1), press(200, 2)), "12"},
+		{
+			"a long press in segments",
+			[]packet{{1, 1000, 3, false, 160}, {1, 1000, 3, false, 0xffff}, {1, 1000 + 0xffff, 3, false, 160}, {1, 1000 + 0xffff, 3, true, 800}},
+			"3",
+		},
+		{
+			"timestamp advances in each packet of a press",
+			[]packet{{1, 1000, 4, false, 160}, {1, 1160, 4, false, 320}, {1, 1320, 4, false, 480}, {1, 1480, 4, true, 640}},
+			"4",
+		},
+		{"a new source", join(press(5000, 8), []packet{{2, 10, 8, false, 160}}), "88"},
+		{"flash and modem tones are no keys", []packet{{1, 1, 16, false, 160}, {1, 2, 200, true, 160}}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var r digitReader
+			got := ""
+			for _, p := range tt.packets {
+				flags := byte(10)
+				if p.end {
+					flags |= 0x80
+				}
+				if key, ok := r.read(p.ssrc, p.ts, []byte{p.event, flags, byte(p.duration >> 8), byte(p.duration)}); ok {
+					got += string(key)
+				}
+			}
+			if got != tt.want {
+				t.Errorf("keys = %q, want %q", got, tt.want)
+			}
+		})
+	}
+	var r digitReader
+	if _, ok := r.read(1, 1, []byte{5, 0, 1}); ok {
+		t.Error("a short payload was a key")
+	}
+}
+
+func TestSourceLock(t *testing.T) {
+	var (
+		now     = time.Unix(1000, 0)
+		sdp     = addr("192.0.2.20:4000")
+		nat     = addr("198.51.100.7:31000")
+		evil    = addr("203.0.113.66:9")
+		samePC  = addr("192.0.2.20:4444")
+		trusted = func(a netip.Addr) bool { return a == nat.Addr() }
+	)
+	type step struct {
+		after time.Duration
+		from  netip.AddrPort
+		ssrc  uint32
+		seq   uint16
+		ok    bool
+	}
+	tests := []struct {
+		name    string
+		allowed func(netip.Addr) bool
+		steps   []step
+		locked  netip.AddrPort
+	}{
+		{"the SDP address at once", nil, []step{{0, sdp, 1, 9, true}, {0, samePC, 1, 10, false}, {0, sdp, 1, 11, true}}, sdp},
+		{
+			"another port of the same host, after four", nil,
+			[]step{{0, samePC, 1, 9, false}, {0, samePC, 1, 10, false}, {0, samePC, 1, 11, false}, {0, samePC, 1, 12, true}, {0, sdp, 1, 13, false}},
+			samePC,
+		},
+		{
+			"behind NAT on a symmetric trunk", trusted,
+			[]step{{0, nat, 1, 65534, false}, {0, nat, 1, 65535, false}, {0, nat, 1, 0, false}, {0, nat, 1, 1, true}, {0, evil, 1, 2, false}},
+			nat,
+		},
+		{
+			"behind NAT on another trunk: never", nil,
+			[]step{{0, nat, 1, 1, false}, {0, nat, 1, 2, false}, {0, nat, 1, 3, false}, {0, nat, 1, 4, false}, {0, nat, 1, 5, false}},
+			netip.AddrPort{},
+		},
+		{
+			"a stranger on a symmetric trunk: never", trusted,
+			[]step{{0, evil, 1, 1, false}, {0, evil, 1, 2, false}, {0, evil, 1, 3, false}, {0, evil, 1, 4, false}, {0, evil, 1, 5, false}},
+			netip.AddrPort{},
+		},
+		{
+			"changing SSRC is not sane", trusted,
+			[]step{{0, nat, 1, 1, false}, {0, nat, 2, 2, false}, {0, nat, 3, 3, false}, {0, nat, 4, 4, false}, {0, nat, 5, 5, false}},
+			netip.AddrPort{},
+		},
+		{
+			"jumping and repeated sequence numbers are not sane", trusted,
+			[]step{{0, nat, 1, 1, false}, {0, nat, 1, 100, false}, {0, nat, 1, 100, false}, {0, nat, 1, 7, false}, {0, nat, 1, 6000, false}},
+			netip.AddrPort{},
+		},
+		{
+			"too late to learn", trusted,
+			[]step{{11 * time.Second, nat, 1, 1, false}, {11 * time.Second, nat, 1, 2, false}, {11 * time.Second, nat, 1, 3, false}, {11 * time.Second, nat, 1, 4, false}},
+			netip.AddrPort{},
+		},
+		{"never too late for the SDP address", trusted, []step{{time.Hour, sdp, 1, 1, true}}, sdp},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newSourceLock(sdp, tt.allowed, now)
+			for i, s := range tt.steps {
+				if ok, _ := l.accept(s.from, s.ssrc, s.seq, now.Add(s.after)); ok != s.ok {
+					t.Errorf("step %d: accept(%v) = %v, want %v", i, s.from, ok, s.ok)
+				}
+			}
+			if l.locked != tt.locked {
+				t.Errorf("locked to %v, want %v", l.locked, tt.locked)
+			}
+			before := l
+			if l.expect(sdp, now); l.locked != before.locked {
+				t.Error("the same address again unlocked")
+			}
+			if l.expect(nat, now.Add(time.Hour)); l.locked.IsValid() {
+				t.Error("a new address did not unlock")
+			}
+		})
+	}
+}
+
+func TestPortsRestAfterUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		p := newPorts(RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20001, PortMax: 20007}, 30*time.Second)
+		p.listen = func(a netip.AddrPort) (rtpConn, error) { return w.listen(a), nil }
+		seen := map[uint16]bool{}
+		for range 3 { // 20002, 20004, 20006
+			rtp, rtcp, err := p.open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			port := addrPortOf(rtp.LocalAddr()).Port()
+			if port%2 != 0 || port < 20002 || port > 20006 || addrPortOf(rtcp.LocalAddr()).Port() != port+1 || seen[port] {
+				t.Errorf("port %d after %v", port, seen)
+			}
+			seen[port] = true
+			_, _ = rtp.Close(), rtcp.Close()
+		}
+		if _, _, err := p.open(); err == nil {
+			t.Error("a fourth pair was found in a range of three")
+		}
+		p.giveBack(20004)
+		if n := p.inUse(); n != 2 {
+			t.Errorf("%d pairs in use, want 2", n)
+		}
+		time.Sleep(30*time.Second - 1)
+		if _, _, err := p.open(); err == nil {
+			t.Error("a port was handed out while it rests")
+		}
+		time.Sleep(1)
+		rtp, rtcp, err := p.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = rtp.Close(), rtcp.Close()
+	})
+}
+
+// phoneMedia is the media of a phone in a bubble.
+type phoneMedia struct {
+	rtp, rtcp *memConn
+	seq       uint16
+}
+
+func (b *bubble) phoneMedia() *phoneMedia {
+	m := &phoneMedia{rtp: b.world.listen(peerRTP), rtcp: b.world.listen(addr("192.0.2.20:4001"))}
+	b.Cleanup(func() { _, _ = m.rtp.Close(), m.rtcp.Close() })
+	return m
+}
+
+func (m *phoneMedia) send(to netip.AddrPort, pt uint8) {
+	m.seq++
+	p := rtp.Packet{
+		Header:  rtp.Header{Version: 2, PayloadType: pt, SSRC: 77, SequenceNumber: m.seq, Timestamp: uint32(m.seq) * 160},
+		Payload: make([]byte, 160),
+	}
+	b, _ := p.Marshal()
+	_, _ = m.rtp.WriteToUDPAddrPort(b, to)
+}
+
+func TestReportsAndMediaTimeout(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		phone := b.phoneMedia()
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		m := call.media.Load()
+		heard := 0
+		m.OnPacket(func(p *rtp.Packet) { heard++ })
+		for range 250 { // 5 s of talk both ways; every tenth packet of the phone is lost
+			if phone.seq++; phone.seq%10 != 0 {
+				phone.seq--
+				phone.send(m.LocalAddr(), 0)
+			}
+			_ = m.WriteRTP(&rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5, Timestamp: 1000}, Payload: make([]byte, 160)})
+			time.Sleep(20 * time.Millisecond)
+		}
+		synctest.Wait()
+		if heard != 225 {
+			t.Errorf("heard %d packets, want 225", heard)
+		}
+		sr := rtcpOf(t, phone.rtcp)
+		if len(sr) != 2 {
+			t.Fatalf("report = %v, want SR and SDES", sr)
+		}
+		s := sr[0].(*rtcp.SenderReport)
+		if s.SSRC != 5 || s.PacketCount != 250 || s.OctetCount != 250*160 || len(s.Reports) != 1 {
+			t.Errorf("sender report = %+v", s)
+		} else if r := s.Reports[0]; r.SSRC != 77 || r.TotalLost < 23 || r.TotalLost > 25 || r.FractionLost < 23 || r.FractionLost > 27 {
+			t.Errorf("reception report = %+v, want 24 lost, fraction 25/256", r)
+		}
+		// RTCP alone keeps the call alive: a phone on mute with silence suppression.
+		rr, _ := rtcp.Marshal([]rtcp.Packet{&rtcp.SenderReport{SSRC: 77, NTPTime: 3 << 32}})
+		for range 12 {
+			time.Sleep(10 * time.Second)
+			_, _ = phone.rtcp.WriteToUDPAddrPort(rr, netip.AddrPortFrom(m.LocalAddr().Addr(), m.LocalAddr().Port()+1))
+		}
+		time.Sleep(59 * time.Second)
+		wantLines(t, "application heard", b.said(), []string{"0s Acked"})
+		time.Sleep(6 * time.Second)
+		if n := len(b.said()); n != 2 {
+			t.Errorf("said %v, want one MediaTimeout", b.said())
+		}
+		phone.send(m.LocalAddr(), 0)
+		time.Sleep(3 * time.Minute)
+		if n := len(b.said()); n != 3 {
+			t.Errorf("said %v, want another MediaTimeout", b.said())
+		}
+		rtcpOf(t, phone.rtcp)
+		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
+		last := rtcpOf(t, phone.rtcp)
+		if _, ok := last[len(last)-1].(*rtcp.Goodbye); !ok {
+			t.Errorf("last report = %v, want BYE", last)
+		}
+		if err := m.WriteRTP(&rtp.Packet{}); err == nil {
+			t.Error("WriteRTP after the end worked")
+		}
+	})
+}
+
+// rtcpOf returns the last compound packet that came.
+func rtcpOf(t *testing.T, c *memConn) []rtcp.Packet {
+	t.Helper()
+	var last []byte
+	for {
+		select {
+		case d := <-c.in:
+			last = d.b
+			continue
+		default:
+		}
+		break
+	}
+	if last == nil {
+		t.Fatal("no RTCP")
+	}
+	p, err := rtcp.Unmarshal(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestOnlyThePhoneIsHeard(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		phone := b.phoneMedia()
+		evil := &phoneMedia{rtp: b.world.listen(addr("192.0.2.66:7"))}
+		defer evil.rtp.Close()
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		m := (<-b.calls).media.Load()
+		heard := 0
+		m.OnPacket(func(*rtp.Packet) { heard++ })
+		for range 20 {
+			evil.send(m.LocalAddr(), 0)
+			_, _ = evil.rtp.WriteToUDPAddrPort([]byte{0x80, 200, 0, 1, 0, 0, 0, 0}, m.LocalAddr())
+		}
+		phone.send(m.LocalAddr(), 0)
+		phone.send(m.LocalAddr(), 13)                                         // comfort noise: not agreed
+		_, _ = phone.rtp.WriteToUDPAddrPort([]byte("garbage"), m.LocalAddr()) // and not RTP
+		_, _ = phone.rtp.WriteToUDPAddrPort(nil, m.LocalAddr())
+		synctest.Wait()
+		if heard != 1 {
+			t.Errorf("heard %d packets, want the phone's one", heard)
+		}
+		s := b.stack.Stats()
+		if s.MediaStrangers != 40 || s.MediaMalformed != 3 {
+			t.Errorf("strangers %d, malformed %d, want 40 and 3", s.MediaStrangers, s.MediaMalformed)
+		}
+		_ = m.WriteRTP(&rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5}})
+		if len(evil.rtp.in) != 0 || len(phone.rtp.in) != 1 {
+			t.Errorf("sent %d packets to the stranger, %d to the phone", len(evil.rtp.in), len(phone.rtp.in))
+		}
+	})
+}
+
+func TestSymmetricTrunkLearnsWhereThePhoneIs(t *testing.T) {
+	symmetric := func(c *Config) { c.Trunks[0].Symmetric = true }
+	inBubble(t, symmetric, answerAtOnce, func(b *bubble) {
+		nat := &phoneMedia{rtp: b.world.listen(addr("192.0.2.20:61000"))} // the signalling host
+		defer nat.rtp.Close()
+		b.peer.send(strings.ReplaceAll(invite(), "c=IN IP4 192.0.2.20", "c=IN IP4 10.99.99.9")) // same length: a private one
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		m := call.media.Load()
+		ours := &rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5}}
+		_ = m.WriteRTP(ours)
+		if len(nat.rtp.in) != 0 {
+			t.Error("sent to an address nobody named")
+		}
+		for range 4 {
+			nat.send(m.LocalAddr(), 0)
+		}
+		synctest.Wait()
+		_ = m.WriteRTP(ours)
+		if len(nat.rtp.in) != 1 {
+			t.Errorf("sent %d packets to the learned address, want 1", len(nat.rtp.in))
+		}
+		if d := call.Dialog().Media; d.Learned != nat.rtp.addr || d.Remote.Addr().String() != "10.99.99.9" {
+			t.Errorf("dialog: remote %v, learned %v", d.Remote, d.Learned)
+		}
+	})
+}
+
+func TestHeldPhoneHearsNothing(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		phone := b.phoneMedia()
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		m := call.media.Load()
+		ours := &rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5}}
+		for i, step := range []struct {
+			offer, answer string
+			packets       int
+		}{
+			{peerOffer + "a=sendonly\n", "recvonly", 0},
+			{peerOffer, "sendrecv", 1},
+			{strings.ReplaceAll(peerOffer, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0"), "sendrecv", 0},
+			{peerOffer + "a=recvonly\n", "sendonly", 1},
+			{peerOffer + "a=inactive\n", "inactive", 0},
+		} {
+			b.peer.send(b.peer.within("INVITE", fmt.Sprint("r", i), 2+i, step.offer))
+			b.peer.send(b.peer.within("ACK", fmt.Sprint("k", i), 2+i, ""))
+			if body := b.peer.last(); !strings.Contains(body, "a="+step.answer+"\r\n") {
+				t.Errorf("offer %d answered with %q, want %s", i, body, step.answer)
+			}
+			_ = m.WriteRTP(ours)
+			if n := len(phone.rtp.in); n != step.packets {
+				t.Errorf("offer %d: sent %d packets, want %d", i, n, step.packets)
+			}
+			for len(phone.rtp.in) > 0 {
+				<-phone.rtp.in
+			}
+		}
+		time.Sleep(10 * time.Minute) // held calls are allowed to be silent
+		if s := strings.Join(b.said(), " "); strings.Contains(s, "MediaTimeout") {
+			t.Errorf("said %s", s)
+		}
+	})
+}
+
+func TestWriteRTPDoesNotAllocate(t *testing.T) {
+	p := newPorts(RTPConfig{Addr: netip.MustParseAddr("127.0.0.1"), PortMin: 35000, PortMax: 35999}, 0)
+	rtpc, rtcpc, err := p.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMedia(p, rtpc, rtcpc, &mediaTotals{})
+	m.apply(Negotiated{Remote: addrPortOf(rtpc.LocalAddr()), Direction: SendRecv}, nil, time.Now())
+	m.start()
+	defer m.close(false)
+	packet := &rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5}, Payload: make([]byte, 160)}
+	if n := testing.AllocsPerRun(100, func() { _ = m.WriteRTP(packet) }); n != 0 {
+		t.Errorf("WriteRTP allocates %v times", n)
+	}
+}
