@@ -96,7 +96,7 @@ func (b *Bridge) build(ctx context.Context) error {
 }
 
 func (b *Bridge) configure(homeserver string) error {
-	ports, err := freePorts(3)
+	ports, err := freePorts(2)
 	if err != nil {
 		return err
 	}
@@ -104,9 +104,13 @@ func (b *Bridge) configure(homeserver string) error {
 	if err != nil {
 		return err
 	}
-	b.as, b.admin = ports[0], ports[2]
-	b.lab.sipAddress = fmt.Sprintf("127.0.0.1:%d", ports[1])
-	rtp := 20000 + (ports[2]%100)*100 // a range of this lab's own, most likely
+	sip, err := b.lab.port(sipPort)
+	if err != nil {
+		return err
+	}
+	b.as, b.admin = ports[0], ports[1]
+	b.lab.sipAddress = fmt.Sprintf("127.0.0.1:%d", sip)
+	rtp := 20000 + (ports[1]%100)*100 // a range of this lab's own, most likely
 	routes := make([]map[string]string, numbers)
 	for i := range routes {
 		n := firstNumber + i
@@ -130,7 +134,7 @@ func (b *Bridge) configure(homeserver string) error {
 		// Chromium offers its loopback addresses, too: no network card is needed.
 		"webrtc": map[string]any{"loopback": true},
 		"routes": routes,
-		"admin":  map[string]any{"listen": fmt.Sprintf("127.0.0.1:%d", ports[2])},
+		"admin":  map[string]any{"listen": fmt.Sprintf("127.0.0.1:%d", b.admin)},
 		"log":    map[string]any{"level": "debug"},
 	})
 	if err != nil {
@@ -180,6 +184,12 @@ func (b *Bridge) Stop() error { return b.process.stop(15 * time.Second) }
 
 // Kill ends it as a crash would.
 func (b *Bridge) Kill() { b.process.kill() }
+
+// Exited is closed when the process has ended.
+func (b *Bridge) Exited() <-chan struct{} { return b.process.exited }
+
+// Log returns the path of its output.
+func (b *Bridge) Log() string { return b.log }
 
 // LogTail returns the last n bytes of its output.
 func (b *Bridge) LogTail(n int) string { return tailFile(b.log, n) }

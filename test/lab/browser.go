@@ -18,11 +18,8 @@ type browser struct {
 	script string          // lab.js
 }
 
-// startBrowser starts the pages' server and Chromium.
-func (l *Lab) startBrowser(ctx context.Context) (err error) {
-	if l.pages, err = l.servePages(ctx, 0); err != nil {
-		return err
-	}
+// startBrowser starts Chromium.
+func (l *Lab) startBrowser() error {
 	script, err := os.ReadFile(filepath.Join(l.root, "test", "lab", "pages", "dist", "lab.js"))
 	if err != nil {
 		return err
@@ -46,7 +43,7 @@ func (l *Lab) startBrowser(ctx context.Context) (err error) {
 		chromedp.Flag("disable-features", "Translate,BlinkGenPropertyTrees,WebRtcHideLocalIpsWithMdns"),
 	)
 	// The browser lives as long as the lab, not as long as the context of the one who started it.
-	alloc, stopAlloc := chromedp.NewExecAllocator(context.WithoutCancel(ctx), options...)
+	alloc, stopAlloc := chromedp.NewExecAllocator(context.Background(), options...)
 	first, stopFirst := chromedp.NewContext(alloc)
 	l.own("Chromium", func() error { stopFirst(); stopAlloc(); return nil })
 	began := time.Now()

@@ -55,11 +55,16 @@ func (l *Lab) NewUser(ctx context.Context, name string) (*User, error) {
 	l.users++
 	local := fmt.Sprintf("%s-%d", name, l.users)
 	l.mu.Unlock()
-	u, err := l.Synapse.Register(ctx, local)
+	return l.NewUserNamed(ctx, local)
+}
+
+// NewUserNamed registers a user with exactly this localpart, which is the password, too.
+func (l *Lab) NewUserNamed(ctx context.Context, localpart string) (*User, error) {
+	u, err := l.Synapse.Register(ctx, localpart)
 	if err != nil {
 		return nil, err
 	}
-	return &User{Name: local, User: u}, nil
+	return &User{Name: localpart, User: u}, nil
 }
 
 // NewRoom makes a room in which members may hold calls. With a bridge the room gets the next number, by an alias that

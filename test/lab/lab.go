@@ -18,10 +18,12 @@ import (
 type Options struct {
 	Homeserver bool      // Synapse on PostgreSQL
 	Browser    bool      // Chromium and the pages
+	Pages      bool      // only the pages, for a person's browser
 	Bridge     bool      // the bridge's own binary; implies Homeserver
 	Binary     string    // a bridge that is built already; "" = build it
 	Progress   io.Writer // told what is done and why; nil = nobody
 	Keep       bool      // leave the temporary directory behind
+	WellKnown  bool      // ports that people know (pages 8010, homeserver 8008, SIP 5060) where they are free
 }
 
 // Lab owns everything it has started. Methods may be called from several goroutines.
@@ -77,8 +79,13 @@ func (l *Lab) start(ctx context.Context) error {
 	if l.voices, err = speech(ctx, filepath.Join(l.dir, "speech")); err != nil {
 		return err
 	}
+	if l.opts.Browser || l.opts.Pages {
+		if l.pages, err = l.servePages(ctx); err != nil {
+			return err
+		}
+	}
 	if l.opts.Browser {
-		if err := l.startBrowser(ctx); err != nil {
+		if err := l.startBrowser(); err != nil {
 			return err
 		}
 	}
@@ -101,22 +108,41 @@ func (l *Lab) startHomeserver(ctx context.Context) (err error) {
 	l.own("PostgreSQL", l.Postgres.Close)
 	config := synapse.Config{Postgres: l.Postgres, Progress: l.opts.Progress}
 	if l.opts.Bridge {
-		ports, err := freePorts(1)
-		if err != nil {
+		if config.Port, err = l.port(homeserverPort); err != nil {
 			return err
 		}
-		config.Port = ports[0]
 		if l.bridge, err = l.prepareBridge(ctx, fmt.Sprintf("http://127.0.0.1:%d", config.Port)); err != nil {
 			return err
 		}
-		l.own("bridge", l.bridge.Stop)
 		config.Registrations = []string{l.bridge.registration}
 	}
 	if l.Synapse, err = synapse.Start(ctx, config); err != nil {
 		return err
 	}
 	l.own("Synapse", l.Synapse.Close)
+	if l.bridge != nil {
+		l.own("bridge", l.bridge.Stop) // closed before Synapse: it takes its ghosts out of calls
+	}
 	return nil
+}
+
+// Ports that people know.
+const (
+	pagesPort      = 8010
+	homeserverPort = 8008
+	sipPort        = 5060
+)
+
+// port returns the well-known port if the lab should use it and it is free, else any free one.
+func (l *Lab) port(known int) (int, error) {
+	if l.opts.WellKnown && portIsFree(known) {
+		return known, nil
+	}
+	ports, err := freePorts(1)
+	if err != nil {
+		return 0, err
+	}
+	return ports[0], nil
 }
 
 // own remembers what Close must close.
@@ -150,6 +176,9 @@ func (l *Lab) Close() error {
 
 // Dir returns the lab's folder with logs and recordings.
 func (l *Lab) Dir() string { return l.dir }
+
+// Voices returns everybody who can speak.
+func (l *Lab) Voices() []*Voice { return l.voices }
 
 // Voice returns one of the voices; there are as many as len(cast).
 func (l *Lab) Voice(i int) *Voice { return l.voices[i%len(l.voices)] }

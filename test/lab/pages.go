@@ -19,12 +19,16 @@ type pageServer struct {
 	done   chan struct{}
 }
 
-// servePages builds the pages if they have changed and serves them. port 0 means a free one.
-func (l *Lab) servePages(ctx context.Context, port int) (*pageServer, error) {
+// servePages builds the pages if they have changed and serves them.
+func (l *Lab) servePages(ctx context.Context) (*pageServer, error) {
 	install := exec.CommandContext(ctx, filepath.Join(l.root, "scripts", "install-lab.sh"), "pages")
 	install.Stdout, install.Stderr = l.opts.Progress, os.Stderr
 	if err := install.Run(); err != nil {
 		return nil, fmt.Errorf("build the pages: %w", err)
+	}
+	port, err := l.port(pagesPort)
+	if err != nil {
+		return nil, err
 	}
 	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
@@ -53,3 +57,6 @@ func (s *pageServer) close() error {
 	<-s.done
 	return err
 }
+
+// App returns the address of the whole hydrogen application, for a person's browser.
+func (l *Lab) App() string { return l.pages.url + "/app.html" }

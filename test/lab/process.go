@@ -122,3 +122,18 @@ func freePorts(n int) ([]int, error) {
 	}
 	return nil, errors.New("find a free port: 127.0.0.1 has none left")
 }
+
+// portIsFree reports whether 127.0.0.1 has the port free for TCP and UDP.
+func portIsFree(port int) bool {
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+	if err != nil {
+		return false
+	}
+	defer udp.Close()
+	tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+	if err != nil {
+		return false
+	}
+	tcp.Close()
+	return true
+}
