@@ -2,32 +2,458 @@ package matrixcall
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/pion/rtp"
+	"github.com/pion/webrtc/v4"
+	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
+
+	"trunkline/matrixcall/mesh"
 )
 
-// Membership is one ghost in one conference.
-type Membership struct{ info MembershipInfo }
+// Membership is one ghost in one conference. Its actor (run) owns the mesh and one timer; everything else only puts
+// events into its inbox. What the mesh wants done is done by three kinds of helpers, each serial: the signaller, the
+// writer of room state, and one goroutine per PeerConnection. None of them outlives the membership.
+type Membership struct {
+	host  callHost
+	ghost *Ghost
+	info  MembershipInfo
+	call  CallContent // as we would write it
+	opts  CallOptions
+	log   *slog.Logger
+	track *webrtc.TrackLocalStaticRTP // one payload, written to every peer
 
+	inbox   *inbox[mesh.Event]
+	signals *signaller
+	writes  *inbox[func(context.Context)] // of room state; the actor fills, write drains
+	stop    context.CancelFunc
+	joined  chan error    // capacity 1: how joining went
+	done    chan struct{} // closed when everything is over
+	wg      sync.WaitGroup
+
+	mu sync.Mutex // guards info.SessionID and info.Expires
+
+	state mesh.State              // only run touches this
+	conns map[mesh.Conn]*peerConn // only run touches this
+	told  bool                    // only run touches this: joined was answered
+}
+
+// flushPatience is how long hangups may take after everything else is over.
+const flushPatience = 5 * time.Second
+
+var errCallLeft = errors.New("left the call before it was joined")
+
+// joinCall joins the room's call or creates one.
 func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, opts CallOptions) (*Membership, error) {
-	panic("being written")
+	call, err := host.activeCall(ctx, ghost, room)
+	if err != nil {
+		return nil, fmt.Errorf("join call in %s: %w", room, err)
+	}
+	content := CallContent{Intent: call.Intent, Type: call.Type, Name: call.Name}
+	fresh := call.ConfID == ""
+	if fresh {
+		content = CallContent{
+			Intent: orElse(opts.Intent, "m.ring"), Type: orElse(opts.CreateType, "m.voice"), Name: opts.Name,
+		}
+		call = CallState{ConfID: "sip-" + newID(), Ours: true}
+		// Hydrogen forgets a member whose call it does not know: the call must stand first.
+		if err := host.PutCall(ctx, ghost, room, call.ConfID, content); err != nil {
+			return nil, fmt.Errorf("create call in %s: %w", room, err)
+		}
+	}
+	m, err := newMembership(host, ghost, room, call, fresh, content, opts)
+	if err != nil {
+		return nil, fmt.Errorf("join call in %s: %w", room, err)
+	}
+	if err := m.begin(ctx); err != nil {
+		if fresh && ctx.Err() == nil { // else leaving does it
+			content.Terminated = callEnded
+			err = errors.Join(err, host.PutCall(ctx, ghost, room, call.ConfID, content))
+		}
+		return nil, err
+	}
+	return m, nil
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// newID is unique and within the grammar of call ids.
+func newID() string { return strings.ToLower(rand.Text()[:16]) }
+
+func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, fresh bool, content CallContent, opts CallOptions) (*Membership, error) {
+	if opts.OnEvent == nil {
+		opts.OnEvent = func(Event) {}
+	}
+	if opts.OnPacket == nil {
+		opts.OnPacket = func(PeerKey, *rtp.Packet) {}
+	}
+	m := &Membership{
+		host: host, ghost: ghost, call: content, opts: opts,
+		info: MembershipInfo{
+			Ghost: ghost.UserID(), Device: ghost.DeviceID(), Room: room, ConfID: call.ConfID,
+			SessionID: newID(), Created: call.Ours,
+		},
+		inbox: newInbox[mesh.Event](), writes: newInbox[func(context.Context)](),
+		joined: make(chan error, 1), done: make(chan struct{}), conns: make(map[mesh.Conn]*peerConn),
+	}
+	m.log = host.logger().With("ghost", userName(m.info.Ghost), "conf", call.ConfID)
+	m.signals = newSignaller(m)
+	stream := "ghost-" + newID()
+	var err error
+	if m.track, err = webrtc.NewTrackLocalStaticRTP(opusCodec, "audio0", stream); err != nil {
+		return nil, err
+	}
+	m.state = mesh.New(mesh.Config{
+		Self: mesh.Device{User: m.info.Ghost, ID: m.info.Device}, ConfID: call.ConfID, Session: m.info.SessionID,
+		CallPrefix: "c-" + newID() + "-", StreamID: stream, Created: call.Ours, Fresh: fresh,
+		MaxPeers: host.rtcEngine().maxPeers,
+	})
+	return m, nil
+}
+
+// begin starts the membership and waits until the ghost is a member, or will not be.
+func (m *Membership) begin(ctx context.Context) error {
+	if err := m.host.attach(ctx, m); err != nil {
+		return fmt.Errorf("join call: %w", err)
+	}
+	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	m.stop = stop
+	m.inbox.put(mesh.Join{})
+	go m.run(runCtx)
+	select {
+	case err := <-m.joined:
+		if err != nil {
+			<-m.done
+			return fmt.Errorf("join call in %s: %w", m.info.Room, err)
+		}
+		return nil
+	case <-ctx.Done():
+		m.inbox.put(mesh.Leave{})
+		return fmt.Errorf("join call in %s: %w", m.info.Room, context.Cause(ctx))
+	}
 }
 
 // Info describes the membership as it is now.
-func (m *Membership) Info() MembershipInfo { return m.info }
-
-// WriteRTP sends one Opus packet to all connected peers.
-func (m *Membership) WriteRTP(packet *rtp.Packet) error { return nil }
-
-// Mute tells the peers whether the phone can be heard.
-func (m *Membership) Mute(muted bool) {}
-
-// Leave leaves the conference.
-func (m *Membership) Leave(ctx context.Context, reason string) error { return nil }
-
-func (m *Membership) deliverToDevice(sender id.UserID, senderDevice id.DeviceID, evtType string, content json.RawMessage, encrypted bool) {
+func (m *Membership) Info() MembershipInfo {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.info
 }
 
-func (m *Membership) deliverState(members []MemberDevice, call CallState) {}
+// WriteRTP sends one Opus packet to all connected peers. It does not keep the packet.
+func (m *Membership) WriteRTP(packet *rtp.Packet) error { return m.track.WriteRTP(packet) }
+
+// Mute tells the peers whether the phone can be heard: true while it is on hold. Hydrogen plays nothing of a muted one.
+func (m *Membership) Mute(muted bool) { m.inbox.put(mesh.Mute{Muted: muted}) }
+
+// Leave leaves the conference: hangups to all peers, our member entry removed, the call terminated if it is ours and
+// nobody is left. It returns when that is done, or when ctx ends; then the leaving goes on. Leaving twice is no error.
+func (m *Membership) Leave(ctx context.Context, reason string) error {
+	m.inbox.put(mesh.Leave{Reason: reason})
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("leave call in %s: %w", m.info.Room, context.Cause(ctx))
+	}
+}
+
+func (m *Membership) deliverToDevice(sender id.UserID, senderDevice id.DeviceID, evtType string, content json.RawMessage, encrypted bool) {
+	sig, claimed, err := decodeSignal(evtType, content)
+	if err == nil && encrypted && claimed != "" && claimed != senderDevice {
+		err = errors.New("content names another device than olm")
+	}
+	if err != nil {
+		m.log.Debug("signal refused", "from", userName(sender), "device", senderDevice, "type", evtType, "err", err)
+		return
+	}
+	m.inbox.put(mesh.Received{From: mesh.Device{User: sender, ID: senderDevice}, Signal: sig})
+}
+
+func (m *Membership) deliverState(members []MemberDevice, call CallState) {
+	ev := mesh.RoomState{Ended: call.Ended, Out: call.Out}
+	for _, mem := range members {
+		ev.Members = append(ev.Members, mesh.Member{
+			Peer:    mesh.Peer{Device: mesh.Device{User: mem.User, ID: mem.Device}, Session: mem.Session},
+			Expires: mem.Expires, Ours: mem.Ours,
+		})
+	}
+	m.inbox.put(ev)
+}
+
+// run is the actor.
+func (m *Membership) run(ctx context.Context) {
+	defer close(m.done)
+	defer m.host.detach(m)
+	flushed := m.signals.start(ctx)
+	m.wg.Go(func() { m.write(ctx) })
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for !m.state.Left() {
+		timer.Stop()
+		if deadline := m.state.Deadline(); !deadline.IsZero() {
+			timer.Reset(time.Until(deadline))
+		}
+		select {
+		case <-timer.C:
+			m.step(ctx, mesh.Tick{})
+		case <-m.inbox.wake:
+			for _, ev := range m.inbox.take() {
+				m.step(ctx, ev)
+			}
+		}
+	}
+	m.signals.finish()
+	select {
+	case <-flushed:
+	case <-time.After(flushPatience):
+		m.log.Warn("hangups were not sent in time")
+	}
+	m.stop()
+	m.wg.Wait()
+}
+
+// step lets the mesh decide, and does what it says.
+func (m *Membership) step(ctx context.Context, ev mesh.Event) {
+	state, effects := mesh.Step(m.state, time.Now(), ev)
+	m.state = state
+	m.mu.Lock()
+	m.info.SessionID, m.info.Expires = state.Session(), state.Expires()
+	m.mu.Unlock()
+	for _, effect := range effects {
+		if !m.performConn(ctx, effect) {
+			m.perform(effect)
+		}
+	}
+}
+
+// perform does what does not concern a connection. Nothing in it blocks.
+func (m *Membership) perform(effect mesh.Effect) {
+	switch e := effect.(type) {
+	case mesh.PutMember:
+		m.putMember(m.entry(e), mesh.MemberWritten{Session: e.Session})
+	case mesh.RemoveMember:
+		m.putMember(MemberContent{Calls: []MemberCall{}}, mesh.MemberWritten{Removed: true})
+	case mesh.TerminateCall:
+		m.terminate()
+	case mesh.ReadState:
+		m.host.refreshState(m)
+	case mesh.Send:
+		m.signals.send(e)
+	case mesh.Joined:
+		m.told = true
+		m.joined <- nil
+	case mesh.Done:
+		m.doneJoining(e.Err)
+	case mesh.PeerConnected:
+		m.log.Debug("peer connected", "peer", userName(e.Peer.User), "device", e.Peer.ID)
+		m.opts.OnEvent(PeerConnected{Peer: peerKey(e.Peer)})
+	case mesh.PeerGone:
+		m.log.Debug("peer gone", "peer", userName(e.Peer.User), "device", e.Peer.ID, "cause", e.Reason)
+		m.opts.OnEvent(PeerGone{Peer: peerKey(e.Peer), Reason: e.Reason})
+	case mesh.PeerMuted:
+		m.opts.OnEvent(PeerMuted{Peer: peerKey(e.Peer), Muted: e.Muted})
+	case mesh.People:
+		m.opts.OnEvent(People{N: e.N})
+	case mesh.CallEnded:
+		m.opts.OnEvent(CallEnded{Reason: e.Reason})
+	case mesh.Note:
+		m.log.Info("call", "peer", userName(e.Device.User), "device", e.Device.ID, "note", e.Text)
+	case mesh.Dropped:
+		m.log.Debug("signal dropped", "from", userName(e.From.User), "device", e.From.ID, "kind", e.Kind, "cause", e.Why)
+	}
+}
+
+// doneJoining answers JoinCall if it still waits.
+func (m *Membership) doneJoining(err string) {
+	switch {
+	case !m.told && err == "":
+		m.joined <- errCallLeft
+	case !m.told:
+		m.joined <- errors.New(err)
+	case err != "":
+		m.log.Warn("left with a member entry that expires by itself", "err", err)
+	}
+	m.told = true
+}
+
+func peerKey(p mesh.Peer) PeerKey { return PeerKey{User: p.User, Device: p.ID, Session: p.Session} }
+
+// entry is our member entry. A ghost has one device and is in one call of a room, so there is nothing to keep.
+func (m *Membership) entry(e mesh.PutMember) MemberContent {
+	device := MemberCallDevice{
+		DeviceID: m.info.Device, SessionID: e.Session, ExpiresTS: e.Expires.UnixMilli(),
+		Feeds: []MemberFeed{{Purpose: mesh.UserMedia}},
+	}
+	return MemberContent{Calls: []MemberCall{{CallID: m.info.ConfID, Devices: []MemberCallDevice{device}}}}
+}
+
+func (m *Membership) putMember(content MemberContent, result mesh.MemberWritten) {
+	m.writes.put(func(ctx context.Context) {
+		if err := m.host.PutMember(ctx, m.ghost, m.info.Room, content); err != nil {
+			result.Err, result.Fatal = err.Error(), errors.Is(err, mautrix.MForbidden)
+		}
+		m.inbox.put(result)
+	})
+}
+
+func (m *Membership) terminate() {
+	content := m.call
+	content.Terminated = callEnded
+	m.writes.put(func(ctx context.Context) {
+		var result mesh.CallWritten
+		if err := m.host.PutCall(ctx, m.ghost, m.info.Room, m.info.ConfID, content); err != nil {
+			result.Err = err.Error()
+		}
+		m.inbox.put(result)
+	})
+}
+
+// write writes room state, one thing after the other.
+func (m *Membership) write(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.writes.wake:
+			for _, job := range m.writes.take() {
+				job(ctx)
+			}
+		}
+	}
+}
+
+// performConn does what concerns a connection and says whether it did.
+func (m *Membership) performConn(ctx context.Context, effect mesh.Effect) bool {
+	switch e := effect.(type) {
+	case mesh.Open:
+		c := m.newConn(e)
+		m.conns[e.Conn] = c
+		c.start(ctx, &m.wg)
+		c.do("open", func() error { return c.open(e.Inviter) })
+	case mesh.CreateOffer:
+		c := m.conns[e.Conn]
+		c.do("offer", func() error { return c.createOffer(e.RestartICE) })
+	case mesh.CreateAnswer:
+		c := m.conns[e.Conn]
+		c.do("answer", func() error { return c.createAnswer(e.Offer) })
+	case mesh.ApplyAnswer:
+		c := m.conns[e.Conn]
+		c.do("apply answer", func() error { return c.applyAnswer(e.Answer) })
+	case mesh.Rollback:
+		c := m.conns[e.Conn]
+		c.try("rollback", c.rollback)
+	case mesh.AddCandidates:
+		c := m.conns[e.Conn]
+		c.try("candidates", func() error { return c.addCandidates(e.Candidates) })
+	case mesh.Close:
+		m.conns[e.Conn].cancel()
+		delete(m.conns, e.Conn)
+	default:
+		return false
+	}
+	return true
+}
+
+func (m *Membership) newConn(e mesh.Open) *peerConn {
+	return &peerConn{
+		id: e.Conn, peer: peerKey(e.Peer), engine: m.host.rtcEngine(), track: m.track,
+		log:    m.log.With("peer", userName(e.Peer.User), "device", e.Peer.ID),
+		report: m.inbox.put, event: m.opts.OnEvent, packet: m.opts.OnPacket,
+		turn: func(ctx context.Context) []TURNServer {
+			servers, err := m.host.turnServers(ctx, m.ghost)
+			if err != nil {
+				m.log.Debug("no TURN servers", "err", err)
+			}
+			return servers
+		},
+	}
+}
+
+// signaller sends the membership's signals: the actor puts, one goroutine sends, in order.
+type signaller struct {
+	m       *Membership
+	queue   *inbox[mesh.Send]
+	mu      sync.Mutex
+	pending map[mesh.Device]int // guarded by mu: signals not yet accepted by the homeserver
+	closing chan struct{}
+}
+
+func newSignaller(m *Membership) *signaller {
+	return &signaller{
+		m: m, queue: newInbox[mesh.Send](), pending: make(map[mesh.Device]int), closing: make(chan struct{}),
+	}
+}
+
+// send puts a signal. A repetition is left out while the device has not got what was sent before.
+func (s *signaller) send(e mesh.Send) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.Repeat && s.pending[e.To] > 0 {
+		return
+	}
+	s.pending[e.To]++
+	s.queue.put(e)
+}
+
+// finish makes run end after what was put before.
+func (s *signaller) finish() { close(s.closing) }
+
+// start runs the signaller in the membership's group; the result closes when it ended by finish or ctx.
+func (s *signaller) start(ctx context.Context) <-chan struct{} {
+	ended := make(chan struct{})
+	s.m.wg.Go(func() {
+		defer close(ended)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.closing:
+				s.sendAll(ctx)
+				return
+			case <-s.queue.wake:
+				s.sendAll(ctx)
+			}
+		}
+	})
+	return ended
+}
+
+func (s *signaller) sendAll(ctx context.Context) {
+	for batch := s.queue.take(); len(batch) > 0; batch = s.queue.take() {
+		messages := make([]OutMessage, 0, len(batch))
+		for _, e := range batch {
+			evtType, content := encodeSignal(e.Signal, s.m.info.Device, newID())
+			messages = append(messages, OutMessage{User: e.To.User, Device: e.To.ID, Type: evtType, Content: content})
+		}
+		err := s.m.host.SendToDevice(ctx, s.m.ghost, messages)
+		if err != nil && ctx.Err() == nil {
+			s.m.log.Warn("signals not sent", "n", len(batch), "err", err)
+		}
+		s.mu.Lock()
+		for _, e := range batch {
+			if s.pending[e.To]--; s.pending[e.To] == 0 {
+				delete(s.pending, e.To)
+			}
+		}
+		s.mu.Unlock()
+		if err != nil {
+			for _, e := range batch {
+				s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})
+			}
+		}
+	}
+}

@@ -3,6 +3,7 @@ package matrixcall
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -120,9 +121,13 @@ type callHost interface {
 	refreshState(m *Membership)
 	// rtcEngine is what PeerConnections are made with; the service owns it (newEngine, Close).
 	rtcEngine() *engine
+	// logger is what memberships log to.
+	logger() *slog.Logger
 }
 
 var _ callHost = (*Service)(nil)
+
+func (s *Service) logger() *slog.Logger { return s.log }
 
 // What the membership offers in return (membership.go); *Ghost has host() callHost, UserID() and DeviceID().
 var _ interface {

@@ -83,6 +83,38 @@ func VideoInactive(sdp string) string {
 	return joinSections(parts)
 }
 
+// OpusWish replaces the parameters of Opus: what we would like to receive. Libraries echo the peer's instead.
+func OpusWish(sdp, parameters string) string {
+	parts := sections(sdp)
+	for i, part := range parts[1:] {
+		payloads := make(map[string]bool)
+		for _, line := range part {
+			if payload, ok := strings.CutPrefix(line, "a=rtpmap:"); ok {
+				payload, codec, _ := strings.Cut(payload, " ")
+				payloads[payload] = strings.HasPrefix(strings.ToLower(codec), "opus/48000")
+			}
+		}
+		opus := func(line, attribute string) bool {
+			rest, ok := strings.CutPrefix(line, attribute)
+			payload, _, _ := strings.Cut(rest, " ")
+			return ok && payloads[payload]
+		}
+		var lines []string
+		for _, line := range part {
+			if opus(line, "a=fmtp:") {
+				continue
+			}
+			lines = append(lines, line)
+			if opus(line, "a=rtpmap:") {
+				payload, _, _ := strings.Cut(strings.TrimPrefix(line, "a=rtpmap:"), " ")
+				lines = append(lines, "a=fmtp:"+payload+" "+parameters)
+			}
+		}
+		parts[i+1] = lines
+	}
+	return joinSections(parts)
+}
+
 // LocalAudio reads the directions of audio from a description of ours, RemoteAudio from one of the peer's. The first
 // audio section that is not rejected counts.
 func LocalAudio(sdp string) Audio {

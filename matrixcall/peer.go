@@ -1,0 +1,348 @@
+package matrixcall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/pion/rtp"
+	"github.com/pion/webrtc/v4"
+
+	"trunkline/matrixcall/mesh"
+)
+
+// peerConn is one PeerConnection. Its goroutine does what is asked of it, one thing after the other; results go back
+// as events. It never sends candidates later: descriptions leave when gathering is complete.
+type peerConn struct {
+	id     mesh.Conn
+	peer   PeerKey
+	engine *engine
+	log    *slog.Logger
+	report func(mesh.Event)           // puts
+	event  func(Event)                // puts
+	packet func(PeerKey, *rtp.Packet) // puts
+	track  webrtc.TrackLocal          // shared by all connections of the ghost
+	turn   func(context.Context) []TURNServer
+
+	ctx    context.Context // ends when the connection shall close
+	cancel context.CancelFunc
+	tasks  *inbox[func()]
+	pc     *webrtc.PeerConnection     // only run touches this
+	offer  *webrtc.SessionDescription // an offer of ours the peer has not answered; only run touches this
+
+	readers sync.WaitGroup
+	mu      sync.Mutex
+	closed  bool // guarded by mu: no reader may begin any more
+}
+
+// start runs the connection in wg until close.
+func (c *peerConn) start(ctx context.Context, wg *sync.WaitGroup) {
+	c.ctx, c.cancel = context.WithCancel(ctx)
+	c.tasks = newInbox[func()]()
+	wg.Go(c.run)
+}
+
+func (c *peerConn) run() {
+	defer c.shut()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-c.tasks.wake:
+			for _, task := range c.tasks.take() {
+				if c.ctx.Err() != nil {
+					return
+				}
+				task()
+			}
+		}
+	}
+}
+
+func (c *peerConn) shut() {
+	c.cancel()
+	if c.pc == nil {
+		return
+	}
+	if err := c.pc.GracefulClose(); err != nil {
+		c.log.Debug("close connection", "err", err)
+	}
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.readers.Wait()
+}
+
+// read runs a reader that ends by itself when the PeerConnection closes. pion calls OnTrack in a goroutine of its own
+// that its closing does not wait for, hence the check.
+func (c *peerConn) read(reader func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.readers.Go(reader)
+	}
+}
+
+// do puts a task. A failure is reported and leaves what to do to the mesh.
+func (c *peerConn) do(what string, task func() error) {
+	c.tasks.put(func() {
+		if err := task(); err != nil && c.ctx.Err() == nil {
+			c.report(mesh.ConnFailed{Conn: c.id, Err: what + ": " + err.Error()})
+		}
+	})
+}
+
+// try puts a task whose failure does not matter much.
+func (c *peerConn) try(what string, task func() error) {
+	c.tasks.put(func() {
+		if err := task(); err != nil {
+			c.log.Debug("connection", "doing", what, "err", err)
+		}
+	})
+}
+
+// open makes the PeerConnection. The inviter's has an audio and a video section from the beginning; the invitee's
+// sections come from the peer's offer, ours is added if that has no audio.
+func (c *peerConn) open(inviter bool) error {
+	var servers []webrtc.ICEServer
+	for _, s := range c.turn(c.ctx) {
+		if len(s.URIs) > 0 {
+			servers = append(servers, webrtc.ICEServer{URLs: s.URIs, Username: s.Username, Credential: s.Password})
+		}
+	}
+	pc, err := c.engine.api.NewPeerConnection(webrtc.Configuration{
+		ICEServers: servers, BundlePolicy: webrtc.BundlePolicyMaxBundle,
+	})
+	if err != nil {
+		return err
+	}
+	c.pc = pc
+	pc.OnConnectionStateChange(c.stateChanged)
+	pc.OnTrack(c.trackAdded)
+	sender, err := pc.AddTrack(c.track)
+	if err != nil {
+		return err
+	}
+	c.read(func() { discard(sender) })
+	if !inviter {
+		return nil
+	}
+	_, err = pc.AddTransceiverFromKind(webrtc.RTPCodecTypeVideo,
+		webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionRecvonly})
+	return err
+}
+
+// discard reads the peer's reports, which only then reach the interceptors.
+func discard(sender *webrtc.RTPSender) {
+	buf := make([]byte, 1500)
+	for {
+		if _, _, err := sender.Read(buf); err != nil {
+			return
+		}
+	}
+}
+
+func (c *peerConn) stateChanged(s webrtc.PeerConnectionState) {
+	switch s {
+	case webrtc.PeerConnectionStateConnected:
+		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Up})
+	case webrtc.PeerConnectionStateDisconnected:
+		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Disconnected})
+	case webrtc.PeerConnectionStateFailed, webrtc.PeerConnectionStateClosed:
+		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Failed})
+	}
+}
+
+// createOffer makes an offer. The first one is set at once, which starts the gathering. Later ones are only kept until
+// the peer answers: pion cannot take back an offer that was set, and one that is not set needs no taking back.
+func (c *peerConn) createOffer(restart bool) error {
+	offer, err := c.pc.CreateOffer(&webrtc.OfferOptions{ICERestart: restart})
+	if err != nil {
+		return err
+	}
+	first := c.pc.CurrentLocalDescription() == nil
+	if first || restart {
+		gathered := webrtc.GatheringCompletePromise(c.pc)
+		if first {
+			if err := c.pc.SetLocalDescription(offer); err != nil {
+				return err
+			}
+		}
+		if err := c.await(gathered); err != nil {
+			return err
+		}
+	}
+	if first {
+		offer = *c.pc.LocalDescription()
+	} else {
+		if restart { // with the new candidates
+			if offer, err = c.pc.CreateOffer(nil); err != nil {
+				return err
+			}
+		}
+		c.offer = &offer
+	}
+	c.report(mesh.OfferReady{Conn: c.id, SDP: sentCopy(offer.SDP)})
+	return nil
+}
+
+// await waits for the candidates, but not for a slow TURN server's.
+func (c *peerConn) await(gathered <-chan struct{}) error {
+	ctx, cancel := context.WithTimeout(c.ctx, gatherCap)
+	defer cancel()
+	select {
+	case <-gathered:
+	case <-ctx.Done():
+	}
+	return c.ctx.Err()
+}
+
+// sentCopy is the description as the peer gets it.
+func sentCopy(sdp string) string { return mesh.OpusWish(mesh.VideoInactive(sdp), opusWish) }
+
+// createAnswer answers the peer's offer. An unanswered one of ours is forgotten.
+func (c *peerConn) createAnswer(offer string) error {
+	c.offer = nil
+	if err := c.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: offer}); err != nil {
+		return err
+	}
+	answer, err := c.pc.CreateAnswer(nil)
+	if err != nil {
+		return err
+	}
+	gathered := webrtc.GatheringCompletePromise(c.pc)
+	if err := c.pc.SetLocalDescription(answer); err != nil {
+		return err
+	}
+	if err := c.await(gathered); err != nil {
+		return err
+	}
+	sdp := sentCopy(c.pc.LocalDescription().SDP)
+	c.report(mesh.AnswerReady{Conn: c.id, SDP: sdp, Audio: mesh.LocalAudio(sdp)})
+	return nil
+}
+
+// applyAnswer takes the peer's answer to our offer.
+func (c *peerConn) applyAnswer(answer string) error {
+	if offer := c.offer; offer != nil {
+		c.offer = nil
+		if err := c.pc.SetLocalDescription(*offer); err != nil {
+			return err
+		}
+	}
+	if err := c.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: answer}); err != nil {
+		return err
+	}
+	c.report(mesh.AnswerApplied{Conn: c.id, Audio: mesh.RemoteAudio(answer)})
+	return nil
+}
+
+func (c *peerConn) rollback() error {
+	c.offer = nil
+	return nil
+}
+
+// addCandidates adds those that are of use; one that is not does not spoil the others.
+func (c *peerConn) addCandidates(candidates []mesh.Candidate) error {
+	var errs []error
+	for _, cand := range candidates {
+		if cand.Line == "" {
+			continue // the end marker; nobody waits for it, it often never comes
+		}
+		errs = append(errs, c.pc.AddICECandidate(webrtc.ICECandidateInit{
+			Candidate: cand.Line, SDPMid: cand.Mid, SDPMLineIndex: cand.MLine, UsernameFragment: cand.Ufrag,
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// trackAdded reads a track of the peer's until it ends.
+func (c *peerConn) trackAdded(track *webrtc.TrackRemote, receiver *webrtc.RTPReceiver) {
+	if track.Kind() != webrtc.RTPCodecTypeAudio {
+		return
+	}
+	r := &trackReader{conn: c, track: track}
+	for _, codec := range receiver.GetParameters().Codecs {
+		switch codec.MimeType {
+		case webrtc.MimeTypeOpus:
+			r.opus[codec.PayloadType] = true
+		case mimeTelephone:
+			r.tones[codec.PayloadType] = true
+		}
+	}
+	c.read(r.run)
+	c.read(func() { discardReports(receiver) })
+}
+
+func discardReports(receiver *webrtc.RTPReceiver) {
+	buf := make([]byte, 1500)
+	for {
+		if _, _, err := receiver.Read(buf); err != nil {
+			return
+		}
+	}
+}
+
+// trackReader passes a peer's audio on.
+type trackReader struct {
+	conn  *peerConn
+	track *webrtc.TrackRemote
+	opus  [128]bool // payload types
+	tones [128]bool
+	tone  toneReader
+}
+
+// maxReadErrors in a row end a track: something is wrong with it that will not get better.
+const maxReadErrors = 100
+
+func (r *trackReader) run() {
+	buf := make([]byte, 1500)
+	packet := &rtp.Packet{}
+	for failed := 0; failed < maxReadErrors; {
+		n, _, err := r.track.Read(buf)
+		switch {
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe) || r.conn.ctx.Err() != nil:
+			return
+		case err != nil: // a payload type nobody agreed on, say
+			failed++
+			continue
+		}
+		failed = 0
+		if err := packet.Unmarshal(buf[:n]); err == nil {
+			r.pass(packet)
+		}
+	}
+	r.conn.log.Debug("track given up", "peer", r.conn.peer)
+}
+
+func (r *trackReader) pass(packet *rtp.Packet) {
+	switch payload := packet.PayloadType & 0x7f; {
+	case r.opus[payload]:
+		r.conn.packet(r.conn.peer, packet)
+	case r.tones[payload]:
+		if digit, ok := r.tone.read(packet); ok {
+			r.conn.event(Digit{Peer: r.conn.peer, Digit: digit})
+		}
+	}
+}
+
+// toneReader finds digits in telephone events (RFC 4733). An event is a run of packets with one timestamp, of which
+// any may be lost; it counts from the first that arrives. The zero value works.
+type toneReader struct {
+	started bool
+	last    uint32
+}
+
+func (t *toneReader) read(packet *rtp.Packet) (rune, bool) {
+	const digits = "0123456789*#ABCD"
+	if len(packet.Payload) < 4 || int(packet.Payload[0]) >= len(digits) || t.started && packet.Timestamp == t.last {
+		return 0, false
+	}
+	t.started, t.last = true, packet.Timestamp
+	return rune(digits[packet.Payload[0]]), true
+}
+
+func (c *peerConn) String() string { return fmt.Sprintf("conn %d to %s", c.id, c.peer) }
