@@ -45,6 +45,7 @@ type earpiece struct {
 	first   uint32
 	sent    []rtp.Header
 	sizes   []int
+	fec     []bool // SILK with the LBRR flag set
 }
 
 func newBed(t testing.TB, o transcode.Options) *bed {
@@ -154,6 +155,7 @@ func (e *earpiece) hearPeers(pkt *rtp.Packet) {
 	}
 	e.sent = append(e.sent, pkt.Header)
 	e.sizes = append(e.sizes, len(pkt.Payload))
+	e.fec = append(e.fec, pkt.Payload[0]>>3 < 12 && len(pkt.Payload) > 2 && pkt.Payload[1]&0x40 != 0)
 	if at < len(e.peers) {
 		e.t.Fatalf("packet to peers at %d overlaps the one before, which ended at %d", at, len(e.peers))
 	}

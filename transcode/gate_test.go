@@ -1,6 +1,8 @@
 package transcode_test
 
 import (
+	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -74,6 +76,50 @@ func TestPausesOfDevicesAreSilentWithoutConcealment(t *testing.T) {
 		t.Errorf("the pause sounds at %.1f dB, want silence", got)
 	}
 	b.same("before and after", slices.Concat(ear[:2*8000], ear[6*8000:]), decoded(t, packets), 8000, 0.97)
+}
+
+// The background of a room must not chop on and off between the frames that refresh it.
+func TestBackgroundGoesOnInPauses(t *testing.T) {
+	b := newBed(t, transcode.Options{})
+	phone, device := b.phone(transcode.PCMU), b.device()
+	rng := rand.New(rand.NewPCG(3, 4))
+	pcm := make([]int16, 6*48000)
+	low := 0.0
+	for i := range pcm {
+		low += 0.2 * (rng.NormFloat64()*150 - low)
+		pcm[i] = int16(low)
+	}
+	copy(pcm, said(speech.Alice, 48000)[:2*48000])
+	packets := opusPackets{bitrate: 24000}.pack(t, pcm)
+	seq := packets[100].SequenceNumber
+	for i := 100; i < len(packets); i++ { // as libwebrtc: one packet in 400 ms, then one that says "pause"
+		switch i % 20 {
+		case 0:
+		case 1:
+			packets[i].Payload = packets[i].Payload[:1]
+		default:
+			packets[i] = nil
+			continue
+		}
+		packets[i].SequenceNumber = seq
+		seq++
+	}
+	b.send(link{delay: 5 * time.Millisecond}, packets, frame, b.toPeerSide(device, phone))
+	b.run(6 * time.Second)
+	ear := b.heard[phone].phone
+	room := listen.Level(listen.Resample(pcm[3*48000:], 48000, 8000))
+	for at := 3 * 8000; at+1600 <= len(ear); at += 1600 {
+		if got := listen.Level(ear[at : at+1600]); math.Abs(got-room) > 6 {
+			t.Errorf("at %d ms the background is at %.1f dB, want %.1f within 6", at/8, got, room)
+		}
+	}
+	if s := device.Stats().In; s.Concealed > 0 {
+		t.Errorf("%+v, want nothing concealed", s)
+	}
+	b.run(3 * time.Second) // nothing comes any more
+	if got := listen.Level(b.heard[phone].phone[len(ear)+2*8000:]); got > listen.Silence {
+		t.Errorf("without any packet the background goes on at %.1f dB", got)
+	}
 }
 
 // A phone with silence suppression stops sending, marks the next packet and may say so with comfort noise.

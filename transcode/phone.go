@@ -48,7 +48,13 @@ type Phone struct {
 	packet  rtp.Packet // towards the phone
 	payload [FrameSamples]byte
 
-	encoder     *opusEncoder
+	clean, lossy *opusEncoder // lossy is made when first wanted
+	wantLossy    bool
+	usingLossy   bool
+	waited       int     // frames since wantLossy changed
+	calm         int     // frames of little loss
+	loss         float64 // last reported
+
 	peerPacket  rtp.Packet // towards the peers
 	peerPayload [maxOpusPayload]byte
 	quiet       int // frames in a row
@@ -66,15 +72,16 @@ type PhoneStats struct {
 	Frames     uint64 // packets sent to the phone
 	PeerFrames uint64 // packets sent to its peers
 	Gated      uint64 // frames not encoded because the phone was silent
+	PeerFEC    bool   // encoded with forward error correction, because peers report loss
 	Muted      bool
 }
 
 func newPhone(c PhoneConfig) (*Phone, error) {
-	encoder, err := newOpusEncoder()
+	clean, err := newCleanEncoder()
 	if err != nil {
 		return nil, err
 	}
-	p := &Phone{config: c, encoder: encoder, resting: true, quiet: keepAlive - 1}
+	p := &Phone{config: c, clean: clean, resting: true, quiet: keepAlive - 1}
 	p.stream.clock = 1
 	p.source.init(&p.decoder)
 	p.source.use(&p.stream)
@@ -108,6 +115,7 @@ func (p *Phone) Stats() PhoneStats {
 	s.In.Lost = p.stream.lost()
 	s.Delay = p.source.delay()
 	s.Level = p.voice.level
+	s.PeerFEC = p.usingLossy
 	s.Muted = p.voice.muted
 	return s
 }

@@ -64,6 +64,9 @@ type source struct {
 
 	held int64 // delay of the packet taken last
 
+	comfort comfort
+	decoded int // samples of the last packet, still in scratch
+
 	scratch [maxOpusSamples]int16
 }
 
@@ -78,6 +81,7 @@ func (s *source) use(stream *stream) {
 		s.stream.anchor = false
 	}
 	s.stop()
+	s.comfort.stop()
 	s.stream = stream
 	s.eager = true
 	if stream != nil {
@@ -104,6 +108,9 @@ func (s *source) pull(now int64, out []int16) bool {
 		s.stream.anchor = false
 	}
 	n := s.fifo.take(out)
+	if !s.playing && s.comfort.fill(out[n:]) {
+		return true
+	}
 	clear(out[n:])
 	return n > 0
 }
@@ -207,6 +214,8 @@ func (s *source) play(p *packet) bool {
 		s.next = p.at + p.samples
 		s.owed = 0
 		s.stop()
+		s.comfort.learn(s.scratch[:s.decoded])
+		s.decoded = 0
 		return true
 	}
 	pcm := s.scratch[:p.samples]
@@ -224,6 +233,10 @@ func (s *source) play(p *packet) bool {
 	}
 	s.decoder.heard(pcm)
 	s.put(pcm)
+	if p.kind == kindOpus {
+		s.decoded = len(pcm)
+		s.comfort.stop()
+	}
 	return true
 }
 
@@ -258,6 +271,7 @@ func (s *source) cross(p *packet, now int64) bool {
 	}
 	if gap <= maxRecovered && s.decoder.recover(s.scratch[:gap], p) {
 		s.stream.stats.Recovered++
+		s.decoded = 0
 		s.next = p.at
 		s.missing = 0
 		s.put(s.scratch[:gap])
@@ -270,6 +284,7 @@ func (s *source) cross(p *packet, now int64) bool {
 }
 
 func (s *source) conceal(samples int) {
+	s.decoded = 0
 	pcm := s.scratch[:samples]
 	s.decoder.conceal(pcm)
 	s.stream.stats.Concealed++
