@@ -64,7 +64,22 @@ func checkRequest(req *gosip.Request) *refusal {
 	if missing := unsupported(req); len(missing) > 0 {
 		return refuse(420, "Bad Extension", gosip.NewHeader("Unsupported", strings.Join(missing, ", ")))
 	}
+	if accepted := listHeader(req, "Accept", ""); req.IsInvite() && len(accepted) > 0 && !acceptsSDP(accepted) {
+		return refuse(406, "Not Acceptable")
+	}
 	return checkBody(req)
+}
+
+// acceptsSDP reads an Accept header (§20.1).
+func acceptsSDP(ranges []string) bool {
+	return slices.ContainsFunc(ranges, func(r string) bool {
+		r, _, _ = strings.Cut(r, ";")
+		switch strings.ToLower(strings.TrimSpace(r)) {
+		case sdpType, "application/*", "*/*", "*":
+			return true
+		}
+		return false
+	})
 }
 
 func checkHeaders(req *gosip.Request) *refusal {

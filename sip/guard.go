@@ -76,6 +76,7 @@ func (g *guard) parses(data []byte) (ok bool) {
 type head struct {
 	request bool
 	method  string
+	scheme  string         // of the Request-URI, lower case
 	count   map[string]int // by long lower-case name, only those we know
 	length  string         // value of the last Content-Length
 	lines   []string       // unfolded, without the start line
@@ -145,6 +146,8 @@ func (h *head) startLine(line string) bool {
 		return false
 	}
 	h.request, h.method = true, method
+	scheme, _, _ := strings.Cut(rest, ":")
+	h.scheme = strings.ToLower(scheme)
 	return true
 }
 
@@ -163,6 +166,9 @@ func (h *head) check(body int, stream bool) verdict {
 			return verdict{code: 400, why: "Repeated header " + name, fatal: true}
 		}
 	}
+	if h.request && h.method != "CANCEL" && foreignScheme(h.scheme) {
+		return verdict{code: 416, why: "Unsupported URI Scheme"} // before the parser, which knows few of them
+	}
 	if h.count["content-length"] == 0 {
 		if stream {
 			return verdict{code: 400, why: "Missing header content-length", fatal: true}
@@ -177,6 +183,15 @@ func (h *head) check(body int, stream bool) verdict {
 		return verdict{code: 400, why: "Content-Length exceeds message", fatal: true}
 	}
 	return verdict{}
+}
+
+// foreignScheme says that a Request-URI is well begun, but not for telephones (RFC 3986 §3.1, RFC 3261 §8.2.2.1).
+func foreignScheme(scheme string) bool {
+	switch scheme {
+	case "", "sip", "sips", "tel":
+		return false
+	}
+	return strings.Trim(scheme, "abcdefghijklmnopqrstuvwxyz0123456789+-.") == ""
 }
 
 // refusal writes an answer to a message that sipgo is not shown. The lines it repeats hold no line ends (readHead).

@@ -47,6 +47,7 @@ func (c *Call) handle(t *transaction) {
 	if source, err := netip.ParseAddrPort(t.req.Source()); err == nil {
 		c.dialog.Remote = source
 	}
+	defer c.publish()
 	switch t.req.Method {
 	case gosip.BYE:
 		c.handleBye(t)

@@ -1,0 +1,267 @@
+package sip
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// realStack is a stack on real sockets of the loopback, UDP and TCP.
+func realStack(t *testing.T, limits Limits) *Stack {
+	t.Helper()
+	any := netip.MustParseAddrPort("127.0.0.1:0")
+	s, err := New(Config{
+		Listen: []Listen{{UDP, any}, {TCP, any}},
+		RTP:    RTPConfig{Addr: any.Addr(), PortMin: 36000, PortMax: 36999},
+		Trunks: []Trunk{{Name: "lab", Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}},
+		Limits: limits,
+	}, refuser{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		if n := s.Stats().Panics; n != 0 {
+			t.Errorf("%d panics", n)
+		}
+	})
+	return s
+}
+
+type refuser struct{}
+
+func (refuser) Invite(c *Call) { go func() { _ = c.Reject(480, "") }() }
+
+// line is a TCP connection to a stack.
+type line struct {
+	*testing.T
+	net.Conn
+	r *bufio.Reader
+}
+
+func dialTCP(t *testing.T, s *Stack) *line {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.Addr(TCP).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	return &line{t, conn, bufio.NewReader(conn)}
+}
+
+// status reads one response and returns its status line; "" when the connection was closed.
+func (l *line) status() string {
+	l.Helper()
+	status, err := l.r.ReadString('\n')
+	if err != nil {
+		return ""
+	}
+	for {
+		h, err := l.r.ReadString('\n')
+		if err != nil || h == "\r\n" {
+			return strings.TrimSpace(status)
+		}
+	}
+}
+
+// alive checks that a new connection and a datagram are served.
+func alive(t *testing.T, s *Stack) {
+	t.Helper()
+	l := dialTCP(t, s)
+	_, _ = io.WriteString(l, tcpOptions("alive"))
+	if got := l.status(); got != "SIP/2.0 200 OK" {
+		t.Errorf("afterwards OPTIONS over TCP got %q", got)
+	}
+	u, err := net.Dial("udp", s.Addr(UDP).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	_ = u.SetDeadline(time.Now().Add(5 * time.Second))
+	_, _ = io.WriteString(u, crlf(request("OPTIONS", bridgeURI, bridgeTo, fmt.Sprint("u", time.Now().UnixNano()), 1, "")))
+	buf := make([]byte, 2000)
+	if n, err := u.Read(buf); err != nil || !strings.HasPrefix(string(buf[:n]), "SIP/2.0 200 OK") {
+		t.Errorf("afterwards OPTIONS over UDP got %q, %v", buf[:n], err)
+	}
+}
+
+func tcpOptions(branch string) string {
+	return crlf(strings.ReplaceAll(request("OPTIONS", bridgeURI, bridgeTo, branch, 1, "", "Call-ID: "+branch), "SIP/2.0/UDP", "SIP/2.0/TCP"))
+}
+
+func TestHostileDatagrams(t *testing.T) {
+	s := realStack(t, Limits{})
+	u, err := net.Dial("udp", s.Addr(UDP).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	attack := func() {
+		for i := range 200 {
+			for _, m := range []string{
+				crlf(invite("Content-Length: 2000000000", fmt.Sprint("Call-ID: c", i))),
+				crlf(invite("Content-Length: 4294967295")), crlf(invite("Content-Length: 99999999999999999999")),
+				crlf(invite("X-Huge: " + strings.Repeat("h", 60000))),
+				strings.Repeat("\xff", 65000), "INVITE", "\r\n", "SIP/2.0", " ", ":",
+				crlf(invite("To:")), crlf(invite("From:")), crlf(invite("Call-ID:")), crlf(invite("CSeq:")), crlf(invite("Via:")),
+			} {
+				_, _ = io.WriteString(u, m)
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	attack()
+	before := heap()
+	for range 5 {
+		attack()
+	}
+	if grown := int64(heap()) - int64(before); grown > 1<<20 {
+		t.Errorf("heap grew by %d KiB over 15000 hostile datagrams", grown>>10)
+	}
+	alive(t, s)
+	if st := s.Stats(); st.Refused[400] == 0 || st.Dropped[dropOversize] == 0 || st.Dropped[dropMalformed] == 0 {
+		t.Errorf("counters: %+v", st)
+	}
+}
+
+func TestHostileStreams(t *testing.T) {
+	s := realStack(t, Limits{})
+	for _, tt := range []struct{ name, stream, want string }{
+		{"2 GB announced", crlf(invite("Content-Length: 2000000000")), "SIP/2.0 513 Message Too Large"},
+		{"negative length", crlf(invite("Content-Length: -1")), "SIP/2.0 400 Bad Content-Length"},
+		{"two lengths", crlf(invite("Content-Length: 3\nl: 4")), "SIP/2.0 400 Bad Content-Length"},
+		{"no length", crlf(invite("Content-Length:")), "SIP/2.0 400 Missing header content-length"},
+		{"a header of 1 MiB", "INVITE sip:x SIP/2.0\r\nX: " + strings.Repeat("a", 1<<20), ""},
+		{"1 MiB of headers", "INVITE sip:x SIP/2.0\r\n" + strings.Repeat("X: a\r\n", 1<<18), ""},
+		{"garbage", strings.Repeat("\x00\xff\r\n", 20000), ""},
+		{"HTTP", "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := dialTCP(t, s)
+			go func() { _, _ = io.WriteString(l, tt.stream) }()
+			if got := l.status(); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			if tt.name != "HTTP" {
+				if _, err := l.r.ReadByte(); err == nil {
+					t.Error("the connection was not closed")
+				}
+			}
+			alive(t, s)
+		})
+	}
+	before := heap()
+	for range 200 {
+		l := dialTCP(t, s)
+		_, _ = io.WriteString(l, crlf(invite("Content-Length: 2000000000")))
+		_ = l.status()
+		_ = l.Close()
+	}
+	if grown := int64(heap()) - int64(before); grown > 1<<20 {
+		t.Errorf("heap grew by %d KiB over 200 connections that announce 2 GB", grown>>10)
+	}
+}
+
+func TestStreamsAreCutIntoMessages(t *testing.T) {
+	s := realStack(t, Limits{})
+	t.Run("byte by byte", func(t *testing.T) {
+		l := dialTCP(t, s)
+		for _, c := range []byte(tcpOptions("slow")) {
+			_, _ = l.Write([]byte{c})
+		}
+		if got := l.status(); got != "SIP/2.0 200 OK" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("many at once, with keep-alives and a refusal between", func(t *testing.T) {
+		l := dialTCP(t, s)
+		_, _ = io.WriteString(l, "\r\n"+tcpOptions("p1")+tcpOptions("p2")+"\r\n\r\n"+
+			strings.ReplaceAll(tcpOptions("p3"), "To: "+bridgeTo+"\r\n", "")+tcpOptions("p4"))
+		pong, refused, ok := 0, 0, 0
+		for range 4 {
+			if b, err := l.r.Peek(2); err == nil && string(b) == "\r\n" {
+				_, _ = l.r.Discard(2)
+				pong++
+			}
+			switch l.status() {
+			case "SIP/2.0 200 OK":
+				ok++
+			case "SIP/2.0 400 Missing header to":
+				refused++
+			}
+		}
+		if b, err := l.r.Peek(2); pong == 0 && err == nil && string(b) == "\r\n" {
+			pong++
+		}
+		if ok != 3 || refused != 1 || pong != 1 {
+			t.Errorf("%d answered, %d refused, %d pongs; want 3, 1, 1", ok, refused, pong)
+		}
+	})
+}
+
+func TestConnectionsAreLimited(t *testing.T) {
+	s := realStack(t, Limits{Connections: 6, ConnectionsPerHost: 4})
+	lines := make([]*line, 4)
+	for i := range lines {
+		lines[i] = dialTCP(t, s)
+		_, _ = io.WriteString(lines[i], tcpOptions(fmt.Sprint("l", i)))
+		if got := lines[i].status(); got != "SIP/2.0 200 OK" {
+			t.Fatalf("connection %d: %q", i, got)
+		}
+	}
+	if got := dialTCP(t, s).status(); got != "" {
+		t.Errorf("a fifth connection got %q", got)
+	}
+	stranger := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.77")}}
+	if conn, err := stranger.Dial("tcp", s.Addr(TCP).String()); err == nil {
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_, _ = io.WriteString(conn, tcpOptions("x"))
+		if n, err := conn.Read(make([]byte, 100)); err == nil {
+			t.Errorf("a stranger got %d bytes", n)
+		}
+		_ = conn.Close()
+	}
+	_ = lines[0].Close()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		l := dialTCP(t, s)
+		_, _ = io.WriteString(l, tcpOptions("again"))
+		if l.status() == "SIP/2.0 200 OK" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a closed connection was not given back")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if st := s.Stats(); st.Dropped[dropConnections] == 0 || st.Dropped[dropUnknownSource] != 1 {
+		t.Errorf("dropped: %v", st.Dropped)
+	}
+}
+
+func TestLargeAnswersLeaveOverUDP(t *testing.T) { // sipgo alone would be silent beyond 1300 octets
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		var routes []string
+		for i := range 20 {
+			routes = append(routes, fmt.Sprintf("Record-Route: <sip:proxy-%d.example.com:5060;lr;token=%s>", i, strings.Repeat("x", 80)))
+		}
+		b.peer.send(invite(strings.Join(routes, "\n")))
+		if m := b.peer.last(); !strings.HasPrefix(m, "SIP/2.0 200 OK") || len(m) < 2500 {
+			t.Errorf("got %d octets: %.40q", len(m), m)
+		}
+	})
+}

@@ -1,0 +1,381 @@
+package sip
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// The cases of RFC 4475, written anew for our addresses. want lists the answers that are right; "" is silence.
+func TestTortureMessages(t *testing.T) {
+	options := func(edit ...string) string { return request("OPTIONS", bridgeURI, bridgeTo, "o1", 1, "", edit...) }
+	other := func(method string, edit ...string) string {
+		return request(method, bridgeURI, bridgeTo, "o1", 1, "", edit...)
+	}
+	line := func(m, with string) string { // replaces the start line
+		_, rest, _ := strings.Cut(m, "\n")
+		return with + "\n" + rest
+	}
+	tests := []struct {
+		name, message string
+		want          []string
+		header        string // must be in the answer
+	}{
+		{
+			"§3.1.1.1 a tortuous INVITE", strings.Join([]string{
+				"INVITE " + bridgeURI + ";unknownparam SIP/2.0", "TO :", " " + bridgeTo + " ;", "  tag2  = 1918181833n",
+				`from   : "J Rosenberg \\\""       <sip:jdrosen@example.com>`, "  ;", "  tag = 98asjd8",
+				"MaX-fOrWaRdS: 0068", "Call-ID: wsinv.ndaksdj@192.0.2.20", "Content-Length   : 152",
+				"cseq: 0009", "  INVITE", "Via  : SIP  /   2.0", " /UDP", "    192.0.2.20;branch=390skdjuw", "s :",
+				"NewFangledHeader:   newfangled value", " continued newfangled value", "UnknownHeaderWithUnusualValue: ;;,,;;,;",
+				"Content-Type: application/sdp", "Route:", " <sip:services.example.com;lr;unknownwith=value;unknown-no-value>",
+				"v:  SIP  / 2.0  / TCP     spindle.example.com   ;", "  branch  =   z9hG4bK9ikj8  ,",
+				" SIP  /    2.0   / UDP  192.168.255.111   ; branch=", " z9hG4bK30239",
+				`m:"Quoted string \"\"" <sip:jdrosen@example.com> ; newparam =`, "      newvalue ;", "  secondparam ; q = 0.33", "", "",
+			}, "\n") + peerOffer, []string{"100", "200", "400"}, "",
+		},
+		{"§3.1.1.2 a method of strange characters", other("!interesting-Method0123456789_*+`.%indeed'~"), []string{"501"}, "Allow"},
+		{
+			"§3.1.1.3 escaped characters", request("INVITE", "sip:sips%3Auser%40example.com@192.0.2.1", bridgeTo, "o1", 1, peerOffer),
+			[]string{"100", "200"},
+			"",
+		},
+		{"§3.1.1.4 escaped nulls", other("REGISTER", "Contact: <sip:%00@192.0.2.20>"), []string{"405"}, "Allow"},
+		{"§3.1.1.5 percent where it escapes nothing", other("RE%47IST%45R"), []string{"501"}, ""},
+		{"§3.1.1.6 no space before the bracket", options("From: caller<sip:caller@192.0.2.20>;tag=323"), []string{"200"}, ""},
+		{
+			"§3.1.1.7 long values", invite("Call-ID: longreq.one"+strings.Repeat("really", 20)+"long", "X-Long: "+strings.Repeat("long", 200)),
+			[]string{"100", "200"},
+			"",
+		},
+		{"§3.1.1.8 octets after the message", options() + "INVITE sip:joe@example.com SIP/2.0\n\n", []string{"200"}, ""},
+		{"§3.1.1.9 semicolons in the user part", line(options(), "OPTIONS sip:user;par=u%40example.net@192.0.2.1 SIP/2.0"), []string{"200"}, ""},
+		{
+			"§3.1.1.10 transports of all kinds",
+			options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bKkdjuw\nVia: SIP/2.0/SCTP t2.example.com\nVia: SIP/2.0/UNKNOWN t5.example.com;branch=z9hG4bKu"),
+			[]string{"200"},
+			"",
+		},
+		{"§3.1.1.11 several bodies", invite("Content-Type: multipart/mixed;boundary=7a9cbec02ceef655"), []string{"415"}, "Accept: application/sdp"},
+		{"§3.1.1.12 a response with a strange phrase", "SIP/2.0 200 = 2**3 * 5**2 \xd0\xbd\n" + replyTail, nil, ""},
+		{"§3.1.1.13 a response without phrase", "SIP/2.0 100 \n" + replyTail, nil, ""},
+
+		{"§3.1.2.1 stray separators", invite("Contact: \"Joe\" <sip:joe@example.org>;;;;", "Via: SIP/2.0/UDP 192.0.2.15;;,;,,"), []string{"400"}, ""},
+		{"§3.1.2.2 length beyond the message", invite("Content-Length: 9999"), []string{"400"}, ""},
+		{"§3.1.2.3 negative length", invite("Content-Length: -999"), []string{"400"}, ""},
+		{"§3.1.2.4 numbers too large", options("CSeq: 36893488147419103232 OPTIONS"), []string{"400"}, ""},
+		{"§3.1.2.4 too many hops allowed", options("Max-Forwards: 300"), []string{"400"}, ""},
+		{"§3.1.2.5 response with numbers too large", "SIP/2.0 503 Service Unavailable\n" + strings.ReplaceAll(replyTail, "1 OPTIONS", "9292394834772304023312 OPTIONS"), nil, ""},
+		{"§3.1.2.6 unterminated quote", options("To: \"Mr. J. User <sip:j.user@example.com>"), []string{"400"}, ""},
+		{"§3.1.2.7 brackets round the Request-URI", line(options(), "OPTIONS <sip:user@example.com> SIP/2.0"), []string{"400"}, ""},
+		{"§3.1.2.8 space in the Request-URI", line(options(), "OPTIONS sip:user@example.com; lr SIP/2.0"), []string{"400"}, ""},
+		{"§3.1.2.9 several spaces in the start line", line(options(), "OPTIONS  sip:user@example.com  SIP/2.0"), []string{"400"}, ""},
+		{"§3.1.2.10 space at the end of the start line", line(options(), "OPTIONS sip:user@example.com SIP/2.0 "), []string{"400", ""}, ""},
+		{"§3.1.2.11 headers in the Request-URI", line(options(), "OPTIONS sip:user@192.0.2.1?Route=%3Csip:x.example.com%3E SIP/2.0"), []string{"200", "400"}, ""},
+		{"§3.1.2.12 a date in another zone", options("Date: Fri, 01 Jan 2010 16:00:00 EST"), []string{"200", "400"}, ""},
+		{"§3.1.2.14 spaces in the address", options("To: \"Watson, Thomas\" < sip:t.watson@example.org >"), []string{"200", "400"}, ""},
+		{"§3.1.2.15 unquoted display name", options("From: Bell, Alexander <sip:a.g.bell@example.com>;tag=43"), []string{"200", "400"}, ""},
+		{"§3.1.2.16 unknown version", line(options(), "OPTIONS sip:t.watson@192.0.2.1 SIP/7.0"), []string{"505"}, ""},
+		{"§3.1.2.17 CSeq of another method", options("CSeq: 8 INVITE"), []string{"400"}, ""},
+		{"§3.1.2.18 unknown method, CSeq of another", other("NEWMETHOD", "CSeq: 8 INVITE"), []string{"400", "501"}, ""},
+		{"§3.1.2.19 an impossible status", "SIP/2.0 4294967301 better not break the receiver\n" + replyTail, nil, ""},
+
+		{"§3.2.1 no transaction id", options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bK"), []string{"200", "400"}, ""},
+		{"§3.3.1 nearly everything missing", "INVITE " + bridgeURI + " SIP/2.0\nCSeq: 193942 INVITE\nVia: SIP/2.0/UDP 192.0.2.95;branch=z9hG4bKkdj.insuf\nContent-Length: 0\n\n", []string{"400"}, ""},
+		{"§3.3.2 unknown scheme", line(options(), "OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0"), []string{"416"}, ""},
+		{"§3.3.3 another unknown scheme", line(options(), "OPTIONS soap.beep://192.0.2.103:3002 SIP/2.0"), []string{"416"}, ""},
+		{"§3.3.4 unknown schemes in headers", other("REGISTER", "To: <isbn:2983792873>"), []string{"405", "400"}, ""},
+		{
+			"§3.3.5 unknown extension required", options("Require: nothingSupportsThis, nothingSupportsThisEither", "Proxy-Require: noProxiesSupportThis"),
+			[]string{"420"},
+			"Unsupported: nothingSupportsThis, nothingSupportsThisEither",
+		},
+		{"reliable provisional answers required", invite("Require: 100rel"), []string{"420"}, "Unsupported: 100rel"},
+		{"§3.3.6 unknown content type", invite("Content-Type: application/unknownformat"), []string{"415"}, "Accept: application/sdp"},
+		{"compressed body", invite("Content-Encoding: gzip"), []string{"415"}, "Accept-Encoding: identity"},
+		{"§3.3.8 mandatory headers twice", options("Call-ID: a\nCall-ID: b"), []string{"400"}, ""},
+		{"two To headers", options("To: <sip:a@b>\nTo: <sip:c@d>"), []string{"400"}, ""},
+		{"compact and long form of one header", options("From: <sip:a@b>;tag=1\nf: <sip:c@d>;tag=2"), []string{"400"}, ""},
+		{"§3.3.9 two lengths", options("Content-Length: 0\nContent-Length: 8"), []string{"400"}, ""},
+		{"§3.3.11 no hops left, but it is for us", options("Max-Forwards: 0"), []string{"200"}, ""},
+		{"a call without hops left", invite("Max-Forwards: 0"), []string{"483"}, ""},
+		{"§3.3.15 an answer nobody can give", invite("Accept: text/nobodyKnowsThis"), []string{"406"}, ""},
+		{"§3.4.1 an INVITE of RFC 2543", invite("Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), []string{"400", "100"}, ""},
+
+		{"secure scheme without TLS", line(options(), "OPTIONS sips:1000@192.0.2.1 SIP/2.0"), []string{"416"}, ""},
+		{"telephone scheme", line(invite(), "INVITE tel:+1-000;phone-context=x SIP/2.0"), []string{"100", "200"}, ""},
+		{"SRTP only", invite("X-Pad: 1") + "", []string{"100", "200"}, ""},
+		{"method we know and do not serve", other("SUBSCRIBE"), []string{"405"}, "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, UPDATE"},
+		{"lower-case method is another method", line(options("CSeq: 1 options"), "options sip:1000@192.0.2.1 SIP/2.0"), []string{"200", "400", "501"}, ""},
+		{"CANCEL of nothing", other("CANCEL"), []string{"481"}, ""},
+		{"BYE of nothing", other("BYE"), []string{"481"}, ""},
+		{"BYE of an unknown dialog", request("BYE", bridgeURI, bridgeTo+";tag=x", "o1", 1, ""), []string{"481"}, ""},
+		{"INVITE of an unknown dialog", request("INVITE", bridgeURI, bridgeTo+";tag=x", "o1", 1, peerOffer), []string{"481"}, ""},
+		{"UPDATE of nothing", other("UPDATE"), []string{"481"}, ""},
+		{"ACK of nothing", other("ACK"), nil, ""},
+		{"malformed ACK", other("ACK", "CSeq: x ACK"), nil, ""},
+		{"ACK without To", other("ACK", "To:"), nil, ""},
+		{"INVITE without To", invite("To:"), []string{"400"}, ""},
+		{"INVITE without From", invite("From:"), []string{"400"}, ""},
+		{"INVITE without Call-ID", invite("Call-ID:"), []string{"400"}, ""},
+		{"INVITE without CSeq", invite("CSeq:"), []string{"400"}, ""},
+		{"INVITE without Via", invite("Via:"), nil, ""},
+		{"INVITE without Contact", invite("Contact:"), []string{"100", "400"}, ""},
+		{"INVITE with broken SDP", request("INVITE", bridgeURI, bridgeTo, "o1", 1, "v=0\nm=audio x\n"), []string{"100", "400"}, ""},
+		{"INVITE with no common codec", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/AVP 18\n"), []string{"100", "488"}, `Warning: 305 192.0.2.1 "No common codec, offer PCMU or PCMA"`},
+		{"INVITE with SRTP only", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/SAVP 0\n"), []string{"100", "488"}, "Warning: 302"},
+		{"header injection by a bare LF", options("From: <sip:a@b>;tag=1\x0bX"), []string{"200", "400", ""}, ""},
+		{"NUL in a header", options("Subject: a\x00b"), nil, ""},
+		{"one byte", "x", nil, ""},
+		{"keep-alive", "\n\n", nil, ""},
+		{"NULs", "\x00\x00\x00\x00", nil, ""},
+		{"HTTP", "GET / HTTP/1.1\nHost: x\n\n", nil, ""},
+		{"a start line only", "OPTIONS sip:x@y SIP/2.0\n\n", nil, ""},
+		{"a header line of 3000 octets", options("X-Long: " + strings.Repeat("a", 3000)), nil, ""},
+		{"200 header lines", options("X: 1" + strings.Repeat("\nX: 1", 200)), nil, ""},
+		{"9000 octets", invite("Content-Length: 8500") + strings.Repeat("a", 8300), nil, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, nil, answerAtOnce, func(b *bubble) {
+				b.peer.send(tt.message)
+				got, all := b.peer.codes()
+				for _, code := range got {
+					if !slices.Contains(tt.want, code) {
+						t.Errorf("answered %v, want one of %v", got, tt.want)
+					}
+				}
+				if len(got) == 0 && len(tt.want) > 0 && !slices.Contains(tt.want, "") {
+					t.Errorf("no answer, want one of %v", tt.want)
+				}
+				if !strings.Contains(all, tt.header) {
+					t.Errorf("no %q in %q", tt.header, all)
+				}
+				b.peer.forget() // whatever it was: we live, and the next one is served
+				b.peer.send(request("OPTIONS", bridgeURI, bridgeTo, "alive", 99, "", "Call-ID: alive"))
+				if got, _ := b.peer.codes(); len(got) == 0 || got[0] != "200" {
+					t.Errorf("afterwards OPTIONS got %v", got)
+				}
+			})
+		})
+	}
+}
+
+const replyTail = "Via: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKx\nFrom: <sip:a@b>;tag=1\nTo: <sip:c@d>;tag=2\nCall-ID: r\nCSeq: 1 OPTIONS\nContent-Length: 0\n\n"
+
+// codes lists the statuses received, and the whole text of the last message.
+func (p *rawPeer) codes() ([]string, string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, g := range p.got {
+		if f := strings.Fields(g.v); len(f) > 1 && f[0] == "SIP/2.0" {
+			out = append(out, f[1])
+		}
+	}
+	if len(p.got) == 0 {
+		return nil, ""
+	}
+	return out, p.got[len(p.got)-1].v
+}
+
+func TestInDialogRequestsAreChecked(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		for i, tt := range []struct {
+			name, message, want string
+		}{
+			{"OPTIONS inside", b.peer.within("OPTIONS", "x0", 5, ""), "200"},
+			{"number used before", b.peer.within("INFO", "x1", 5, ""), "500"},
+			{"number going back", b.peer.within("INFO", "x2", 2, ""), "500"},
+			{"tag of somebody else", b.peer.within("BYE", "x3", 6, "", "From: <sip:2001@192.0.2.20>;tag=wrong"), "481"},
+			{"INFO with nothing", b.peer.within("INFO", "x4", 7, ""), "200"},
+			{"INFO of an unknown kind", b.peer.within("INFO", "x5", 8, "hello", "Content-Type: text/plain"), "415"},
+			{"INFO with a key", b.peer.within("INFO", "x6", 9, "Signal= *\n", "Content-Type: application/dtmf-relay"), "200"},
+			{"INFO with a bare key", b.peer.within("INFO", "x7", 10, "11", "Content-Type: application/dtmf"), "200"},
+			{"UPDATE to refresh", b.peer.within("UPDATE", "x8", 11, ""), "200"},
+			{"UPDATE to hold", b.peer.within("UPDATE", "x9", 12, peerOffer+"a=sendonly\n"), "200"},
+			{"UPDATE nobody can accept", b.peer.within("UPDATE", "x10", 13, sdpHead+"m=audio 4000 RTP/AVP 18\n"), "488"},
+			{"re-INVITE nobody can accept", b.peer.within("INVITE", "x11", 14, sdpHead+"m=audio 4000 RTP/AVP 18\n"), "488"},
+			{"REFER", b.peer.within("REFER", "x12", 15, "", "Refer-To: <sip:x@y>"), "405"},
+			{"PRACK", b.peer.within("PRACK", "x13", 16, "", "RAck: 1 1 INVITE"), "405"},
+		} {
+			b.peer.forget2xx()
+			b.peer.send(tt.message)
+			if got, _ := b.peer.codes(); len(got) == 0 || got[len(got)-1] != tt.want {
+				t.Errorf("%d %s: got %v, want %s", i, tt.name, got, tt.want)
+			}
+		}
+		call := <-b.calls
+		if d := call.Dialog(); d.Media.Direction != RecvOnly || d.RemoteCSeq != 14 {
+			t.Errorf("dialog: direction %s, remote CSeq %d", d.Media.Direction, d.RemoteCSeq)
+		}
+		wantLines(t, "application heard", b.said(), []string{
+			"0s Acked", "0s Digit", "0s Digit", "0s DialogChanged", "0s MediaChanged", "0s Hold", "0s DialogChanged",
+		})
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		b.peer.send(replyTo(b.peer.last(), "481 Call/Transaction Does Not Exist"))
+		<-call.Done()
+	})
+}
+
+// forget2xx keeps only what names the dialog.
+func (p *rawPeer) forget2xx() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.got = p.got[:2]
+}
+
+func TestTargetRefreshAndRoutes(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		proxy := b.newPeer(addr("192.0.2.9:5070"))
+		defer proxy.close()
+		b.peer.send(invite("Record-Route: <sip:192.0.2.9:5070;lr>, <sip:192.0.2.8;lr;x=y>", "Record-Route: <sip:192.0.2.9:5070;lr>, <sip:192.0.2.8;lr;x=y>"))
+		if rr := b.peer.last(); strings.Count(rr, "Record-Route: ") != 2 {
+			t.Errorf("answer without the Record-Routes: %q", rr)
+		}
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("INVITE", "r1", 2, peerOffer, "Contact: <sip:new@192.0.2.77:5099;transport=udp>"))
+		b.peer.send(b.peer.within("ACK", "k2", 2, ""))
+		call := <-b.calls
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		bye := proxy.last()
+		if !strings.HasPrefix(bye, "BYE sip:new@192.0.2.77:5099;transport=udp SIP/2.0\r\n") {
+			t.Fatalf("the first router got %q", bye)
+		}
+		if i, j := strings.Index(bye, "Route: <sip:192.0.2.9:5070;lr>"), strings.Index(bye, "Route: <sip:192.0.2.8;lr;x=y>"); i < 0 || j < i {
+			t.Errorf("routes of BYE: %q", bye)
+		}
+		proxy.send(replyTo(bye, "200 OK"))
+		<-call.Done()
+	})
+}
+
+func TestStrictRouter(t *testing.T) { // RFC 3261 §12.2.1.1
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		proxy := b.newPeer(addr("192.0.2.9:5070"))
+		defer proxy.close()
+		b.peer.send(invite("Record-Route: <sip:192.0.2.9:5070>"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		_ = (<-b.calls).Hangup(CauseNormal)
+		synctest.Wait()
+		bye := proxy.last()
+		if !strings.HasPrefix(bye, "BYE sip:192.0.2.9:5070 SIP/2.0\r\n") || headerIn(bye, "Route") != "<sip:2001@192.0.2.20:5060>" {
+			t.Errorf("BYE through a strict router: %q", bye)
+		}
+		proxy.send(replyTo(bye, "200 OK"))
+		synctest.Wait()
+	})
+}
+
+func TestOverloadIsRefused(t *testing.T) {
+	limited := func(c *Config) { c.Limits.Calls = 2; c.Limits.InvitesPerSecond = 5 }
+	inBubble(t, limited, answerAtOnce, func(b *bubble) {
+		for i := range 4 {
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, fmt.Sprint("n", i), 1, peerOffer, fmt.Sprint("Call-ID: n", i)))
+		}
+		got, last := b.peer.codes()
+		if want := []string{"100", "200", "100", "200", "503", "503"}; !slices.Equal(got, want) || headerIn(last, "Retry-After") == "" {
+			t.Errorf("got %v, want %v with Retry-After", got, want)
+		}
+		b.stack.Drain(true)
+		b.peer.send(request("OPTIONS", bridgeURI, bridgeTo, "o", 1, "", "Call-ID: o"))
+		if got, _ := b.peer.codes(); got[len(got)-1] != "503" {
+			t.Errorf("OPTIONS while draining got %v", got)
+		}
+	})
+}
+
+func TestFloodLeavesNothingBehind(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Limits.InvitesPerSecond = -1 }, func(c *Call) { _ = c.Reject(486, "") }, func(b *bubble) {
+		flood := func(round int) {
+			for i := range 500 {
+				id := fmt.Sprintf("%d.%d", round, i)
+				_, _ = b.peer.conn.WriteToUDPAddrPort([]byte(crlf(request("INVITE", bridgeURI, bridgeTo, id, 1, peerOffer, "Call-ID: "+id))), bridgeAddr)
+				_, _ = b.peer.conn.WriteToUDPAddrPort([]byte(crlf(invite("To:", "Call-ID: "+id))), bridgeAddr)
+				_, _ = b.peer.conn.WriteToUDPAddrPort([]byte(strings.Repeat(id, 500)), bridgeAddr)
+			}
+			time.Sleep(2 * time.Minute) // every transaction has given up
+			b.peer.forget()
+			for len(b.calls) > 0 {
+				<-b.calls
+			}
+			b.mu.Lock()
+			b.events = nil
+			b.mu.Unlock()
+		}
+		flood(0)
+		before := heap()
+		for round := range 5 {
+			flood(round + 1)
+		}
+		if grown := int64(heap()) - int64(before); grown > 1<<20 {
+			t.Errorf("heap grew by %d KiB over 7500 hostile messages", grown>>10)
+		}
+		if s := b.stack.Stats(); s.Calls != 0 || s.RTPPorts != 0 {
+			t.Errorf("left behind: %d calls, %d ports", s.Calls, s.RTPPorts)
+		}
+	})
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func FuzzGuard(f *testing.F) {
+	f.Add([]byte(crlf(invite())), false)
+	f.Add([]byte(crlf(invite("Content-Length: 2000000000"))), true)
+	f.Add([]byte("SIP/2.0 200 OK\r\n\r\n"), false)
+	f.Add([]byte(crlf("OPTIONS sip:x SIP/2.0\nv: x\n folded\nf: a\nt: b\ni: c\nCSeq: 1 OPTIONS\n\n")), false)
+	s := newStack(Config{}, nil, nil)
+	g := s.guard()
+	f.Fuzz(func(t *testing.T, data []byte, stream bool) {
+		v := g.inspect(data, stream)
+		if v.code != 0 {
+			answer := string(g.refusal(data, v))
+			if !strings.HasPrefix(answer, "SIP/2.0 4") && !strings.HasPrefix(answer, "SIP/2.0 5") || strings.Count(answer, "\r\n\r\n") != 1 || strings.ContainsAny(strings.ReplaceAll(answer, "\r\n", ""), "\r\n\x00") {
+				t.Fatalf("refusal %q", answer)
+			}
+		}
+		if size, fv := g.frame(data); size > g.limits.MessageBytes || size > 0 && fv.code != 0 {
+			t.Fatalf("frame = %d, %+v", size, fv)
+		}
+		if n := s.counters.panics.Load(); n != 0 {
+			t.Fatal("the parser panicked")
+		}
+		if !v.pass() {
+			return
+		}
+		m, err := g.parser.ParseSIP(data)
+		if err != nil {
+			t.Fatalf("passed what does not parse: %v", err)
+		}
+		s.prepare(m)
+		checkAny(m)
+	})
+}
+
+// checkAny does to a parsed message what serving it does first.
+func checkAny(m gosip.Message) {
+	req, ok := m.(*gosip.Request)
+	if !ok || checkRequest(req) != nil {
+		return
+	}
+	_ = inviteInfo(&Trunk{TrustIdentity: true}, req)
+	_ = reasonOf(req)
+	_ = inviteOf(req)
+	_, _ = infoDigit(contentType(req), string(req.Body()))
+}
