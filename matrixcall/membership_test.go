@@ -1,0 +1,272 @@
+package matrixcall
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+)
+
+// inBubble runs a test on a virtual network, in virtual time. What is left running when it ends fails it.
+func inBubble(t *testing.T, ice ICEConfig, test func(t *testing.T, bed *callBed)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		bed := newCallBed(t, ice)
+		defer bed.close()
+		test(t, bed)
+	})
+}
+
+// hearEachOther checks that the last second of talk arrived on both sides.
+func (b *callBed) hearEachOther(p *phone, br *browser) {
+	b.t.Helper()
+	inBefore, outBefore := p.heard(br.user), br.heard(p.info.Ghost)
+	b.talk(time.Second, p)
+	time.Sleep(50 * time.Millisecond)
+	in, out := p.heard(br.user)-inBefore, br.heard(p.info.Ghost)-outBefore
+	if in != 50 || out != 50 {
+		b.t.Errorf("phone %s heard %d packets of %s, which heard %d, want 50 each", p.info.Ghost, in, br.user, out)
+	}
+}
+
+func leave(t *testing.T, p *phone) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := p.Leave(ctx, ""); err != nil {
+		t.Errorf("Leave = %v", err)
+	}
+}
+
+func TestGhostInvitesAndBothHear(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		p := bed.join("@_sip_1:x")
+		alice.enter()
+		time.Sleep(2 * time.Second)
+		bed.hearEachOther(p, alice)
+		if got := p.people(); got != 1 {
+			t.Errorf("people = %d, want 1", got)
+		}
+		in, _ := alice.sdp("@_sip_1:x")
+		for _, want := range []string{"a=inactive", "maxplaybackrate=8000", "a=candidate:", "telephone-event/48000"} {
+			if !strings.Contains(in, want) {
+				t.Errorf("our offer lacks %q:\n%s", want, in)
+			}
+		}
+		leave(t, p)
+		if got := alice.received("m.call.hangup"); got != 1 {
+			t.Errorf("alice got %d hangups, want 1", got)
+		}
+		if connected, gone := p.count(isConnected), p.count(isGone); connected != 1 || gone != 1 {
+			t.Errorf("%d PeerConnected and %d PeerGone, want 1 and 1", connected, gone)
+		}
+		if len(bed.members["@_sip_1:x"]) != 0 || bed.call.Ended {
+			t.Errorf("after leaving: entry %v, call ended %t, want none, false", bed.members["@_sip_1:x"], bed.call.Ended)
+		}
+		leave(t, p)
+	})
+}
+
+func TestGhostIsInvitedAndBothHear(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		alice.enter()
+		p := bed.join("@zed:x")
+		time.Sleep(2 * time.Second)
+		bed.hearEachOther(p, alice)
+		in, _ := alice.sdp("@zed:x")
+		if !strings.Contains(in, "a=setup:passive") {
+			t.Errorf("our answer does not say passive:\n%s", in)
+		}
+		leave(t, p)
+	})
+}
+
+func TestOneSharedPortServesManyPeers(t *testing.T) {
+	inBubble(t, ICEConfig{UDPPort: 7000}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		bob := bed.browser("@bob:x", "10.1.0.3", nil)
+		alice.enter()
+		bob.enter()
+		p := bed.join("@_sip_1:x")
+		q := bed.join("@azed:x") // alice is inviter of q? no: "@alice:x" < "@azed:x", and bob is not
+		time.Sleep(2 * time.Second)
+		for _, ph := range []*phone{p, q} {
+			bed.hearEachOther(ph, alice)
+			bed.hearEachOther(ph, bob)
+		}
+		in, _ := alice.sdp("@_sip_1:x")
+		if got := strings.Count(in, " 7000 typ host"); got == 0 || got != strings.Count(in, "typ host") {
+			t.Errorf("candidates are not all on port 7000:\n%s", in)
+		}
+		leave(t, p)
+		leave(t, q)
+	})
+}
+
+func TestCameraOnlyInviterHearsThePhoneAndUnmutesLater(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", func(br *browser) { br.noMic = true })
+		alice.enter()
+		p := bed.join("@zed:x")
+		time.Sleep(3 * time.Second)
+		before := alice.heard("@zed:x")
+		bed.talk(time.Second, p)
+		time.Sleep(50 * time.Millisecond)
+		if got := alice.heard("@zed:x") - before; got != 50 {
+			in, out := alice.sdp("@zed:x")
+			t.Errorf("alice heard %d packets, want 50\n%s\n%s", got, in, out)
+		}
+		// The microphone is switched on; the client says so, but does not offer for a while.
+		alice.do(func() {
+			alice.noMic = false
+			call := alice.calls["@zed:x"]
+			alice.addTrack(call)
+			alice.send(call, "org.matrix.call.sdp_stream_metadata_changed",
+				map[string]any{"org.matrix.msc3077.sdp_stream_metadata": alice.metadata()})
+		})
+		time.Sleep(2 * time.Second)
+		bed.hearEachOther(p, alice)
+		leave(t, p)
+	})
+}
+
+func TestRestartedPeerIsCalledAgain(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		alice.enter()
+		p := bed.join("@_sip_1:x")
+		time.Sleep(2 * time.Second)
+		alice.do(func() { alice.session = "s-second" })
+		alice.enter()
+		time.Sleep(2 * time.Second)
+		bed.hearEachOther(p, alice)
+		if connected, gone := p.count(isConnected), p.count(isGone); connected != 2 || gone != 1 {
+			t.Errorf("%d PeerConnected and %d PeerGone, want 2 and 1", connected, gone)
+		}
+		leave(t, p)
+	})
+}
+
+func TestRenegotiationsOfThePeerAreAnswered(t *testing.T) {
+	for _, ghost := range []id.UserID{"@_sip_1:x", "@zed:x"} {
+		t.Run(string(ghost[1:4]), func(t *testing.T) {
+			inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+				alice := bed.browser("@alice:x", "10.1.0.2", nil)
+				alice.enter()
+				p := bed.join(ghost)
+				time.Sleep(2 * time.Second)
+				alice.do(func() { alice.check(addVideo(alice.calls[ghost].pc)) })
+				alice.offer(ghost, false)
+				time.Sleep(time.Second)
+				bed.hearEachOther(p, alice)
+				in, _ := alice.sdp(ghost)
+				if !strings.Contains(in, "a=setup:passive") || !strings.Contains(in, "a=inactive") {
+					t.Errorf("answer to a re-offer with video:\n%s", in)
+				}
+				alice.offer(ghost, true) // ICE restart
+				time.Sleep(2 * time.Second)
+				bed.hearEachOther(p, alice)
+				if got := p.count(isGone); got != 0 {
+					t.Errorf("%d PeerGone, want none", got)
+				}
+				leave(t, p)
+			})
+		})
+	}
+}
+
+func TestLostInviteIsRepeated(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		alice.silent.Store(true)
+		alice.enter()
+		p := bed.join("@_sip_1:x")
+		time.Sleep(5 * time.Second)
+		alice.silent.Store(false)
+		time.Sleep(5 * time.Second)
+		bed.hearEachOther(p, alice)
+		leave(t, p)
+	})
+}
+
+func TestLastToLeaveOwnCallTerminatesIt(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		p, q := bed.join("@_sip_1:x"), bed.join("@_sip_2:x")
+		leave(t, p)
+		if bed.call.Ended {
+			t.Error("call ended while a ghost was in it")
+		}
+		leave(t, q)
+		if !bed.call.Ended {
+			t.Error("call not ended when the last ghost left")
+		}
+	})
+}
+
+func TestEndedCallEndsTheMembership(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		alice.enter()
+		p := bed.join("@_sip_1:x")
+		time.Sleep(2 * time.Second)
+		bed.mu.Lock()
+		bed.call.Ended = true
+		bed.mu.Unlock()
+		bed.spread()
+		<-p.done
+		if got := p.count(func(ev Event) bool { _, ok := ev.(CallEnded); return ok }); got != 1 {
+			t.Errorf("%d CallEnded, want 1", got)
+		}
+		leave(t, p)
+	})
+}
+
+func TestMembershipIsRenewedForHours(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		p := bed.join("@_sip_1:x")
+		for range 10 {
+			time.Sleep(20 * time.Minute)
+			if left := time.Until(p.Info().Expires); left < 10*time.Minute {
+				t.Errorf("entry has %v left", left)
+			}
+		}
+		if bed.puts < 4 || bed.puts > 7 {
+			t.Errorf("entry written %d times in 200 minutes, want every 40 to 45", bed.puts)
+		}
+		leave(t, p)
+	})
+}
+
+func TestRefusedJoinIsAnErrorAndLeavesNoCall(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		bed.refuse = mautrix.MForbidden
+		ghost := &Ghost{user: "@_sip_1:x", device: "GHOST"}
+		_, err := joinCall(t.Context(), bed, ghost, bedRoom, CallOptions{})
+		if err == nil || !bed.call.Ended || len(bed.joined) != 0 {
+			t.Errorf("joinCall = %v, call ended %t, %d attached, want error, true, 0", err, bed.call.Ended, len(bed.joined))
+		}
+	})
+}
+
+func TestJoinGivesUpWithItsContext(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		bed.refuse = errors.New("later")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := joinCall(ctx, bed, &Ghost{user: "@_sip_1:x", device: "GHOST"}, bedRoom, CallOptions{})
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("joinCall = %v, want deadline exceeded", err)
+		}
+		time.Sleep(time.Minute)
+		if len(bed.joined) != 0 {
+			t.Errorf("still attached: %d", len(bed.joined))
+		}
+	})
+}
