@@ -82,7 +82,14 @@ func (m *Media) apply(n Negotiated, allowed func(netip.Addr) bool, now time.Time
 }
 
 // OnPacket sets who gets the phone's audio. The packet is only valid during the call; the callback must not block.
-func (m *Media) OnPacket(f func(*rtp.Packet)) { m.onPacket.Store(&f) }
+// nil means nobody.
+func (m *Media) OnPacket(f func(*rtp.Packet)) {
+	if f == nil {
+		m.onPacket.Store(nil)
+		return
+	}
+	m.onPacket.Store(&f)
+}
 
 // Format says what goes over the wire.
 func (m *Media) Format() Format {

@@ -1,0 +1,156 @@
+package bridge
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"trunkline/internal/testbed/listen"
+	"trunkline/internal/testbed/member"
+	"trunkline/internal/testbed/phone"
+	"trunkline/internal/testbed/speech"
+)
+
+const talkTime = 5 * time.Second
+
+// Not parallel: it judges sound made in real time, and the others would steal the time.
+func TestPhoneAndMemberHearEachOther(t *testing.T) {
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
+		t.Run(kind.String(), func(t *testing.T) {
+			b := newBed(t)
+			alice := b.person("alice", kind, true)
+			call := b.dial(b.phone("+493012345678"), goodNumber)
+			ghost := b.ghosts()
+			if len(ghost) != 1 {
+				t.Fatalf("ghosts in the call: %v, want one", ghost)
+			}
+			if err := alice.AwaitConnected(b.ctx(), ghost...); err != nil {
+				t.Fatal(err)
+			}
+			said := map[string][]int16{"alice": speech.Alice.PCM(48000, talkTime), "phone": speech.Bob.PCM(8000, talkTime)}
+			alice.Forget()
+			alice.Says(said["alice"])
+			call.Play(said["phone"])
+			time.Sleep(talkTime + time.Second)
+			hears(t, "phone", call.Heard(), 8000, listen.Resample(said["alice"], 48000, 8000), said["phone"])
+			hears(t, "alice", alice.Heard(ghost[0]).PCM, 48000, listen.Resample(said["phone"], 8000, 48000), said["alice"])
+
+			if err := call.Hangup(b.ctx()); err != nil {
+				t.Fatal(err)
+			}
+			if err := alice.AwaitGone(b.ctx(), ghost[0]); err != nil {
+				t.Error(err)
+			}
+			b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+			if complaints := alice.Complaints(); len(complaints) > 0 {
+				t.Errorf("alice's client complains: %q", complaints)
+			}
+		})
+	}
+}
+
+func hears(t *testing.T, who string, heard []int16, rate int, other, own []int16) {
+	t.Helper()
+	if m := listen.Compare(heard, other, rate); m.Correlation < 0.85 || m.Gain < -2 || m.Gain > 2 {
+		t.Errorf("%s hears the other: %v", who, m)
+	}
+	if m := listen.Compare(heard, own, rate); m.Correlation > 0.25 {
+		t.Errorf("%s hears itself: %v", who, m)
+	}
+}
+
+func TestLastMemberLeavesAndThePhoneIsHungUpOn(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.Hydrogen, true)
+	call := b.dial(b.phone("1"), goodNumber)
+	if err := alice.AwaitConnected(b.ctx(), b.ghosts()...); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.LeaveCall(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	overByBye(t, call)
+	b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+}
+
+func overByBye(t *testing.T, call *phone.Call) {
+	t.Helper()
+	select {
+	case <-call.Done():
+		t.Logf("the phone's call ended: %s", call.Ended())
+	case <-time.After(patience):
+		t.Error("the phone got no BYE")
+	}
+}
+
+func TestPhoneCreatesTheCallAndEndsIt(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	call := b.dial(b.phone("1"), goodNumber)
+	if n := b.activeCalls(); n != 1 {
+		t.Errorf("%d calls in the room, want the one that the phone created", n)
+	}
+	alice := b.person("alice", member.Hydrogen, true)
+	if err := alice.AwaitConnected(b.ctx(), b.ghosts()...); err != nil {
+		t.Error(err)
+	}
+	if err := alice.LeaveCall(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	overByBye(t, call)
+	b.await("the call to be terminated", func() bool { return b.activeCalls() == 0 })
+}
+
+func TestRefusalsHaveTheRightCode(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	p := b.phone("1")
+	for number, want := range map[string]int{"999": 404, lostNumber: 404, otherNumber: 403} {
+		_, err := p.Dial(b.ctx(), b.sip, number)
+		var refused *phone.StatusError
+		if !errors.As(err, &refused) || refused.Code != want {
+			t.Errorf("dialling %s = %v, want %d", number, err, want)
+		}
+	}
+	strict := b.cfg.Routes[1].Room
+	b.await("a notice in the strict room", func() bool { return len(b.notices(strict)) > 0 })
+	if said := b.notices(strict); len(said) != 1 || !strings.Contains(said[0], "org.matrix.msc3401.call.member") {
+		t.Errorf("the bot said %q, want one sentence that names the missing right", said)
+	}
+	b.await("rows to go", func() bool { return b.rows() == 0 })
+}
+
+func TestOneCallTooManyIsTold503(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.person("alice", member.Hydrogen, true)
+	for range b.cfg.Calls.MaxLegs {
+		b.dial(b.phone("1"), goodNumber) // the same caller each time: each call has a ghost of its own
+	}
+	if n := len(b.ghosts()); n != b.cfg.Calls.MaxLegs {
+		t.Errorf("%d ghosts for %d calls of one caller", n, b.cfg.Calls.MaxLegs)
+	}
+	_, err := b.phone("2").Dial(b.ctx(), b.sip, goodNumber)
+	var refused *phone.StatusError
+	if !errors.As(err, &refused) || refused.Code != 503 {
+		t.Errorf("one too many = %v, want 503", err)
+	}
+}
+
+func TestStoppingEndsCallsOnBothSides(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, true)
+	call := b.dial(b.phone("1"), goodNumber)
+	ghost := b.ghosts()
+	if err := alice.AwaitConnected(b.ctx(), ghost...); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+	overByBye(t, call)
+	if err := alice.AwaitGone(b.ctx(), ghost[0]); err != nil {
+		t.Error(err)
+	}
+}
