@@ -227,12 +227,33 @@ func (w *world) people(ctx context.Context) error {
 	}
 	w.room = answer.RoomID
 	w.show.say("room #%s:%s: %s has invited @%s", w.opts.room, w.hostName, name, w.opts.bot)
-	w.phone, err = phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", Name: "Phil Phone"})
+	if w.opts.attach { // the deployment stays: leave the alias to the next call
+		alias := id.NewRoomAlias(w.opts.room, w.hostName)
+		w.closers = append(w.closers, func() error {
+			_, err := w.alice.Client().DeleteAlias(context.WithoutCancel(ctx), alias)
+			return err
+		})
+	}
+	local, err := addressTowards(w.sip)
+	if err != nil {
+		return err
+	}
+	w.phone, err = phone.Open(phone.Config{Local: local, User: "+493012345678", Name: "Phil Phone"})
 	if err != nil {
 		return err
 	}
 	w.closers = append(w.closers, w.phone.Close)
 	return nil
+}
+
+// addressTowards is this machine's address on the way to a SIP socket: the phone's, as it says in Via, Contact and SDP.
+func addressTowards(sip string) (netip.Addr, error) {
+	conn, err := net.Dial("udp", sip) // sends nothing
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(), nil
 }
 
 // close ends everything in reverse order. The bridge's log is shown when something failed.
