@@ -24,8 +24,9 @@ const (
 	fullPool = 50
 	lowPool  = 40
 
-	// fallbackLife is how long a used fallback key stays at least: whoever
-	// claimed the one before must still be understood.
+	// fallbackLife is how long a fallback key that replaced a used one
+	// stays at least: whoever claimed the one before must still be
+	// understood.
 	fallbackLife = 5 * time.Minute
 )
 
@@ -49,7 +50,7 @@ type keyring struct {
 	// two, but not one against the other.
 	account  slot
 	existed  bool      // the account came from the database
-	fallback time.Time // when the fallback key was last made; guarded by account
+	replaced time.Time // when the fallback key was last replaced; guarded by account
 }
 
 func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *slog.Logger) (*keyring, error) {
@@ -148,10 +149,11 @@ func (k *keyring) upkeep(ctx context.Context, count int, fallbackUsed bool) erro
 		return err
 	}
 	defer k.account.release()
-	if fallbackUsed && time.Since(k.fallback) > fallbackLife {
+	if fallbackUsed && time.Since(k.replaced) > fallbackLife {
 		if err := k.newFallback(ctx); err != nil {
 			return err
 		}
+		k.replaced = time.Now()
 	}
 	return k.topUp(ctx, count)
 }
@@ -172,7 +174,12 @@ func (k *keyring) topUp(ctx context.Context, count int) error {
 	if err != nil || (count >= lowPool && k.machine.GetAccount().Shared) {
 		return err
 	}
-	if err := k.machine.ShareKeys(ctx, count); err != nil {
+	// Keys whose upload failed before are uploaded as well: count them in.
+	pending, err := inside.OneTimeKeys()
+	if err != nil {
+		return err
+	}
+	if err := k.machine.ShareKeys(ctx, count+len(pending)); err != nil {
 		return fmt.Errorf("upload one-time keys: %w", err)
 	}
 	k.service.metrics.OneTimeKeyUploads.Add(1)
@@ -189,7 +196,6 @@ func (k *keyring) newFallback(ctx context.Context) error {
 	if err := inside.GenFallbackKey(); err != nil {
 		return fmt.Errorf("make fallback key: %w", err)
 	}
-	k.fallback = time.Now()
 	return k.uploadFallback(ctx, inside)
 }
 

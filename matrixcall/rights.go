@@ -31,9 +31,13 @@ func (e *RightsError) Error() string {
 	for _, kind := range e.Types {
 		quoted = append(quoted, strconv.Quote(kind))
 	}
-	return fmt.Sprintf("Phones cannot join calls in this room, because members with power level %d may not send %s events (level %d is needed): "+
+	what := "join"
+	if !slices.Contains(e.Types, memberType) {
+		what = "start"
+	}
+	return fmt.Sprintf("Phones cannot %s calls in this room, because members with power level %d may not send %s events (level %d is needed): "+
 		"an administrator can change that in the room's permissions by setting these events to level %d.",
-		e.Have, strings.Join(quoted, " and "), e.Need, e.Have)
+		what, e.Have, strings.Join(quoted, " and "), e.Need, e.Have)
 }
 
 // CheckRights says whether the ghost, who must be in the room, may take part

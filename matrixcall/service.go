@@ -362,7 +362,6 @@ func (s *Service) ping(ctx context.Context) error {
 	var err error
 	for attempt := range maxPings {
 		_, err = s.owner.AppservicePing(ctx, s.cfg.ID, s.bot.TxnID())
-		var response mautrix.HTTPError
 		switch {
 		case err == nil:
 			return nil
@@ -373,11 +372,8 @@ func (s *Service) ping(ctx context.Context) error {
 			return permanent("the registration file has no url: the homeserver cannot reach the bridge: %w", err)
 		case errors.Is(err, mautrix.MForbidden):
 			return permanent("the homeserver knows another id than %q for as_token: %w", s.cfg.ID, err)
-		case errors.Is(err, mautrix.MBadStatus) && errors.As(err, &response) && response.RespError != nil:
-			status, _ := response.RespError.ExtraData["status"].(float64)
-			if status == http.StatusForbidden || status == http.StatusUnauthorized {
-				return permanent("hs_token in the registration file the homeserver has read differs from the configuration")
-			}
+		case errors.Is(err, mautrix.MBadStatus) && refusedHere(err):
+			return permanent("hs_token in the registration file the homeserver has read differs from the configuration")
 		}
 		if attempt < maxPings-1 {
 			wait := backoff(attempt, 500*time.Millisecond, 8*time.Second)
@@ -388,6 +384,17 @@ func (s *Service) ping(ctx context.Context) error {
 		}
 	}
 	return permanent("the homeserver cannot reach the bridge at the url in the registration file: %w", err)
+}
+
+// refusedHere says whether a ping came back and we have refused it: the
+// homeserver tells the status and body of our answer.
+func refusedHere(err error) bool {
+	var response mautrix.HTTPError
+	if !errors.As(err, &response) || response.RespError == nil {
+		return false
+	}
+	status, _ := response.RespError.ExtraData["status"].(float64)
+	return status == http.StatusForbidden || strings.Contains(response.RespError.Err, badToken)
 }
 
 // Notice says something in the room, as the bot.

@@ -244,6 +244,10 @@ func (c *callSnapshot) decode(body io.Reader) error {
 			c.put(e)
 		}
 	}
+	// An answer that was cut off must not look like people leaving.
+	if _, err := decoder.Token(); err != nil {
+		return fmt.Errorf("read state: %w", err)
+	}
 	return nil
 }
 

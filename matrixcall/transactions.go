@@ -17,6 +17,8 @@ import (
 const (
 	maxTransaction = 64 << 20 // a homeserver sends at most 100 events of 64 KiB and some more
 	maxSmallBody   = 64 << 10
+
+	badToken = "bad access token"
 )
 
 // HTTPHandler answers the homeserver: transactions, user and alias queries and
@@ -70,7 +72,7 @@ func (s *Service) fromHomeserver(w http.ResponseWriter, r *http.Request) bool {
 	}
 	if !right {
 		s.metrics.TransactionsRefused.Add(1)
-		answerError(w, http.StatusForbidden, "M_FORBIDDEN", "bad access token")
+		answerError(w, http.StatusForbidden, "M_FORBIDDEN", badToken)
 	}
 	return right
 }

@@ -1,0 +1,450 @@
+package matrixcall
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/internal/testbed/homeserver"
+)
+
+func stateEvent(kind, key string, sender id.UserID, at int64, content string) roomEvent {
+	return roomEvent{Type: kind, StateKey: &key, Sender: sender, Time: at, Content: json.RawMessage(content)}
+}
+
+// plainService is enough of a service for reading state.
+func plainService() *Service { return &Service{cfg: Config{GhostPrefix: "_sip_", Domain: "x"}} }
+
+func TestNewestActiveCall(t *testing.T) {
+	call := func(key string, at int64, content string) roomEvent {
+		return stateEvent(callType, key, "@alice:x", at, content)
+	}
+	const active = `{"m.intent":"m.ring","m.type":"m.voice"}`
+	for _, test := range []struct {
+		name   string
+		events []roomEvent
+		want   string
+	}{
+		{"none", nil, ""},
+		{"one", []roomEvent{call("a", 1, active)}, "a"},
+		{"newest of two", []roomEvent{call("a", 2, active), call("b", 1, active)}, "a"},
+		{"newest that has not ended", []roomEvent{
+			call("a", 1, active), call("b", 2, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":"call_ended"}`),
+		}, "a"},
+		{"ended with true", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":true}`)}, ""},
+		{"not ended with false", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":false}`)}, "a"},
+		{"not ended with null", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":null}`)}, "a"},
+		{"not ended with empty text", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":""}`)}, "a"},
+		{"ended with object", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":{}}`)}, ""},
+		{"redacted", []roomEvent{call("a", 1, ` { } `)}, ""},
+		{"content is no object", []roomEvent{call("a", 1, `"x"`)}, ""},
+		{"stable name", []roomEvent{stateEvent(callTypeStable, "s", "@alice:x", 1, active)}, "s"},
+		{"old event after the new one", []roomEvent{
+			call("a", 2, `{"m.type":"m.voice","m.terminated":true}`), call("a", 1, active),
+		}, ""},
+	} {
+		state := newSnapshot()
+		for _, e := range test.events {
+			state.put(e)
+		}
+		if got := state.newestCall(plainService()).ConfID; got != test.want {
+			t.Errorf("%s: newest call %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+func TestMemberDevices(t *testing.T) {
+	member := func(user id.UserID, content string) roomEvent {
+		return stateEvent(memberType, string(user), user, 1, content)
+	}
+	device := func(fields string) string {
+		return `{"m.calls":[{"m.call_id":"conf","m.devices":[{"device_id":"D","session_id":"S","feeds":[]` + fields + `}]}]}`
+	}
+	for _, test := range []struct {
+		name  string
+		event roomEvent
+		want  string // user/device/session/expiry in ms/ours
+	}{
+		{"ordinary", member("@alice:x", device(`,"expires_ts":5000`)), "@alice:x/D/S/5000/false"},
+		{"our ghost", member("@_sip_1:x", device(`,"expires_ts":5000`)), "@_sip_1:x/D/S/5000/true"},
+		{"no expiry", member("@alice:x", device(``)), "@alice:x/D/S/-/false"},
+		{"expiry with fraction", member("@alice:x", device(`,"expires_ts":5000.5`)), "@alice:x/D/S/-/false"},
+		{"expiry as text", member("@alice:x", device(`,"expires_ts":"5000"`)), "@alice:x/D/S/-/false"},
+		{"expiry too large", member("@alice:x", device(`,"expires_ts":9007199254740992`)), "@alice:x/D/S/-/false"},
+		{"stable name", stateEvent(memberTypeStable, "@alice:x", "@alice:x", 1, device(`,"expires_ts":1`)), "@alice:x/D/S/1/false"},
+		{"not in the room", member("@bob:x", device(`,"expires_ts":5000`)), ""},
+		{"left the room", member("@gone:x", device(`,"expires_ts":5000`)), ""},
+		{"MatrixRTC by state key", stateEvent(memberType, "_@alice:x_D_m.call", "@alice:x", 1, `{"application":"m.call","device_id":"D"}`), ""},
+		{"MatrixRTC by content", member("@alice:x", `{"application":"m.call","device_id":"D"}`), ""},
+		{"somebody else's key", stateEvent(memberType, "@alice:x", "@mallory:x", 1, device(`,"expires_ts":5000`)), ""},
+		{"another call", member("@alice:x", strings.ReplaceAll(device(``), "conf", "other")), ""},
+		{"no session", member("@alice:x", strings.ReplaceAll(device(``), `"S"`, `""`)), ""},
+		{"calls is no array", member("@alice:x", `{"m.calls":{}}`), ""},
+		{"devices is no array", member("@alice:x", `{"m.calls":[{"m.call_id":"conf","m.devices":7}]}`), ""},
+		{
+			"bad entries beside a good one", member("@alice:x",
+				`{"m.calls":[7,null,{"m.call_id":[]},{"m.call_id":"conf","m.devices":["x",{"device_id":7},{"device_id":"D","session_id":"S","expires_ts":5}]}]}`),
+			"@alice:x/D/S/5/false",
+		},
+	} {
+		state := newSnapshot()
+		for _, user := range []string{"@alice:x", "@_sip_1:x", "@gone:x"} {
+			state.put(stateEvent(membershipTypes, user, id.UserID(user), 1, `{"membership":"join"}`))
+		}
+		state.put(stateEvent(membershipTypes, "@gone:x", "@gone:x", 2, `{"membership":"leave"}`))
+		state.put(test.event)
+		var got []string
+		for _, d := range state.devices(plainService(), "conf") {
+			expires := "-"
+			if !d.Expires.IsZero() {
+				expires = fmt.Sprint(d.Expires.UnixMilli())
+			}
+			got = append(got, fmt.Sprintf("%s/%s/%s/%s/%v", d.User, d.Device, d.Session, expires, d.Ours))
+		}
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%s: devices %v, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+func TestStateThatIsNoArrayIsAnError(t *testing.T) {
+	for _, body := range []string{``, `{}`, `[{"type":"x"}`, `[{]`, `7`} {
+		if err := newSnapshot().decode(strings.NewReader(body)); err == nil {
+			t.Errorf("decode(%q) = nil, want an error", body)
+		}
+	}
+	if err := newSnapshot().decode(strings.NewReader(`[7,"x",{"type":5},{}]`)); err != nil {
+		t.Errorf("events that cannot be read: %v, want them skipped", err)
+	}
+}
+
+// memberOf writes the person's member event.
+func (p *person) memberOf(room id.RoomID, confID string, life time.Duration) {
+	p.bed.Helper()
+	content := MemberContent{Calls: []MemberCall{}}
+	if confID != "" {
+		content.Calls = []MemberCall{{CallID: confID, Devices: []MemberCallDevice{{
+			DeviceID: p.device, SessionID: "s-" + p.user.Localpart(), ExpiresTS: time.Now().Add(life).UnixMilli(),
+			Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
+		}}}}
+	}
+	if _, err := p.client.SendStateEvent(p.bed.Context(), room, event.Type{Type: memberType, Class: event.StateEventType}, p.user.String(), content); err != nil {
+		p.bed.Fatal(err)
+	}
+}
+
+// told waits until the conference knows exactly these users.
+func (b *bed) told(e *ear, patience time.Duration, users ...id.UserID) {
+	b.Helper()
+	b.eventually(patience, func() string {
+		state, _ := e.state()
+		var got []id.UserID
+		for _, d := range state.members {
+			got = append(got, d.User)
+		}
+		if !slices.Equal(got, users) {
+			return fmt.Sprintf("conference knows %v, want %v", got, users)
+		}
+		return ""
+	})
+}
+
+func TestConferenceLearnsWhoIsInTheCall(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice, bob := b.person("alice", false), b.person("bob", false)
+		room := alice.room(b.service.Bot(), bob.user)
+		if _, err := bob.client.JoinRoomByID(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		startCall(t, alice, room, "conf")
+		alice.memberOf(room, "conf", time.Hour)
+		g := b.ghost("_sip_member")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		call, err := b.service.activeCall(t.Context(), g, room)
+		if err != nil || call.ConfID != "conf" || call.Intent != "m.ring" || call.Sender != alice.user || call.Ours {
+			t.Errorf("active call %+v, %v", call, err)
+		}
+		e := b.attach(g, room, "conf")
+		b.told(e, 5*time.Second, alice.user)
+		bob.memberOf(room, "conf", time.Hour)
+		b.told(e, 5*time.Second, alice.user, bob.user)
+		err = b.service.PutMember(t.Context(), g, room, MemberContent{Calls: []MemberCall{{CallID: "conf", Devices: []MemberCallDevice{{
+			DeviceID: g.device, SessionID: "x", ExpiresTS: time.Now().Add(time.Hour).UnixMilli(), Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
+		}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.told(e, 5*time.Second, g.user, alice.user, bob.user)
+		if state, _ := e.state(); !state.members[0].Ours || state.members[1].Ours {
+			t.Errorf("ours: %+v", state.members)
+		}
+		alice.memberOf(room, "", 0)
+		b.told(e, 5*time.Second, g.user, bob.user)
+		if _, err := bob.client.LeaveRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		b.told(e, 5*time.Second, g.user)
+		if err := b.service.PutMember(t.Context(), g, room, MemberContent{}); err != nil {
+			t.Fatal(err)
+		}
+		b.told(e, 5*time.Second)
+		if err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Terminated: callEnded}); err != nil {
+			t.Fatal(err)
+		}
+		b.eventually(5*time.Second, func() string {
+			if state, _ := e.state(); !state.call.Ended {
+				return "conference does not know that the call has ended"
+			}
+			return ""
+		})
+		if _, err := alice.client.KickUser(t.Context(), room, &mautrix.ReqKickUser{UserID: g.user}); err != nil {
+			t.Fatal(err)
+		}
+		b.eventually(5*time.Second, func() string {
+			if state, _ := e.state(); !state.call.Out {
+				return "conference does not know that its ghost was kicked"
+			}
+			return ""
+		})
+	})
+}
+
+func TestLostRoomEventsAreFoundWithinAMinute(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		p, _, e := oneCall(b)
+		time.Sleep(5 * time.Second)
+		b.as.LoseTransactions(10)
+		p.memberOf(e.info.Room, "conf", time.Hour)
+		b.told(e, rereadEvery+time.Second, p.user)
+	})
+}
+
+func TestStateIsReadAgainUntilItCan(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		p, _, e := oneCall(b)
+		outage := b.fake.Break(&homeserver.Fault{Method: "GET", Path: "/state", Error: &homeserver.Error{Status: 502, Code: "M_UNKNOWN"}})
+		b.as.LoseTransactions(10)
+		p.memberOf(e.info.Room, "conf", time.Hour)
+		time.Sleep(3 * time.Minute)
+		outage.Mend()
+		b.told(e, 31*time.Second, p.user)
+	})
+}
+
+func TestEventsDuringAReadAreNotForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		p, _, e := oneCall(b)
+		time.Sleep(2 * time.Second)
+		// The homeserver answers with the state of before.
+		slow := b.fake.Break(&homeserver.Fault{Method: "GET", Path: "/state", Times: 1, Delay: 2 * time.Second, Late: true})
+		b.service.tracker.refresh(e.info.Room)
+		synctest.Wait()
+		time.Sleep(time.Second)
+		p.memberOf(e.info.Room, "conf", time.Hour)
+		time.Sleep(5 * time.Second)
+		if slow.Hits() != 1 {
+			t.Fatalf("the slow read was hit %d times, want once", slow.Hits())
+		}
+		b.told(e, time.Millisecond, p.user)
+	})
+}
+
+func TestRedactedCallHasEnded(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.person("alice", false)
+		room := alice.room(b.service.Bot())
+		g := b.ghost("_sip_red")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := alice.client.SendStateEvent(t.Context(), room, event.Type{Type: callType, Class: event.StateEventType}, "conf",
+			CallContent{Intent: "m.ring", Type: "m.voice"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := b.attach(g, room, "conf")
+		time.Sleep(2 * time.Second)
+		if state, _ := e.state(); state.call.ConfID != "conf" || state.call.Ended {
+			t.Fatalf("call before: %+v", state.call)
+		}
+		if _, err := alice.client.RedactEvent(t.Context(), room, answer.EventID); err != nil {
+			t.Fatal(err)
+		}
+		b.eventually(2*time.Second, func() string {
+			if state, _ := e.state(); !state.call.Ended {
+				return "conference does not know that the call was redacted"
+			}
+			return ""
+		})
+	})
+}
+
+func TestSweepRemovesWhatACrashLeft(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.person("alice", false)
+		room := alice.room(b.service.Bot())
+		g := b.ghost("_sip_crashed")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		info := MembershipInfo{Ghost: g.user, Device: g.device, Room: room, ConfID: "conf", SessionID: "s", Created: true}
+		join := func() {
+			t.Helper()
+			if err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Name: "Call"}); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.service.PutMember(t.Context(), g, room, MemberContent{Calls: []MemberCall{{CallID: "conf", Devices: []MemberCallDevice{{
+				DeviceID: g.device, SessionID: "s", ExpiresTS: time.Now().Add(time.Hour).UnixMilli(), Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
+			}}}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check := func(what string, devices int, ended bool) {
+			t.Helper()
+			state, err := b.service.readState(t.Context(), g, room)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := len(state.devices(b.service, "conf")); got != devices {
+				t.Errorf("%s: %d devices left, want %d", what, got, devices)
+			}
+			if got := state.call(b.service, "conf"); got.Ended != ended || got.Name != "Call" {
+				t.Errorf("%s: call %+v, want ended %v", what, got, ended)
+			}
+		}
+		join()
+		other := info
+		other.SessionID = "a later one"
+		if err := b.service.SweepMembership(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
+		check("sweep of another session", 1, false)
+		alice.memberOf(room, "conf", time.Hour)
+		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+			t.Fatal(err)
+		}
+		check("sweep beside a person", 1, false)
+		join()
+		alice.memberOf(room, "conf", -time.Minute)
+		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+			t.Fatal(err)
+		}
+		check("sweep beside an expired entry", 1, true)
+		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+			t.Errorf("second sweep: %v", err)
+		}
+		if _, err := alice.client.KickUser(t.Context(), room, &mautrix.ReqKickUser{UserID: g.user}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+			t.Errorf("sweep of a ghost that was kicked: %v", err)
+		}
+		info.Ghost = alice.user
+		if err := b.service.SweepMembership(t.Context(), info); err == nil {
+			t.Error("sweep of a person's entry did not fail")
+		}
+	})
+}
+
+func TestPutMemberWritesTheArray(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, e := oneCall(b)
+		if err := b.service.PutMember(t.Context(), g, e.info.Room, MemberContent{}); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := string(b.fake.State(e.info.Room, memberType, g.user.String())), `{"m.calls":[]}`; got != want {
+			t.Errorf("member event %s, want %s as clients write it", got, want)
+		}
+	})
+}
+
+func TestAttachRefusesAGhostWhoseDeviceIsGone(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, e := oneCall(b)
+		old := e.info
+		old.Device = "OLD"
+		if err := g.service.attachConference(&ear{info: old}); !errors.Is(err, errDeviceGone) {
+			t.Errorf("attach with another device: %v, want %v", err, errDeviceGone)
+		}
+	})
+}
+
+func TestTURNServers(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		s := b.start()
+		s.cfg.ICE.ExtraServers = []TURNServer{{URIs: []string{"stun:extra"}}}
+		servers, err := s.turnServers(t.Context(), nil)
+		if err != nil || len(servers) != 2 || servers[0].Username == "" || servers[1].URIs[0] != "stun:extra" {
+			t.Errorf("servers %+v, %v: want the homeserver's and the configured one", servers, err)
+		}
+	})
+}
+
+func TestTURNAnswersThatAreNoServers(t *testing.T) {
+	for _, answer := range []any{
+		struct{}{},
+		map[string]any{"uris": []string{"turn:x"}},
+		map[string]any{"uris": []string{"http://x", "", "javascript:x"}, "username": "u", "password": "p", "ttl": 60},
+		map[string]any{"uris": "turn:x"},
+		[]int{1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			hs := homeserver.Start(t, homeserver.Config{TURN: answer})
+			config := Config{
+				HomeserverURL: hs.URL(), Domain: hs.Domain(), ASToken: "as-token-of-the-test", HSToken: "h", ID: "i",
+				BotLocalpart: "phonebot", GhostPrefix: "_sip_", Transport: hs.Net().Client().Transport,
+				ICE: ICEConfig{ExtraServers: []TURNServer{{URIs: []string{"stun:extra"}}}},
+			}
+			hs.AppService(registration("", hs.Domain()), hs.Net().Client())
+			s, err := New(config, newMemory(), openOlm(t), nil, testLog(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if err := s.registerBot(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			servers, err := s.turnServers(t.Context(), nil)
+			if err != nil || len(servers) != 1 || servers[0].URIs[0] != "stun:extra" {
+				t.Errorf("answer %v: servers %+v, %v, want the configured one only", answer, servers, err)
+			}
+		})
+	}
+}
+
+func TestTURNCredentialsAreRenewedInTime(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		s := b.start()
+		asked := func() int {
+			return len(slices.DeleteFunc(b.fake.Requests(), func(r homeserver.Request) bool {
+				return !strings.HasSuffix(r.Path, "/turnServer")
+			}))
+		}
+		for _, step := range []struct {
+			wait time.Duration
+			want int
+		}{{0, 1}, {49 * time.Minute, 1}, {2 * time.Minute, 2}, {time.Minute, 2}} {
+			time.Sleep(step.wait)
+			if _, err := s.turnServers(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			if got := asked(); got != step.want {
+				t.Errorf("%v later: asked %d times, want %d", step.wait, got, step.want)
+			}
+		}
+	})
+}
