@@ -33,11 +33,12 @@ type ICEConfig struct {
 }
 
 // The transports' timers. Lost is when ICE says disconnected, dead is how much later it says failed.
+// A STUN or TURN server that answers at all does so well within gatherCap; one that is down must not delay every call.
 const (
 	iceLost      = 7 * time.Second
 	iceDead      = 25 * time.Second
 	iceKeepAlive = 2 * time.Second
-	gatherCap    = 2 * time.Second
+	gatherCap    = 500 * time.Millisecond
 )
 
 // opusWish is what we tell browsers about the Opus we like to get: a phone plays 8 kHz, so anything above is wasted;
