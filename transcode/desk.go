@@ -17,7 +17,12 @@ const (
 )
 
 // Options of a desk. The zero value is good.
-type Options struct{}
+type Options struct {
+	// Loudest limits how many devices are decoded at a time, among those that announce their level
+	// ([Device.AnnouncesLevel]); 0 decodes all. The others' packets are held, so that who begins to speak is heard from
+	// the beginning.
+	Loudest int
+}
 
 // Sink takes what a tick produces. The packets and their payloads are used again: they are valid during the call only.
 type Sink interface {
@@ -30,10 +35,12 @@ type Sink interface {
 
 // Desk mixes one conference. It belongs to one goroutine at a time.
 type Desk struct {
+	options Options
 	epoch   time.Time
 	phones  []*Phone
 	devices []*Device
-	slots   []*Phone // by Phone.slot; nil when free
+	ranked  []*Device // the same, by loudness
+	slots   []*Phone  // by Phone.slot; nil when free
 	sum     [FrameSamples]int32
 	heard   int // how many sources are in sum
 	stats   Stats
@@ -48,7 +55,12 @@ type Stats struct {
 }
 
 // NewDesk returns an empty desk.
-func NewDesk(Options) (*Desk, error) { return &Desk{}, nil }
+func NewDesk(o Options) (*Desk, error) {
+	if o.Loudest < 0 {
+		return nil, fmt.Errorf("desk: %d loudest devices: %w", o.Loudest, errors.ErrUnsupported)
+	}
+	return &Desk{options: o}, nil
+}
 
 // Stats returns the counters.
 func (d *Desk) Stats() Stats {
@@ -98,6 +110,7 @@ func (d *Desk) AddDevice() (*Device, error) {
 	}
 	dev.desk = d
 	d.devices = append(d.devices, dev)
+	d.ranked = append(d.ranked, dev)
 	return dev, nil
 }
 
@@ -106,7 +119,9 @@ func (d *Desk) DropDevice(dev *Device) {
 	if dev == nil || dev.desk != d {
 		return
 	}
-	d.devices = slices.DeleteFunc(d.devices, func(e *Device) bool { return e == dev })
+	same := func(e *Device) bool { return e == dev }
+	d.devices = slices.DeleteFunc(d.devices, same)
+	d.ranked = slices.DeleteFunc(d.ranked, same)
 	dev.desk = nil
 }
 
@@ -153,6 +168,7 @@ func (d *Desk) Tick(now time.Time, out Sink) {
 		p.pull(t)
 		d.add(&p.voice)
 	}
+	d.chooseLoudest()
 	for _, dev := range d.devices {
 		dev.pull(t, len(d.phones) > 0)
 		d.add(&dev.voice)

@@ -18,15 +18,18 @@ type Device struct {
 	copies  []*peerCopy // by Phone.slot; nil where that ghost receives nothing
 	chosen  *peerCopy
 	count   uint64 // packets of the chosen copy
-	stats   DeviceStats
+
+	loudness loudness
+	stats    DeviceStats
 }
 
 // peerCopy is a device's microphone as one ghost receives it.
 type peerCopy struct {
-	stream stream
-	fresh  int    // packets since the chosen copy brought one
-	seen   uint64 // value of Device.count then
-	loss   lossMeter
+	stream  stream
+	levelID uint8  // of the header extension with the level; 0: none
+	fresh   int    // packets since the chosen copy brought one
+	seen    uint64 // value of Device.count then
+	loss    lossMeter
 }
 
 // DeviceStats are the counters of one device.
@@ -36,6 +39,7 @@ type DeviceStats struct {
 	Level    int8 // dBov
 	Copies   int
 	FailOver uint64 // changes to another copy
+	Chosen   bool   // decoded: not among those too quiet for [Options.Loudest]
 	Muted    bool
 }
 
@@ -55,6 +59,14 @@ func (dev *Device) Mute(mute bool) {
 	dev.voice.muted = mute
 }
 
+// AnnouncesLevel says that the packets of the copy the ghost of phone via receives carry the device's level (RFC 6464)
+// in the header extension of this id, as negotiated there; 0 says that they do not.
+func (dev *Device) AnnouncesLevel(via *Phone, id uint8) {
+	if via != nil && via.desk != nil && via.desk == dev.desk {
+		dev.copyVia(via).levelID = id
+	}
+}
+
 // Stats returns the counters.
 func (dev *Device) Stats() DeviceStats {
 	s := dev.stats
@@ -66,12 +78,31 @@ func (dev *Device) Stats() DeviceStats {
 	}
 	s.Delay = dev.source.delay()
 	s.Level = dev.voice.level
+	s.Chosen = !dev.loudness.out
 	s.Muted = dev.voice.muted
 	return s
 }
 
 // receive checks a packet and files it with its copy.
 func (dev *Device) receive(via *Phone, pkt *rtp.Packet, now int64) {
+	c := dev.copyVia(via)
+	samples, ok := opusSamples(pkt.Payload)
+	if !ok {
+		c.stream.stats.Bad++
+		return
+	}
+	kind := kindOpus
+	if opusQuiet(pkt.Payload) {
+		kind = kindQuiet
+	}
+	if c.stream.put(&pkt.Header, kind, samples, pkt.Payload, now) {
+		dev.loudness.announce(&pkt.Header, c.levelID)
+		dev.compare(c, kind)
+	}
+}
+
+// copyVia returns the copy a ghost receives, a new one if it is the first time.
+func (dev *Device) copyVia(via *Phone) *peerCopy {
 	for len(dev.copies) <= via.slot {
 		dev.copies = append(dev.copies, nil)
 	}
@@ -84,18 +115,7 @@ func (dev *Device) receive(via *Phone, pkt *rtp.Packet, now int64) {
 			dev.choose(c)
 		}
 	}
-	samples, ok := opusSamples(pkt.Payload)
-	if !ok {
-		c.stream.stats.Bad++
-		return
-	}
-	kind := kindOpus
-	if opusQuiet(pkt.Payload) {
-		kind = kindQuiet
-	}
-	if c.stream.put(&pkt.Header, kind, samples, pkt.Payload, now) {
-		dev.compare(c, kind)
-	}
+	return c
 }
 
 // compare decides after each packet whether another copy should be played.
@@ -154,7 +174,7 @@ func (dev *Device) dropCopy(via *Phone) {
 
 // pull plays the next frame of the device into its voice.
 func (dev *Device) pull(now int64, wanted bool) {
-	if dev.voice.muted || !wanted {
+	if dev.voice.muted || dev.loudness.out || !wanted {
 		dev.source.pause()
 		dev.voice.hush()
 		return

@@ -117,3 +117,38 @@ func TestStallIsCaughtUp(t *testing.T) {
 		t.Errorf("after a stall: delay grown by %v, %+v, want at most 30ms and 6 frames concealed", grown, s)
 	}
 }
+
+// When the machine stands still for a while the caller's loop makes up for the ticks it missed, before or after the
+// packets that waited in the sockets are handed over.
+func TestHeldUpLoopCatchesUp(t *testing.T) {
+	for _, ticksFirst := range []bool{true, false} {
+		b := newBed(t, transcode.Options{})
+		phone, device := b.phone(transcode.PCMU), b.device()
+		sent := opusPackets{fec: true}.pack(t, said(speech.Alice, 48000))
+		b.send(link{seed: 1, delay: 10 * time.Millisecond, jitter: 3 * time.Millisecond}, sent, frame, b.toPeerSide(device, phone))
+		b.run(4 * time.Second)
+		const held = 300 * time.Millisecond
+		until := b.now.Add(held)
+		waiting := func() {
+			for len(b.flight) > 0 && b.flight[0].at.Before(until) {
+				b.flight[0].deliver(b.flight[0].pkt, until)
+				b.flight = b.flight[1:]
+			}
+		}
+		if !ticksFirst {
+			waiting()
+		}
+		for ; b.now.Before(until); b.now = b.now.Add(frame) {
+			b.desk.Tick(b.now.Add(7*time.Millisecond), b)
+			b.ticks++
+		}
+		waiting()
+		b.run(7 * time.Second)
+		s := device.Stats()
+		t.Logf("ticks first %v: %+v", ticksFirst, s)
+		if s.In.Concealed > 4 || s.Delay.Held > 60*time.Millisecond || b.heard[phone].n != b.ticks {
+			t.Errorf("ticks first %v: %+v, want at most 4 frames concealed and a delay below 60ms in the end", ticksFirst, s)
+		}
+		b.same("at the end", b.heard[phone].phone[7*8000:], decoded(t, sent), 8000, 0.99)
+	}
+}

@@ -14,8 +14,9 @@ const (
 	maxRecovered = Rate * 60 / 1000      // samples: a hole this long may be filled from the FEC of the packet after it
 	maxCatchUp   = maxTarget + frameTime // held longer than that after a stall, packets are left out
 	maxStale     = 2 * maxTarget         // never begin with a packet that came longer ago
-	forgetAnchor = 25                    // frames of silence after which any packet may begin
-	rampSamples  = Rate * 5 / 2 / 1000   // 2.5 ms: begin and end without a click
+	warmUp       = 5 * frameTime
+	forgetAnchor = 25                  // frames of silence after which any packet may begin
+	rampSamples  = Rate * 5 / 2 / 1000 // 2.5 ms: begin and end without a click
 
 	slackBand    = 5 * int64(time.Millisecond)
 	wasteSamples = Rate * 5 / 1000
@@ -165,7 +166,7 @@ func (s *source) resume(p *packet, now int64) bool {
 		case p.kind == kindQuiet:
 			s.stream.take(p)
 		case now-p.came > maxStale:
-			s.skip(p)
+			s.skip(p, now)
 		case slack < s.stream.pace.target:
 			return false
 		case slack <= limit:
@@ -173,7 +174,7 @@ func (s *source) resume(p *packet, now int64) bool {
 			s.measure(p, now)
 			return s.play(p)
 		case p.seq < s.stream.high:
-			s.skip(p)
+			s.skip(p, now)
 		default: // even the youngest is too late: the path has become longer
 			s.stream.rebase(p)
 			return false
@@ -182,10 +183,15 @@ func (s *source) resume(p *packet, now int64) bool {
 	return false
 }
 
-func (s *source) skip(p *packet) {
+// skip leaves a packet out. Of a stream not played until now the last ones go through the decoder unheard, so that it
+// knows the voice when it begins.
+func (s *source) skip(p *packet, now int64) {
 	s.stream.take(p)
-	if !s.eager { // packets of a copy that was not played are not missed
+	if !s.eager {
 		s.stream.stats.Skipped++
+	} else if now-p.came <= warmUp {
+		s.decoder.decode(s.scratch[:p.samples], p)
+		s.decoded = 0
 	}
 }
 
