@@ -1,0 +1,36 @@
+# The bridge in an image: 1. build, 2. a small Debian with the program, libopus and certificates.
+#
+#   docker build -t trunkline --build-arg VERSION=$(git describe --tags --always) .
+#   docker run --network host -v /var/lib/trunkline:/data trunkline      # docs/deployment.md
+
+FROM golang:1.26-bookworm AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libopus-dev pkg-config \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+# Where modules come from, for builders behind a proxy; unset = Go's own defaults.
+ARG GOPROXY
+ARG GOSUMDB
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG VERSION=development
+RUN CGO_ENABLED=1 go build -trimpath -tags goolm,nolibopusfile -ldflags "-s -w -X main.version=$VERSION" -o /bridge ./cmd/bridge
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates libopus0 \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 1337 trunkline \
+    && useradd --uid 1337 --gid 1337 --no-create-home --home-dir /data --shell /usr/sbin/nologin trunkline \
+    && install -d -o 1337 -g 1337 -m 700 /data
+COPY --from=build /bridge /usr/local/bin/bridge
+COPY deploy/start.sh /usr/local/bin/start-bridge
+COPY LICENSE /usr/share/doc/trunkline/
+USER 1337:1337
+# Everything that must be kept: config.yaml, registration.yaml, and the SQLite file if that is the database.
+VOLUME /data
+WORKDIR /data
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=6s --start-period=60s --retries=3 CMD ["bridge", "-c", "/data/config.yaml", "-healthy"]
+ENTRYPOINT ["start-bridge"]

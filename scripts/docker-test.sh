@@ -1,0 +1,273 @@
+#!/bin/bash
+# Tries the image and the compose file for real: builds them, starts everything as a fresh checkout would, and places a
+# call through it.
+#
+# No registry is needed. A private Docker engine is started, its base images are made with debootstrap and tagged with
+# the public names, PostgreSQL and Synapse among them. The engine's layers stay in the cache folder
+# (${XDG_CACHE_HOME:-~/.cache}/trunkline/docker; remove it to begin anew), everything else is removed at the end.
+# With DOCKER_HOST set, that engine is used instead, with the public images.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly project=trunkline-test
+readonly stand_ins=scripts/docker-test
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/trunkline
+sudo=""
+[ "$(id -u)" = 0 ] || sudo=sudo
+engine="" # not empty: ours, to be stopped
+export DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0 # Debian's engine has no buildx
+unset SERVER_NAME PUBLIC_IP PUBLISH_ON SIP_PORT SYNAPSE_PORT PHONES VERSION
+
+say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
+die() { say "FAILED: $*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# ---- the engine -------------------------------------------------------------------------------------------------------
+
+install_tools() {
+    local missing=()
+    have dockerd || missing+=(docker.io)
+    have docker-compose || missing+=(docker-compose)
+    have debootstrap || missing+=(debootstrap)
+    have iptables || missing+=(iptables)
+    have ip || missing+=(iproute2)
+    [ ${#missing[@]} = 0 ] && return
+    have apt-get || die "please install (Debian's names): ${missing[*]}"
+    say "installing ${missing[*]} (a Docker engine of our own, and what makes its base images)"
+    $sudo apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    # Debian starts the engine it has installed; two at a time would fight for the packet filter.
+    if [[ " ${missing[*]} " == *" docker.io "* ]] && [ -d /run/systemd/system ]; then
+        $sudo systemctl stop docker.socket docker.service
+    fi
+}
+
+start_engine() {
+    if docker info >/dev/null 2>&1; then
+        die "a Docker engine runs here, and a second one would take over its packet filter rules." \
+            "Test with it and the public images: DOCKER_HOST=unix:///var/run/docker.sock make docker-test"
+    fi
+    mkdir -p "$cache"
+    exec 8>"$cache/docker.lock"
+    flock -n 8 || die "another docker-test runs"
+    stop_engine "$(cat "$cache/docker.pid" 2>/dev/null || true)" # of a run that was killed
+    $sudo iptables-save >"$scratch/iptables"
+    cat /proc/sys/net/ipv4/ip_forward >"$scratch/ip_forward"
+    engine=started
+    $sudo dockerd --data-root "$cache/docker" --exec-root "$scratch/exec" --pidfile "$cache/docker.pid" \
+        --host "unix://$scratch/docker.sock" --group "$(id -gn)" >"$scratch/dockerd.log" 2>&1 8>&- &
+    export DOCKER_HOST=unix://$scratch/docker.sock
+    for _ in {1..150}; do
+        docker info >/dev/null 2>&1 && break
+        sleep 0.2
+    done
+    docker info >/dev/null 2>&1 || { tail -n 20 "$scratch/dockerd.log" >&2; die "the Docker engine does not start"; }
+    say "Docker engine $(docker version --format '{{.Server.Version}}') runs, layers in $cache/docker"
+}
+
+stop_engine() { # stop_engine PID: nothing happens unless it is a dockerd
+    [ -n "$1" ] && [ "$(cat "/proc/$1/comm" 2>/dev/null)" = dockerd ] || return 0
+    $sudo kill -TERM "$1"
+    timeout 60 tail --pid="$1" -f /dev/null || $sudo kill -KILL "$1"
+}
+
+clean_up() {
+    local code=$?
+    trap - EXIT
+    set +e
+    if [ -n "${DOCKER_HOST:-}" ] && docker info >/dev/null 2>&1; then
+        [ $code = 0 ] || tell_what_happened >&2
+        timeout 120 docker-compose -p $project --env-file "$scratch/env" down --volumes --timeout 20 >/dev/null 2>&1
+        docker rm --force trunkline-alone >/dev/null 2>&1
+        docker volume rm --force trunkline-alone >/dev/null 2>&1
+    fi
+    if [ -n "$engine" ]; then
+        stop_engine "$(cat "$cache/docker.pid" 2>/dev/null)"
+        $sudo ip link delete docker0 2>/dev/null
+        $sudo iptables-restore <"$scratch/iptables"
+        $sudo sh -c "cat '$scratch/ip_forward' >/proc/sys/net/ipv4/ip_forward"
+    fi
+    $sudo rm -rf "$scratch"
+    exit $code
+}
+
+tell_what_happened() {
+    echo "---- what the services said last"
+    compose ps
+    compose logs --no-color --tail 40
+}
+
+# ---- images -----------------------------------------------------------------------------------------------------------
+
+# build NAME ARGUMENTS: with what this machine is told about proxies and package sources; nothing of it is in any file.
+build() {
+    local name=$1 args=() variable value
+    shift
+    for variable in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY PIP_INDEX_URL; do
+        [ -z "${!variable:-}" ] || args+=(--build-arg "$variable=${!variable}")
+    done
+    if have go; then
+        for variable in GOPROXY GOSUMDB; do
+            value=$(go env $variable)
+            [ -z "$value" ] || args+=(--build-arg "$variable=$value")
+        done
+    fi
+    timeout 1200 docker build --quiet --network host "${args[@]}" --tag "$name" "$@" >"$scratch/build.log" 2>&1 ||
+        { tail -n 60 "$scratch/build.log" >&2; die "image $name is not built"; }
+    say "image $name: $(($(docker image inspect --format '{{.Size}}' "$name") / 1000000)) MB"
+}
+
+base_image() {
+    if ! docker image inspect debian:bookworm-slim >/dev/null 2>&1; then
+        local mirror
+        mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' | awk '$2 == "bookworm" && $3 == "main" {print $1; exit}')
+        # shellcheck disable=SC2086 # no mirror, no argument
+        timeout 600 $sudo debootstrap --variant=minbase bookworm "$scratch/root" $mirror >"$scratch/build.log" 2>&1 ||
+            { tail -n 20 "$scratch/build.log" >&2; die "debootstrap"; }
+        # What this machine needs to reach package sources is needed inside, too: its own certificate authorities, apt's settings.
+        $sudo mkdir -p "$scratch/root/usr/local/share/ca-certificates"
+        $sudo find /usr/local/share/ca-certificates -name '*.crt' -exec cp -t "$scratch/root/usr/local/share/ca-certificates" {} +
+        apt-config dump | grep -E '^Acquire::(https?|Check|Retries)' | $sudo tee "$scratch/root/etc/apt/apt.conf.d/90machine" >/dev/null || true
+        $sudo tar -C "$scratch/root" --exclude './var/cache/apt/archives/*.deb' --exclude './var/lib/apt/lists/*' -c . |
+            docker import --change 'CMD ["bash"]' - debian:bookworm-slim >/dev/null
+        $sudo rm -rf "$scratch/root"
+    fi
+    say "image debian:bookworm-slim"
+}
+
+go_image() {
+    [ "$(docker run --rm golang:1.26-bookworm go version 2>/dev/null)" = "$(go version)" ] && return
+    mkdir "$scratch/golang"
+    cp -r "$(go env GOROOT)" "$scratch/golang/go"
+    build golang:1.26-bookworm --file $stand_ins/golang.Dockerfile "$scratch/golang"
+    rm -rf "$scratch/golang"
+}
+
+# public_name SERVICE: the image that docker-compose.yml names.
+public_name() { sed -n "s|^ *image: \($1:.*\)|\1|p" docker-compose.yml; }
+
+stand_in_images() {
+    have go || die "please install Go: the image that builds the bridge is made from it"
+    base_image
+    go_image
+    build "$(public_name postgres)" --file $stand_ins/postgres.Dockerfile $stand_ins
+    local synapse
+    synapse=$(public_name matrixdotorg/synapse)
+    build "$synapse" --build-arg "SYNAPSE_VERSION=${synapse#*:v}" --file $stand_ins/synapse.Dockerfile $stand_ins
+}
+
+# ---- the image alone --------------------------------------------------------------------------------------------------
+
+# alone ARGUMENTS: the image as a careful admin runs it.
+alone() {
+    timeout 60 docker run --rm --name trunkline-alone --read-only --cap-drop ALL --security-opt no-new-privileges \
+        --network none --volume trunkline-alone:/data trunkline "$@" 2>&1
+}
+
+# expect CODE TEXT COMMAND: the command must end with the code and say the text.
+expect() {
+    local code=0 said
+    said=$("${@:3}") || code=$?
+    [ "$code" = "$1" ] && [[ $said == *"$2"* ]] || die "${*:3}: want exit code $1 and “$2”, got $code and: $said"
+}
+
+try_image_alone() {
+    docker volume rm --force trunkline-alone >/dev/null
+    expect 0 "trunkline " alone -v
+    expect 2 "Wrote /data/config.yaml" alone
+    expect 2 "homeserver.domain" alone # the example names no homeserver, and says so
+    timeout 60 docker run --rm --volume trunkline-alone:/data --entrypoint sed trunkline -i 's/domain: ""/domain: example.org/' config.yaml
+    expect 2 "wrote /data/registration.yaml" alone
+    expect 1 "registration.yaml fits the config" alone -doctor
+    expect 0 "uid=1337(trunkline) gid=1337(trunkline)" docker run --rm --entrypoint id trunkline
+    docker volume rm trunkline-alone >/dev/null
+    say "the image alone: writes config and registration at its first starts; user 1337, read-only, no capability"
+}
+
+# ---- compose ----------------------------------------------------------------------------------------------------------
+
+compose() { docker-compose -p $project --env-file "$scratch/env" "$@"; }
+
+port_is_free() { [ -z "$(ss --no-header --listening --tcp --udp --numeric "sport = :$1")" ]; }
+
+# Ports of the fresh checkout, unless this machine uses them.
+choose_ports() {
+    port_is_free 5060 || echo "SIP_PORT=${sip_port:=15060}"
+    port_is_free 8008 || echo "SYNAPSE_PORT=${synapse_port:=18008}"
+}
+
+healthy() { # healthy SERVICE
+    local id
+    id=$(compose ps -q "$1") && [ "$(docker inspect --format '{{.State.Health.Status}}' "$id")" = healthy ]
+}
+
+up() {
+    local began=$SECONDS
+    timeout 300 docker-compose -p $project --env-file "$scratch/env" up -d >"$scratch/up.log" 2>&1 ||
+        { tail -n 30 "$scratch/up.log" >&2; die "docker-compose up"; }
+    for _ in {1..120}; do
+        healthy bridge && break
+        sleep 0.5
+    done
+    healthy bridge || die "the bridge does not become healthy"
+    say "docker-compose up: all healthy after $((SECONDS - began)) s"
+}
+
+# call ADDRESS: a scripted phone on this machine dials in by ADDRESS, a scripted member is in the room; both must hear the other.
+call() {
+    local secret
+    secret=$(compose exec -T synapse cat /data/registration_shared_secret)
+    timeout 120 "$scratch/demo" -attach -homeserver "http://$1:${synapse_port:-8008}" -register-secret "$secret" \
+        -sip "$1:${sip_port:-5060}" -number 1000 -room '#phone:localhost' || die "the call through $1"
+    say "a call through $1: both sides heard each other"
+}
+
+try_compose() {
+    have go || die "please install Go: the scripted phone and room member are built with it"
+    go build -tags goolm,nolibopusfile -o "$scratch/demo" ./internal/testbed/demo
+    : >"$scratch/env"
+    choose_ports >"$scratch/env"
+    [ ! -s "$scratch/env" ] || say "taken here, so other ports: $(tr '\n' ' ' <"$scratch/env")"
+    . "$scratch/env"
+    sip_port=${SIP_PORT:-} synapse_port=${SYNAPSE_PORT:-}
+    unset SIP_PORT SYNAPSE_PORT
+
+    say "first the fresh checkout: nothing configured, reachable from this machine only"
+    up
+    call 127.0.0.1
+
+    local address
+    address=$(ip -4 -oneline address show scope global up | awk '$2 != "docker0" && $2 !~ /^br-/ {sub("/.*", "", $4); print $4; exit}')
+    if [ -n "$address" ]; then
+        say "then .env names an address of this machine: $address"
+        printf '%s\n' "PUBLIC_IP=$address" "PUBLISH_ON=$address" "PHONES=$address/32" >>"$scratch/env"
+        up
+        expect 0 "ping came back" compose exec -T bridge bridge -doctor
+        say "bridge -doctor finds nothing wrong"
+        call "$address"
+    fi
+
+    local bridge
+    bridge=$(compose ps -q bridge)
+    local began=$SECONDS
+    compose stop bridge >/dev/null 2>&1
+    [ "$(docker inspect --format '{{.State.ExitCode}}' "$bridge")" = 0 ] || die "the bridge does not end well when stopped"
+    say "stopped in $((SECONDS - began)) s with exit code 0"
+}
+
+# ---- all of it --------------------------------------------------------------------------------------------------------
+
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/trunkline-docker-XXXXXX")
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+touch "$scratch/env"
+if [ -z "${DOCKER_HOST:-}" ]; then
+    install_tools
+    start_engine
+    stand_in_images
+fi
+build trunkline:latest --build-arg "VERSION=$(git describe --tags --always --dirty 2>/dev/null || echo development)" .
+try_image_alone
+try_compose
+say "all is well"
