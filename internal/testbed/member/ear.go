@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 	"gopkg.in/hraban/opus.v2"
 	"maunium.net/go/mautrix/id"
@@ -21,11 +22,12 @@ type ear struct {
 
 // Recording is what was heard of one user.
 type Recording struct {
-	PCM     []int16 // 48 kHz mono; silence where nothing came
-	Packets int     // RTP packets that arrived
-	Missing int     // packets that did not
-	Jumps   int     // times that the sender's clock did not fit the packets' arrival
-	Bad     int     // packets that are not Opus
+	PCM     []int16       // 48 kHz mono; silence where nothing came
+	Packets int           // RTP packets that arrived
+	Missing int           // packets that did not, at the moment when a later one came
+	Jumps   int           // times that the sender's clock did not fit the packets' arrival
+	Bad     int           // packets that are not Opus
+	Late    time.Duration // the most that a packet came after its time
 }
 
 func newEar() *ear { return &ear{epoch: time.Now(), users: map[id.UserID]*Recording{}} }
@@ -66,7 +68,8 @@ func (e *ear) hear(user id.UserID, track *webrtc.TrackRemote, audible func() boo
 			continue
 		}
 		n, err := decoder.Decode(pkt.Payload, pcm)
-		at, missing, jumped := clock.place(pkt.SequenceNumber, pkt.Timestamp, time.Now())
+		now := time.Now()
+		at, missing, jumped := clock.place(&pkt.Header, now)
 		e.mu.Lock()
 		r := e.users[user]
 		if r == nil {
@@ -74,6 +77,7 @@ func (e *ear) hear(user id.UserID, track *webrtc.TrackRemote, audible func() boo
 			e.users[user] = r
 		}
 		r.Packets++
+		r.Late = max(r.Late, now.Sub(at))
 		r.Missing += missing
 		if jumped {
 			r.Jumps++
@@ -98,26 +102,29 @@ func (r *Recording) put(at time.Duration, pcm []int16) {
 	copy(r.PCM[i:], pcm)
 }
 
-// mediaClock places packets in time by their timestamps, anchored at the arrival of the first. A sender whose
-// timestamps run away from real time by more than half a second is anchored anew.
+// mediaClock places packets in time by their timestamps, anchored at the arrival of the first, as a patient jitter
+// buffer would. A new SSRC is anchored anew, and so is a sender whose timestamps run away from real time: that is a
+// jump. The limit is far above what a busy machine delays.
 type mediaClock struct {
 	started bool
 	origin  time.Time
 	first   uint32
 	seq     uint16
+	ssrc    uint32
 }
 
-func (c *mediaClock) place(seq uint16, timestamp uint32, now time.Time) (at time.Time, missing int, jumped bool) {
-	elapsed := time.Duration(int32(timestamp-c.first)) * time.Second / Rate
-	at = c.origin.Add(elapsed)
-	if off := now.Sub(at).Abs(); !c.started || off > 500*time.Millisecond {
-		jumped = c.started
-		*c = mediaClock{true, now, timestamp, seq}
+const runaway = 3 * time.Second
+
+func (c *mediaClock) place(h *rtp.Header, now time.Time) (at time.Time, missing int, jumped bool) {
+	at = c.origin.Add(time.Duration(int32(h.Timestamp-c.first)) * time.Second / Rate)
+	if off := now.Sub(at).Abs(); !c.started || h.SSRC != c.ssrc || off > runaway {
+		jumped = c.started && h.SSRC == c.ssrc
+		*c = mediaClock{true, now, h.Timestamp, h.SequenceNumber, h.SSRC}
 		return now, 0, jumped
 	}
-	if step := int16(seq - c.seq); step > 0 {
+	if step := int16(h.SequenceNumber - c.seq); step > 0 {
 		missing = int(step) - 1
-		c.seq = seq
+		c.seq = h.SequenceNumber
 	}
 	return at, missing, false
 }

@@ -53,6 +53,7 @@ type leg struct {
 	seq        int    // js-sdk: next number
 	party      string // the peer's, once known
 	invitedAt  time.Time
+	lostAt     time.Time // when ICE was disconnected, zero: it is not
 
 	local      []candidate // gathered and not yet sent
 	gathered   bool
@@ -78,6 +79,7 @@ func (p *peer) newLeg(callID string, inviter bool) (*leg, error) {
 	l.audible.Store(!m.cfg.Kind.hydrogen())
 	l.pc.OnICECandidate(func(c *webrtc.ICECandidate) { l.run(func() { l.gather(c) }) })
 	l.pc.OnConnectionStateChange(func(s webrtc.PeerConnectionState) { l.run(func() { l.transport(s) }) })
+	l.pc.OnICEConnectionStateChange(func(s webrtc.ICEConnectionState) { l.run(func() { l.ice(s) }) })
 	l.pc.OnTrack(func(track *webrtc.TrackRemote, _ *webrtc.RTPReceiver) {
 		if track.Kind() != webrtc.RTPCodecTypeAudio {
 			return
@@ -241,8 +243,9 @@ func (l *leg) accept(msg message) error {
 	}
 	l.remoteRole = "passive" // a browser answers active
 	l.state = stateAnswered
-	surprise := l.p.c.m.cfg.CameraOnly && !hasMedia(msg.Offer.SDP, "video")
-	l.after(answerDelay, func() { l.sendAnswer(surprise) })
+	own := map[bool]string{true: "video", false: "audio"}[l.p.c.m.cfg.CameraOnly]
+	fits := hasMedia(msg.Offer.SDP, own)
+	l.after(answerDelay, func() { l.sendAnswer(!fits) })
 	l.after(iceGrace, func() {
 		if l.state == stateAnswered {
 			l.p.hangUp("ice_failed")
@@ -252,18 +255,19 @@ func (l *leg) accept(msg message) error {
 	return nil
 }
 
-// sendAnswer sends the local description as it is after 200 ms. surprise: the camera did not fit into the offer, so the
-// browser wants to negotiate; hydrogen then reads the new offer where it expects its answer, and sends that with type
-// "offer", followed by the same as m.call.negotiate. (hydrogen src/matrix/calls/PeerCall.ts)
-func (l *leg) sendAnswer(surprise bool) {
+// sendAnswer sends the local description as it is after 200 ms. more: our track did not fit into the offer, so the
+// browser wants to negotiate. js-sdk does so after its answer. hydrogen reads the new offer where it expects its answer,
+// sends that with type "offer", and then the same as m.call.negotiate. (hydrogen src/matrix/calls/PeerCall.ts)
+func (l *leg) sendAnswer(more bool) {
+	m := l.p.c.m
 	description := l.pc.LocalDescription()
-	if surprise && l.p.c.m.cfg.Kind.hydrogen() {
+	if more && m.cfg.Kind.hydrogen() {
 		offer, err := l.pc.CreateOffer(nil)
 		if err == nil {
 			err = l.pc.SetLocalDescription(offer)
 		}
 		if err != nil {
-			l.p.c.m.complain("own offer to %s: %v", l.p.key, err)
+			m.complain("own offer to %s: %v", l.p.key, err)
 			return
 		}
 		description = l.pc.LocalDescription()
@@ -271,10 +275,14 @@ func (l *leg) sendAnswer(surprise bool) {
 	l.local, l.gathered = nil, false // they are in the description
 	l.send(typeAnswer, func(c *content) {
 		c.Answer = description
-		c.setStreams(l.p.c.m.cfg.Kind, l.ownStreams())
+		c.setStreams(m.cfg.Kind, l.ownStreams())
 	})
-	if description.Type == webrtc.SDPTypeOffer {
+	switch {
+	case more && m.cfg.Kind.hydrogen():
 		l.sendNegotiate(description)
+	case more:
+		l.negotiate = true
+		l.offerIfWanted()
 	}
 }
 
@@ -510,40 +518,48 @@ func (l *leg) direction() string {
 	return ""
 }
 
-// transport follows ICE and DTLS.
+// transport waits for ICE and DTLS.
 func (l *leg) transport(s webrtc.PeerConnectionState) {
 	l.p.c.m.log.Debug("transport", "peer", l.p.key, "call", l.callID, "state", s)
+	if s != webrtc.PeerConnectionStateConnected {
+		return
+	}
+	l.state = stateConnected
+	if !l.p.c.m.cfg.Kind.hydrogen() {
+		l.p.attempts = 0
+	}
+}
+
+// ice is what both clients look at later on: a peer is gone when ICE says so, not DTLS.
+func (l *leg) ice(s webrtc.ICEConnectionState) {
+	l.p.c.m.log.Debug("ice", "peer", l.p.key, "call", l.callID, "state", s)
 	hydrogen := l.p.c.m.cfg.Kind.hydrogen()
-	switch s {
-	case webrtc.PeerConnectionStateConnected:
-		l.state = stateConnected
-		if !hydrogen {
-			l.p.attempts = 0
-		}
-	case webrtc.PeerConnectionStateDisconnected:
+	switch {
+	case s == webrtc.ICEConnectionStateDisconnected:
 		lost := time.Now()
+		l.lostAt = lost
 		if !hydrogen {
-			l.after(restartDelay, func() { l.restartUnlessBack() })
+			l.after(restartDelay, l.restartUnlessBack)
 		}
 		l.after(iceGrace, func() {
-			if l.pc.ConnectionState() != webrtc.PeerConnectionStateConnected && time.Since(lost) >= iceGrace {
+			if l.lostAt.Equal(lost) {
 				l.p.hangUp("ice_failed")
 				l.p.ended("ice_failed")
 			}
 		})
-	case webrtc.PeerConnectionStateFailed:
-		if hydrogen {
-			l.p.hangUp("ice_failed")
-			l.p.ended("ice_failed")
-		} else {
-			l.restartUnlessBack()
-		}
+	case s == webrtc.ICEConnectionStateFailed && hydrogen:
+		l.p.hangUp("ice_failed")
+		l.p.ended("ice_failed")
+	case s == webrtc.ICEConnectionStateFailed:
+		l.restartUnlessBack()
+	case s == webrtc.ICEConnectionStateConnected || s == webrtc.ICEConnectionStateCompleted:
+		l.lostAt = time.Time{}
 	}
 }
 
 // restartUnlessBack is js-sdk's ICE restart, an ordinary negotiation with new credentials.
 func (l *leg) restartUnlessBack() {
-	if l.pc.ConnectionState() == webrtc.PeerConnectionStateConnected || l.pc.SignalingState() != webrtc.SignalingStateStable {
+	if l.lostAt.IsZero() || l.pc.SignalingState() != webrtc.SignalingStateStable {
 		return
 	}
 	if err := l.offer(&webrtc.OfferOptions{ICERestart: true}); err != nil {

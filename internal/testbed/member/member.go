@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/ice/v4"
 	"github.com/pion/transport/v4"
 	"github.com/pion/webrtc/v4"
 	"maunium.net/go/mautrix"
@@ -339,6 +340,8 @@ func (m *Member) newAPI(inviter bool) (*webrtc.API, error) {
 		s.SetIncludeLoopbackCandidate(true)
 		s.SetIPFilter(func(ip net.IP) bool { return ip.IsLoopback() })
 	}
+	s.SetICEMulticastDNSMode(ice.MulticastDNSModeDisabled)
+	s.DisableCloseByDTLS(true) // browsers wait for ICE
 	s.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeUDP4})
 	s.SetICETimeouts(5*time.Second, 25*time.Second, 2*time.Second)
 	role := webrtc.DTLSRoleClient

@@ -169,6 +169,7 @@ func TestTwoOfAKindHearEachOther(t *testing.T) {
 	for name, start := range map[string]func(*testing.T) world{"fake": fake, "synapse": genuine} {
 		for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK, member.JSSDKLegacy} {
 			t.Run(fmt.Sprintf("%s/%s", name, kind), func(t *testing.T) {
+				t.Parallel()
 				w := start(t)
 				alice := w.member(t, "alice", member.Config{Kind: kind})
 				bob := w.member(t, "bob", member.Config{Kind: kind})
@@ -178,4 +179,133 @@ func TestTwoOfAKindHearEachOther(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestThreeInOneMesh(t *testing.T) {
+	t.Parallel()
+	w := fake(t)
+	members := []*member.Member{
+		w.member(t, "alice", member.Config{Kind: member.Hydrogen}),
+		w.member(t, "bob", member.Config{Kind: member.Hydrogen}),
+		w.member(t, "carol", member.Config{Kind: member.Hydrogen}),
+	}
+	room := callRoom(t, members...)
+	join(t, room, members...)
+	hearEachOther(t, members...)
+}
+
+// As measured with the real clients: hydrogen drops plain messages, js-sdk 43 sends nothing else.
+func TestHydrogenAndCurrentJSSDKNeverConnect(t *testing.T) {
+	t.Parallel()
+	w := fake(t)
+	alice := w.member(t, "alice", member.Config{Kind: member.Hydrogen})
+	bob := w.member(t, "bob", member.Config{Kind: member.JSSDKKeys})
+	room := callRoom(t, alice, bob)
+	for _, m := range []*member.Member{alice, bob} {
+		if err := m.JoinCall(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if err := alice.AwaitConnected(ctx, bob.UserID()); err == nil {
+		t.Error("hydrogen connected with a js-sdk that answers plain")
+	}
+	if len(alice.Complaints()) == 0 {
+		t.Error("hydrogen does not complain about plain messages")
+	}
+}
+
+func TestMutedMemberIsSilentUntilUnmuted(t *testing.T) {
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
+		t.Run(kind.String(), func(t *testing.T) {
+			t.Parallel()
+			w := fake(t)
+			alice := w.member(t, "alice", member.Config{Kind: kind})
+			bob := w.member(t, "bob", member.Config{Kind: kind})
+			join(t, callRoom(t, alice, bob), alice, bob)
+			alice.Says(listen.Sine(member.Rate, 440, -20, time.Second))
+			for _, muted := range []bool{false, true, false} {
+				if err := alice.Mute(muted); err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				err := bob.Await(ctx, "the mute", func(v member.View) bool { return v.Peers[0].Muted == muted })
+				cancel()
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(200 * time.Millisecond)
+				level := listen.Level(bob.Listen(alice.UserID(), time.Second))
+				if muted != (level < -60) {
+					t.Errorf("muted %v: bob hears %.1f dB", muted, level)
+				}
+			}
+			noComplaints(t, alice, bob)
+		})
+	}
+}
+
+func TestLeaveRejoinReloadAndTerminate(t *testing.T) {
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
+		t.Run(kind.String(), func(t *testing.T) {
+			t.Parallel()
+			w := fake(t)
+			alice := w.member(t, "alice", member.Config{Kind: kind})
+			bob := w.member(t, "bob", member.Config{Kind: kind})
+			carol := w.member(t, "carol", member.Config{Kind: kind}) // keeps hydrogen's call from ending
+			room := callRoom(t, alice, bob, carol)
+			join(t, room, alice, bob, carol)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			for _, m := range []*member.Member{alice, bob} { // the inviter and the invited one
+				other := map[*member.Member]*member.Member{alice: bob, bob: alice}[m]
+				must(t, m.LeaveCall(ctx))
+				must(t, other.AwaitGone(ctx, m.UserID()))
+				must(t, m.JoinCall(ctx, room))
+				must(t, m.AwaitConnected(ctx, other.UserID()))
+				session := m.View().Session
+				must(t, m.Reload(ctx))
+				if m.View().Session == session {
+					t.Error("the session id is that of before the reload")
+				}
+				must(t, m.AwaitConnected(ctx, other.UserID()))
+				must(t, other.Await(ctx, "the new session", func(v member.View) bool {
+					return v.Peers[0].Session == m.View().Session && v.Peers[0].State == "connected"
+				}))
+			}
+			noComplaints(t, alice, bob, carol)
+			conf := alice.View().Call
+			must(t, carol.TerminateCall(ctx, room, conf))
+			for _, m := range []*member.Member{alice, bob, carol} {
+				must(t, m.Await(ctx, "the end", func(v member.View) bool { return v.Call == "" }))
+			}
+		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hydrogen's user interface joins with the camera only; the microphone comes later.
+func TestCameraOnlyMemberIsHeardAfterUnmuting(t *testing.T) {
+	t.Parallel()
+	w := fake(t)
+	alice := w.member(t, "alice", member.Config{Kind: member.Hydrogen, CameraOnly: true})
+	bob := w.member(t, "bob", member.Config{Kind: member.Hydrogen, CameraOnly: true})
+	join(t, callRoom(t, bob, alice), bob, alice)
+	bob.Says(listen.Sine(member.Rate, 440, -20, time.Second))
+	if level := listen.Level(alice.Listen(bob.UserID(), time.Second)); level > -60 {
+		t.Errorf("before unmuting alice hears %.1f dB", level)
+	}
+	must(t, bob.Mute(false))
+	time.Sleep(time.Second)
+	if level := listen.Level(alice.Listen(bob.UserID(), time.Second)); level < -30 {
+		t.Errorf("after unmuting alice hears %.1f dB", level)
+	}
+	noComplaints(t, alice, bob)
 }

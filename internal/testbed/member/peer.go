@@ -100,6 +100,7 @@ func (p *peer) invited(msg message) {
 		return
 	}
 	p.drop()
+	p.session = msg.SenderSession // js-sdk answers the session that invited, whatever the member state says
 	l, err := p.newLeg(msg.CallID, false)
 	if err == nil {
 		err = l.accept(msg)
