@@ -18,7 +18,7 @@ import (
 var (
 	ErrNewer    = errors.New("the database was written by a newer version of the program")
 	ErrNotOwner = errors.New("the row belongs to another process")
-	ErrScheme   = errors.New("database address must begin with postgres:// or sqlite:")
+	ErrScheme   = errors.New("database address must be postgres://user:password@host/name or sqlite:PATH")
 )
 
 // Pool sizes. SQLite has one writer, so one connection avoids SQLITE_BUSY altogether.
