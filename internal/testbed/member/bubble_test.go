@@ -75,3 +75,33 @@ func TestCrashedPeerIsGivenUpAndCalledAgain(t *testing.T) {
 		}
 	})
 }
+
+func TestMembershipIsRenewedBeforeItExpires(t *testing.T) {
+	if testing.Short() {
+		t.Skip("an hour takes a while, even in a bubble")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		hs, members := bubble(t, member.JSSDK, "alice", "bob")
+		alice, bob := members[0], members[1]
+		room := callRoom(t, alice, bob)
+		join(t, room, alice, bob)
+		call := alice.View().Peers[0].CallID
+		time.Sleep(65 * time.Minute)
+		if p := alice.View().Peers[0]; p.CallID != call || p.State != "connected" {
+			t.Errorf("after 65 minutes: %+v, want the first call connected", p)
+		}
+		alice.Says(speech.Alice.PCM(member.Rate, 2*time.Second))
+		if level := listen.Level(bob.Listen(alice.UserID(), 4*time.Second)); level < -30 {
+			t.Errorf("after 65 minutes bob hears %.1f dB", level)
+		}
+		written := 0
+		for _, e := range hs.Timeline(room) {
+			if e.Type == "org.matrix.msc3401.call.member" {
+				written++
+			}
+		}
+		if written != 4 {
+			t.Errorf("%d member events, want 4: two joins, two renewals", written)
+		}
+	})
+}
