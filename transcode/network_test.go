@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/speech"
 	"trunkline/transcode"
 )
@@ -26,7 +25,7 @@ func TestPhonesOfAnyPacketLengthAreHeardWithoutGaps(t *testing.T) {
 	for _, ptime := range []time.Duration{10, 20, 30, 40, 60} {
 		ptime *= time.Millisecond
 		b, phone, bob := fromPhone(t, link{delay: 10 * time.Millisecond, jitter: 3 * time.Millisecond}, ptime)
-		m := b.same(ptime.String(), b.heard[phone].peers, listen.Resample(bob, 8000, 48000), 48000, 0.98)
+		m := b.same(ptime.String(), b.heard[phone].peers, bob, 8000, 0.98)
 		in := phone.Stats().In
 		if in.Concealed+in.Lost+in.Late+in.Bad > 0 {
 			t.Errorf("%v: %+v, want nothing lost, late or concealed", ptime, in)
@@ -56,7 +55,7 @@ func TestSpeechSurvivesBadNetworks(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b, phone, bob := fromPhone(t, c.link, 20*ms)
-			b.same("phone", b.heard[phone].peers, listen.Resample(bob, 8000, 48000), 48000, c.phone)
+			b.same("phone", b.heard[phone].peers, bob, 8000, c.phone)
 			in := phone.Stats()
 			t.Logf("%+v", in)
 			if in.In.Lost > c.lost || in.In.Concealed > c.concealed || in.Delay.Held > c.delay {
@@ -100,16 +99,16 @@ func TestDriftingClocksAreFollowed(t *testing.T) {
 		}
 		tail := b.heard[phone].phone[25*8000:]
 		b.same("device at the end", tail, decoded(t, sent), 8000, 0.9)
-		b.same("phone at the end", b.heard[phone].peers[25*48000:], listen.Resample(said(speech.Bob, 8000), 8000, 48000), 48000, 0.9)
+		b.same("phone at the end", b.heard[phone].peers[25*8000:], said(speech.Bob, 8000), 8000, 0.9)
 	}
 }
 
 func TestStallIsCaughtUp(t *testing.T) {
 	l := link{seed: 3, stall: 400 * time.Millisecond, stallAt: 5 * time.Second, jitter: 3 * time.Millisecond}
 	b, phone, bob := fromPhone(t, l, 20*time.Millisecond)
-	peers, source := b.heard[phone].peers, listen.Resample(bob, 8000, 48000)
-	before := b.same("before the stall", peers[:5*48000], source, 48000, 0.9)
-	after := b.same("after it", peers[8*48000:], source, 48000, 0.9)
+	peers, source := b.heard[phone].peers, bob
+	before := b.same("before the stall", peers[:5*8000], source, 8000, 0.9)
+	after := b.same("after it", peers[8*8000:], source, 8000, 0.9)
 	grown := (after.Delay + 8*time.Second - before.Delay).Round(time.Millisecond) % talk // the source is a loop of talk
 	s := phone.Stats()
 	t.Logf("delay has grown by %v: %+v", grown, s)

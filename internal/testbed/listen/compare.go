@@ -32,6 +32,7 @@ const (
 	skipFirst  = judged
 	soundAbove = 30 // peak that counts as sound
 	inaudible  = -55.0
+	certain    = 0.8 // a correlation that cannot be chance
 )
 
 // Compare looks for a source, which may have been played in a loop, in what was heard.
@@ -88,6 +89,9 @@ func align(heard, source []int16) (shift int, ok bool) {
 		if like, lag := loop.search(h); like > top {
 			top, shift, ok = like, at-lag, true
 		}
+		if top > certain {
+			break
+		}
 	}
 	return shift, ok
 }
@@ -95,6 +99,7 @@ func align(heard, source []int16) (shift int, ok bool) {
 // haystack is sound to be searched: its spectrum and its running energy.
 type haystack struct {
 	spectrum []complex128
+	turns    []complex128
 	sums     []float64
 }
 
@@ -107,16 +112,17 @@ func newHaystack(pcm []int16) haystack {
 	for i, x := range pcm {
 		sums[i+1] = sums[i] + square(x)
 	}
-	return haystack{transform(pcm, n), sums}
+	w := turns(n)
+	return haystack{transform(pcm, w), w, sums}
 }
 
 // search correlates h with every place it fits into.
 func (s haystack) search(h []int16) (like float64, lag int) {
-	x := transform(h, len(s.spectrum))
+	x := transform(h, s.turns)
 	for i := range x {
-		x[i] = s.spectrum[i] * cmplx.Conj(x[i])
+		x[i] *= cmplx.Conj(s.spectrum[i])
 	}
-	fft(x, true)
+	fft(x, s.turns) // of the conjugate, which for real sound is the inverse
 	hh := energy(h)
 	for l := 0; l+len(h) < len(s.sums); l++ {
 		ss := s.sums[l+len(h)] - s.sums[l]
@@ -139,17 +145,18 @@ func looped(source []int16, from, n int) []int16 {
 	return out
 }
 
-func transform(pcm []int16, n int) []complex128 {
-	x := make([]complex128, n)
+// transform returns the spectrum of pcm; turns are those of its length.
+func transform(pcm []int16, turns []complex128) []complex128 {
+	x := make([]complex128, 2*len(turns))
 	for i, v := range pcm {
 		x[i] = complex(float64(v), 0)
 	}
-	fft(x, false)
+	fft(x, turns)
 	return x
 }
 
-// fft transforms in place; len(x) is a power of two. The inverse is not scaled.
-func fft(x []complex128, inverse bool) {
+// fft transforms in place; len(x) is a power of two.
+func fft(x, turns []complex128) {
 	n := len(x)
 	for i, j := 1, 0; i < n; i++ {
 		bit := n >> 1
@@ -161,27 +168,22 @@ func fft(x []complex128, inverse bool) {
 			x[i], x[j] = x[j], x[i]
 		}
 	}
-	sign := -1.0
-	if inverse {
-		sign = 1
-	}
-	w := turns(n, sign)
 	for size := 2; size <= n; size *= 2 {
 		half, stride := size/2, n/size
 		for start := 0; start < n; start += size {
 			for k := range half {
-				a, b := x[start+k], x[start+k+half]*w[k*stride]
+				a, b := x[start+k], x[start+k+half]*turns[k*stride]
 				x[start+k], x[start+k+half] = a+b, a-b
 			}
 		}
 	}
 }
 
-// turns are the roots of unity of half a circle.
-func turns(n int, sign float64) []complex128 {
+// turns are the roots of unity of half a circle, for a transform of length n.
+func turns(n int) []complex128 {
 	w := make([]complex128, n/2)
 	for i := range w {
-		w[i] = cmplx.Rect(1, sign*2*math.Pi*float64(i)/float64(n))
+		w[i] = cmplx.Rect(1, -2*math.Pi*float64(i)/float64(n))
 	}
 	return w
 }
