@@ -1,6 +1,7 @@
 package transcode_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -52,6 +53,29 @@ func TestAnotherCopyIsPlayedWhenOneStarves(t *testing.T) {
 			t.Errorf("gaps %v", gaps)
 		}
 	}
+}
+
+// Routers with a queue for each flow send what waited flow by flow; that must not make the desk change to and fro.
+func TestBunchesOfCopiesDoNotChangeTheChoice(t *testing.T) {
+	b := newBed(t, transcode.Options{})
+	phones := []*transcode.Phone{b.phone(transcode.PCMU), b.phone(transcode.PCMU)}
+	device := b.device()
+	sent := opusPackets{}.pack(t, said(speech.Alice, 48000))
+	for k, p := range phones {
+		deliver := b.toPeerSide(device, p)
+		for i, pkt := range renumber(sent, k) {
+			at := b.now.Add(time.Duration(i/5+1) * 100 * time.Millisecond).Add(time.Duration(k) * time.Millisecond)
+			b.flight = append(b.flight, arrival{at, pkt, deliver})
+		}
+	}
+	slices.SortStableFunc(b.flight, func(x, y arrival) int { return x.at.Compare(y.at) })
+	b.run(talk)
+	s := device.Stats()
+	t.Logf("%+v", s)
+	if s.FailOver > 0 {
+		t.Errorf("%+v, want no change", s)
+	}
+	b.same("phone", b.heard[phones[0]].phone, decoded(t, sent), 8000, 0.95)
 }
 
 func TestCopyWithLessLossIsChosen(t *testing.T) {

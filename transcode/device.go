@@ -4,9 +4,12 @@ import "github.com/pion/rtp"
 
 // Fail-over between the copies of one microphone.
 const (
-	starvedAfter = 3    // packets of another copy while the chosen one brought none
-	lossEvery    = 250  // packets between two comparisons of loss
-	lossMargin   = 0.02 // another copy must lose that much less
+	starvedAfter = 3             // packets of another copy while the chosen one brought none
+	starvedFor   = 3 * frameTime // and at least for so long: routers send flows in bunches
+	lossEvery    = 250           // packets between two comparisons of loss
+	lossMargin   = 0.02          // another copy must lose that much less
+
+	maxPeerPayload = 1500 // bytes held; browsers send a tenth of it
 )
 
 // Device is a room device's place at a desk: one microphone, received by every ghost.
@@ -87,7 +90,7 @@ func (dev *Device) Stats() DeviceStats {
 func (dev *Device) receive(via *Phone, pkt *rtp.Packet, now int64) {
 	c := dev.copyVia(via)
 	samples, ok := opusSamples(pkt.Payload)
-	if !ok {
+	if !ok || len(pkt.Payload) > maxPeerPayload {
 		c.stream.stats.Bad++
 		return
 	}
@@ -97,7 +100,7 @@ func (dev *Device) receive(via *Phone, pkt *rtp.Packet, now int64) {
 	}
 	if c.stream.put(&pkt.Header, kind, samples, pkt.Payload, now) {
 		dev.loudness.announce(&pkt.Header, c.levelID)
-		dev.compare(c, kind)
+		dev.compare(c, kind, now)
 	}
 }
 
@@ -119,7 +122,7 @@ func (dev *Device) copyVia(via *Phone) *peerCopy {
 }
 
 // compare decides after each packet whether another copy should be played.
-func (dev *Device) compare(c *peerCopy, kind packetKind) {
+func (dev *Device) compare(c *peerCopy, kind packetKind, now int64) {
 	c.loss.add(&c.stream)
 	if c == dev.chosen {
 		dev.count++
@@ -132,7 +135,8 @@ func (dev *Device) compare(c *peerCopy, kind packetKind) {
 		return
 	}
 	c.fresh++
-	starved := c.fresh >= starvedAfter
+	old := &dev.chosen.stream
+	starved := c.fresh >= starvedAfter && now-old.arrived >= max(starvedFor, old.pace.target)
 	if starved || c.loss.betterThan(&dev.chosen.loss) {
 		dev.stats.FailOver++
 		dev.choose(c)
