@@ -249,7 +249,6 @@ type person struct {
 	device id.DeviceID
 	client *mautrix.Client
 	olm    *crypto.OlmMachine // nil: a client without encryption
-	stop   func()
 
 	mu    sync.Mutex
 	heard []heard

@@ -81,5 +81,14 @@ type MembershipInfo struct {
 // JoinCall joins the room's active call, or creates one when there is none, and returns when the ghost is a member.
 // The peers connect afterwards.
 func (g *Ghost) JoinCall(ctx context.Context, room id.RoomID, opts CallOptions) (*Membership, error) {
+	// One after the other: two phones that find no call must not both make one.
+	release, err := g.service.joining.acquire(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if g.isIn(room) {
+		return nil, fmt.Errorf("join call in %s: %w", room, ErrGhostBusy)
+	}
 	return joinCall(ctx, g.host(), g, room, opts)
 }

@@ -250,6 +250,14 @@ func (g *Ghost) conferences() []conference {
 	return slices.Clone(g.memberships)
 }
 
+// ErrGhostBusy says that a ghost is in the room's call already: a ghost has one
+// device, so it stands for one phone per room.
+var ErrGhostBusy = errors.New("the ghost is in this room's call already")
+
+func (g *Ghost) isIn(room id.RoomID) bool {
+	return slices.ContainsFunc(g.conferences(), func(c conference) bool { return c.Info().Room == room })
+}
+
 // isNotFound says whether the homeserver knows no such thing.
 func isNotFound(err error) bool { return errors.Is(err, mautrix.MNotFound) }
 

@@ -100,6 +100,7 @@ type Service struct {
 	states    keyedLocks[stateSlot]
 
 	making   keyedLocks[id.UserID]
+	joining  keyedLocks[id.RoomID]
 	session  string        // makes transaction ids differ from those of earlier runs
 	requests atomic.Uint64 // sendToDevice requests of this run
 

@@ -86,6 +86,13 @@ func (c *callSnapshot) put(e roomEvent) (late bool) {
 	return false
 }
 
+// isOut says whether a user who was in the room is there no more. An
+// invitation that is delivered late does not count.
+func (c *callSnapshot) isOut(user id.UserID) bool {
+	membership := c.joined[user]
+	return membership != event.MembershipJoin && membership != event.MembershipInvite
+}
+
 // call returns the call with that id; ConfID is "" when there is none.
 func (c *callSnapshot) call(s *Service, confID string) CallState {
 	e, known := c.calls[confID]
@@ -260,20 +267,11 @@ func (s *Service) activeCall(ctx context.Context, ghost *Ghost, room id.RoomID) 
 	return state.newestCall(s), nil
 }
 
-// stateSlot names a member event of ours.
-type stateSlot struct {
-	room id.RoomID
-	user id.UserID
-}
+// stateSlot is the room whose state we are writing.
+type stateSlot struct{ room id.RoomID }
 
-// PutMember implements stateWriter. Writes of one ghost in one room come one
-// after the other.
+// PutMember implements stateWriter.
 func (s *Service) PutMember(ctx context.Context, ghost *Ghost, room id.RoomID, content MemberContent) error {
-	release, err := s.states.acquire(ctx, stateSlot{room, ghost.user})
-	if err != nil {
-		return err
-	}
-	defer release()
 	if content.Calls == nil {
 		content.Calls = []MemberCall{} // clients want the array
 	}
@@ -285,8 +283,16 @@ func (s *Service) PutCall(ctx context.Context, ghost *Ghost, room id.RoomID, con
 	return s.putState(ctx, ghost, room, callType, confID, content)
 }
 
+// putState writes state events of a room one after the other. Two at once fork the room's history, and Synapse then
+// shows clients in the second sync the state before the fork: two ghosts that leave in the same instant, and hydrogen
+// has one of them back in the call for ever; two that join, and it throws one out.
 func (s *Service) putState(ctx context.Context, g *Ghost, room id.RoomID, kind, key string, content any) error {
-	_, err := g.asUser.SendStateEvent(ctx, room, event.Type{Type: kind, Class: event.StateEventType}, key, content)
+	release, err := s.states.acquire(ctx, stateSlot{room})
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = g.asUser.SendStateEvent(ctx, room, event.Type{Type: kind, Class: event.StateEventType}, key, content)
 	if err != nil {
 		return fmt.Errorf("put %s in %s: %w", kind, room, tidy(s.explainForbidden(ctx, g, room, kind, err)))
 	}
@@ -318,8 +324,16 @@ func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) erro
 		}
 		delete(state.members, info.Ghost)
 	}
+	if !info.Created {
+		return nil
+	}
+	return s.endIfEmpty(ctx, g, info, state)
+}
+
+// endIfEmpty ends the call of a membership unless somebody is in it.
+func (s *Service) endIfEmpty(ctx context.Context, g *Ghost, info MembershipInfo, state *callSnapshot) error {
 	call := state.call(s, info.ConfID)
-	if !info.Created || call.ConfID == "" || call.Ended {
+	if call.ConfID == "" || call.Ended {
 		return nil
 	}
 	now := time.Now()

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"maunium.net/go/mautrix"
-	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -24,6 +23,9 @@ const (
 	// rereadShare bounds what reading may cost: a room whose state takes a
 	// second to read is read every 30 seconds at most.
 	rereadShare = 30
+
+	// endPatience is how long ending an empty call may take.
+	endPatience = 5 * time.Second
 )
 
 // tracker holds the call state of the rooms our ghosts have calls in, and
@@ -45,15 +47,19 @@ type trackedRoom struct {
 	wake    chan struct{} // holds one request to read; filled by anybody, drained by run
 
 	mu          sync.Mutex
-	conferences []tracked     // guarded by mu
+	conferences []*tracked    // guarded by mu
 	state       *callSnapshot // nil until the first read; guarded by mu
 	reading     bool          // a read is under way; guarded by mu
 	meanwhile   []roomEvent   // events that came during the read; guarded by mu
 }
 
+// tracked is one conference in a room. It is told nothing before a read that
+// began after it was added: what was read earlier may be from before its ghost
+// entered the room.
 type tracked struct {
 	ghost      *Ghost
 	conference conference
+	ready      bool
 }
 
 // conference is what the service needs of a *Membership. Its deliveries are
@@ -103,7 +109,7 @@ func (t *tracker) add(g *Ghost, m conference) error {
 			service: t.service, room: room, end: end,
 			done: make(chan struct{}), wake: make(chan struct{}, 1),
 		}
-		r.conferences = []tracked{{g, m}}
+		r.conferences = []*tracked{{ghost: g, conference: m}}
 		if !t.service.spawn(func() { r.run(ctx) }) {
 			end(errClosed)
 			return errClosed
@@ -111,24 +117,25 @@ func (t *tracker) add(g *Ghost, m conference) error {
 		t.rooms[room] = r
 	} else {
 		r.mu.Lock()
-		r.conferences = append(r.conferences, tracked{g, m})
+		r.conferences = append(r.conferences, &tracked{ghost: g, conference: m})
 		r.mu.Unlock()
 	}
 	r.refresh()
 	return nil
 }
 
-// remove ends that; after it returns the conference hears nothing more.
-func (t *tracker) remove(m conference) {
+// remove ends that; after it returns the conference hears nothing more. It
+// says whether it was the last one of its room.
+func (t *tracker) remove(m conference) (last bool) {
 	t.mu.Lock()
 	r := t.rooms[m.Info().Room]
 	if r == nil {
 		t.mu.Unlock()
-		return
+		return false
 	}
 	r.mu.Lock() // waits for a delivery under way
-	r.conferences = slices.DeleteFunc(r.conferences, func(c tracked) bool { return c.conference == m })
-	last := len(r.conferences) == 0
+	r.conferences = slices.DeleteFunc(r.conferences, func(c *tracked) bool { return c.conference == m })
+	last = len(r.conferences) == 0
 	r.mu.Unlock()
 	if last {
 		delete(t.rooms, r.room)
@@ -138,6 +145,7 @@ func (t *tracker) remove(m conference) {
 		r.end(errClosed)
 		<-r.done
 	}
+	return last
 }
 
 func (r *trackedRoom) refresh() {
@@ -190,7 +198,7 @@ func (r *trackedRoom) read(ctx context.Context) error {
 		r.mu.Unlock()
 		return nil
 	}
-	reader := r.conferences[0].ghost
+	reader, present := r.conferences[0].ghost, slices.Clone(r.conferences)
 	r.reading, r.meanwhile = true, nil
 	r.mu.Unlock()
 
@@ -212,6 +220,9 @@ func (r *trackedRoom) read(ctx context.Context) error {
 		state.put(e)
 	}
 	r.meanwhile, r.state = nil, state
+	for _, c := range present {
+		c.ready = true
+	}
 	r.tell()
 	return nil
 }
@@ -219,7 +230,7 @@ func (r *trackedRoom) read(ctx context.Context) error {
 // ghostOut tells a ghost's conferences that it is not in the room any more,
 // and asks the next ghost first in future. Called with mu held.
 func (r *trackedRoom) ghostOut(g *Ghost) {
-	slices.SortStableFunc(r.conferences, func(a, b tracked) int {
+	slices.SortStableFunc(r.conferences, func(a, b *tracked) int {
 		switch {
 		case a.ghost == g && b.ghost != g:
 			return 1
@@ -259,12 +270,15 @@ func (r *trackedRoom) tell() {
 	s := r.service
 	devices := make(map[string][]MemberDevice)
 	for _, c := range r.conferences {
+		if !c.ready {
+			continue
+		}
 		confID := c.conference.Info().ConfID
 		if devices[confID] == nil {
 			devices[confID] = r.state.devices(s, confID)
 		}
 		call := r.state.call(s, confID)
-		call.Out = r.state.joined[c.ghost.user] != event.MembershipJoin
+		call.Out = r.state.isOut(c.ghost.user)
 		c.conference.deliverState(devices[confID], call)
 	}
 }
@@ -298,7 +312,7 @@ func (s *Service) attachConference(m conference) error {
 func (s *Service) detach(m *Membership) { s.detachConference(m) }
 
 func (s *Service) detachConference(m conference) {
-	s.tracker.remove(m)
+	last := s.tracker.remove(m)
 	s.mu.Lock()
 	g := s.attached[m]
 	delete(s.attached, m)
@@ -319,7 +333,25 @@ func (s *Service) detachConference(m conference) {
 		p.stop()
 	}
 	g.routing.Lock() // waits for a delivery under way
-	defer g.routing.Unlock()
+	g.routing.Unlock()
+	if info := m.Info(); last && info.Created {
+		s.endEmptyCall(g, info)
+	}
+}
+
+// endEmptyCall ends a call of ours that nobody is in any more. Each leaving
+// ghost ends the call if it sees itself alone, but ghosts that leave together
+// still see each other.
+func (s *Service) endEmptyCall(g *Ghost, info MembershipInfo) {
+	ctx, cancel := context.WithTimeout(s.ctx, endPatience)
+	defer cancel()
+	state, err := s.readState(mautrix.WithMaxRetries(ctx, 0), g, info.Room)
+	if err == nil {
+		err = s.endIfEmpty(ctx, g, info, state)
+	}
+	if err != nil && !isForbidden(err) {
+		g.log.Warn("call may stay behind without anybody in it", "room", info.Room, "err", tidy(err))
+	}
 }
 
 // refreshState implements callHost.
