@@ -76,6 +76,9 @@ func (w *world) call(ctx context.Context) (*talk, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := w.crowd(ctx, w.opts.phones); err != nil {
+		return nil, err
+	}
 	if err := call.Hangup(ctx); err != nil {
 		return nil, fmt.Errorf("hang up: %w", err)
 	}

@@ -30,6 +30,7 @@ type options struct {
 	attach                                bool
 	homeserver, secret, sip, number, room string
 	bot                                   string
+	phones                                int
 }
 
 func main() {
@@ -44,6 +45,7 @@ func main() {
 	flag.StringVar(&o.number, "number", "100", "the number to dial")
 	flag.StringVar(&o.room, "alias", "demo", "the room's alias (localpart) that the number leads to; it is created")
 	flag.StringVar(&o.bot, "bot", "sipbot", "attach: localpart of the bridge's bot")
+	flag.IntVar(&o.phones, "phones", 0, "so many more phones join at the end, and what they cost is printed")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
