@@ -55,7 +55,7 @@ func testConfig(t sip.Transport) sip.Config {
 
 func newBed(t testing.TB, config sip.Config, invite func(*served)) *bed {
 	t.Helper()
-	b := &bed{TB: t, calls: make(chan *served, 64), invite: invite}
+	b := &bed{TB: t, calls: make(chan *served, 4096), invite: invite}
 	stack, err := sip.New(config, b, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

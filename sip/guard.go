@@ -48,7 +48,7 @@ func (g *guard) inspect(data []byte, stream bool) verdict {
 	}
 	h, ok := g.readHead(data)
 	if !ok {
-		return verdict{drop: dropMalformed}
+		return verdict{drop: dropMalformed, fatal: true}
 	}
 	v := h.check(len(data)-h.bodyAt, stream)
 	if v.pass() && !g.parses(data) {

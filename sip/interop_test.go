@@ -1,0 +1,262 @@
+package sip_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pion/rtp"
+
+	"trunkline/internal/testbed/phone"
+	"trunkline/sip"
+)
+
+// These tests need Debian's baresip, sip-tester and sipsak. Without them they are skipped; the lab has them always.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("%s is not installed", name)
+	}
+	return path
+}
+
+// talk sends a tone to the phone and keeps what it says, both µ-law.
+func (s *served) talk(m *sip.Media, hz float64) (heard func() []int16, stop func()) {
+	var mu sync.Mutex
+	var pcm []int16
+	m.OnPacket(func(p *rtp.Packet) {
+		mu.Lock()
+		for _, b := range p.Payload {
+			pcm = append(pcm, muLaw(b))
+		}
+		mu.Unlock()
+	})
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		wave := tone(hz, time.Second)
+		next := time.Now()
+		p := &rtp.Packet{Header: rtp.Header{Version: 2, SSRC: sip.NewSSRC()}, Payload: make([]byte, 160)}
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Until(next)):
+			}
+			next = next.Add(20 * time.Millisecond)
+			for j := range p.Payload {
+				p.Payload[j] = toMuLaw(wave[(i*160+j)%len(wave)])
+			}
+			p.SequenceNumber++
+			p.Timestamp += 160
+			_ = m.WriteRTP(p)
+		}
+	})
+	return func() []int16 { mu.Lock(); defer mu.Unlock(); return append([]int16(nil), pcm...) }, func() { close(done); wg.Wait() }
+}
+
+func muLaw(b byte) int16 {
+	b = ^b
+	v := (int(b&0x0f)<<3+0x84)<<(b>>4&7) - 0x84
+	if b&0x80 != 0 {
+		v = -v
+	}
+	return int16(v)
+}
+
+func toMuLaw(s int16) byte { // nearest by search: slow and surely right
+	best, dist := byte(0), 1<<20
+	for b := range 256 {
+		if d := int(muLaw(byte(b))) - int(s); max(d, -d) < dist {
+			best, dist = byte(b), max(d, -d)
+		}
+	}
+	return best
+}
+
+func writeWAV(t *testing.T, path string, pcm []int16) {
+	t.Helper()
+	b := fmt.Appendf(nil, "RIFF%sWAVEfmt ", binary.LittleEndian.AppendUint32(nil, uint32(36+2*len(pcm))))
+	for _, v := range []any{uint32(16), uint16(1), uint16(1), uint32(8000), uint32(16000), uint16(2), uint16(16)} {
+		b, _ = binary.Append(b, binary.LittleEndian, v)
+	}
+	b = append(b, "data"...)
+	b = binary.LittleEndian.AppendUint32(b, uint32(2*len(pcm)))
+	b, _ = binary.Append(b, binary.LittleEndian, pcm)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readWAV(t *testing.T, path string) []int16 {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil || len(b) < 44 {
+		t.Fatalf("%s: %d bytes, %v", path, len(b), err)
+	}
+	pcm := make([]int16, (len(b)-44)/2)
+	_, _ = binary.Decode(b[44:], binary.LittleEndian, pcm)
+	return pcm
+}
+
+const baresipConfig = `sip_listen 127.0.0.1:%d
+net_interface 127.0.0.1
+audio_source aufile,%[2]s/tone.wav
+audio_player aubridge,null
+audio_alert aubridge,null
+ausrc_srate 8000
+auplay_srate 8000
+ausrc_channels 1
+auplay_channels 1
+rtp_ports 37000-37100
+snd_path %[2]s
+module_path /usr/lib/baresip/modules
+module g711.so
+module aufile.so
+module aubridge.so
+module sndfile.so
+module uuid.so
+module_tmp account.so
+module_app menu.so
+`
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).Port
+}
+
+func TestBaresipTalks(t *testing.T) {
+	baresip := tool(t, "baresip")
+	for _, tr := range []sip.Transport{sip.UDP, sip.TCP} {
+		t.Run(string(tr), func(t *testing.T) {
+			var heard func() []int16
+			var stop func()
+			b := newBed(t, testConfig(tr), func(s *served) {
+				_ = s.Ring()
+				_, m, err := s.Accept()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s.mu.Lock()
+				heard, stop = s.talk(m, 700)
+				s.mu.Unlock()
+				_ = s.SendAnswer()
+			})
+			dir, port := t.TempDir(), freePort(t)
+			writeWAV(t, filepath.Join(dir, "tone.wav"), tone(440, 30*time.Second))
+			files := map[string]string{
+				"config":   fmt.Sprintf(baresipConfig, port, dir),
+				"accounts": fmt.Sprintf("<sip:bob@127.0.0.1:%d;transport=%s>;regint=0;audio_codecs=PCMU\n", port, tr),
+				"contacts": "",
+			}
+			for name, text := range files {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.Command(baresip, "-f", dir, "-v", "-t", "4", "-e", fmt.Sprintf("/dial sip:1000@%s;transport=%s", b.addr(tr), tr))
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Logf("baresip: %v", err)
+			}
+			s := b.call()
+			s.wants(sip.Acked{})
+			s.wants(sip.Bye{})
+			stop()
+			if n := heard(); len(n) < 16000 || power(n[4000:12000], 440) < 0.7 {
+				t.Errorf("heard %d samples of baresip, power of its tone %.2f\n%s", len(n), power(n[min(len(n), 4000):min(len(n), 12000)], 440), out)
+			}
+			dumps, _ := filepath.Glob(filepath.Join(dir, "dump-*-dec.wav"))
+			if len(dumps) != 1 {
+				t.Fatalf("baresip left %v\n%s", dumps, out)
+			}
+			if pcm := readWAV(t, dumps[0]); len(pcm) < 16000 || power(pcm[4000:12000], 700) < 0.7 {
+				t.Errorf("baresip heard %d samples, power of our tone %.2f", len(pcm), power(pcm[min(len(pcm), 4000):min(len(pcm), 12000)], 700))
+			}
+		})
+	}
+}
+
+func TestSippCallsMany(t *testing.T) {
+	sipp := tool(t, "sipp")
+	for _, tr := range []struct {
+		transport sip.Transport
+		flag      string
+	}{{sip.UDP, "u1"}, {sip.TCP, "t1"}} {
+		t.Run(string(tr.transport), func(t *testing.T) {
+			b := newBed(t, testConfig(tr.transport), func(s *served) {
+				if _, m, err := s.Accept(); err == nil {
+					s.echo(m)
+					_ = s.SendAnswer()
+				}
+			})
+			cmd := exec.Command(sipp, "-sn", "uac", b.addr(tr.transport), "-i", "127.0.0.1", "-t", tr.flag,
+				"-r", "100", "-m", "300", "-d", "500", "-nostdin", "-timeout", "30s", "-timeout_error")
+			cmd.Dir = t.TempDir()
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("sipp: %v\n%s", err, tail(string(out), 2000))
+			}
+			for deadline := time.Now().Add(5 * time.Second); b.stack.Stats().Calls > 0 && time.Now().Before(deadline); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if st := b.stack.Stats(); st.Invites != 300 || st.Answered != 300 || st.Calls != 0 || st.NoAck != 0 || st.RTPPorts != 0 {
+				t.Errorf("stats = %+v", st)
+			}
+		})
+	}
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+func TestSipsakIsAnswered(t *testing.T) {
+	sipsak := tool(t, "sipsak")
+	b := newBed(t, testConfig(sip.UDP), nil)
+	out, err := exec.Command(sipsak, "-vv", "-s", "sip:test@"+b.addr(sip.UDP)).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "200 OK") {
+		t.Errorf("sipsak: %v\n%s", err, out)
+	}
+}
+
+func TestPhonesMayCallOverIPv6(t *testing.T) {
+	if c, err := net.ListenPacket("udp6", "[::1]:0"); err != nil {
+		t.Skip("no IPv6 here")
+	} else {
+		_ = c.Close()
+	}
+	config := testConfig(sip.UDP)
+	config.Listen[0].Addr = netip.MustParseAddrPort("[::1]:0")
+	config.RTP.Addr = netip.MustParseAddr("::1")
+	config.Trunks[0].Networks = []netip.Prefix{netip.MustParsePrefix("::1/128")}
+	b := newBed(t, config, nil)
+	call, err := b.phone(phone.Config{Local: netip.MustParseAddr("::1")}).Dial(timeout(t, 5*time.Second), b.addr(sip.UDP), "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := b.call()
+	s.wants(sip.Acked{})
+	call.Play(tone(440, 500*time.Millisecond))
+	if err := call.Wait(timeout(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(60 * time.Millisecond)
+	if got := power(call.Heard()[1000:3800], 440); got < 0.8 {
+		t.Errorf("power of our tone in what came back = %.2f, want 1", got)
+	}
+	_ = s.Hangup(sip.CauseNormal)
+	<-call.Done()
+}
