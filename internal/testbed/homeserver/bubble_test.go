@@ -116,7 +116,9 @@ func TestLongPollWakesAtOnceAndSleepsItsTimeout(t *testing.T) {
 		if got := time.Since(began); got != 5*time.Second {
 			t.Errorf("the empty poll took %v, want 5s", got)
 		}
-		go func() { time.Sleep(time.Second); whisper(t, alice, b, "now") }()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { time.Sleep(time.Second); whisper(t, alice, b, "now") })
 		began = time.Now()
 		got := bodies(sync0(t, bob, since, 5*time.Second))
 		if d := time.Since(began); d != time.Second || !slices.Equal(got, []string{"now"}) {
@@ -153,6 +155,7 @@ type service struct {
 	txns   []string
 	events []string
 	times  []time.Time
+	asked  []string
 }
 
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -171,6 +174,9 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for _, e := range body.Events {
 			s.events = append(s.events, e.Type)
 		}
+	}
+	if r.Method == http.MethodGet {
+		s.asked = append(s.asked, r.URL.Path)
 	}
 	fmt.Fprint(w, "{}")
 }
@@ -340,6 +346,42 @@ func TestFaultsHitWhatTheyShould(t *testing.T) {
 	})
 }
 
+// Synapse answers an equal request for two minutes with the same answer. A poller that does not take over next_batch
+// hears nothing new for so long.
+func TestEqualRequestGetsTheOldAnswerForTwoMinutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hs := homeserver.Start(t, homeserver.Config{})
+		a, b := hs.User("alice"), hs.User("bob")
+		alice, bob := client(t, hs, a), client(t, hs, b)
+		for _, body := range []string{"one", "two"} {
+			whisper(t, alice, b, body)
+			if got, want := bodies(sync0(t, bob, "", 0)), []string{"one"}; !slices.Equal(got, want) {
+				t.Errorf("%v, want %v", got, want)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if got, want := bodies(sync0(t, bob, "", 0)), []string{"one", "two"}; !slices.Equal(got, want) {
+			t.Errorf("two minutes later %v, want %v", got, want)
+		}
+	})
+}
+
+func TestServiceIsAskedForAnUnknownGhost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hs, _, svc, _ := withService(t)
+		alice := client(t, hs, hs.User("alice"))
+		room := hs.Room(alice.UserID, homeserver.CallRoom())
+		if _, err := alice.InviteUser(t.Context(), room, &mautrix.ReqInviteUser{UserID: "@_sip_7:hs.test"}); err != nil {
+			t.Fatal(err)
+		}
+		svc.mu.Lock()
+		defer svc.mu.Unlock()
+		if want := []string{"/_matrix/app/v1/users/@_sip_7:hs.test"}; !slices.Equal(svc.asked, want) {
+			t.Errorf("asked for %q, want %q", svc.asked, want)
+		}
+	})
+}
+
 func TestRoomComesBySync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hs := homeserver.Start(t, homeserver.Config{})
@@ -358,7 +400,7 @@ func TestRoomComesBySync(t *testing.T) {
 		if r == nil || len(r.State.Events)+len(r.Timeline.Events) < 7 {
 			t.Fatalf("after the join: %+v, want the whole state", r)
 		}
-		if got, want := joined.DeviceLists.Changed, []id.UserID{a.UserID}; !slices.Equal(got, want) {
+		if got, want := joined.DeviceLists.Changed, []id.UserID{a.UserID, b.UserID}; !slices.Equal(got, want) {
 			t.Errorf("device lists changed %v, want %v", got, want)
 		}
 		hs.SetState(room, a.UserID, "org.matrix.msc3401.call", "c1", map[string]string{"m.type": "m.voice"})

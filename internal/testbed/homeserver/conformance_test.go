@@ -41,6 +41,13 @@ const (
 	ghost     = "?user_id=@_sip_1:lab.local"
 	ghostOnD1 = ghost + "&device_id=D1"
 	empty     = "{}"
+
+	// noRooms is the filter of a to-device poller, quiet leaves out what the stand-in does not have.
+	noRooms = "&timeout=0&set_presence=offline&filter=" +
+		"%7B%22room%22%3A%7B%22rooms%22%3A%5B%5D%7D%2C%22presence%22%3A%7B%22types%22%3A%5B%5D%7D%2C%22account_data%22%3A%7B%22types%22%3A%5B%5D%7D%7D"
+	poll  = "v3/sync" + ghostOnD1 + noRooms
+	quiet = "v3/sync?timeout=0&set_presence=offline&filter=" +
+		"%7B%22presence%22%3A%7B%22types%22%3A%5B%5D%7D%2C%22account_data%22%3A%7B%22types%22%3A%5B%5D%7D%7D"
 )
 
 var questions = []question{
@@ -82,6 +89,19 @@ var questions = []question{
 
 	{"as", "GET", "v3/sync" + ghostOnD1 + "&since=xx", ""},
 	{"alice", "PUT", "v3/sendToDevice/m.x/1", `{"messages":{"@_sip_1:lab.local":{"D1":{"a":1},"NONE":{}}}}`},
+	{"as", "GET", poll, ""}, // {since} is from here on the next_batch of the last answer to the same asker that …
+	{"as", "GET", poll, ""}, // … was followed by "advance": the message is there twice, …
+	{"as", "GET", "advance", ""},
+	{"as", "GET", poll + "&since={since}", ""}, // … and now no more
+	{"as", "GET", poll, ""},
+	{"alice", "PUT", "v3/sendToDevice/m.x/4", `{"messages":{"@_sip_1:lab.local":{"*":{"a":2}}}}`},
+	{"alice", "PUT", "v3/sendToDevice/m.x/4", `{"messages":{"@_sip_1:lab.local":{"*":{"a":3}}}}`},
+	{"as", "GET", "v3/sync" + ghost + noRooms, ""}, // without device: nothing
+	{"as", "GET", poll + "&since={since}", ""},
+	{"as", "GET", poll + "&since={since}", ""},
+	{"as", "GET", "advance", ""},
+	{"as", "GET", poll + "&since={since}", ""},
+
 	{"alice", "PUT", "v3/sendToDevice/m.x/2", "broken"},
 	{"alice", "PUT", "v3/sendToDevice/m.x/3", empty},
 	{"alice", "GET", "v3/voip/turnServer", ""},
@@ -98,13 +118,18 @@ var questions = []question{
 	{"alice", "GET", "v3/rooms/!nope/state/m.nope/x", ""},
 	{"bob", "PUT", "v3/rooms/{room}/state/m.nope/x", empty},
 	{"as", "POST", "v3/rooms/{room}/join" + ghost, empty},
+	{"bob", "GET", quiet, ""},
+	{"bob", "GET", "advance", ""},
 	{"bob", "POST", "v3/join/{room}", empty},
+	{"bob", "GET", quiet + "&since={since}", ""},
+	{"bob", "GET", "advance", ""},
 	{"bob", "POST", "v3/join/{room}", empty},
 	{"bob", "PUT", "v3/rooms/{room}/state/m.nope/x", empty},
 	{"bob", "PUT", "v3/rooms/{room}/state/org.matrix.msc3401.call/x", `{"a":1}`},
 	{"bob", "PUT", "v3/rooms/{room}/state/org.matrix.msc3401.call.member/@bob:lab.local", `{"a":1}`},
 	{"bob", "PUT", "v3/rooms/{room}/state/org.matrix.msc3401.call/@alice:lab.local", `{"a":1}`},
 	{"alice", "PUT", "v3/rooms/{room}/state/org.matrix.msc3401.call.member/@alice:lab.local", `{"a":1}`},
+	{"bob", "GET", quiet + "&since={since}", ""},
 	{"bob", "POST", "v3/rooms/{room}/invite", `{"user_id":"@_sip_1:lab.local"}`},
 	{"bob", "POST", "v3/rooms/{room}/invite", `{"user_id":"@alice:lab.local"}`},
 	{"as", "PUT", "v3/profile/@_sip_1:lab.local/displayname" + ghost, `{"displayname":"Phone"}`},
@@ -148,10 +173,10 @@ func TestAnswersAreThoseOfSynapse(t *testing.T) {
 		}
 		realTokens[name] = user.AccessToken
 	}
-	var fakeRoom, realRoom string
+	ours := asker{base: fake.URL(), tokens: fakeTokens, since: map[string]string{}}
+	theirs := asker{base: genuine.URL(), tokens: realTokens, since: map[string]string{}}
 	for _, q := range questions {
-		got := ask(t, fake.URL(), fakeTokens, q, &fakeRoom)
-		want := ask(t, genuine.URL(), realTokens, q, &realRoom)
+		got, want := ours.ask(t, q), theirs.ask(t, q)
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s %s %s %s: answer differs from Synapse's (-Synapse +ours):\n%s", q.who, q.method, q.path, q.body, diff)
 		}
@@ -159,10 +184,23 @@ func TestAnswersAreThoseOfSynapse(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// asker asks one server.
+type asker struct {
+	base   string
+	tokens map[string]string
+	room   string            // of the last createRoom
+	last   string            // next_batch of the last answer
+	since  map[string]string // {since} of each asker
+}
+
 // ask returns status and body. Ids, times and free text, which may differ, are replaced by a word.
-func ask(t *testing.T, base string, tokens map[string]string, q question, room *string) map[string]any {
+func (a *asker) ask(t *testing.T, q question) map[string]any {
 	t.Helper()
-	target := base + "/_matrix/client/" + strings.ReplaceAll(q.path, "{room}", *room)
+	if q.path == "advance" {
+		a.since[q.who] = a.last
+		return nil
+	}
+	target := a.base + "/_matrix/client/" + strings.NewReplacer("{room}", a.room, "{since}", a.since[q.who]).Replace(q.path)
 	req, err := http.NewRequestWithContext(t.Context(), q.method, target, strings.NewReader(q.body))
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +210,7 @@ func ask(t *testing.T, base string, tokens map[string]string, q question, room *
 	case "as":
 		req.Header.Set("Authorization", "Bearer as-secret")
 	default:
-		req.Header.Set("Authorization", "Bearer "+tokens[q.who])
+		req.Header.Set("Authorization", "Bearer "+a.tokens[q.who])
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -187,8 +225,13 @@ func ask(t *testing.T, base string, tokens map[string]string, q question, room *
 	if err := json.Unmarshal(content, &body); err != nil {
 		t.Fatalf("%s %s: %v: %s", q.method, q.path, err, content)
 	}
-	if m, ok := body.(map[string]any); ok && m["room_id"] != nil && strings.HasSuffix(q.path, "createRoom") {
-		*room = m["room_id"].(string)
+	if m, ok := body.(map[string]any); ok {
+		if room, ok := m["room_id"].(string); ok && strings.HasSuffix(q.path, "createRoom") {
+			a.room = room
+		}
+		if next, ok := m["next_batch"].(string); ok {
+			a.last = next
+		}
 	}
 	return map[string]any{"status": resp.StatusCode, "body": plain(body)}
 }
@@ -198,12 +241,19 @@ func plain(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		for _, k := range slices.Sorted(maps.Keys(v)) {
+			if strings.HasPrefix(k, "!") {
+				v["…"] = plain(v[k])
+				delete(v, k)
+				continue
+			}
 			switch k {
-			case "room_id", "event_id", "error", "device_id", "uris", "username", "password", "filter_id", "body":
+			case "room_id", "next_batch", "origin_server_ts", "event_id", "error", "device_id", "uris", "username", "password", "filter_id", "body":
 				v[k] = "…"
+			case "changed":
+				slices.SortFunc(v[k].([]any), func(a, b any) int { return strings.Compare(a.(string), b.(string)) })
 			case "avatar_url", "last_seen_ts", "last_seen_ip":
 				delete(v, k)
-			case "unsigned", "signatures":
+			case "unsigned", "signatures", "prev_batch", "limited", "summary", "unread_notifications", "account_data", "ephemeral":
 				delete(v, k)
 			default:
 				v[k] = plain(v[k])

@@ -90,12 +90,17 @@ func (r *room) strippedFor(e *Event) []any {
 		return nil
 	}
 	var list []any
-	for _, eventType := range []string{"m.room.create", "m.room.join_rules", "m.room.name", "m.room.canonical_alias", "m.room.encryption"} {
-		if s := r.state[stateKey{eventType, ""}]; s != nil {
-			list = append(list, map[string]any{"type": s.Type, "state_key": "", "sender": s.Sender, "content": s.Content})
+	add := func(e *Event) {
+		if e != nil {
+			list = append(list, map[string]any{"type": e.Type, "state_key": e.StateKey, "sender": e.Sender, "content": e.Content})
 		}
 	}
-	return append(list, map[string]any{"type": e.Type, "state_key": e.StateKey, "sender": e.Sender, "content": e.Content})
+	for _, eventType := range []string{"create", "join_rules", "canonical_alias", "encryption", "name"} {
+		add(r.state[stateKey{"m.room." + eventType, ""}])
+	}
+	add(r.state[stateKey{"m.room.member", string(e.Sender)}])
+	add(e)
+	return list
 }
 
 // setState puts a state event unless it says what is already there: Synapse then answers with the old event.
@@ -222,6 +227,9 @@ func (s *Server) addRoom(creator id.UserID, req CreateRoom) (*room, error) {
 	rule := map[string]string{"public_chat": "public"}[preset]
 	s.setState(r, creator, "m.room.join_rules", "", map[string]any{"join_rule": cmp.Or(rule, "invite")})
 	s.setState(r, creator, "m.room.history_visibility", "", map[string]any{"history_visibility": "shared"})
+	if rule == "" {
+		s.setState(r, creator, "m.room.guest_access", "", map[string]any{"guest_access": "can_join"})
+	}
 	for _, e := range req.InitialState {
 		s.setState(r, creator, e.Type, e.StateKey, e.Content)
 	}

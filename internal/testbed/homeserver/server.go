@@ -46,7 +46,8 @@ type Server struct {
 	aliases   map[id.RoomAlias]id.RoomID
 	services  []*AppService
 	filters   []syncFilter
-	done      map[string]any // answers of finished transactions, by idempotency key
+	memos     map[string]syncMemo // answers of /sync of the last minutes
+	done      map[string]any      // answers of finished transactions, by idempotency key
 	faults    []*Fault
 	requests  []Request
 	sent      []ToDevice
@@ -73,6 +74,7 @@ func New(cfg Config) *Server {
 		rooms:   map[id.RoomID]*room{},
 		aliases: map[id.RoomAlias]id.RoomID{},
 		done:    map[string]any{},
+		memos:   map[string]syncMemo{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.routes()

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -40,6 +41,7 @@ func (b batch) String() string { return fmt.Sprintf("s%d_%d", b.rooms, b.toDevic
 
 // syncRequest is a parsed /sync.
 type syncRequest struct {
+	key     string // equal requests have equal keys
 	from    requester
 	initial bool
 	since   batch
@@ -62,8 +64,8 @@ type events[T any] struct {
 }
 
 type deviceLists struct {
-	Changed []id.UserID `json:"changed"`
-	Left    []id.UserID `json:"left"`
+	Changed []id.UserID `json:"changed,omitempty"`
+	Left    []id.UserID `json:"left,omitempty"`
 }
 
 type roomList map[id.RoomID]any
@@ -74,6 +76,9 @@ func (s *Server) sync(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a, ok := s.remembered(req.key); ok {
+		return a, nil
+	}
 	timer := time.NewTimer(req.timeout)
 	defer timer.Stop()
 	s.confirm(req)
@@ -83,6 +88,7 @@ func (s *Server) sync(c *call) (any, error) {
 		changed := s.changed
 		s.mu.Unlock()
 		if news || req.initial || req.timeout == 0 {
+			s.remember(req, a)
 			return a, nil
 		}
 		select {
@@ -99,9 +105,40 @@ func (s *Server) sync(c *call) (any, error) {
 	}
 }
 
+// syncMemory is how long Synapse answers an equal request with the same answer, however old that is by then
+// (sync_response_cache_duration). Who asks again with an old since, or twice without any, gets it.
+const syncMemory = 2 * time.Minute
+
+// syncMemo is a remembered answer.
+type syncMemo struct {
+	answer syncAnswer
+	at     time.Time
+}
+
+func (s *Server) remembered(key string) (syncAnswer, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.memos, func(_ string, m syncMemo) bool { return time.Since(m.at) >= syncMemory })
+	m, ok := s.memos[key]
+	return m.answer, ok
+}
+
+// remember keeps an answer unless it says that nothing has happened.
+func (s *Server) remember(req syncRequest, a syncAnswer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.NextBatch != req.since.String() {
+		s.memos[req.key] = syncMemo{a, time.Now()}
+	}
+}
+
 func (s *Server) parseSync(c *call) (syncRequest, error) {
 	query := c.URL.Query()
 	req := syncRequest{from: c.from}
+	req.key = strings.Join([]string{
+		string(c.from.user), string(c.from.device),
+		query.Get("timeout"), query.Get("since"), query.Get("filter"), query.Get("full_state"),
+	}, "\x00")
 	if ms, err := strconv.Atoi(query.Get("timeout")); err == nil {
 		req.timeout = time.Duration(ms) * time.Millisecond
 	}
@@ -157,7 +194,7 @@ func (s *Server) collect(req syncRequest) (a syncAnswer, news bool) {
 		a.Rooms, news = rooms, true
 	}
 	if changed := s.changedDevices(req); len(changed) > 0 {
-		a.DeviceLists, news = &deviceLists{changed, []id.UserID{}}, true
+		a.DeviceLists, news = &deviceLists{Changed: changed}, true
 	}
 	a.NextBatch = next.String()
 	return a, news
@@ -234,7 +271,7 @@ func (r *room) joinedSince(req syncRequest, member *Event) any {
 		timeline = timeline[max(0, len(timeline)-limit):]
 		for _, e := range r.currentState() {
 			if e.position < timeline[0].position {
-				state = append(state, e.forClient())
+				state = append(state, e.forSync())
 			}
 		}
 	}
@@ -253,9 +290,18 @@ func (r *room) after(position int64) []*Event {
 	i, _ := slices.BinarySearchFunc(r.timeline, position+1, func(e *Event, p int64) int { return int(e.position - p) })
 	list := []*Event{}
 	for _, e := range r.timeline[i:] {
-		list = append(list, e.forClient())
+		list = append(list, e.forSync())
 	}
 	return list
+}
+
+// forSync leaves the room id out, except in m.room.create.
+func (e *Event) forSync() *Event {
+	c := e.forClient()
+	if e.Type != "m.room.create" {
+		c.RoomID = ""
+	}
+	return c
 }
 
 // changedDevices returns who of the people sharing a room has new keys, or shares a room only now.
@@ -280,6 +326,9 @@ func (s *Server) changedDevices(req syncRequest) []id.UserID {
 			u := s.users[uid]
 			if max(mine, e.position) > req.since.rooms || u != nil && u.keysChanged > req.since.rooms {
 				changed[uid] = true
+			}
+			if mine > req.since.rooms {
+				changed[me] = true
 			}
 		}
 	}
