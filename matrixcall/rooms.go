@@ -81,7 +81,12 @@ func (s *Service) ResolveRoom(ctx context.Context, aliasOrID string) (id.RoomID,
 // refused the bot invites it first. Its profile in the room is its display
 // name. The error is a *RoomError when somebody must do something about it.
 func (g *Ghost) EnterRoom(ctx context.Context, room id.RoomID) error {
-	err := g.join(ctx, room)
+	release, err := g.service.states.acquire(ctx, stateSlot{room}) // see putState
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = g.join(ctx, room)
 	if err == nil {
 		return nil
 	}
