@@ -25,20 +25,24 @@ const (
 
 // scene is one case: a room with its number, and everybody who takes part.
 type scene struct {
-	t      *testing.T
-	ctx    context.Context
-	owner  *lab.User
-	room   *lab.Room
-	pages  []*lab.Client
-	phones []*lab.Phone
-	voices int
-	dialed time.Time
+	t       *testing.T
+	ctx     context.Context
+	owner   *lab.User
+	room    *lab.Room
+	pages   []*lab.Client
+	phones  []*lab.Phone
+	voices  int
+	dialed  time.Time // when the phones dialled last
+	settled time.Time // when everybody had heard somebody: what is judged begins a second later
 }
 
 // newScene makes a room for the named users; the first one owns it.
 func newScene(t *testing.T, opts lab.RoomOptions, names ...string) (*scene, []*lab.User) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 150*time.Second)
+	if !bed.Bridge().Running() {
+		t.Fatal("the bridge has ended in an earlier case")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	s := &scene{t: t, ctx: ctx}
 	var users []*lab.User
@@ -119,25 +123,19 @@ func (s *scene) dial(phones ...*lab.Phone) {
 	}
 }
 
-// listen lets time pass until everybody has heard enough.
-func (s *scene) listen() {
+// listen lets time pass until everybody has heard enough. Clients are connected to this many ghosts.
+func (s *scene) listen(ghosts int) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, 15*time.Second)
-	defer cancel()
-	for _, c := range s.pages {
-		for _, ok := s.firstSound(c); !ok; _, ok = s.firstSound(c) {
-			if ctx.Err() != nil {
-				s.t.Fatalf("%s hears nothing 15 s after the phones were answered", c.User.Name)
+	s.eventually("all clients are connected to the ghosts and hear them", 15*time.Second, func() bool {
+		for _, c := range s.pages {
+			if _, ok := s.heardBy(c).FirstSound(); !ok || s.legs(c) != ghosts {
+				return false
 			}
-			time.Sleep(200 * time.Millisecond)
 		}
-	}
+		return true
+	})
+	s.settled = time.Now()
 	time.Sleep(listenFor + 1500*time.Millisecond)
-}
-
-func (s *scene) firstSound(c *lab.Client) (time.Time, bool) {
-	s.t.Helper()
-	return s.heardBy(c).FirstSound()
 }
 
 // heardBy returns everything that a page has heard since the phones dialled, mixed as an ear does.
@@ -148,13 +146,6 @@ func (s *scene) heardBy(c *lab.Client) lab.Recording {
 	return lab.Mix(tracks...)
 }
 
-func (s *scene) heardOnPhone(p *lab.Phone) lab.Recording {
-	s.t.Helper()
-	r, err := p.Heard()
-	s.must(err)
-	return r
-}
-
 func (s *scene) said(c *lab.Client) lab.Saying {
 	s.t.Helper()
 	said, err := c.Saying(s.ctx)
@@ -162,17 +153,45 @@ func (s *scene) said(c *lab.Client) lab.Saying {
 	return said
 }
 
-// hears checks that a listener has heard exactly these voices, at most two, and not its own.
-func (s *scene) hears(listener string, heard lab.Recording, own lab.Saying, voices ...lab.Saying) {
+// clientHears checks that a client has heard each of these voices in one of its tracks, and not its own in any. Ghosts
+// come one by one, so no track mixes voices.
+func (s *scene) clientHears(c *lab.Client, voices ...lab.Saying) {
 	s.t.Helper()
-	first, ok := heard.FirstSound()
+	tracks, err := c.Heard(s.ctx, s.dialed)
+	s.must(err)
+	first, ok := lab.Mix(tracks...).FirstSound()
 	if !ok {
-		s.t.Errorf("%s hears nothing", listener)
+		s.t.Errorf("%s hears nothing in %d tracks", c.User.Name, len(tracks))
 		return
 	}
-	piece := heard.Cut(first.Add(time.Second), listenFor)
+	own := s.said(c)
+	matches := make([]lab.Match, len(voices))
+	wrong := 0.0
+	for _, track := range tracks {
+		piece := track.Cut(s.settled.Add(time.Second), listenFor)
+		for i, v := range voices {
+			if m := piece.Match(v); m.Correlation >= matches[i].Correlation {
+				matches[i] = m
+			}
+		}
+		wrong = max(wrong, piece.Match(own).Correlation)
+	}
+	s.judge(c.User.Name, first, wrong, matches)
+}
+
+// phoneHears checks that a phone has heard one or two voices, mixed, and not its own.
+func (s *scene) phoneHears(p *lab.Phone, voices ...lab.Saying) {
+	s.t.Helper()
+	heard, err := p.Heard()
+	s.must(err)
+	first, ok := heard.FirstSound()
+	if !ok {
+		s.t.Errorf("%s hears nothing", p.Name)
+		return
+	}
+	piece := heard.Cut(s.settled.Add(time.Second), listenFor)
 	if piece.Duration() < 3*time.Second {
-		s.t.Errorf("%s has only %s of sound, want %s", listener, piece.Duration(), listenFor)
+		s.t.Errorf("%s has only %s of sound, want %s", p.Name, piece.Duration(), listenFor)
 		return
 	}
 	var matches []lab.Match
@@ -182,10 +201,15 @@ func (s *scene) hears(listener string, heard lab.Recording, own lab.Saying, voic
 	} else {
 		matches = []lab.Match{piece.Match(voices[0])}
 	}
-	wrong := piece.Match(own)
+	s.judge(p.Name, first, piece.Match(p.Saying()).Correlation, matches)
+}
+
+// judge holds what a listener has heard against the thresholds.
+func (s *scene) judge(listener string, first time.Time, own float64, matches []lab.Match) {
+	s.t.Helper()
 	for _, m := range matches {
 		s.t.Logf("%s hears %s; first sound %d ms after the INVITE; own voice %.2f", listener, m,
-			first.Sub(s.dialed).Milliseconds(), wrong.Correlation)
+			first.Sub(s.dialed).Milliseconds(), own)
 		if m.Correlation < rightVoice {
 			s.t.Errorf("%s hears %s with correlation %.2f, want at least %.2f", listener, m.Voice, m.Correlation, rightVoice)
 		}
@@ -193,8 +217,8 @@ func (s *scene) hears(listener string, heard lab.Recording, own lab.Saying, voic
 			s.t.Errorf("%s hears %s %s late, want at most %s", listener, m.Voice, m.Delay, maxDelay)
 		}
 	}
-	if wrong.Correlation > wrongVoice {
-		s.t.Errorf("%s hears its own voice with correlation %.2f, want at most %.2f", listener, wrong.Correlation, wrongVoice)
+	if own > wrongVoice {
+		s.t.Errorf("%s hears its own voice with correlation %.2f, want at most %.2f", listener, own, wrongVoice)
 	}
 }
 
@@ -225,6 +249,19 @@ func (s *scene) legs(c *lab.Client) (n int) {
 	return n
 }
 
+// members counts the ghosts that a page knows in its call, connected or not.
+func (s *scene) members(c *lab.Client) (n int) {
+	s.t.Helper()
+	state, err := c.Call(s.ctx)
+	s.must(err)
+	for _, m := range state.Members {
+		if bed.Bridge().IsGhost(id.UserID(m.User)) {
+			n++
+		}
+	}
+	return n
+}
+
 // eventually polls until it is so.
 func (s *scene) eventually(what string, within time.Duration, so func() bool) (after time.Duration) {
 	s.t.Helper()
@@ -247,6 +284,8 @@ func (s *scene) explain() {
 	fmt.Fprintf(&b, "room %s, number %s\n", s.room.ID, s.room.Number)
 	calls, members, err := bed.CallState(s.ctx, s.owner, s.room.ID)
 	fmt.Fprintf(&b, "room's state: calls %v, members %v, %v\n", calls, members, err)
+	timeline, err := bed.CallTimeline(s.ctx, s.owner, s.room.ID)
+	fmt.Fprintf(&b, "room's call events: %v\n%s", err, timeline)
 	for _, c := range s.pages {
 		b.WriteString(c.State(s.ctx))
 	}
@@ -254,6 +293,9 @@ func (s *scene) explain() {
 		b.WriteString(p.State())
 	}
 	fmt.Fprintf(&b, "bridge's log ends with:\n%s\n", bed.Bridge().LogTail(6000))
+	if !bed.Bridge().Running() {
+		b.WriteString("THE BRIDGE HAS ENDED\n")
+	}
 	s.t.Log(b.String())
 }
 

@@ -185,6 +185,9 @@ func (b *Bridge) Stop() error { return b.process.stop(15 * time.Second) }
 // Kill ends it as a crash would.
 func (b *Bridge) Kill() { b.process.kill() }
 
+// Running reports whether the process is there.
+func (b *Bridge) Running() bool { return b.process != nil && b.process.running() }
+
 // Exited is closed when the process has ended.
 func (b *Bridge) Exited() <-chan struct{} { return b.process.exited }
 

@@ -8,6 +8,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -161,6 +164,30 @@ func (l *Lab) CallState(ctx context.Context, as *User, room id.RoomID) (calls []
 		}
 	}
 	return calls, members, nil
+}
+
+// CallTimeline returns the room's call events in their order, a line each, for failure messages.
+func (l *Lab) CallTimeline(ctx context.Context, as *User, room id.RoomID) (string, error) {
+	var messages struct {
+		Chunk []struct {
+			Type     string          `json:"type"`
+			StateKey string          `json:"state_key"`
+			At       int64           `json:"origin_server_ts"`
+			Content  json.RawMessage `json:"content"`
+		} `json:"chunk"`
+	}
+	path := "/v3/rooms/" + url.PathEscape(string(room)) + "/messages?dir=b&limit=100"
+	if err := l.API(ctx, as, http.MethodGet, path, nil, &messages); err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for _, ev := range slices.Backward(messages.Chunk) {
+		if ev.Type == callEvent || ev.Type == memberEvent {
+			fmt.Fprintf(&b, "  %s %s %s %s\n", time.UnixMilli(ev.At).UTC().Format("15:04:05.000"), strings.TrimPrefix(ev.Type, "org.matrix.msc3401."),
+				ev.StateKey, ev.Content[:min(len(ev.Content), 400)])
+		}
+	}
+	return b.String(), nil
 }
 
 // LastNotice returns the newest notice in the room, "" if there is none.

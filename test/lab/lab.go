@@ -106,7 +106,11 @@ func (l *Lab) startHomeserver(ctx context.Context) (err error) {
 		return err
 	}
 	l.own("PostgreSQL", l.Postgres.Close)
-	config := synapse.Config{Postgres: l.Postgres, Progress: l.opts.Progress}
+	stun, err := l.serveSTUN()
+	if err != nil {
+		return err
+	}
+	config := synapse.Config{Postgres: l.Postgres, Progress: l.opts.Progress, TURNURIs: []string{stun}}
 	if l.opts.Bridge {
 		if config.Port, err = l.port(homeserverPort); err != nil {
 			return err

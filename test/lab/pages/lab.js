@@ -15,14 +15,26 @@
     let voice = null;
 
     // The context renders in batches right after the audio device asks: the smallest difference between wall clock and
-    // context clock over many looks is the moment of rendering.
-    let epoch = Infinity;
+    // context clock over many looks is the moment of rendering. Context time stands still when the machine is too busy
+    // to render, so each second of context time has a difference of its own.
+    const epochs = [];
     const lookAtClock = () => {
         if (context.state !== "running" || context.currentTime === 0) return;
-        epoch = Math.min(epoch, performance.timeOrigin + performance.now() - context.currentTime * 1000);
+        const second = Math.floor(context.currentTime);
+        epochs[second] = Math.min(epochs[second] ?? Infinity, performance.timeOrigin + performance.now() - context.currentTime * 1000);
     };
     setInterval(lookAtClock, 7);
-    const wall = (contextSeconds) => epoch + contextSeconds * 1000;
+
+    // epochAt is the difference that held at that context time, or the nearest known.
+    function epochAt(contextSeconds) {
+        const second = Math.min(Math.max(0, Math.floor(contextSeconds)), epochs.length - 1);
+        for (let d = 0; d < epochs.length; d++) {
+            const found = epochs[second - d] ?? epochs[second + d];
+            if (found !== undefined) return found;
+        }
+        return performance.timeOrigin + performance.now() - context.currentTime * 1000;
+    }
+    const wall = (contextSeconds) => epochAt(contextSeconds) + contextSeconds * 1000;
 
     navigator.mediaDevices.getUserMedia = async (constraints) => {
         const stream = new MediaStream();
@@ -118,8 +130,9 @@
             voice = { source, at, seconds: buffer.duration };
         },
 
-        // voice tells when (wall clock, ms) the file's first sample left the mouth for the first time.
-        voice: () => voice && { startMS: wall(voice.at), seconds: voice.seconds },
+        // voice tells when (wall clock, ms) the file's first sample left the mouth for the first time, by the clock as
+        // it is some seconds ago: that is when what is judged now was said.
+        voice: () => voice && { startMS: epochAt(context.currentTime - 5) + voice.at * 1000, seconds: voice.seconds },
 
         // assign names the person behind a stream; clients know it, the peer connection does not.
         assign(stream, user, device) {
@@ -133,7 +146,7 @@
 
         // heard returns what came in since `sinceMS` (wall clock), one recording per remote track.
         heard(sinceMS = 0) {
-            const from = Math.max(0, Math.round(((sinceMS - epoch) / 1000) * RATE));
+            const from = Math.max(0, Math.round(((sinceMS - epochAt(context.currentTime)) / 1000) * RATE));
             return taps.map((tap) => {
                 const chunks = tap.chunks.filter((c) => c.start + c.pcm.length > from);
                 const out = new Int16Array(chunks.reduce((n, c) => n + c.pcm.length, 0));
