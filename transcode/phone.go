@@ -14,6 +14,10 @@ type PhoneConfig struct {
 	PeerSSRC           uint32
 	PeerFirstSeq       uint16
 	PeerFirstTimestamp uint32
+
+	// InBandDigits listens for DTMF in the sound of phones whose trunk carries digits in no better way; see
+	// [Phone.Digit]. Off by default: music and voices can now and then sound like a digit.
+	InBandDigits bool
 }
 
 // A phone that is silent is not encoded, like a browser with usedtx: after the hangover, which lets a receiver's
@@ -44,6 +48,10 @@ type Phone struct {
 	mixed   [FrameSamples]int16
 	player  Player
 	tone    [FrameSamples]int16
+
+	detector DigitDetector
+	pressed  [8]rune // digits heard, the oldest first
+	presses  int
 
 	packet  rtp.Packet // towards the phone
 	payload [FrameSamples]byte
@@ -163,6 +171,34 @@ func (p *Phone) pull(now int64) {
 	}
 	p.voice.heard = p.source.pull(now, p.voice.pcm[:])
 	p.voice.listen()
+	if p.config.InBandDigits {
+		p.hearDigits()
+	}
+}
+
+func (p *Phone) hearDigits() {
+	digit, ok := p.detector.Hear(p.voice.pcm[:])
+	if !ok {
+		return
+	}
+	if p.presses == len(p.pressed) { // nobody asks: the oldest are forgotten
+		copy(p.pressed[:], p.pressed[1:])
+		p.presses--
+	}
+	p.pressed[p.presses] = digit
+	p.presses++
+}
+
+// Digit returns the next digit heard in the phone's sound, false when there is none: to be asked after each tick where
+// [PhoneConfig.InBandDigits] is set.
+func (p *Phone) Digit() (rune, bool) {
+	if p.presses == 0 {
+		return 0, false
+	}
+	digit := p.pressed[0]
+	copy(p.pressed[:], p.pressed[1:])
+	p.presses--
+	return digit, true
 }
 
 // toPhone packs a frame for the phone; no frame is silence.

@@ -62,17 +62,6 @@ func Information() Tone {
 	}}
 }
 
-// DTMF is a digit of ITU-T Q.23, sounding as long as told; false when the rune is no digit.
-func DTMF(digit rune, d time.Duration) (Tone, bool) {
-	rows, columns := [4]float64{697, 770, 852, 941}, [4]float64{1209, 1336, 1477, 1633}
-	for i, r := range "123A456B789C*0#D" {
-		if r == digit {
-			return Tone{Beats: []Beat{{[2]float64{rows[i/4], columns[i%4]}, d}, {For: 40 * time.Millisecond}}, Times: 1}, true
-		}
-	}
-	return Tone{}, false
-}
-
 func onOff(a, b float64, on, off time.Duration) Tone {
 	return Tone{Beats: []Beat{{[2]float64{a, b}, on}, {For: off}}}
 }
