@@ -41,6 +41,7 @@ type callBed struct {
 	refuse   error         // PutMember's answer
 	delay    time.Duration // of to-device messages
 	frames   int           // sent by talk
+	cut      atomic.Bool   // the network
 }
 
 const bedRoom = id.RoomID("!room")
@@ -62,6 +63,7 @@ func newCallBed(t testing.TB, ice ICEConfig) *callBed {
 		b.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	ice.network, ice.NoMDNS = b.network("10.1.0.1"), true
+	router.AddChunkFilter(b.cutFilter)
 	if err := router.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -311,15 +313,18 @@ type browser struct {
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
 
-	calls   map[id.UserID]*browserCall // only run touches this
-	roster  roster                     // only run touches this
-	silent  atomic.Bool                // answers nothing
-	noMic   bool                       // joins with a camera only
-	onlyLow bool                       // never calls
-	mu      sync.Mutex
-	tracks  map[id.UserID]*webrtc.TrackLocalStaticRTP
-	heardBy map[id.UserID]int // packets by ghost
-	got     []string          // types of messages
+	calls  map[id.UserID]*browserCall // only run touches this
+	roster roster                     // only run touches this
+	silent atomic.Bool                // answers nothing
+	noMic  bool                       // joins with a camera only
+	mute   bool                       // never calls
+	keys   bool                       // its track carries telephone events
+	// impolite ignores a crossing offer, as the side that invited does.
+	impolite bool
+	mu       sync.Mutex
+	tracks   map[id.UserID]*webrtc.TrackLocalStaticRTP
+	heardBy  map[id.UserID]int // packets by ghost
+	got      []string          // types of messages
 }
 
 type browserCall struct {
@@ -338,9 +343,14 @@ func (b *callBed) browser(user id.UserID, address string, script func(*browser))
 	s.SetNet(b.network(address))
 	s.SetICEMulticastDNSMode(ice.MulticastDNSModeDisabled)
 	s.LoggerFactory = pionLoggers{b.log}
+	s.SetICEMaxBindingRequests(icePatience)
 	s.SetICETimeouts(iceLost, iceDead, iceKeepAlive)
 	media := &webrtc.MediaEngine{}
 	if err := media.RegisterDefaultCodecs(); err != nil {
+		b.t.Fatal(err)
+	}
+	tones := webrtc.RTPCodecParameters{RTPCodecCapability: toneCodec, PayloadType: 110}
+	if err := media.RegisterCodec(tones, webrtc.RTPCodecTypeAudio); err != nil {
 		b.t.Fatal(err)
 	}
 	br := &browser{
@@ -415,9 +425,11 @@ func (br *browser) ghost(user id.UserID) (MemberDevice, bool) {
 	return br.roster[i], true
 }
 
+func userNumber(i int) id.UserID { return id.UserID("@user" + string(rune('a'+i)) + ":x") }
+
 // callThem calls the ghosts whose id is higher.
 func (br *browser) callThem() {
-	if !slices.ContainsFunc(br.roster, func(m MemberDevice) bool { return m.User == br.user }) || br.onlyLow {
+	if !slices.ContainsFunc(br.roster, func(m MemberDevice) bool { return m.User == br.user }) || br.mute {
 		return
 	}
 	for _, m := range br.roster {
@@ -477,7 +489,11 @@ func (br *browser) newCall(callID string, to MemberDevice) *browserCall {
 }
 
 func (br *browser) addTrack(call *browserCall) {
-	track, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus}, "mic-audio", "mic")
+	codec := webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus}
+	if br.keys {
+		codec = toneCodec
+	}
+	track, err := webrtc.NewTrackLocalStaticRTP(codec, "mic-audio", "mic")
 	br.check(err)
 	_, err = call.pc.AddTrack(track)
 	br.check(err)
@@ -579,8 +595,12 @@ func (br *browser) negotiate(call *browserCall, d *sessionContent) {
 		br.check(call.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: d.SDP}))
 		return
 	}
+	if br.impolite && call.pc.SignalingState() != webrtc.SignalingStateStable {
+		return
+	}
 	br.check(call.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: d.SDP}))
 	br.answer(call, "m.call.negotiate", "description")
+	br.trickle(call)
 }
 
 // offer renegotiates the call with a ghost.

@@ -39,6 +39,7 @@ const (
 	iceDead      = 25 * time.Second
 	iceKeepAlive = 2 * time.Second
 	gatherCap    = 500 * time.Millisecond
+	icePatience  = 150 // checks of a pair, one each 200 ms; pion's 7 give a pair up before a slow answer is there
 )
 
 // opusWish is what we tell browsers about the Opus we like to get: a phone plays 8 kHz, so anything above is wasted;
@@ -101,6 +102,7 @@ func (e *engine) Close() error {
 func (e *engine) settings(cfg ICEConfig, log *slog.Logger) (s webrtc.SettingEngine, err error) {
 	s.LoggerFactory = pionLoggers{log}
 	s.SetICETimeouts(iceLost, iceDead, iceKeepAlive)
+	s.SetICEMaxBindingRequests(icePatience)
 	s.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeUDP4, webrtc.NetworkTypeUDP6})
 	s.DisableActiveTCP(true)
 	s.SetHostAcceptanceMinWait(0)
