@@ -209,11 +209,16 @@ func (w *world) stopBridge() error {
 
 // people makes the member with a room, and the phone.
 func (w *world) people(ctx context.Context) error {
+	local, err := addressTowards(w.sip)
+	if err != nil {
+		return err
+	}
 	name := fmt.Sprintf("alice%d", time.Now().UnixNano()%1e9)
 	cfg, err := w.register(ctx, name)
 	if err != nil {
 		return err
 	}
+	cfg.Address = local
 	if w.alice, err = member.New(ctx, cfg); err != nil {
 		return fmt.Errorf("log alice in: %w", err)
 	}
@@ -234,10 +239,6 @@ func (w *world) people(ctx context.Context) error {
 			return err
 		})
 	}
-	local, err := addressTowards(w.sip)
-	if err != nil {
-		return err
-	}
 	w.phone, err = phone.Open(phone.Config{Local: local, User: "+493012345678", Name: "Phil Phone"})
 	if err != nil {
 		return err
@@ -246,7 +247,7 @@ func (w *world) people(ctx context.Context) error {
 	return nil
 }
 
-// addressTowards is this machine's address on the way to a SIP socket: the phone's, as it says in Via, Contact and SDP.
+// addressTowards is this machine's address on the way to the bridge: what phone and member say in SIP and SDP.
 func addressTowards(sip string) (netip.Addr, error) {
 	conn, err := net.Dial("udp", sip) // sends nothing
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -29,7 +30,8 @@ type Config struct {
 	HTTP        *http.Client // nil = an own one
 	Kind        Kind
 	CameraOnly  bool          // join with camera and no microphone, as hydrogen's user interface always does; see Unmute
-	Net         transport.Net // pion's network, for a virtual one; nil = 127.0.0.1
+	Net         transport.Net // pion's network, for a virtual one; nil = the machine's
+	Address     netip.Addr    // where its sound lives on the machine's network; zero = any loopback address
 	Log         *slog.Logger  // every message and decision; nil = nothing
 }
 
@@ -338,7 +340,12 @@ func (m *Member) newAPI(inviter bool) (*webrtc.API, error) {
 		s.SetNet(m.cfg.Net)
 	} else {
 		s.SetIncludeLoopbackCandidate(true)
-		s.SetIPFilter(func(ip net.IP) bool { return ip.IsLoopback() })
+		s.SetIPFilter(func(ip net.IP) bool {
+			if m.cfg.Address.IsValid() {
+				return ip.Equal(m.cfg.Address.AsSlice())
+			}
+			return ip.IsLoopback()
+		})
 	}
 	s.SetICEMulticastDNSMode(ice.MulticastDNSModeDisabled)
 	s.DisableCloseByDTLS(true) // browsers wait for ICE
