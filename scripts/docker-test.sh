@@ -62,6 +62,7 @@ start_engine() {
         sleep 0.2
     done
     docker info >/dev/null 2>&1 || { tail -n 20 "$scratch/dockerd.log" >&2; die "the Docker engine does not start"; }
+    docker image prune --force --filter until=336h >/dev/null # what two weeks of builds have left
     say "Docker engine $(docker version --format '{{.Server.Version}}') runs, layers in $cache/docker"
 }
 
@@ -69,6 +70,17 @@ stop_engine() { # stop_engine PID: nothing happens unless it is a dockerd
     [ -n "$1" ] && [ "$(cat "/proc/$1/comm" 2>/dev/null)" = dockerd ] || return 0
     $sudo kill -TERM "$1"
     timeout 60 tail --pid="$1" -f /dev/null || $sudo kill -KILL "$1"
+}
+
+restore_network() {
+    $sudo ip link delete docker0 2>/dev/null
+    # A table that did not exist before is not in the file, and must be emptied.
+    grep -q '^\*filter' "$scratch/iptables" || printf '%s\n' '*filter' ':INPUT ACCEPT' ':FORWARD ACCEPT' ':OUTPUT ACCEPT' COMMIT >>"$scratch/iptables"
+    grep -q '^\*nat' "$scratch/iptables" || printf '%s\n' '*nat' ':PREROUTING ACCEPT' ':POSTROUTING ACCEPT' COMMIT >>"$scratch/iptables"
+    $sudo iptables-restore <"$scratch/iptables"
+    $sudo sh -c "cat '$scratch/ip_forward' >/proc/sys/net/ipv4/ip_forward"
+    # dockerd leaves the mount of its network namespace.
+    awk -v under="$scratch/" 'index($2, under) == 1 {print $2}' /proc/mounts | xargs -r -n1 $sudo umount
 }
 
 clean_up() {
@@ -83,18 +95,17 @@ clean_up() {
     fi
     if [ -n "$engine" ]; then
         stop_engine "$(cat "$cache/docker.pid" 2>/dev/null)"
-        $sudo ip link delete docker0 2>/dev/null
-        $sudo iptables-restore <"$scratch/iptables"
-        $sudo sh -c "cat '$scratch/ip_forward' >/proc/sys/net/ipv4/ip_forward"
+        restore_network
     fi
     $sudo rm -rf "$scratch"
     exit $code
 }
 
 tell_what_happened() {
-    echo "---- what the services said last"
-    compose ps
-    compose logs --no-color --tail 40
+    echo "---- the services, and what they said last"
+    docker ps --all --format '{{.Names}}: {{.Status}}'
+    compose logs --no-color --tail 60 setup postgres bridge
+    compose logs --no-color --tail 400 synapse | grep -E ' (WARNING|ERROR|CRITICAL) ' | tail -n 20
 }
 
 # ---- images -----------------------------------------------------------------------------------------------------------
@@ -218,7 +229,7 @@ call() {
     local secret
     secret=$(compose exec -T synapse cat /data/registration_shared_secret)
     timeout 120 "$scratch/demo" -attach -homeserver "http://$1:${synapse_port:-8008}" -register-secret "$secret" \
-        -sip "$1:${sip_port:-5060}" -number 1000 -room '#phone:localhost' || die "the call through $1"
+        -sip "$1:${sip_port:-5060}" -number 1000 -alias phone -out "$scratch" || die "the call through $1"
     say "a call through $1: both sides heard each other"
 }
 
