@@ -12,8 +12,18 @@
 //	                    one is decoded
 //
 // Every device of the room sends the same microphone to each of our ghosts. The desk decodes one copy of each device
-// and keeps the others as fail-over. Phones of one conference hear each other through the desk; no device is ever sent
-// another device's sound, because in a full mesh it has that already.
+// and keeps the others as fail-over, at the price of copying their packets. Phones of one conference hear each other
+// through the desk; no device is ever sent another device's sound, because in a full mesh it has that already. A phone
+// is encoded once; the caller hands the packet to every peer of its ghost.
+//
+// What a desk does about a bad network: packets are put in order and held for 10 to 120 ms, as their arrivals ask for;
+// what is lost is recovered from forward error correction or concealed, at most three frames, then faded; drift and a
+// changing delay are answered by cutting or stretching sound, in silence if possible; a source that starts its numbers,
+// its clock or its SSRC anew is followed, a second source beside it is not. What it does not do: echo cancellation,
+// gain control, noise reduction.
+//
+// What it never does: decode a pause, encode a silent phone, allocate in a frame, or fail on a packet. What is wrong is
+// counted ([StreamStats]).
 //
 // The caller's loop, one per worker, on absolute deadlines:
 //
@@ -30,7 +40,9 @@
 //	desk.FromPeer(device, ghostOfPhone, pkt, time.Now())
 //
 // A loop that was held up calls Tick once for each missed deadline; arrivals and ticks must come from the same clock.
+// Receiver reports go to [Phone.PeerLoss], tones to [Phone.Play].
 //
 // Followed: RFC 3550 (RTP), RFC 3551 (G.711 payloads), RFC 3389 (comfort noise from phones), RFC 6716 and RFC 7587
-// (Opus), RFC 6464 (levels), ITU-T G.711 and its Appendix I (concealment), ITU-T E.180 and ETSI TS 102 971 (tones).
+// (Opus), RFC 6464 (levels), ITU-T G.711 and its Appendix I (concealment), ITU-T E.180 and ETSI TS 102 971 (tones),
+// ITU-T Q.23 and Q.24 (digits).
 package transcode
