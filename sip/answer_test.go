@@ -29,160 +29,164 @@ func addr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 var netipEqual = cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
 
+// usual is what most offers of the table lead to; with changes it.
+var usual = Negotiated{
+	Format: Format{Codec: "PCMU", PayloadType: 0, ClockRate: 8000, Ptime: 20},
+	Remote: addr("192.0.2.20:4000"), RemoteRTCP: addr("192.0.2.20:4001"), Direction: SendRecv, SDPVersion: 1,
+}
+
+func with(f func(*Negotiated)) *Negotiated {
+	n := usual
+	f(&n)
+	return &n
+}
+
+var answerTests = []struct {
+	name  string
+	offer string
+	local func(*LocalState)
+	want  string
+	neg   *Negotiated
+}{
+	{"plain", sdpHead + "m=audio 4000 RTP/AVP 0\n", nil, ownPCMU, &usual},
+	{"our preference decides", sdpHead + "m=audio 4000 RTP/AVP 8 0\n", nil, ownPCMU, &usual},
+	{
+		"PCMA only", sdpHead + "m=audio 4000 RTP/AVP 8\n", nil,
+		strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 8\na=rtpmap:8 PCMA"),
+		with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 8 }),
+	},
+	{
+		"codec by dynamic number", sdpHead + "m=audio 4000 RTP/AVP 96\na=rtpmap:96 pcma/8000/1\n", nil,
+		strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 96\na=rtpmap:96 PCMA"),
+		with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 96 }),
+	},
+	{
+		"telephone-event with the offer's number", // RFC 3264 §6.1
+		sdpHead + "m=audio 4000 RTP/AVP 18 97 0\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-16\n", nil,
+		ownHead + "m=audio 20000 RTP/AVP 0 97\na=rtpmap:0 PCMU/8000\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-15\na=ptime:20\na=sendrecv\n",
+		with(func(n *Negotiated) { n.Format.DTMF = 97 }),
+	},
+	{
+		"telephone-event of another clock is not ours",
+		sdpHead + "m=audio 4000 RTP/AVP 0 98\na=rtpmap:98 telephone-event/48000\n", nil, ownPCMU, &usual,
+	},
+	{"two channels are not ours", sdpHead + "m=audio 4000 RTP/AVP 96 0\na=rtpmap:96 PCMU/8000/2\n", nil, ownPCMU, &usual},
+	{
+		"ptime is what the phone wants to get", sdpHead + "m=audio 4000 RTP/AVP 0\na=ptime:30\n", nil, ownPCMU,
+		with(func(n *Negotiated) { n.Format.Ptime = 30 }),
+	},
+	{"absurd ptime is ignored", sdpHead + "m=audio 4000 RTP/AVP 0\na=ptime:9000\n", nil, ownPCMU, &usual},
+	{
+		"sendonly is answered recvonly", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n", nil,
+		strings.ReplaceAll(ownPCMU, "sendrecv", "recvonly"), with(func(n *Negotiated) { n.Direction = RecvOnly }),
+	},
+	{
+		"recvonly is answered sendonly", sdpHead + "m=audio 4000 RTP/AVP 0\na=recvonly\n", nil,
+		strings.ReplaceAll(ownPCMU, "sendrecv", "sendonly"), with(func(n *Negotiated) { n.Direction = SendOnly }),
+	},
+	{
+		"inactive stays inactive", sdpHead + "m=audio 4000 RTP/AVP 0\na=inactive\n", nil,
+		strings.ReplaceAll(ownPCMU, "sendrecv", "inactive"), with(func(n *Negotiated) { n.Direction = Inactive }),
+	},
+	{
+		"direction of the session", sdpHead + "a=sendonly\nm=audio 4000 RTP/AVP 0\n", nil,
+		strings.ReplaceAll(ownPCMU, "sendrecv", "recvonly"), with(func(n *Negotiated) { n.Direction = RecvOnly }),
+	},
+	{"direction of the media wins", sdpHead + "a=sendonly\nm=audio 4000 RTP/AVP 0\na=sendrecv\n", nil, ownPCMU, &usual},
+	{
+		"we hold: sendrecv is answered sendonly", sdpHead + "m=audio 4000 RTP/AVP 0\n",
+		func(l *LocalState) { l.Hold = true },
+		strings.ReplaceAll(ownPCMU, "sendrecv", "sendonly"), with(func(n *Negotiated) { n.Direction = SendOnly }),
+	},
+	{
+		"both hold: sendonly is answered inactive", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n",
+		func(l *LocalState) { l.Hold = true },
+		strings.ReplaceAll(ownPCMU, "sendrecv", "inactive"), with(func(n *Negotiated) { n.Direction = Inactive }),
+	},
+	{
+		"hold of the old kind", // RFC 3264 §8.4
+		strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0") + "m=audio 4000 RTP/AVP 0\n", nil, ownPCMU,
+		with(func(n *Negotiated) {
+			n.Remote, n.RemoteRTCP, n.RemoteSilent = addr("0.0.0.0:4000"), addr("0.0.0.0:4001"), true
+		}),
+	},
+	{
+		"address of the media wins", sdpHead + "m=audio 4000 RTP/AVP 0\nc=IN IP4 198.51.100.9\n", nil, ownPCMU,
+		with(func(n *Negotiated) {
+			n.Remote, n.RemoteRTCP = addr("198.51.100.9:4000"), addr("198.51.100.9:4001")
+		}),
+	},
+	{
+		"address of the media alone", "v=0\no=- 1 1 IN IP4 x\ns=-\nt=0 0\nm=audio 4000 RTP/AVP 0\nc=IN IP4 192.0.2.20\n", nil,
+		ownPCMU, &usual,
+	},
+	{
+		"other streams keep their place with port 0", // RFC 3264 §6
+		sdpHead + "m=video 4002 RTP/AVP 96\na=rtpmap:96 VP8/90000\nm=audio 4000 RTP/AVP 0\nm=audio 4004 RTP/AVP 8\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\n", nil,
+		ownHead + "m=video 0 RTP/AVP 96\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\nm=audio 0 RTP/AVP 8\nm=application 0 UDP/DTLS/SCTP webrtc-datachannel\n",
+		with(func(n *Negotiated) { n.MediaIndex = 1 }),
+	},
+	{
+		"SRTP first, RTP second: RTP", // RFC 6337 §5.3
+		sdpHead + "m=audio 4002 RTP/SAVP 0\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\nm=audio 4000 RTP/AVP 0\n", nil,
+		ownHead + "m=audio 0 RTP/SAVP 0\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
+		with(func(n *Negotiated) { n.MediaIndex = 1 }),
+	},
+	{
+		"a disabled stream is not taken", sdpHead + "m=audio 0 RTP/AVP 8\nm=audio 4000 RTP/AVP 0\n", nil,
+		ownHead + "m=audio 0 RTP/AVP 8\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
+		with(func(n *Negotiated) { n.MediaIndex = 1 }),
+	},
+	{
+		"attributes of browsers are ignored",
+		sdpHead + "a=group:BUNDLE 0\na=ice-lite\na=fingerprint:sha-256 AA\nm=audio 4000 RTP/AVP 0\na=mid:0\na=ice-ufrag:x\na=candidate:1 1 udp 1 10.0.0.1 5 typ host\na=crypto:1 x y\nb=AS:64\nk=clear:x\ni=info\n",
+		nil, ownPCMU, &usual,
+	},
+	{
+		"rtcp-mux", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp-mux\n", nil, ownPCMU + "a=rtcp-mux\n",
+		with(func(n *Negotiated) { n.RTCPMux, n.RemoteRTCP = true, n.Remote }),
+	},
+	{
+		"rtcp elsewhere", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp:4711\n", nil, ownPCMU,
+		with(func(n *Negotiated) { n.RemoteRTCP = addr("192.0.2.20:4711") }),
+	},
+	{
+		"rtcp at a third party is not sent", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp:53 IN IP4 198.51.100.1\n", nil, ownPCMU,
+		with(func(n *Negotiated) { n.RemoteRTCP = netip.AddrPort{} }),
+	},
+	{
+		"codec in use is kept", sdpHead + "m=audio 4000 RTP/AVP 0 8\n", func(l *LocalState) { l.Current = "PCMA" },
+		strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 8\na=rtpmap:8 PCMA"),
+		with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 8 }),
+	},
+	{"codec in use is gone", sdpHead + "m=audio 4000 RTP/AVP 0\n", func(l *LocalState) { l.Current = "PCMA" }, ownPCMU, &usual},
+	{
+		"nothing changed: same version", sdpHead + "m=audio 4000 RTP/AVP 0\n",
+		func(l *LocalState) {
+			l.SDPVersion, l.LocalSDP = 4, crlf(strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"))
+		},
+		strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"), with(func(n *Negotiated) { n.SDPVersion = 4 }),
+	},
+	{
+		"something changed: next version", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n",
+		func(l *LocalState) {
+			l.SDPVersion, l.LocalSDP = 4, crlf(strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"))
+		},
+		strings.NewReplacer("o=- 7 1", "o=- 7 5", "sendrecv", "recvonly").Replace(ownPCMU),
+		with(func(n *Negotiated) { n.SDPVersion, n.Direction = 5, RecvOnly }),
+	},
+	{
+		"IPv6", "v=0\no=- 1 1 IN IP6 2001:db8::2\ns=-\nc=IN IP6 2001:db8::2\nt=0 0\nm=audio 4000 RTP/AVP 0\n",
+		func(l *LocalState) { l.Addr = addr("[2001:db8::1]:20000") },
+		strings.NewReplacer("IP4", "IP6", "192.0.2.1", "2001:db8::1").Replace(ownPCMU),
+		with(func(n *Negotiated) {
+			n.Remote, n.RemoteRTCP = addr("[2001:db8::2]:4000"), addr("[2001:db8::2]:4001")
+		}),
+	},
+}
+
 func TestAnswer(t *testing.T) {
-	pcmuFormat := Format{Codec: "PCMU", PayloadType: 0, ClockRate: 8000, Ptime: 20}
-	usual := Negotiated{
-		Format: pcmuFormat, Remote: addr("192.0.2.20:4000"), RemoteRTCP: addr("192.0.2.20:4001"), Direction: SendRecv, SDPVersion: 1,
-	}
-	with := func(f func(*Negotiated)) *Negotiated {
-		n := usual
-		f(&n)
-		return &n
-	}
-	tests := []struct {
-		name  string
-		offer string
-		local func(*LocalState)
-		want  string
-		neg   *Negotiated
-	}{
-		{"plain", sdpHead + "m=audio 4000 RTP/AVP 0\n", nil, ownPCMU, &usual},
-		{"our preference decides", sdpHead + "m=audio 4000 RTP/AVP 8 0\n", nil, ownPCMU, &usual},
-		{
-			"PCMA only", sdpHead + "m=audio 4000 RTP/AVP 8\n", nil,
-			strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 8\na=rtpmap:8 PCMA"),
-			with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 8 }),
-		},
-		{
-			"codec by dynamic number", sdpHead + "m=audio 4000 RTP/AVP 96\na=rtpmap:96 pcma/8000/1\n", nil,
-			strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 96\na=rtpmap:96 PCMA"),
-			with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 96 }),
-		},
-		{
-			"telephone-event with the offer's number", // RFC 3264 §6.1
-			sdpHead + "m=audio 4000 RTP/AVP 18 97 0\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-16\n", nil,
-			ownHead + "m=audio 20000 RTP/AVP 0 97\na=rtpmap:0 PCMU/8000\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-15\na=ptime:20\na=sendrecv\n",
-			with(func(n *Negotiated) { n.Format.DTMF = 97 }),
-		},
-		{
-			"telephone-event of another clock is not ours",
-			sdpHead + "m=audio 4000 RTP/AVP 0 98\na=rtpmap:98 telephone-event/48000\n", nil, ownPCMU, &usual,
-		},
-		{"two channels are not ours", sdpHead + "m=audio 4000 RTP/AVP 96 0\na=rtpmap:96 PCMU/8000/2\n", nil, ownPCMU, &usual},
-		{
-			"ptime is what the phone wants to get", sdpHead + "m=audio 4000 RTP/AVP 0\na=ptime:30\n", nil, ownPCMU,
-			with(func(n *Negotiated) { n.Format.Ptime = 30 }),
-		},
-		{"absurd ptime is ignored", sdpHead + "m=audio 4000 RTP/AVP 0\na=ptime:9000\n", nil, ownPCMU, &usual},
-		{
-			"sendonly is answered recvonly", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n", nil,
-			strings.ReplaceAll(ownPCMU, "sendrecv", "recvonly"), with(func(n *Negotiated) { n.Direction = RecvOnly }),
-		},
-		{
-			"recvonly is answered sendonly", sdpHead + "m=audio 4000 RTP/AVP 0\na=recvonly\n", nil,
-			strings.ReplaceAll(ownPCMU, "sendrecv", "sendonly"), with(func(n *Negotiated) { n.Direction = SendOnly }),
-		},
-		{
-			"inactive stays inactive", sdpHead + "m=audio 4000 RTP/AVP 0\na=inactive\n", nil,
-			strings.ReplaceAll(ownPCMU, "sendrecv", "inactive"), with(func(n *Negotiated) { n.Direction = Inactive }),
-		},
-		{
-			"direction of the session", sdpHead + "a=sendonly\nm=audio 4000 RTP/AVP 0\n", nil,
-			strings.ReplaceAll(ownPCMU, "sendrecv", "recvonly"), with(func(n *Negotiated) { n.Direction = RecvOnly }),
-		},
-		{"direction of the media wins", sdpHead + "a=sendonly\nm=audio 4000 RTP/AVP 0\na=sendrecv\n", nil, ownPCMU, &usual},
-		{
-			"we hold: sendrecv is answered sendonly", sdpHead + "m=audio 4000 RTP/AVP 0\n",
-			func(l *LocalState) { l.Hold = true },
-			strings.ReplaceAll(ownPCMU, "sendrecv", "sendonly"), with(func(n *Negotiated) { n.Direction = SendOnly }),
-		},
-		{
-			"both hold: sendonly is answered inactive", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n",
-			func(l *LocalState) { l.Hold = true },
-			strings.ReplaceAll(ownPCMU, "sendrecv", "inactive"), with(func(n *Negotiated) { n.Direction = Inactive }),
-		},
-		{
-			"hold of the old kind", // RFC 3264 §8.4
-			strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0") + "m=audio 4000 RTP/AVP 0\n", nil, ownPCMU,
-			with(func(n *Negotiated) {
-				n.Remote, n.RemoteRTCP, n.RemoteSilent = addr("0.0.0.0:4000"), addr("0.0.0.0:4001"), true
-			}),
-		},
-		{
-			"address of the media wins", sdpHead + "m=audio 4000 RTP/AVP 0\nc=IN IP4 198.51.100.9\n", nil, ownPCMU,
-			with(func(n *Negotiated) {
-				n.Remote, n.RemoteRTCP = addr("198.51.100.9:4000"), addr("198.51.100.9:4001")
-			}),
-		},
-		{
-			"address of the media alone", "v=0\no=- 1 1 IN IP4 x\ns=-\nt=0 0\nm=audio 4000 RTP/AVP 0\nc=IN IP4 192.0.2.20\n", nil,
-			ownPCMU, &usual,
-		},
-		{
-			"other streams keep their place with port 0", // RFC 3264 §6
-			sdpHead + "m=video 4002 RTP/AVP 96\na=rtpmap:96 VP8/90000\nm=audio 4000 RTP/AVP 0\nm=audio 4004 RTP/AVP 8\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\n", nil,
-			ownHead + "m=video 0 RTP/AVP 96\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\nm=audio 0 RTP/AVP 8\nm=application 0 UDP/DTLS/SCTP webrtc-datachannel\n",
-			with(func(n *Negotiated) { n.MediaIndex = 1 }),
-		},
-		{
-			"SRTP first, RTP second: RTP", // RFC 6337 §5.3
-			sdpHead + "m=audio 4002 RTP/SAVP 0\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\nm=audio 4000 RTP/AVP 0\n", nil,
-			ownHead + "m=audio 0 RTP/SAVP 0\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
-			with(func(n *Negotiated) { n.MediaIndex = 1 }),
-		},
-		{
-			"a disabled stream is not taken", sdpHead + "m=audio 0 RTP/AVP 8\nm=audio 4000 RTP/AVP 0\n", nil,
-			ownHead + "m=audio 0 RTP/AVP 8\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
-			with(func(n *Negotiated) { n.MediaIndex = 1 }),
-		},
-		{
-			"attributes of browsers are ignored",
-			sdpHead + "a=group:BUNDLE 0\na=ice-lite\na=fingerprint:sha-256 AA\nm=audio 4000 RTP/AVP 0\na=mid:0\na=ice-ufrag:x\na=candidate:1 1 udp 1 10.0.0.1 5 typ host\na=crypto:1 x y\nb=AS:64\nk=clear:x\ni=info\n",
-			nil, ownPCMU, &usual,
-		},
-		{
-			"rtcp-mux", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp-mux\n", nil, ownPCMU + "a=rtcp-mux\n",
-			with(func(n *Negotiated) { n.RTCPMux, n.RemoteRTCP = true, n.Remote }),
-		},
-		{
-			"rtcp elsewhere", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp:4711\n", nil, ownPCMU,
-			with(func(n *Negotiated) { n.RemoteRTCP = addr("192.0.2.20:4711") }),
-		},
-		{
-			"rtcp at a third party is not sent", sdpHead + "m=audio 4000 RTP/AVP 0\na=rtcp:53 IN IP4 198.51.100.1\n", nil, ownPCMU,
-			with(func(n *Negotiated) { n.RemoteRTCP = netip.AddrPort{} }),
-		},
-		{
-			"codec in use is kept", sdpHead + "m=audio 4000 RTP/AVP 0 8\n", func(l *LocalState) { l.Current = "PCMA" },
-			strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 8\na=rtpmap:8 PCMA"),
-			with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 8 }),
-		},
-		{"codec in use is gone", sdpHead + "m=audio 4000 RTP/AVP 0\n", func(l *LocalState) { l.Current = "PCMA" }, ownPCMU, &usual},
-		{
-			"nothing changed: same version", sdpHead + "m=audio 4000 RTP/AVP 0\n",
-			func(l *LocalState) {
-				l.SDPVersion, l.LocalSDP = 4, crlf(strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"))
-			},
-			strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"), with(func(n *Negotiated) { n.SDPVersion = 4 }),
-		},
-		{
-			"something changed: next version", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n",
-			func(l *LocalState) {
-				l.SDPVersion, l.LocalSDP = 4, crlf(strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 4"))
-			},
-			strings.NewReplacer("o=- 7 1", "o=- 7 5", "sendrecv", "recvonly").Replace(ownPCMU),
-			with(func(n *Negotiated) { n.SDPVersion, n.Direction = 5, RecvOnly }),
-		},
-		{
-			"IPv6", "v=0\no=- 1 1 IN IP6 2001:db8::2\ns=-\nc=IN IP6 2001:db8::2\nt=0 0\nm=audio 4000 RTP/AVP 0\n",
-			func(l *LocalState) { l.Addr = addr("[2001:db8::1]:20000") },
-			strings.NewReplacer("IP4", "IP6", "192.0.2.1", "2001:db8::1").Replace(ownPCMU),
-			with(func(n *Negotiated) {
-				n.Remote, n.RemoteRTCP = addr("[2001:db8::2]:4000"), addr("[2001:db8::2]:4001")
-			}),
-		},
-	}
-	for _, tt := range tests {
+	for _, tt := range answerTests {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, offer := range []string{crlf(tt.offer), tt.offer} { // bare LF is read, too
 				local := ours()

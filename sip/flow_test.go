@@ -2,6 +2,7 @@ package sip_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,12 @@ type served struct {
 	mu     sync.Mutex
 	heard  int
 	digits []byte
+}
+
+func (s *served) pressed() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return string(s.digits)
 }
 
 func loopback(t sip.Transport) []sip.Listen {
@@ -319,10 +326,12 @@ func TestKeysArriveOnceEach(t *testing.T) {
 	if res, err := call.Do(timeout(t, 5*time.Second), info); err != nil || res.StatusCode != 200 {
 		t.Fatalf("INFO = %v, %v", res, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if got, want := string(s.digits), "11224#*A7"; got != want {
-		t.Errorf("digits = %q, want %q", got, want)
+	for deadline := time.Now().Add(5 * time.Second); len(s.pressed()) < 9 && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	time.Sleep(50 * time.Millisecond) // one too many would come now
+	if got := s.pressed(); got != "11224#*A7" {
+		t.Errorf("digits = %q, want 11224#*A7", got)
 	}
 }
 
@@ -383,18 +392,24 @@ func TestLateOffer(t *testing.T) {
 }
 
 func TestCallSurvivesRestart(t *testing.T) {
-	config := testConfig(sip.UDP)
+	for _, tr := range []sip.Transport{sip.UDP, sip.TCP} {
+		t.Run(string(tr), func(t *testing.T) { callSurvivesRestart(t, tr) })
+	}
+}
+
+func callSurvivesRestart(t *testing.T, tr sip.Transport) {
+	config := testConfig(tr)
 	first := &bed{TB: t, calls: make(chan *served, 1)}
 	stack, err := sip.New(config, first, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.Listen[0].Addr = stack.Addr(sip.UDP)
+	config.Listen[0].Addr = stack.Addr(tr)
 	ctx, crash := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- stack.Run(ctx) }()
-	p := first.phone(phone.Config{})
-	call, err := p.Dial(timeout(t, 5*time.Second), stack.Addr(sip.UDP).String(), "1000")
+	p := first.phone(phone.Config{Transport: string(tr)})
+	call, err := p.Dial(timeout(t, 5*time.Second), stack.Addr(tr).String(), "1000")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -402,12 +417,19 @@ func TestCallSurvivesRestart(t *testing.T) {
 	s.wants(sip.Acked{})
 	call.Play(tone(440, 4*time.Second))
 	time.Sleep(300 * time.Millisecond)
-	d := s.Dialog()
+	saved, err := json.Marshal(s.Dialog()) // as a database would keep it
+	if err != nil {
+		t.Fatal(err)
+	}
 	crash()
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
 
+	var d sip.Dialog
+	if err := json.Unmarshal(saved, &d); err != nil {
+		t.Fatal(err)
+	}
 	b := newBed(t, config, nil)
 	resumed, err := b.stack.Resume(d)
 	if err != nil {
@@ -482,5 +504,40 @@ func TestOneAddressPerCall(t *testing.T) { // many at once: ports are distinct, 
 	slices.Sort(ports)
 	if n := len(slices.Compact(ports)); n != 20 {
 		t.Errorf("%d different answers, want 20", n)
+	}
+}
+
+func TestOrphanIsHungUpAtOnce(t *testing.T) { // after a crash, before Run has begun to serve
+	config := testConfig(sip.UDP)
+	b := newBed(t, config, nil)
+	call, err := b.phone(phone.Config{}).Dial(timeout(t, 5*time.Second), b.addr(sip.UDP), "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := b.call()
+	s.wants(sip.Acked{})
+	d := s.Dialog()
+	other, err := sip.New(config, b, slog.New(slog.DiscardHandler)) // the first process still has its ports
+	if err != nil {
+		t.Fatal(err)
+	}
+	resumed, err := other.Resume(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := resumed.Hangup(sip.CauseFailure); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- other.Run(ctx) }()
+	<-call.Done()
+	<-resumed.Done()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got, want := call.Ended(), `SIP;cause=500;text="Bridge failure"`; got != want {
+		t.Errorf("reason of BYE = %q, want %q", got, want)
 	}
 }

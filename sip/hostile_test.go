@@ -3,13 +3,16 @@ package sip
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -249,6 +252,42 @@ func TestLargeAnswersLeaveOverUDP(t *testing.T) { // sipgo alone would be silent
 		b.peer.send(invite(strings.Join(routes, "\n")))
 		if m := b.peer.last(); !strings.HasPrefix(m, "SIP/2.0 200 OK") || len(m) < 2500 {
 			t.Errorf("got %d octets: %.40q", len(m), m)
+		}
+	})
+}
+
+func TestSlowMessagesAreDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		c := newCounters()
+		left := 0
+		conn := &guardedConn{Conn: near, guard: newStack(Config{}, nil, nil).guard(), left: func() { left++ }}
+		conn.guard.counters = c
+		began := time.Now()
+		var sender sync.WaitGroup
+		sender.Go(func() {
+			time.Sleep(10 * time.Hour) // an idle connection is no crime
+			_, _ = io.WriteString(far, tcpOptions("first"))
+			_, _ = io.WriteString(far, "OPTIONS sip:x SIP/2.0\r\n")
+			for range 100 { // one octet a second never makes a message
+				time.Sleep(time.Second)
+				if _, err := io.WriteString(far, "X"); err != nil {
+					return
+				}
+			}
+		})
+		buf := make([]byte, 32768)
+		if n, err := conn.Read(buf); err != nil || string(buf[:n]) != tcpOptions("first") {
+			t.Errorf("first Read = %q, %v", buf[:n], err)
+		}
+		if n, err := conn.Read(buf); !errors.Is(err, io.EOF) || time.Since(began) != 10*time.Hour+messageTimeout {
+			t.Errorf("second Read = %d, %v after %v, want EOF 30 s after the message began", n, err, time.Since(began))
+		}
+		_, _ = conn.Close(), conn.Close()
+		_ = far.Close()
+		sender.Wait()
+		if left != 1 || c.stats().Dropped[dropSlow] != 1 {
+			t.Errorf("left %d times, dropped %v", left, c.stats().Dropped)
 		}
 	})
 }

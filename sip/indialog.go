@@ -207,8 +207,8 @@ func (c *Call) handleInfo(t *transaction) {
 			gosip.NewHeader("Accept", "application/dtmf-relay, application/dtmf")))
 		return
 	}
-	c.send(t, refuse(200, statusText(200)))
 	c.emit(Digit{key, FromINFO})
+	c.send(t, refuse(200, statusText(200)))
 }
 
 // infoDigit reads "Signal= 5\r\nDuration= 160" and a bare "5"; names of events by number are known, too.
@@ -438,6 +438,3 @@ func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes 
 		}
 	}
 }
-
-// age of a call since it was answered.
-func (d Dialog) age(now time.Time) time.Duration { return now.Sub(d.Since) }

@@ -133,7 +133,7 @@ func (c *Call) prepare() *refusal {
 	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
 	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
 	local := c.local(m)
-	local.SessionID = rand.Uint64N(1 << 62) //nolint:gosec // an identifier, not a secret
+	local.SessionID = rand.Uint64N(1 << 62) // an identifier, not a secret
 	local.SDPVersion = 0
 	body, n, r := c.negotiate(c.invite.req.Body(), local)
 	if r != nil {

@@ -47,7 +47,7 @@ func newPorts(c RTPConfig, quarantine time.Duration) *ports {
 // open binds a random free pair: RTP on an even port, RTCP above it (RFC 3550 §11).
 func (p *ports) open() (rtp, rtcp rtpConn, err error) {
 	pairs := (int(p.max) - int(p.min) + 1) / 2
-	start := rand.IntN(pairs) //nolint:gosec // spread, not secrecy: the source lock is what keeps strangers out
+	start := rand.IntN(pairs) // spread, not secrecy: the source lock is what keeps strangers out
 	for i := range pairs {
 		port := p.min + uint16((start+i)%pairs)*2
 		if !p.take(port) {

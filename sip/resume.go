@@ -115,7 +115,7 @@ func (m *Media) relock(learned netip.AddrPort) {
 // NewSSRC returns a random SSRC that is not in not.
 func NewSSRC(not ...uint32) uint32 {
 	for {
-		n := rand.Uint32() //nolint:gosec // RFC 3550 §8.1 asks for uniqueness
+		n := rand.Uint32() // RFC 3550 §8.1 asks for uniqueness
 		if n != 0 && !slices.Contains(not, n) {
 			return n
 		}

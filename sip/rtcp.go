@@ -29,7 +29,7 @@ type receivedStats struct {
 	packets   uint32
 	base, max uint32 // extended sequence numbers
 	jitter    float64
-	transit   float64
+	transit   uint32 // arrival minus timestamp, modulo 2^32: only differences mean anything
 
 	priorExpected, priorPackets uint32
 	lastSR                      uint32
@@ -40,23 +40,21 @@ func (r *receivedStats) packet(p *rtp.Packet, now time.Time) {
 	r.lastHeard = now
 	seq := uint32(p.SequenceNumber)
 	if r.packets == 0 || p.SSRC != r.ssrc {
-		*r = receivedStats{lastHeard: now, ssrc: p.SSRC, base: seq, max: seq, packets: 1, transit: r.transitOf(p, now)}
+		*r = receivedStats{lastHeard: now, ssrc: p.SSRC, base: seq, max: seq, packets: 1, transit: transitOf(p, now)}
 		return
 	}
 	r.packets++
-	if ahead := uint16(seq - r.max); ahead < 0x8000 { //nolint:gosec // modulo 2^16 is meant
+	if ahead := uint16(seq - r.max); ahead < 0x8000 { // modulo 2^16
 		r.max += uint32(ahead)
 	}
-	t := r.transitOf(p, now)
-	d := t - r.transit
+	t := transitOf(p, now)
+	d := float64(int32(t - r.transit))
 	r.transit = t
 	r.jitter += (max(d, -d) - r.jitter) / 16
 }
 
-// transitOf is arrival minus timestamp, in timestamp units; only differences mean anything.
-func (r *receivedStats) transitOf(p *rtp.Packet, now time.Time) float64 {
-	arrival := uint32(now.UnixMicro() * clockRate / 1_000_000) //nolint:gosec // modulo 2^32 is meant
-	return float64(int32(arrival - p.Timestamp))
+func transitOf(p *rtp.Packet, now time.Time) uint32 {
+	return uint32(now.UnixMicro()*(clockRate/1000)/1000) - p.Timestamp
 }
 
 // report is the reception report of the interval since the last one; false if nothing came yet.
@@ -156,6 +154,11 @@ func (m *Media) receivedRTCP(b []byte, from netip.AddrPort) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer func() {
+		if recover() != nil { // the parser of pion has had such bugs; a report is never worth a call
+			m.stats.malformed.Add(1)
+		}
+	}()
 	host := m.neg.Remote.Addr()
 	if m.lock.locked.IsValid() {
 		host = m.lock.locked.Addr()

@@ -12,136 +12,141 @@ import (
 	gosip "github.com/emiago/sipgo/sip"
 )
 
+func options(edit ...string) string { return other("OPTIONS", edit...) }
+
+func other(method string, edit ...string) string {
+	return request(method, bridgeURI, bridgeTo, "o1", 1, "", edit...)
+}
+
+// startLine replaces the start line of a message.
+func startLine(m, with string) string {
+	_, rest, _ := strings.Cut(m, "\n")
+	return with + "\n" + rest
+}
+
 // The cases of RFC 4475, written anew for our addresses. want lists the answers that are right; "" is silence.
+var tortureTests = []struct {
+	name, message string
+	want          []string
+	header        string // must be in the answer
+}{
+	{
+		"§3.1.1.1 a tortuous INVITE", strings.Join([]string{
+			"INVITE " + bridgeURI + ";unknownparam SIP/2.0", "TO :", " " + bridgeTo + " ;", "  tag2  = 1918181833n",
+			`from   : "J Rosenberg \\\""       <sip:jdrosen@example.com>`, "  ;", "  tag = 98asjd8",
+			"MaX-fOrWaRdS: 0068", "Call-ID: wsinv.ndaksdj@192.0.2.20", "Content-Length   : 152",
+			"cseq: 0009", "  INVITE", "Via  : SIP  /   2.0", " /UDP", "    192.0.2.20;branch=390skdjuw", "s :",
+			"NewFangledHeader:   newfangled value", " continued newfangled value", "UnknownHeaderWithUnusualValue: ;;,,;;,;",
+			"Content-Type: application/sdp", "Route:", " <sip:services.example.com;lr;unknownwith=value;unknown-no-value>",
+			"v:  SIP  / 2.0  / TCP     spindle.example.com   ;", "  branch  =   z9hG4bK9ikj8  ,",
+			" SIP  /    2.0   / UDP  192.168.255.111   ; branch=", " z9hG4bK30239",
+			`m:"Quoted string \"\"" <sip:jdrosen@example.com> ; newparam =`, "      newvalue ;", "  secondparam ; q = 0.33", "", "",
+		}, "\n") + peerOffer, []string{"100", "200", "400"}, "",
+	},
+	{"§3.1.1.2 a method of strange characters", other("!interesting-Method0123456789_*+`.%indeed'~"), []string{"501"}, "Allow"},
+	{
+		"§3.1.1.3 escaped characters", request("INVITE", "sip:sips%3Auser%40example.com@192.0.2.1", bridgeTo, "o1", 1, peerOffer),
+		[]string{"100", "200"},
+		"",
+	},
+	{"§3.1.1.4 escaped nulls", other("REGISTER", "Contact: <sip:%00@192.0.2.20>"), []string{"405"}, "Allow"},
+	{"§3.1.1.5 percent where it escapes nothing", other("RE%47IST%45R"), []string{"501"}, ""},
+	{"§3.1.1.6 no space before the bracket", options("From: caller<sip:caller@192.0.2.20>;tag=323"), []string{"200"}, ""},
+	{
+		"§3.1.1.7 long values", invite("Call-ID: longreq.one"+strings.Repeat("really", 20)+"long", "X-Long: "+strings.Repeat("long", 200)),
+		[]string{"100", "200"},
+		"",
+	},
+	{"§3.1.1.8 octets after the message", options() + "INVITE sip:joe@example.com SIP/2.0\n\n", []string{"200"}, ""},
+	{"§3.1.1.9 semicolons in the user part", startLine(options(), "OPTIONS sip:user;par=u%40example.net@192.0.2.1 SIP/2.0"), []string{"200"}, ""},
+	{
+		"§3.1.1.10 transports of all kinds",
+		options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bKkdjuw\nVia: SIP/2.0/SCTP t2.example.com\nVia: SIP/2.0/UNKNOWN t5.example.com;branch=z9hG4bKu"),
+		[]string{"200"},
+		"",
+	},
+	{"§3.1.1.11 several bodies", invite("Content-Type: multipart/mixed;boundary=7a9cbec02ceef655"), []string{"415"}, "Accept: application/sdp"},
+	{"§3.1.1.12 a response with a strange phrase", "SIP/2.0 200 = 2**3 * 5**2 \xd0\xbd\n" + replyTail, nil, ""},
+	{"§3.1.1.13 a response without phrase", "SIP/2.0 100 \n" + replyTail, nil, ""},
+
+	{"§3.1.2.1 stray separators", invite("Contact: \"Joe\" <sip:joe@example.org>;;;;", "Via: SIP/2.0/UDP 192.0.2.15;;,;,,"), []string{"400"}, ""},
+	{"§3.1.2.2 length beyond the message", invite("Content-Length: 9999"), []string{"400"}, ""},
+	{"§3.1.2.3 negative length", invite("Content-Length: -999"), []string{"400"}, ""},
+	{"§3.1.2.4 numbers too large", options("CSeq: 36893488147419103232 OPTIONS"), []string{"400"}, ""},
+	{"§3.1.2.4 too many hops allowed", options("Max-Forwards: 300"), []string{"400"}, ""},
+	{"§3.1.2.5 response with numbers too large", "SIP/2.0 503 Service Unavailable\n" + strings.ReplaceAll(replyTail, "1 OPTIONS", "9292394834772304023312 OPTIONS"), nil, ""},
+	{"§3.1.2.6 unterminated quote", options("To: \"Mr. J. User <sip:j.user@example.com>"), []string{"400"}, ""},
+	{"§3.1.2.7 brackets round the Request-URI", startLine(options(), "OPTIONS <sip:user@example.com> SIP/2.0"), []string{"400"}, ""},
+	{"§3.1.2.8 space in the Request-URI", startLine(options(), "OPTIONS sip:user@example.com; lr SIP/2.0"), []string{"400"}, ""},
+	{"§3.1.2.9 several spaces in the start line", startLine(options(), "OPTIONS  sip:user@example.com  SIP/2.0"), []string{"400"}, ""},
+	{"§3.1.2.10 space at the end of the start line", startLine(options(), "OPTIONS sip:user@example.com SIP/2.0 "), []string{"400", ""}, ""},
+	{"§3.1.2.11 headers in the Request-URI", startLine(options(), "OPTIONS sip:user@192.0.2.1?Route=%3Csip:x.example.com%3E SIP/2.0"), []string{"200", "400"}, ""},
+	{"§3.1.2.12 a date in another zone", options("Date: Fri, 01 Jan 2010 16:00:00 EST"), []string{"200", "400"}, ""},
+	{"§3.1.2.14 spaces in the address", options("To: \"Watson, Thomas\" < sip:t.watson@example.org >"), []string{"200", "400"}, ""},
+	{"§3.1.2.15 unquoted display name", options("From: Bell, Alexander <sip:a.g.bell@example.com>;tag=43"), []string{"200", "400"}, ""},
+	{"§3.1.2.16 unknown version", startLine(options(), "OPTIONS sip:t.watson@192.0.2.1 SIP/7.0"), []string{"505"}, ""},
+	{"§3.1.2.17 CSeq of another method", options("CSeq: 8 INVITE"), []string{"400"}, ""},
+	{"§3.1.2.18 unknown method, CSeq of another", other("NEWMETHOD", "CSeq: 8 INVITE"), []string{"400", "501"}, ""},
+	{"§3.1.2.19 an impossible status", "SIP/2.0 4294967301 better not break the receiver\n" + replyTail, nil, ""},
+
+	{"§3.2.1 no transaction id", options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bK"), []string{"200", "400"}, ""},
+	{"§3.3.1 nearly everything missing", "INVITE " + bridgeURI + " SIP/2.0\nCSeq: 193942 INVITE\nVia: SIP/2.0/UDP 192.0.2.95;branch=z9hG4bKkdj.insuf\nContent-Length: 0\n\n", []string{"400"}, ""},
+	{"§3.3.2 unknown scheme", startLine(options(), "OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0"), []string{"416"}, ""},
+	{"§3.3.3 another unknown scheme", startLine(options(), "OPTIONS soap.beep://192.0.2.103:3002 SIP/2.0"), []string{"416"}, ""},
+	{"§3.3.4 unknown schemes in headers", other("REGISTER", "To: <isbn:2983792873>"), []string{"405", "400"}, ""},
+	{
+		"§3.3.5 unknown extension required", options("Require: nothingSupportsThis, nothingSupportsThisEither", "Proxy-Require: noProxiesSupportThis"),
+		[]string{"420"},
+		"Unsupported: nothingSupportsThis, nothingSupportsThisEither",
+	},
+	{"reliable provisional answers required", invite("Require: 100rel"), []string{"420"}, "Unsupported: 100rel"},
+	{"§3.3.6 unknown content type", invite("Content-Type: application/unknownformat"), []string{"415"}, "Accept: application/sdp"},
+	{"compressed body", invite("Content-Encoding: gzip"), []string{"415"}, "Accept-Encoding: identity"},
+	{"§3.3.8 mandatory headers twice", options("Call-ID: a\nCall-ID: b"), []string{"400"}, ""},
+	{"two To headers", options("To: <sip:a@b>\nTo: <sip:c@d>"), []string{"400"}, ""},
+	{"compact and long form of one header", options("From: <sip:a@b>;tag=1\nf: <sip:c@d>;tag=2"), []string{"400"}, ""},
+	{"§3.3.9 two lengths", options("Content-Length: 0\nContent-Length: 8"), []string{"400"}, ""},
+	{"§3.3.11 no hops left, but it is for us", options("Max-Forwards: 0"), []string{"200"}, ""},
+	{"a call without hops left", invite("Max-Forwards: 0"), []string{"483"}, ""},
+	{"§3.3.15 an answer nobody can give", invite("Accept: text/nobodyKnowsThis"), []string{"406"}, ""},
+	{"§3.4.1 an INVITE of RFC 2543", invite("Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), []string{"400", "100"}, ""},
+
+	{"secure scheme without TLS", startLine(options(), "OPTIONS sips:1000@192.0.2.1 SIP/2.0"), []string{"416"}, ""},
+	{"telephone scheme", startLine(invite(), "INVITE tel:+1-000;phone-context=x SIP/2.0"), []string{"100", "200"}, ""},
+	{"SRTP only", invite("X-Pad: 1") + "", []string{"100", "200"}, ""},
+	{"method we know and do not serve", other("SUBSCRIBE"), []string{"405"}, "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, UPDATE"},
+	{"lower-case method is another method", startLine(options("CSeq: 1 options"), "options sip:1000@192.0.2.1 SIP/2.0"), []string{"200", "400", "501"}, ""},
+	{"CANCEL of nothing", other("CANCEL"), []string{"481"}, ""},
+	{"BYE of nothing", other("BYE"), []string{"481"}, ""},
+	{"BYE of an unknown dialog", request("BYE", bridgeURI, bridgeTo+";tag=x", "o1", 1, ""), []string{"481"}, ""},
+	{"INVITE of an unknown dialog", request("INVITE", bridgeURI, bridgeTo+";tag=x", "o1", 1, peerOffer), []string{"481"}, ""},
+	{"UPDATE of nothing", other("UPDATE"), []string{"481"}, ""},
+	{"ACK of nothing", other("ACK"), nil, ""},
+	{"malformed ACK", other("ACK", "CSeq: x ACK"), nil, ""},
+	{"ACK without To", other("ACK", "To:"), nil, ""},
+	{"INVITE without To", invite("To:"), []string{"400"}, ""},
+	{"INVITE without From", invite("From:"), []string{"400"}, ""},
+	{"INVITE without Call-ID", invite("Call-ID:"), []string{"400"}, ""},
+	{"INVITE without CSeq", invite("CSeq:"), []string{"400"}, ""},
+	{"INVITE without Via", invite("Via:"), nil, ""},
+	{"INVITE without Contact", invite("Contact:"), []string{"100", "400"}, ""},
+	{"INVITE with broken SDP", request("INVITE", bridgeURI, bridgeTo, "o1", 1, "v=0\nm=audio x\n"), []string{"100", "400"}, ""},
+	{"INVITE with no common codec", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/AVP 18\n"), []string{"100", "488"}, `Warning: 305 192.0.2.1 "No common codec, offer PCMU or PCMA"`},
+	{"INVITE with SRTP only", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/SAVP 0\n"), []string{"100", "488"}, "Warning: 302"},
+	{"header injection by a bare LF", options("From: <sip:a@b>;tag=1\x0bX"), []string{"200", "400", ""}, ""},
+	{"NUL in a header", options("Subject: a\x00b"), nil, ""},
+	{"one byte", "x", nil, ""},
+	{"keep-alive", "\n\n", nil, ""},
+	{"NULs", "\x00\x00\x00\x00", nil, ""},
+	{"HTTP", "GET / HTTP/1.1\nHost: x\n\n", nil, ""},
+	{"a start line only", "OPTIONS sip:x@y SIP/2.0\n\n", nil, ""},
+	{"a header line of 3000 octets", options("X-Long: " + strings.Repeat("a", 3000)), nil, ""},
+	{"200 header lines", options("X: 1" + strings.Repeat("\nX: 1", 200)), nil, ""},
+	{"9000 octets", invite("Content-Length: 8500") + strings.Repeat("a", 8300), nil, ""},
+}
+
 func TestTortureMessages(t *testing.T) {
-	options := func(edit ...string) string { return request("OPTIONS", bridgeURI, bridgeTo, "o1", 1, "", edit...) }
-	other := func(method string, edit ...string) string {
-		return request(method, bridgeURI, bridgeTo, "o1", 1, "", edit...)
-	}
-	line := func(m, with string) string { // replaces the start line
-		_, rest, _ := strings.Cut(m, "\n")
-		return with + "\n" + rest
-	}
-	tests := []struct {
-		name, message string
-		want          []string
-		header        string // must be in the answer
-	}{
-		{
-			"§3.1.1.1 a tortuous INVITE", strings.Join([]string{
-				"INVITE " + bridgeURI + ";unknownparam SIP/2.0", "TO :", " " + bridgeTo + " ;", "  tag2  = 1918181833n",
-				`from   : "J Rosenberg \\\""       <sip:jdrosen@example.com>`, "  ;", "  tag = 98asjd8",
-				"MaX-fOrWaRdS: 0068", "Call-ID: wsinv.ndaksdj@192.0.2.20", "Content-Length   : 152",
-				"cseq: 0009", "  INVITE", "Via  : SIP  /   2.0", " /UDP", "    192.0.2.20;branch=390skdjuw", "s :",
-				"NewFangledHeader:   newfangled value", " continued newfangled value", "UnknownHeaderWithUnusualValue: ;;,,;;,;",
-				"Content-Type: application/sdp", "Route:", " <sip:services.example.com;lr;unknownwith=value;unknown-no-value>",
-				"v:  SIP  / 2.0  / TCP     spindle.example.com   ;", "  branch  =   z9hG4bK9ikj8  ,",
-				" SIP  /    2.0   / UDP  192.168.255.111   ; branch=", " z9hG4bK30239",
-				`m:"Quoted string \"\"" <sip:jdrosen@example.com> ; newparam =`, "      newvalue ;", "  secondparam ; q = 0.33", "", "",
-			}, "\n") + peerOffer, []string{"100", "200", "400"}, "",
-		},
-		{"§3.1.1.2 a method of strange characters", other("!interesting-Method0123456789_*+`.%indeed'~"), []string{"501"}, "Allow"},
-		{
-			"§3.1.1.3 escaped characters", request("INVITE", "sip:sips%3Auser%40example.com@192.0.2.1", bridgeTo, "o1", 1, peerOffer),
-			[]string{"100", "200"},
-			"",
-		},
-		{"§3.1.1.4 escaped nulls", other("REGISTER", "Contact: <sip:%00@192.0.2.20>"), []string{"405"}, "Allow"},
-		{"§3.1.1.5 percent where it escapes nothing", other("RE%47IST%45R"), []string{"501"}, ""},
-		{"§3.1.1.6 no space before the bracket", options("From: caller<sip:caller@192.0.2.20>;tag=323"), []string{"200"}, ""},
-		{
-			"§3.1.1.7 long values", invite("Call-ID: longreq.one"+strings.Repeat("really", 20)+"long", "X-Long: "+strings.Repeat("long", 200)),
-			[]string{"100", "200"},
-			"",
-		},
-		{"§3.1.1.8 octets after the message", options() + "INVITE sip:joe@example.com SIP/2.0\n\n", []string{"200"}, ""},
-		{"§3.1.1.9 semicolons in the user part", line(options(), "OPTIONS sip:user;par=u%40example.net@192.0.2.1 SIP/2.0"), []string{"200"}, ""},
-		{
-			"§3.1.1.10 transports of all kinds",
-			options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bKkdjuw\nVia: SIP/2.0/SCTP t2.example.com\nVia: SIP/2.0/UNKNOWN t5.example.com;branch=z9hG4bKu"),
-			[]string{"200"},
-			"",
-		},
-		{"§3.1.1.11 several bodies", invite("Content-Type: multipart/mixed;boundary=7a9cbec02ceef655"), []string{"415"}, "Accept: application/sdp"},
-		{"§3.1.1.12 a response with a strange phrase", "SIP/2.0 200 = 2**3 * 5**2 \xd0\xbd\n" + replyTail, nil, ""},
-		{"§3.1.1.13 a response without phrase", "SIP/2.0 100 \n" + replyTail, nil, ""},
-
-		{"§3.1.2.1 stray separators", invite("Contact: \"Joe\" <sip:joe@example.org>;;;;", "Via: SIP/2.0/UDP 192.0.2.15;;,;,,"), []string{"400"}, ""},
-		{"§3.1.2.2 length beyond the message", invite("Content-Length: 9999"), []string{"400"}, ""},
-		{"§3.1.2.3 negative length", invite("Content-Length: -999"), []string{"400"}, ""},
-		{"§3.1.2.4 numbers too large", options("CSeq: 36893488147419103232 OPTIONS"), []string{"400"}, ""},
-		{"§3.1.2.4 too many hops allowed", options("Max-Forwards: 300"), []string{"400"}, ""},
-		{"§3.1.2.5 response with numbers too large", "SIP/2.0 503 Service Unavailable\n" + strings.ReplaceAll(replyTail, "1 OPTIONS", "9292394834772304023312 OPTIONS"), nil, ""},
-		{"§3.1.2.6 unterminated quote", options("To: \"Mr. J. User <sip:j.user@example.com>"), []string{"400"}, ""},
-		{"§3.1.2.7 brackets round the Request-URI", line(options(), "OPTIONS <sip:user@example.com> SIP/2.0"), []string{"400"}, ""},
-		{"§3.1.2.8 space in the Request-URI", line(options(), "OPTIONS sip:user@example.com; lr SIP/2.0"), []string{"400"}, ""},
-		{"§3.1.2.9 several spaces in the start line", line(options(), "OPTIONS  sip:user@example.com  SIP/2.0"), []string{"400"}, ""},
-		{"§3.1.2.10 space at the end of the start line", line(options(), "OPTIONS sip:user@example.com SIP/2.0 "), []string{"400", ""}, ""},
-		{"§3.1.2.11 headers in the Request-URI", line(options(), "OPTIONS sip:user@192.0.2.1?Route=%3Csip:x.example.com%3E SIP/2.0"), []string{"200", "400"}, ""},
-		{"§3.1.2.12 a date in another zone", options("Date: Fri, 01 Jan 2010 16:00:00 EST"), []string{"200", "400"}, ""},
-		{"§3.1.2.14 spaces in the address", options("To: \"Watson, Thomas\" < sip:t.watson@example.org >"), []string{"200", "400"}, ""},
-		{"§3.1.2.15 unquoted display name", options("From: Bell, Alexander <sip:a.g.bell@example.com>;tag=43"), []string{"200", "400"}, ""},
-		{"§3.1.2.16 unknown version", line(options(), "OPTIONS sip:t.watson@192.0.2.1 SIP/7.0"), []string{"505"}, ""},
-		{"§3.1.2.17 CSeq of another method", options("CSeq: 8 INVITE"), []string{"400"}, ""},
-		{"§3.1.2.18 unknown method, CSeq of another", other("NEWMETHOD", "CSeq: 8 INVITE"), []string{"400", "501"}, ""},
-		{"§3.1.2.19 an impossible status", "SIP/2.0 4294967301 better not break the receiver\n" + replyTail, nil, ""},
-
-		{"§3.2.1 no transaction id", options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bK"), []string{"200", "400"}, ""},
-		{"§3.3.1 nearly everything missing", "INVITE " + bridgeURI + " SIP/2.0\nCSeq: 193942 INVITE\nVia: SIP/2.0/UDP 192.0.2.95;branch=z9hG4bKkdj.insuf\nContent-Length: 0\n\n", []string{"400"}, ""},
-		{"§3.3.2 unknown scheme", line(options(), "OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0"), []string{"416"}, ""},
-		{"§3.3.3 another unknown scheme", line(options(), "OPTIONS soap.beep://192.0.2.103:3002 SIP/2.0"), []string{"416"}, ""},
-		{"§3.3.4 unknown schemes in headers", other("REGISTER", "To: <isbn:2983792873>"), []string{"405", "400"}, ""},
-		{
-			"§3.3.5 unknown extension required", options("Require: nothingSupportsThis, nothingSupportsThisEither", "Proxy-Require: noProxiesSupportThis"),
-			[]string{"420"},
-			"Unsupported: nothingSupportsThis, nothingSupportsThisEither",
-		},
-		{"reliable provisional answers required", invite("Require: 100rel"), []string{"420"}, "Unsupported: 100rel"},
-		{"§3.3.6 unknown content type", invite("Content-Type: application/unknownformat"), []string{"415"}, "Accept: application/sdp"},
-		{"compressed body", invite("Content-Encoding: gzip"), []string{"415"}, "Accept-Encoding: identity"},
-		{"§3.3.8 mandatory headers twice", options("Call-ID: a\nCall-ID: b"), []string{"400"}, ""},
-		{"two To headers", options("To: <sip:a@b>\nTo: <sip:c@d>"), []string{"400"}, ""},
-		{"compact and long form of one header", options("From: <sip:a@b>;tag=1\nf: <sip:c@d>;tag=2"), []string{"400"}, ""},
-		{"§3.3.9 two lengths", options("Content-Length: 0\nContent-Length: 8"), []string{"400"}, ""},
-		{"§3.3.11 no hops left, but it is for us", options("Max-Forwards: 0"), []string{"200"}, ""},
-		{"a call without hops left", invite("Max-Forwards: 0"), []string{"483"}, ""},
-		{"§3.3.15 an answer nobody can give", invite("Accept: text/nobodyKnowsThis"), []string{"406"}, ""},
-		{"§3.4.1 an INVITE of RFC 2543", invite("Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), []string{"400", "100"}, ""},
-
-		{"secure scheme without TLS", line(options(), "OPTIONS sips:1000@192.0.2.1 SIP/2.0"), []string{"416"}, ""},
-		{"telephone scheme", line(invite(), "INVITE tel:+1-000;phone-context=x SIP/2.0"), []string{"100", "200"}, ""},
-		{"SRTP only", invite("X-Pad: 1") + "", []string{"100", "200"}, ""},
-		{"method we know and do not serve", other("SUBSCRIBE"), []string{"405"}, "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, UPDATE"},
-		{"lower-case method is another method", line(options("CSeq: 1 options"), "options sip:1000@192.0.2.1 SIP/2.0"), []string{"200", "400", "501"}, ""},
-		{"CANCEL of nothing", other("CANCEL"), []string{"481"}, ""},
-		{"BYE of nothing", other("BYE"), []string{"481"}, ""},
-		{"BYE of an unknown dialog", request("BYE", bridgeURI, bridgeTo+";tag=x", "o1", 1, ""), []string{"481"}, ""},
-		{"INVITE of an unknown dialog", request("INVITE", bridgeURI, bridgeTo+";tag=x", "o1", 1, peerOffer), []string{"481"}, ""},
-		{"UPDATE of nothing", other("UPDATE"), []string{"481"}, ""},
-		{"ACK of nothing", other("ACK"), nil, ""},
-		{"malformed ACK", other("ACK", "CSeq: x ACK"), nil, ""},
-		{"ACK without To", other("ACK", "To:"), nil, ""},
-		{"INVITE without To", invite("To:"), []string{"400"}, ""},
-		{"INVITE without From", invite("From:"), []string{"400"}, ""},
-		{"INVITE without Call-ID", invite("Call-ID:"), []string{"400"}, ""},
-		{"INVITE without CSeq", invite("CSeq:"), []string{"400"}, ""},
-		{"INVITE without Via", invite("Via:"), nil, ""},
-		{"INVITE without Contact", invite("Contact:"), []string{"100", "400"}, ""},
-		{"INVITE with broken SDP", request("INVITE", bridgeURI, bridgeTo, "o1", 1, "v=0\nm=audio x\n"), []string{"100", "400"}, ""},
-		{"INVITE with no common codec", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/AVP 18\n"), []string{"100", "488"}, `Warning: 305 192.0.2.1 "No common codec, offer PCMU or PCMA"`},
-		{"INVITE with SRTP only", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/SAVP 0\n"), []string{"100", "488"}, "Warning: 302"},
-		{"header injection by a bare LF", options("From: <sip:a@b>;tag=1\x0bX"), []string{"200", "400", ""}, ""},
-		{"NUL in a header", options("Subject: a\x00b"), nil, ""},
-		{"one byte", "x", nil, ""},
-		{"keep-alive", "\n\n", nil, ""},
-		{"NULs", "\x00\x00\x00\x00", nil, ""},
-		{"HTTP", "GET / HTTP/1.1\nHost: x\n\n", nil, ""},
-		{"a start line only", "OPTIONS sip:x@y SIP/2.0\n\n", nil, ""},
-		{"a header line of 3000 octets", options("X-Long: " + strings.Repeat("a", 3000)), nil, ""},
-		{"200 header lines", options("X: 1" + strings.Repeat("\nX: 1", 200)), nil, ""},
-		{"9000 octets", invite("Content-Length: 8500") + strings.Repeat("a", 8300), nil, ""},
-	}
-	for _, tt := range tests {
+	for _, tt := range tortureTests {
 		t.Run(tt.name, func(t *testing.T) {
 			inBubble(t, nil, answerAtOnce, func(b *bubble) {
 				b.peer.send(tt.message)

@@ -218,13 +218,12 @@ func (a *audio) receive() {
 
 // recorder lays packets out by their timestamps on a line that began with the call.
 type recorder struct {
-	began  time.Time
-	pcm    []int16
-	ssrc   uint32
-	ts     uint32 // timestamp that belongs at sample at
-	at     int
-	known  bool
-	maxLen int
+	began time.Time
+	pcm   []int16
+	ssrc  uint32
+	ts    uint32 // timestamp that belongs at sample at
+	at    int
+	known bool
 }
 
 // slack is how far timestamps and arrival may disagree before arrival is believed: a restarted or paused sender.

@@ -202,7 +202,7 @@ func (c *Call) request(method sip.RequestMethod) *sip.Request {
 	}
 	maxForwards, callID := sip.MaxForwardsHeader(70), sip.CallIDHeader(c.callID)
 	req.AppendHeader(&maxForwards)
-	from := "<sip:" + p.config.User + "@" + p.local.Addr().String() + ">;tag=" + c.tag
+	from := "<sip:" + p.config.User + "@" + bracketed(p.local.Addr().String()) + ">;tag=" + c.tag
 	if p.config.Name != "" {
 		from = strconv.Quote(p.config.Name) + " " + from
 	}

@@ -205,7 +205,7 @@ func (p *Phone) newCall(bridge string, inv Invite) (*Call, error) {
 	if p.config.Transport == "tcp" {
 		c.target.UriParams.Add("transport", "tcp")
 	}
-	c.to = "<sip:" + inv.Number + "@" + host + ">"
+	c.to = "<sip:" + inv.Number + "@" + bracketed(host) + ">"
 	c.invite = c.request(sip.INVITE)
 	for name, value := range inv.Headers {
 		c.invite.AppendHeader(sip.NewHeader(name, value))
@@ -378,4 +378,12 @@ func headerValue(m sip.Message, name string) string {
 		return strings.TrimSpace(h[0].Value())
 	}
 	return ""
+}
+
+// bracketed writes an IPv6 address as a URI wants it.
+func bracketed(host string) string {
+	if strings.Contains(host, ":") {
+		return "[" + host + "]"
+	}
+	return host
 }
