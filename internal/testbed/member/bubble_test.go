@@ -3,6 +3,8 @@ package member_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,26 +21,35 @@ import (
 // bubble starts members on a virtual network with a homeserver in memory.
 func bubble(t *testing.T, kind member.Kind, names ...string) (*homeserver.Server, []*member.Member) {
 	t.Helper()
-	hs := homeserver.Start(t, homeserver.Config{})
+	hs, members, _ := bubbleOf(t, member.Config{Kind: kind}, names...)
+	return hs, members
+}
+
+// bubbleOf starts members of the same configuration; cut holds back all media while it is true.
+func bubbleOf(t *testing.T, cfg member.Config, names ...string) (hs *homeserver.Server, members []*member.Member, cut *atomic.Bool) {
+	t.Helper()
+	hs = homeserver.Start(t, homeserver.Config{})
+	cut = &atomic.Bool{}
 	wan, err := vnet.NewRouter(&vnet.RouterConfig{CIDR: "10.0.0.0/24", LoggerFactory: logging.NewDefaultLoggerFactory()})
 	must(t, err)
-	var members []*member.Member
+	wan.AddChunkFilter(func(vnet.Chunk) bool { return !cut.Load() })
 	for i, name := range names {
 		nic, err := vnet.NewNet(&vnet.NetConfig{StaticIPs: []string{fmt.Sprintf("10.0.0.%d", i+1)}})
 		must(t, err)
 		must(t, wan.AddNet(nic))
 		u := hs.User(name)
-		m, err := member.New(t.Context(), member.Config{
-			URL: hs.URL(), UserID: u.UserID, DeviceID: u.DeviceID, AccessToken: u.AccessToken,
-			HTTP: hs.Net().Client(), Kind: kind, Net: nic,
-		})
+		cfg := cfg
+		cfg.URL, cfg.UserID, cfg.DeviceID, cfg.AccessToken = hs.URL(), u.UserID, u.DeviceID, u.AccessToken
+		cfg.HTTP, cfg.Net = hs.Net().Client(), nic
+		cfg.Log = slog.New(slog.NewTextHandler(logWriter(t), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		m, err := member.New(t.Context(), cfg)
 		must(t, err)
 		t.Cleanup(m.Close)
 		members = append(members, m)
 	}
 	must(t, wan.Start())
 	t.Cleanup(func() { must(t, wan.Stop()) })
-	return hs, members
+	return hs, members, cut
 }
 
 func TestSpeechInABubble(t *testing.T) {
@@ -104,4 +115,65 @@ func TestMembershipIsRenewedBeforeItExpires(t *testing.T) {
 			t.Errorf("%d member events, want 4: two joins, two renewals", written)
 		}
 	})
+}
+
+// hears says whether m hears of other at least for a second from now on.
+func hears(m, other *member.Member) bool {
+	return listen.Level(m.Listen(other.UserID(), time.Second)) > -40
+}
+
+// hydrogen as inviter cannot offer its microphone before its invite has run out; as the invited one it can at once.
+func TestCameraOnlyInviterIsHeardAMinuteLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, members, _ := bubbleOf(t, member.Config{Kind: member.Hydrogen, CameraOnly: true}, "alice", "bob")
+		alice, bob := members[0], members[1]
+		join(t, callRoom(t, alice, bob), alice, bob)
+		began := time.Now()
+		for _, m := range members {
+			m.Says(listen.Sine(member.Rate, 440, -20, time.Second))
+		}
+		time.Sleep(5 * time.Second)
+		must(t, alice.Mute(false))
+		time.Sleep(5 * time.Second)
+		if hears(bob, alice) {
+			t.Error("the inviter is heard at once")
+		}
+		time.Sleep(time.Minute - time.Since(began) + time.Second)
+		if !hears(bob, alice) {
+			t.Error("the inviter is not heard a minute later")
+		}
+		must(t, bob.Mute(false))
+		time.Sleep(500 * time.Millisecond)
+		if !hears(alice, bob) {
+			t.Error("the invited one is not heard at once")
+		}
+		noComplaints(t, members...)
+	})
+}
+
+func TestJSSDKRestartsICEAndHydrogenWaits(t *testing.T) {
+	for _, kind := range []member.Kind{member.JSSDK, member.Hydrogen} {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hs, members, cut := bubbleOf(t, member.Config{Kind: kind}, "alice", "bob")
+				alice, bob := members[0], members[1]
+				join(t, callRoom(t, alice, bob), alice, bob)
+				call := alice.View().Peers[0].CallID
+				alice.Says(listen.Sine(member.Rate, 440, -20, time.Second))
+				time.Sleep(10 * time.Second)
+				sent := len(hs.ToDevice())
+				cut.Store(true)
+				time.Sleep(15 * time.Second)
+				cut.Store(false)
+				time.Sleep(10 * time.Second)
+				if !hears(bob, alice) || alice.View().Peers[0].CallID != call {
+					t.Errorf("after a cut of 15 s: %+v, want the same call and sound", alice.View().Peers)
+				}
+				if restarted := len(hs.ToDevice()) > sent; restarted != (kind == member.JSSDK) {
+					t.Errorf("%d messages during the cut", len(hs.ToDevice())-sent)
+				}
+				noComplaints(t, members...)
+			})
+		})
+	}
 }

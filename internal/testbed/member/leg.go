@@ -15,6 +15,7 @@ const (
 	answerDelay    = 200 * time.Millisecond // both clients gather this long before they answer
 	firstBatch     = 30 * time.Millisecond  // candidates follow the invite after this
 	callerBatch    = 2 * time.Second        // and then after this, with the end marker
+	calleeBatch    = 500 * time.Millisecond // the callee's, after its answer
 	iceGrace       = 30 * time.Second       // of being disconnected
 	restartDelay   = 2 * time.Second        // js-sdk's ICE restart
 )
@@ -57,6 +58,7 @@ type leg struct {
 
 	local      []candidate // gathered and not yet sent
 	gathered   bool
+	trickling  bool        // candidates go out as they come, in batches
 	early      []candidate // received before the remote description
 	remoteRole string      // the peer's DTLS role since the first answer
 	streams    metadata    // what the peer says of its streams
@@ -191,7 +193,7 @@ func (l *leg) invite() error {
 		}
 	})
 	l.after(firstBatch, l.flush)
-	l.after(callerBatch, l.flush)
+	l.after(callerBatch, func() { l.flush(); l.trickling = true })
 	l.after(inviteLifetime, func() {
 		if l.state == stateInvited {
 			l.p.hangUp("invite_timeout")
@@ -209,6 +211,9 @@ func (l *leg) gather(c *webrtc.ICECandidate) {
 	}
 	j := c.ToJSON()
 	l.local = append(l.local, candidate{Candidate: j.Candidate, SDPMid: j.SDPMid, SDPMLineIndex: j.SDPMLineIndex, Ufrag: j.UsernameFragment})
+	if l.trickling && len(l.local) == 1 { // of an ICE restart
+		l.after(map[bool]time.Duration{true: callerBatch, false: calleeBatch}[l.inviter], l.flush)
+	}
 }
 
 // flush sends the candidates gathered since the last time. js-sdk sends the end marker only with a real one.
@@ -272,7 +277,7 @@ func (l *leg) sendAnswer(more bool) {
 		}
 		description = l.pc.LocalDescription()
 	}
-	l.local, l.gathered = nil, false // they are in the description
+	l.local, l.gathered, l.trickling = nil, false, true // those so far are in the description
 	l.send(typeAnswer, func(c *content) {
 		c.Answer = description
 		c.setStreams(m.cfg.Kind, l.ownStreams())

@@ -351,6 +351,7 @@ func (m *Member) newAPI(inviter bool) (*webrtc.API, error) {
 	s.DisableCloseByDTLS(true) // browsers wait for ICE
 	s.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeUDP4})
 	s.SetICETimeouts(5*time.Second, 25*time.Second, 2*time.Second)
+	s.SetICEMaxBindingRequests(150) // browsers go on checking for half a minute, pion by itself for a second and a half
 	role := webrtc.DTLSRoleClient
 	if inviter {
 		role = webrtc.DTLSRoleServer

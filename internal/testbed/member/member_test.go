@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -308,4 +309,22 @@ func TestCameraOnlyMemberIsHeardAfterUnmuting(t *testing.T) {
 		t.Errorf("after unmuting alice hears %.1f dB", level)
 	}
 	noComplaints(t, alice, bob)
+}
+
+// An offer of sound alone makes a camera-only hydrogen answer with an offer. The bridge must cope; another hydrogen
+// cannot.
+func TestCameraOnlyHydrogenAnswersSoundWithAnOffer(t *testing.T) {
+	t.Parallel()
+	w := fake(t)
+	alice := w.member(t, "alice", member.Config{Kind: member.Hydrogen})
+	bob := w.member(t, "bob", member.Config{Kind: member.Hydrogen, CameraOnly: true})
+	room := callRoom(t, alice, bob)
+	for _, m := range []*member.Member{alice, bob} {
+		must(t, m.JoinCall(t.Context(), room))
+	}
+	time.Sleep(2 * time.Second)
+	got := alice.Complaints()
+	if len(got) == 0 || !strings.Contains(got[0], "has no answer") {
+		t.Errorf("complaints %q, want one about the answer", got)
+	}
 }
