@@ -332,7 +332,6 @@ type browserCall struct {
 	to     MemberDevice
 	seq    int
 	pc     *webrtc.PeerConnection
-	early  []webrtc.ICECandidateInit
 	inSDP  string // the last remote description
 	outSDP string
 }

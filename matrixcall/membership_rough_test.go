@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pion/rtp"
@@ -136,6 +137,7 @@ func TestNonsenseFromAPeerIsAnswered(t *testing.T) {
 			p.deliverToDevice(alice.user, alice.device, typeInvite, content, true)
 			time.Sleep(3 * time.Second)
 		}
+		synctest.Wait()
 		if got := alice.received(typeHangup); got < 5 {
 			t.Errorf("%d hangups, want one for each piece of nonsense", got)
 		}
@@ -158,6 +160,7 @@ func TestPressedKeysBecomeDigits(t *testing.T) {
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
+		synctest.Wait()
 		var got []rune
 		for _, ev := range p.events {
 			if d, ok := ev.(Digit); ok {

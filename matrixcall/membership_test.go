@@ -41,6 +41,7 @@ func leave(t *testing.T, p *phone) {
 	if err := p.Leave(ctx, ""); err != nil {
 		t.Errorf("Leave = %v", err)
 	}
+	synctest.Wait()
 }
 
 func TestGhostInvitesAndBothHear(t *testing.T) {
@@ -221,6 +222,7 @@ func TestEndedCallEndsTheMembership(t *testing.T) {
 		bed.mu.Unlock()
 		bed.spread()
 		<-p.done
+		synctest.Wait()
 		if got := p.count(func(ev Event) bool { _, ok := ev.(CallEnded); return ok }); got != 1 {
 			t.Errorf("%d CallEnded, want 1", got)
 		}
@@ -237,6 +239,7 @@ func TestMembershipIsRenewedForHours(t *testing.T) {
 				t.Errorf("entry has %v left", left)
 			}
 		}
+		synctest.Wait()
 		if bed.puts < 4 || bed.puts > 7 {
 			t.Errorf("entry written %d times in 200 minutes, want every 40 to 45", bed.puts)
 		}
@@ -249,6 +252,7 @@ func TestRefusedJoinIsAnErrorAndLeavesNoCall(t *testing.T) {
 		bed.refuse = mautrix.MForbidden
 		ghost := &Ghost{user: "@_sip_1:x", device: "GHOST"}
 		_, err := joinCall(t.Context(), bed, ghost, bedRoom, CallOptions{})
+		synctest.Wait()
 		if err == nil || !bed.call.Ended || len(bed.joined) != 0 {
 			t.Errorf("joinCall = %v, call ended %t, %d attached, want error, true, 0", err, bed.call.Ended, len(bed.joined))
 		}
@@ -265,6 +269,7 @@ func TestJoinGivesUpWithItsContext(t *testing.T) {
 			t.Errorf("joinCall = %v, want deadline exceeded", err)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if len(bed.joined) != 0 {
 			t.Errorf("still attached: %d", len(bed.joined))
 		}

@@ -97,7 +97,7 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 	if sig.SDP.Text == "" || sig.SDP.Type != "offer" {
 		m.decline(p.Peer, sig.CallID, ReasonBadOffer)
 		p.finish(sig.CallID)
-		m.expectAgain(p)
+		m.expectAgain(p, calleePatience)
 		return
 	}
 	l := m.newLink(p, sig.CallID, answering)
@@ -344,16 +344,18 @@ func (m *machine) end(p *peer, reason string, f farewell) {
 	case stays(reason):
 		p.next, p.warn, p.watch = zero, zero, zero
 		p.resting = true
+	case l.announced:
+		m.expectAgain(p, calleeReturns)
 	default:
-		m.expectAgain(p)
+		m.expectAgain(p, calleePatience)
 	}
 }
 
 // expectAgain arranges for another link after one that ended by mishap.
-func (m *machine) expectAgain(p *peer) {
+func (m *machine) expectAgain(p *peer, patience time.Duration) {
 	if !p.invites {
 		p.resting = false
-		m.expect(p, calleePatience)
+		m.expect(p, patience)
 		return
 	}
 	if p.tries >= len(backoff) {

@@ -39,6 +39,7 @@ const (
 	readAgainAfter  = 2 * time.Second
 	calleeWarning   = 20 * time.Second
 	calleePatience  = 75 * time.Second
+	calleeReturns   = 25 * time.Second // after a link broke: both clients call again within 5 s, if they will at all
 	rotatePause     = 2 * time.Minute
 	leavePatience   = 30 * time.Second
 )
@@ -188,19 +189,18 @@ type link struct {
 	waiting  []Candidate
 	queue    []Signal // signals for after makingAnswer
 
-	neg        negotiation
-	negUntil   time.Time
-	audio      Audio
-	streams    map[string]Stream
-	reoffer    time.Time
-	reoffers   int
-	asked      bool      // our re-offer changed nothing; wait for news
-	restart    time.Time // ICE
-	dirty      bool      // mute changed while we could not say so
-	announced  bool      // PeerConnected was said
-	since      time.Time // connected
-	toldMuted  bool
-	negotiated time.Time // last remote offer
+	neg       negotiation
+	negUntil  time.Time
+	audio     Audio
+	streams   map[string]Stream
+	reoffer   time.Time
+	reoffers  int
+	asked     bool      // our re-offer changed nothing; wait for news
+	restart   time.Time // ICE
+	dirty     bool      // mute changed while we could not say so
+	announced bool      // PeerConnected was said
+	since     time.Time // connected
+	toldMuted bool
 }
 
 // New returns the state of a mesh that has not joined.
