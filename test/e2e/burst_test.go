@@ -3,17 +3,20 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"trunkline/test/lab"
 )
 
-// A round is short; two pieces of a second are judged.
+// A round is short: two pieces of a second are judged, and some more if these were not heard well. A message that is
+// lost stays lost; a machine that is busy for a moment does not.
 const (
 	rounds       = 20
 	roundSettles = 700 * time.Millisecond
 	roundListens = 2200 * time.Millisecond
+	roundTries   = 3
 )
 
 // TestTwoPhonesJoinInTheSameInstant repeats the burst in which to-device messages by transaction get lost: one client
@@ -30,7 +33,6 @@ func TestTwoPhonesJoinInTheSameInstant(t *testing.T) {
 		s.eventually("the client is connected to both ghosts", 10*time.Second, func() bool { return s.legs(alice) == 2 })
 		connected := time.Now()
 		slowest = max(slowest, connected.Sub(s.dialed))
-		time.Sleep(roundSettles + roundListens + 200*time.Millisecond)
 		if s.roundHeard(alice, phones, round, connected.Add(roundSettles)) {
 			heard++
 		}
@@ -45,28 +47,42 @@ func TestTwoPhonesJoinInTheSameInstant(t *testing.T) {
 	}
 }
 
-// roundHeard judges one round from the given moment on.
+// roundHeard listens from the given moment on until everybody has heard everybody.
 func (s *scene) roundHeard(alice *lab.Client, phones []*lab.Phone, round int, from time.Time) bool {
+	s.t.Helper()
+	var report string
+	for range roundTries {
+		time.Sleep(time.Until(from.Add(roundListens + 200*time.Millisecond)))
+		var good bool
+		if report, good = s.roundReport(alice, phones, from); good {
+			s.t.Logf("round %d: %s", round, report)
+			return true
+		}
+		s.t.Logf("round %d, listening again: %s", round, report)
+		from = time.Now()
+	}
+	s.t.Errorf("round %d was not heard, want correlations of at least %.2f: %s", round, rightVoice, report)
+	return false
+}
+
+// roundReport judges what was heard from the given moment on.
+func (s *scene) roundReport(alice *lab.Client, phones []*lab.Phone, from time.Time) (report string, good bool) {
 	s.t.Helper()
 	tracks, err := alice.Heard(s.ctx, from)
 	s.must(err)
-	good := true
+	good = true
 	for i, p := range phones {
-		best := lab.Match{Voice: "nobody"}
+		here := lab.Match{Voice: "nobody"}
 		for _, track := range tracks {
-			if m := track.Cut(from, roundListens).Match(p.Saying()); m.Correlation > best.Correlation {
-				best = m
+			if m := track.Cut(from, roundListens).Match(p.Saying()); m.Correlation > here.Correlation {
+				here = m
 			}
 		}
 		heard, err := p.Heard()
 		s.must(err)
 		there, _ := heard.Cut(from, roundListens).MatchMixed(s.said(alice), phones[1-i].Saying())
-		s.t.Logf("round %d, %s: client hears %s; phone hears %s", round, p.Name, best, there)
-		if best.Correlation < rightVoice || there.Correlation < rightVoice {
-			s.t.Errorf("round %d, %s: client hears the phone with %.2f, the phone hears the client with %.2f, want %.2f", round, p.Name,
-				best.Correlation, there.Correlation, rightVoice)
-			good = false
-		}
+		report += fmt.Sprintf("\n  client hears %s, %s hears %s", here, p.Name, there)
+		good = good && here.Correlation >= rightVoice && there.Correlation >= rightVoice
 	}
-	return good
+	return report, good
 }

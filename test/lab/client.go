@@ -50,15 +50,7 @@ func (l *Lab) OpenClient(ctx context.Context, kind Kind, user *User, voice *Voic
 }
 
 func (c *Client) open(ctx context.Context, l *Lab) error {
-	if err := chromedp.Listen(c.tab, c.listen); err != nil {
-		return err
-	}
-	_, err := chromedp.Call(c.tab, page.AddScriptToEvaluateOnNewDocument,
-		page.AddScriptToEvaluateOnNewDocumentParams{Source: l.browser.script})
-	if err != nil {
-		return err
-	}
-	if err := chromedp.Do(c.tab, chromedp.Navigate(fmt.Sprintf("%s/%s.html", l.pages.url, c.Kind))); err != nil {
+	if err := c.navigate(l); err != nil {
 		return err
 	}
 	login := map[string]any{
@@ -71,6 +63,19 @@ func (c *Client) open(ctx context.Context, l *Lab) error {
 		return err
 	}
 	return c.do(ctx, "peer.start(%s)", login)
+}
+
+// navigate loads the client's page with our ears and mouth in it.
+func (c *Client) navigate(l *Lab) error {
+	if err := chromedp.Listen(c.tab, c.listen); err != nil {
+		return err
+	}
+	_, err := chromedp.Call(c.tab, page.AddScriptToEvaluateOnNewDocument,
+		page.AddScriptToEvaluateOnNewDocumentParams{Source: l.browser.script})
+	if err != nil {
+		return err
+	}
+	return chromedp.Do(c.tab, chromedp.Navigate(fmt.Sprintf("%s/%s.html", l.pages.url, c.Kind)))
 }
 
 // Close closes the page, as a person does: nobody is told.
@@ -202,7 +207,7 @@ func (c *Client) Heard(ctx context.Context, since time.Time) ([]Recording, error
 		StartMS float64
 		PCM     string
 	}
-	tracks, err := evaluate[[]track](ctx, c, "(peer.voices(), lab.heard(%s))", float64(since.UnixMicro())/1000)
+	tracks, err := evaluate[[]track](ctx, c, "(window.peer?.voices(), lab.heard(%s))", float64(since.UnixMicro())/1000)
 	if err != nil {
 		return nil, fmt.Errorf("what %s heard: %w", c.User.Name, err)
 	}
@@ -264,7 +269,7 @@ func (c *Client) Levels(ctx context.Context) (map[string]int, error) {
 func (c *Client) State(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	state, err := evaluate[[]byte](ctx, c, "peer.state().then((s) => JSON.stringify(s, null, 1))")
+	state, err := evaluate[[]byte](ctx, c, "(window.peer ? peer.state() : lab.stats()).then((s) => JSON.stringify(s, null, 1))")
 	text := string(state)
 	if err != nil {
 		text = err.Error()

@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 
 	"trunkline/internal/testbed/postgres"
 	"trunkline/internal/testbed/synapse"
@@ -63,7 +66,8 @@ func Start(ctx context.Context, opts Options) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "trunkline-lab-")
+	sweep()
+	dir, err := os.MkdirTemp("", dirPrefix+strconv.Itoa(os.Getpid())+"-")
 	if err != nil {
 		return nil, fmt.Errorf("make the lab's directory: %w", err)
 	}
@@ -188,6 +192,20 @@ func (l *Lab) Voices() []*Voice { return l.voices }
 func (l *Lab) Voice(i int) *Voice { return l.voices[i%len(l.voices)] }
 
 func (l *Lab) say(format string, args ...any) { fmt.Fprintf(l.opts.Progress, format+"\n", args...) }
+
+// dirPrefix marks our directories under os.TempDir for sweep.
+const dirPrefix = "trunkline-lab-"
+
+// sweep removes directories of labs that were killed before they could clean up; their processes died with them.
+func sweep() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	for _, d := range dirs {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(d), dirPrefix), "-")
+		if pid, err := strconv.Atoi(owner); err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = os.RemoveAll(d)
+		}
+	}
+}
 
 // repository returns the root of the source tree: the nearest folder above with go.mod.
 func repository() (string, error) {
