@@ -447,7 +447,7 @@ func (b *bed) attach(g *Ghost, room id.RoomID, conf string) *ear {
 	b.Helper()
 	e := &ear{info: MembershipInfo{Ghost: g.user, Device: g.device, Room: room, ConfID: conf}}
 	s := g.service
-	if err := s.attachConference(e); err != nil {
+	if err := s.attachConference(b.Context(), e); err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { s.detachConference(e) })

@@ -27,6 +27,7 @@ type Ghost struct {
 	keys    *keyring
 	outbox  outbox
 	routing sync.Mutex // held while a message is handed to a conference
+	calling slot       // held while a conference begins or ends
 
 	mu          sync.Mutex // guards the fields below
 	memberships []conference
@@ -136,7 +137,7 @@ func (s *Service) newGhost(ctx context.Context, user id.UserID, device id.Device
 	asSelf.DeviceID, asSelf.SetAppServiceDeviceID = device, true
 	g := &Ghost{
 		service: s, log: s.log.With("ghost", userName(user)), user: user, device: device,
-		asUser: asUser, asSelf: asSelf,
+		asUser: asUser, asSelf: asSelf, calling: newSlot(),
 	}
 	g.outbox.ghost = g
 	if g.keys, err = newKeyring(ctx, s, asSelf, g.log); err != nil {
@@ -241,6 +242,43 @@ func (g *Ghost) close() {
 		p.stop()
 	}
 	g.keys.machine.Destroy()
+}
+
+// begin adds a conference and sees to it that there is a poller.
+func (g *Ghost) begin(ctx context.Context, m conference) error {
+	if err := g.calling.acquire(ctx); err != nil {
+		return err
+	}
+	defer g.calling.release()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.memberships = append(g.memberships, m)
+	if g.poller == nil {
+		g.poller = startPoller(g)
+	}
+	return nil
+}
+
+// finish removes a conference, and stops the poller with the last one. The
+// poller first: what it has taken from the homeserver is still delivered.
+func (g *Ghost) finish(m conference) {
+	g.calling <- struct{}{}
+	defer g.calling.release()
+	others := func(c conference) bool { return c != m }
+	g.mu.Lock()
+	var p *poller
+	if !slices.ContainsFunc(g.memberships, others) {
+		p, g.poller = g.poller, nil
+	}
+	g.mu.Unlock()
+	if p != nil {
+		p.stop()
+	}
+	g.routing.Lock() // waits for a delivery under way
+	defer g.routing.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.memberships = slices.DeleteFunc(g.memberships, func(c conference) bool { return c == m })
 }
 
 // conferences returns the memberships the ghost has now.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"maunium.net/go/mautrix/crypto"
 	"maunium.net/go/mautrix/event"
@@ -57,6 +58,9 @@ func (g *Ghost) receive(ctx context.Context, message toDeviceEvent) error {
 	})
 	return nil
 }
+
+// readPatience is how long reading one message may take.
+const readPatience = 10 * time.Second
 
 func isCallType(kind string) bool {
 	return strings.HasPrefix(kind, callPrefix) || strings.HasPrefix(kind, unstableCallPrefix)
@@ -131,6 +135,10 @@ func (k *keyring) open(ctx context.Context, message toDeviceEvent) (*crypto.Decr
 		return nil, err
 	}
 	defer k.account.release()
+	// A message that is half read when the call ends would be lost: olm
+	// reads everything once.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readPatience)
+	defer cancel()
 	known, err := k.seen(ctx, content)
 	if err != nil {
 		return nil, err

@@ -369,10 +369,13 @@ func (d *directory) fresh(name deviceName) bool {
 		return false
 	}
 	age := time.Since(list.asked)
-	if list.devices[name.Device] == nil {
-		return age < deviceListPause
+	switch {
+	case list.devices[name.Device] != nil:
+		return age < deviceListLife
+	case d.spoken.get(name).olm:
+		return age < time.Second // it has keys, we know
 	}
-	return age < deviceListLife
+	return age < deviceListPause
 }
 
 // ask queries keys. Called with asking held.

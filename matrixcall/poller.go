@@ -274,7 +274,7 @@ func (p *poller) handle(ctx context.Context, answer *syncAnswer) error {
 		}
 	}
 	if len(answer.ToDevice.Events) > 0 {
-		if err := s.store.SaveSyncToken(ctx, g.user, answer.NextBatch); err != nil {
+		if err := s.store.SaveSyncToken(context.WithoutCancel(ctx), g.user, answer.NextBatch); err != nil {
 			return err
 		}
 		p.saved = answer.NextBatch

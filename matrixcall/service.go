@@ -95,6 +95,7 @@ type Service struct {
 	tracker   *tracker
 	rooms     *roomQueues
 	seen      seenEvents
+	order     transactionOrder
 	directory *directory
 	turn      turnCache
 	states    keyedLocks[stateSlot]

@@ -377,7 +377,7 @@ func TestAttachRefusesAGhostWhoseDeviceIsGone(t *testing.T) {
 		_, g, e := oneCall(b)
 		old := e.info
 		old.Device = "OLD"
-		if err := g.service.attachConference(&ear{info: old}); !errors.Is(err, errDeviceGone) {
+		if err := g.service.attachConference(t.Context(), &ear{info: old}); !errors.Is(err, errDeviceGone) {
 			t.Errorf("attach with another device: %v, want %v", err, errDeviceGone)
 		}
 	})

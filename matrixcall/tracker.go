@@ -97,6 +97,15 @@ func (t *tracker) refresh(room id.RoomID) {
 	}
 }
 
+// refreshAll asks for a fresh read of every room with a live call.
+func (t *tracker) refreshAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.rooms {
+		r.refresh()
+	}
+}
+
 // add begins to tell the conference about its room.
 func (t *tracker) add(g *Ghost, m conference) error {
 	room := m.Info().Room
@@ -284,23 +293,22 @@ func (r *trackedRoom) tell() {
 }
 
 // attach implements callHost.
-func (s *Service) attach(_ context.Context, m *Membership) error { return s.attachConference(m) }
+func (s *Service) attach(ctx context.Context, m *Membership) error {
+	return s.attachConference(ctx, m)
+}
 
-func (s *Service) attachConference(m conference) error {
+func (s *Service) attachConference(ctx context.Context, m conference) error {
 	info := m.Info()
 	g := s.knownGhost(info.Ghost)
 	if g == nil || g.device != info.Device {
 		return fmt.Errorf("ghost %s: %w", userName(info.Ghost), errDeviceGone)
 	}
+	if err := g.begin(ctx, m); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.attached[m] = g
 	s.mu.Unlock()
-	g.mu.Lock()
-	g.memberships = append(g.memberships, m)
-	if g.poller == nil {
-		g.poller = startPoller(g)
-	}
-	g.mu.Unlock()
 	if err := s.tracker.add(g, m); err != nil {
 		s.detachConference(m)
 		return err
@@ -320,20 +328,7 @@ func (s *Service) detachConference(m conference) {
 	if g == nil {
 		return
 	}
-	g.mu.Lock()
-	g.memberships = slices.DeleteFunc(g.memberships, func(other conference) bool { return other == m })
-	p := g.poller
-	if len(g.memberships) > 0 {
-		p = nil
-	} else {
-		g.poller = nil
-	}
-	g.mu.Unlock()
-	if p != nil {
-		p.stop()
-	}
-	g.routing.Lock() // waits for a delivery under way
-	g.routing.Unlock()
+	g.finish(m)
 	if info := m.Info(); last && info.Created {
 		s.endEmptyCall(g, info)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -134,6 +135,9 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 		for _, event := range events {
 			s.rooms.put(event)
 		}
+		if s.order.gap(r.PathValue("txn")) {
+			s.tracker.refreshAll()
+		}
 	}
 	answer(w, struct{}{})
 }
@@ -148,6 +152,24 @@ func transactionKey(txnID string, events []roomEvent) string {
 		io.WriteString(digest, string(event.Event)+"\n")
 	}
 	return txnID + " " + base64.RawURLEncoding.EncodeToString(digest.Sum(nil)[:9])
+}
+
+// transactionOrder notices transactions that never came. Synapse numbers them;
+// other homeservers need not, and then there is nothing to notice. The zero
+// value works.
+type transactionOrder struct {
+	mu   sync.Mutex
+	last int64 // number of the last transaction, 0 if there was none; guarded by mu
+}
+
+// gap takes note of a transaction and says whether one before it is missing.
+func (o *transactionOrder) gap(txnID string) bool {
+	n, err := strconv.ParseInt(txnID, 10, 64)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	missing := err == nil && o.last != 0 && n != o.last+1
+	o.last = n
+	return missing
 }
 
 // getUser answers whether a user of our namespace exists. Ghosts are made

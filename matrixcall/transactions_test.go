@@ -213,29 +213,58 @@ func TestMessagesOfPeopleReachTheHandlerInOrder(t *testing.T) {
 }
 
 func TestRoomQueueDropsTheOldestAndReadsTheStateAgain(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
-		_, _, e := oneCall(b)
-		time.Sleep(2 * time.Second)
-		s := b.service
-		reads := s.metrics.StateReads.Load()
-		room := e.info.Room
-		// The room's goroutine waits for this while events pile up.
-		s.tracker.find(room).mu.Lock()
-		key := "conf"
-		for n := range maxQueuedEvents + 500 {
-			s.rooms.put(roomEvent{
-				Type: callType, StateKey: &key, Room: room, Event: id.EventID(fmt.Sprintf("$%d", n)),
-				Sender: "@alice:hs.test", Time: time.Now().UnixMilli(), Content: []byte(`{"m.type":"m.voice"}`),
-			})
+	b := fakeBed(t)
+	s := b.start()
+	alice := b.person("alice", false)
+	room := alice.room(s.Bot())
+	g := b.ghost("_sip_one")
+	if err := g.EnterRoom(t.Context(), room); err != nil {
+		t.Fatal(err)
+	}
+	b.attach(g, room, "conf")
+	key := "conf"
+	put := func(n int) {
+		s.rooms.put(roomEvent{
+			Type: callType, StateKey: &key, Room: room, Event: id.EventID(fmt.Sprintf("$%d", n)),
+			Sender: "@alice:hs.test", Time: time.Now().UnixMilli(), Content: []byte(`{"m.type":"m.voice"}`),
+		})
+	}
+	waiting := func() int {
+		s.rooms.mu.Lock()
+		defer s.rooms.mu.Unlock()
+		if q := s.rooms.rooms[room]; q != nil {
+			return len(q.waiting)
 		}
-		s.tracker.find(room).mu.Unlock()
-		time.Sleep(2 * time.Second)
-		if s.metrics.RoomEventsDropped.Load() == 0 {
-			t.Error("no event was dropped: the queue is not bounded")
+		return -1
+	}
+	b.eventually(5*time.Second, func() string {
+		if n := waiting(); n >= 0 || s.metrics.StateReads.Load() < 1 {
+			return fmt.Sprintf("%d events still wait, %d reads", n, s.metrics.StateReads.Load())
 		}
+		return ""
+	})
+	r := s.tracker.find(room)
+	r.mu.Lock() // the room's goroutine waits for this while events pile up
+	put(0)
+	b.eventually(5*time.Second, func() string {
+		if n := waiting(); n != 0 {
+			return fmt.Sprintf("%d events wait, want the goroutine to be at the first", n)
+		}
+		return ""
+	})
+	for n := range maxQueuedEvents + 500 {
+		put(n + 1)
+	}
+	reads := s.metrics.StateReads.Load()
+	r.mu.Unlock()
+	if got := s.metrics.RoomEventsDropped.Load(); got != 500 {
+		t.Errorf("%d events were dropped, want 500", got)
+	}
+	b.eventually(5*time.Second, func() string {
 		if s.metrics.StateReads.Load() == reads {
-			t.Error("state was not read again after events were dropped")
+			return "state was not read again after events were dropped"
 		}
+		return ""
 	})
 }
 

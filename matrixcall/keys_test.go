@@ -1,0 +1,241 @@
+package matrixcall
+
+import (
+	"database/sql"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
+	"go.mau.fi/util/dbutil"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/internal/testbed/postgres"
+)
+
+// TestGhostsShareOnePostgres runs ten ghosts whose olm tables are in one
+// database, all reading and writing at the same time.
+func TestGhostsShareOnePostgres(t *testing.T) {
+	uri, err := postgres.New(t).CreateDatabase("olm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := sql.Open("pgx", uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := fakeBed(t)
+	if b.olm, err = dbutil.NewWithDB(raw, "pgx"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.olm.Close() })
+	b.start()
+	people := []*person{b.person("alice", true), b.person("bob", true), b.person("carol", true)}
+	room := people[0].room(b.service.Bot())
+	ghosts, ears := make([]*Ghost, 10), make([]*ear, 10)
+	var wg sync.WaitGroup
+	for n := range ghosts {
+		wg.Go(func() {
+			ghosts[n] = b.ghost(fmt.Sprintf("_sip_pg%d", n))
+			if err := ghosts[n].EnterRoom(t.Context(), room); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for n, g := range ghosts {
+		ears[n] = b.attach(g, room, "conf")
+	}
+	for _, p := range people {
+		p.listen()
+		wg.Go(func() {
+			for n := range 10 {
+				p.signal("conf", n, ghosts...)
+			}
+		})
+	}
+	var names []id.UserID
+	for _, g := range ghosts {
+		names = append(names, g.user)
+		wg.Go(func() {
+			for n := range 10 {
+				if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(n), people...)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, e := range ears {
+		b.eventually(20*time.Second, func() string {
+			return sequence(e.heard(), []id.UserID{people[0].user, people[1].user, people[2].user}, 10)
+		})
+	}
+	for _, p := range people {
+		b.eventually(20*time.Second, func() string { return sequence(p.hears(), names, 10) })
+	}
+}
+
+// TestOlmPayloadIsChecked sends hand-made olm messages: hydrogen's, which
+// carries no sender_device_keys, and forgeries.
+func TestOlmPayloadIsChecked(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.person("alice", true)
+		room := alice.room(b.service.Bot())
+		g := b.ghost("_sip_checked")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		e := b.attach(g, room, "conf")
+		own, ghost := alice.olm.OwnIdentity(), g.keys.machine.OwnIdentity()
+		for n, test := range []struct {
+			name   string
+			change func(payload map[string]any)
+			taken  bool
+		}{
+			{"as hydrogen writes it", func(map[string]any) {}, true},
+			{"another sender", func(p map[string]any) { p["sender"] = "@bob:" + b.domain }, false},
+			{"no sender", func(p map[string]any) { delete(p, "sender") }, false},
+			{"another recipient", func(p map[string]any) { p["recipient"] = "@bob:" + b.domain }, false},
+			{"another recipient's key", func(p map[string]any) { p["recipient_keys"] = map[string]any{"ed25519": "x"} }, false},
+			{"no recipient's key", func(p map[string]any) { delete(p, "recipient_keys") }, false},
+			{"another signing key", func(p map[string]any) { p["keys"] = map[string]any{"ed25519": ghost.SigningKey} }, false},
+			{"no keys", func(p map[string]any) { delete(p, "keys") }, false},
+			{"device keys of another user", func(p map[string]any) {
+				p["sender_device_keys"] = map[string]any{"user_id": "@bob:" + b.domain, "device_id": alice.device}
+			}, false},
+			{"content that is no object", func(p map[string]any) { p["content"] = "x" }, false},
+			{"again as hydrogen writes it", func(map[string]any) {}, true},
+		} {
+			payload := map[string]any{
+				"type": "m.call.candidates", "sender": alice.user, "recipient": g.user,
+				"keys": map[string]any{"ed25519": own.SigningKey}, "recipient_keys": map[string]any{"ed25519": ghost.SigningKey},
+				"content": map[string]any{"conf_id": "conf", "device_id": alice.device, "seq": n},
+			}
+			test.change(payload)
+			before := len(e.heard())
+			alice.whisper(g, payload)
+			time.Sleep(300 * time.Millisecond)
+			if taken := len(e.heard()) > before; taken != test.taken {
+				t.Errorf("%s: taken %v, want %v", test.name, taken, test.taken)
+			}
+		}
+	})
+}
+
+// whisper sends an olm message with any payload, each in a session of its own.
+func (p *person) whisper(g *Ghost, payload map[string]any) {
+	p.bed.Helper()
+	claimed, err := claim(p, g.user, g.device)
+	if err != nil {
+		p.bed.Fatal(err)
+	}
+	var key mautrix.OneTimeKey
+	for _, raw := range claimed {
+		if err := json.Unmarshal(raw, &key); err != nil {
+			p.bed.Fatal(err)
+		}
+	}
+	theirs := g.keys.machine.OwnIdentity().IdentityKey
+	session, err := p.olm.GetAccount().Internal.NewOutboundSession(theirs, key.Key)
+	if err != nil {
+		p.bed.Fatal(err)
+	}
+	text, err := json.Marshal(payload)
+	if err != nil {
+		p.bed.Fatal(err)
+	}
+	kind, sealed, err := session.Encrypt(text)
+	if err != nil {
+		p.bed.Fatal(err)
+	}
+	_, err = p.client.SendToDevice(p.bed.Context(), event.ToDeviceEncrypted, &mautrix.ReqSendToDevice{
+		Messages: map[id.UserID]map[id.DeviceID]*event.Content{g.user: {g.device: {Raw: map[string]any{
+			"algorithm": id.AlgorithmOlmV1, "sender_key": p.olm.OwnIdentity().IdentityKey,
+			"ciphertext": map[string]any{string(theirs): map[string]any{"type": kind, "body": string(sealed)}},
+		}}}},
+	})
+	if err != nil {
+		p.bed.Fatal(err)
+	}
+}
+
+// TestDeviceThatLogsInLaterIsFound: the first message of a device nobody has
+// heard of comes without its keys, and before the ghost knew of them.
+func TestDeviceThatLogsInLaterIsFound(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, e := oneCall(b)
+		stranger := b.person("stranger", false) // has a device without keys
+		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), stranger)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		late := b.person("stranger", true) // another device of the same user, with keys
+		ghost := g.keys.machine.OwnIdentity()
+		late.whisper(g, map[string]any{
+			"type": "m.call.candidates", "sender": late.user, "recipient": g.user,
+			"keys": map[string]any{"ed25519": late.olm.OwnIdentity().SigningKey}, "recipient_keys": map[string]any{"ed25519": ghost.SigningKey},
+			"content": map[string]any{"conf_id": "conf", "device_id": late.device, "seq": 0},
+		})
+		b.eventually(5*time.Second, func() string { return sequence(e.heard(), []id.UserID{late.user}, 1) })
+		// And it is written to with olm.
+		plain := b.service.metrics.MessagesSentPlain.Load()
+		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), late)); err != nil {
+			t.Fatal(err)
+		}
+		if b.service.metrics.MessagesSentPlain.Load() != plain {
+			t.Error("a device with keys got a plain message")
+		}
+	})
+}
+
+func TestOneTimeKeysAreToppedUp(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.person("alice", false)
+		room := alice.room(b.service.Bot())
+		g := b.ghost("_sip_topup")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		b.attach(g, room, "conf")
+		for range 3 {
+			for range fullPool / 2 {
+				if _, err := claim(alice, g.user, g.device); err != nil {
+					t.Fatal(err)
+				}
+			}
+			alice.signal("conf", 0, g) // an answer to the poll tells the count
+			b.eventually(15*time.Second, func() string {
+				count, err := g.keys.client.UploadKeys(t.Context(), &mautrix.ReqUploadKeys{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := count.OneTimeKeyCounts.SignedCurve25519; n < lowPool || n > fullPool {
+					return fmt.Sprintf("%d one-time keys, want about %d", n, fullPool)
+				}
+				return ""
+			})
+		}
+	})
+}
+
+func TestTwoDevicesNeverShareKeys(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.start()
+		seen := make(map[id.IdentityKey]bool)
+		for n := range 10 {
+			key := b.ghost(fmt.Sprintf("_sip_own%d", n)).keys.machine.OwnIdentity().IdentityKey
+			if raw, err := base64.RawStdEncoding.DecodeString(string(key)); err != nil || len(raw) != 32 || seen[key] {
+				t.Errorf("ghost %d: key %q is not its own", n, key)
+			}
+			seen[key] = true
+		}
+	})
+}
