@@ -11,7 +11,7 @@ const (
 	paceBucket   = int64(5 * time.Millisecond)
 	paceBuckets  = 32
 	paceQuantile = 0.97
-	paceForget   = 0.995 // per packet: 200 packets, 4 s of speech
+	paceForget   = 0.985 // per packet: what was, is half forgotten in a second of speech
 	paceWarmUp   = 10    // packets before the histogram is trusted
 
 	paceBunch = int64(3 * time.Millisecond)
