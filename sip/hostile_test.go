@@ -85,7 +85,7 @@ func (l *line) status() string {
 func alive(t *testing.T, s *Stack) {
 	t.Helper()
 	l := dialTCP(t, s)
-	_, _ = io.WriteString(l, tcpOptions("alive"))
+	_, _ = io.WriteString(l, tcpOptions(fmt.Sprint("alive", time.Now().UnixNano())))
 	if got := l.status(); got != "SIP/2.0 200 OK" {
 		t.Errorf("afterwards OPTIONS over TCP got %q", got)
 	}
@@ -229,7 +229,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		l := dialTCP(t, s)
-		_, _ = io.WriteString(l, tcpOptions("again"))
+		_, _ = io.WriteString(l, tcpOptions(fmt.Sprint("again", time.Now().UnixNano())))
 		if l.status() == "SIP/2.0 200 OK" {
 			break
 		}

@@ -47,7 +47,7 @@ func (c *Call) handle(t *transaction) {
 	if source, err := netip.ParseAddrPort(t.req.Source()); err == nil {
 		c.dialog.Remote = source
 	}
-	defer c.publish()
+	c.publish()
 	switch t.req.Method {
 	case gosip.BYE:
 		c.handleBye(t)
@@ -119,9 +119,8 @@ func (c *Call) handleReinvite(t *transaction) bool {
 	} else {
 		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion = string(body), n.SDPVersion
 	}
+	c.changed()
 	c.respondSDP(t, body)
-	c.publish()
-	c.emit(DialogChanged{})
 	return true
 }
 
@@ -132,9 +131,8 @@ func (c *Call) handleUpdate(t *transaction) {
 	switch {
 	case len(body) == 0:
 		c.refreshTarget(t.req)
+		c.changed()
 		c.send2xx(t, nil)
-		c.publish()
-		c.emit(DialogChanged{})
 		return
 	case c.state < confirmed && c.answer == nil, m == nil: // §5.2: the offer of the INVITE is not answered yet
 		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
@@ -150,7 +148,12 @@ func (c *Call) handleUpdate(t *transaction) {
 	}
 	c.refreshTarget(t.req)
 	c.renegotiated(m, own, body, n)
+	c.changed()
 	c.send2xx(t, own)
+}
+
+// changed shows the new dialog and asks for it to be saved, before the phone can know that anything changed.
+func (c *Call) changed() {
 	c.publish()
 	c.emit(DialogChanged{})
 }
@@ -330,8 +333,7 @@ func (c *Call) request(method gosip.RequestMethod) (*gosip.Request, error) {
 	c.cseq++
 	if c.cseq > d.LocalCSeq {
 		d.LocalCSeq += cseqBlock
-		c.publish()
-		c.emit(DialogChanged{})
+		c.changed()
 	}
 	return d.request(c.stack, method, c.cseq)
 }

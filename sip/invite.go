@@ -314,7 +314,7 @@ func (c *Call) takeAnswer(ack *gosip.Request) bool {
 		return false
 	}
 	c.take(m, []byte(c.dialog.Media.LocalSDP), ack.Body(), n)
-	c.publish()
+	c.changed()
 	c.noticeHold(n)
 	return true
 }

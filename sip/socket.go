@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,7 @@ type guardedPackets struct {
 	net.PacketConn
 	guard   *guard
 	reading func() // called at each read: sipgo knows the socket by then and can send from it
+	deaf    atomic.Bool
 }
 
 func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
@@ -33,6 +35,9 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 			continue
 		}
 		g := p.guard
+		if p.deaf.Load() {
+			continue
+		}
 		if g.trunkOf(addrPortOf(from).Addr()) == nil {
 			g.counters.drop(dropUnknownSource)
 			continue

@@ -193,12 +193,27 @@ func (s *Stack) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	s.stop()
 	s.calls.Wait()
+	s.closeTransports(&listening)
+	s.serving.Wait()
+	return err
+}
+
+// settle is how long sipgo may need to find the connection for a message it has already read. When the connection is
+// gone by then, it would open a new socket that nobody closes.
+const settle = 10 * time.Millisecond
+
+// closeTransports ends the read loops and everything sipgo holds.
+func (s *Stack) closeTransports(listening *sync.WaitGroup) {
+	for _, l := range s.listeners {
+		if p, ok := l.packets.(*guardedPackets); ok {
+			p.deaf.Store(true)
+		}
+	}
+	time.Sleep(settle)
 	_ = s.closeSockets() // they are going anyway
 	listening.Wait()
 	s.layer.Close()
 	_ = s.transports.Close()
-	s.serving.Wait()
-	return err
 }
 
 func (s *Stack) listen(l listener) error {

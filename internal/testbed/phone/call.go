@@ -255,6 +255,9 @@ func (c *Call) establish(res *sip.Response) {
 
 // ack acknowledges a 2xx; one without our offer before it gets our answer along.
 func (c *Call) ack(res *sip.Response) {
+	if c.phone.deaf.Load() {
+		return
+	}
 	req := c.request(sip.ACK)
 	req.CSeq().SeqNo = res.CSeq().SeqNo
 	c.mu.Lock()

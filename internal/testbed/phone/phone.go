@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/emiago/sipgo"
@@ -36,6 +37,7 @@ type Phone struct {
 	local  netip.AddrPort
 	close  func() error
 	wg     sync.WaitGroup // listeners, and watchers of INVITE transactions
+	deaf   atomic.Bool    // closing
 
 	mu    sync.Mutex
 	calls map[string]*Call // by Call-ID
@@ -101,7 +103,7 @@ func (p *Phone) listen() error {
 	p.local, p.close = conn.LocalAddr().(*net.UDPAddr).AddrPort(), conn.Close
 	ready := make(chan struct{})
 	p.wg.Go(func() {
-		_ = p.server.ServeUDP(&readyConn{UDPConn: conn, reading: sync.OnceFunc(func() { close(ready) })})
+		_ = p.server.ServeUDP(&readyConn{UDPConn: conn, deaf: &p.deaf, reading: sync.OnceFunc(func() { close(ready) })})
 	})
 	<-ready
 	return nil
@@ -111,11 +113,17 @@ func (p *Phone) listen() error {
 type readyConn struct {
 	*net.UDPConn
 	reading func()
+	deaf    *atomic.Bool
 }
 
 func (c *readyConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	c.reading()
-	return c.UDPConn.ReadFrom(b)
+	for {
+		n, from, err := c.UDPConn.ReadFrom(b)
+		if err != nil || !c.deaf.Load() {
+			return n, from, err
+		}
+	}
 }
 
 // Close hangs nothing up: it vanishes, as a phone whose battery was taken out.
@@ -129,6 +137,8 @@ func (p *Phone) Close() error {
 	for _, c := range calls {
 		c.end("phone closed")
 	}
+	p.deaf.Store(true)
+	time.Sleep(10 * time.Millisecond) // sipgo opens a new socket for a message whose own was closed before it looks
 	err := errors.Join(p.close(), p.ua.Close())
 	p.wg.Wait()
 	return err
