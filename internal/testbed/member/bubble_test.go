@@ -3,7 +3,6 @@ package member_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,12 +20,12 @@ import (
 // bubble starts members on a virtual network with a homeserver in memory.
 func bubble(t *testing.T, kind member.Kind, names ...string) (*homeserver.Server, []*member.Member) {
 	t.Helper()
-	hs, members, _ := bubbleOf(t, member.Config{Kind: kind}, names...)
+	hs, members, _ := bubbleOf(t, func(string) member.Config { return member.Config{Kind: kind} }, names...)
 	return hs, members
 }
 
-// bubbleOf starts members of the same configuration; cut holds back all media while it is true.
-func bubbleOf(t *testing.T, cfg member.Config, names ...string) (hs *homeserver.Server, members []*member.Member, cut *atomic.Bool) {
+// bubbleOf starts members of different configurations; cut holds back all media while it is true.
+func bubbleOf(t *testing.T, configOf func(name string) member.Config, names ...string) (hs *homeserver.Server, members []*member.Member, cut *atomic.Bool) {
 	t.Helper()
 	hs = homeserver.Start(t, homeserver.Config{})
 	cut = &atomic.Bool{}
@@ -38,10 +37,10 @@ func bubbleOf(t *testing.T, cfg member.Config, names ...string) (hs *homeserver.
 		must(t, err)
 		must(t, wan.AddNet(nic))
 		u := hs.User(name)
-		cfg := cfg
+		cfg := configOf(name)
 		cfg.URL, cfg.UserID, cfg.DeviceID, cfg.AccessToken = hs.URL(), u.UserID, u.DeviceID, u.AccessToken
 		cfg.HTTP, cfg.Net = hs.Net().Client(), nic
-		cfg.Log = slog.New(slog.NewTextHandler(logWriter(t), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		cfg.Log = debugLog(t)
 		m, err := member.New(t.Context(), cfg)
 		must(t, err)
 		t.Cleanup(m.Close)
@@ -125,7 +124,7 @@ func hears(m, other *member.Member) bool {
 // hydrogen as inviter cannot offer its microphone before its invite has run out; as the invited one it can at once.
 func TestCameraOnlyInviterIsHeardAMinuteLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, members, _ := bubbleOf(t, member.Config{Kind: member.Hydrogen, CameraOnly: true}, "alice", "bob")
+		_, members, _ := bubbleOf(t, cameraOnly, "alice", "bob")
 		alice, bob := members[0], members[1]
 		join(t, callRoom(t, alice, bob), alice, bob)
 		began := time.Now()
@@ -155,7 +154,7 @@ func TestJSSDKRestartsICEAndHydrogenWaits(t *testing.T) {
 	for _, kind := range []member.Kind{member.JSSDK, member.Hydrogen} {
 		t.Run(kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				hs, members, cut := bubbleOf(t, member.Config{Kind: kind}, "alice", "bob")
+				hs, members, cut := bubbleOf(t, func(string) member.Config { return member.Config{Kind: kind} }, "alice", "bob")
 				alice, bob := members[0], members[1]
 				join(t, callRoom(t, alice, bob), alice, bob)
 				call := alice.View().Peers[0].CallID

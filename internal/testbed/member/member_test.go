@@ -2,12 +2,12 @@ package member_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -15,7 +15,6 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
-	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/speech"
@@ -24,49 +23,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is a homeserver, the real one or the stand-in.
-type world struct {
-	url  string
-	user func(name string) (id.UserID, id.DeviceID, string)
-}
-
-func fake(t *testing.T) world {
-	hs := homeserver.StartLoopback(t, homeserver.Config{Domain: "lab.local"})
-	return world{hs.URL(), func(name string) (id.UserID, id.DeviceID, string) {
-		u := hs.User(name)
-		return u.UserID, u.DeviceID, u.AccessToken
-	}}
-}
-
-func genuine(t *testing.T) world {
-	hs := synapse.New(t, synapse.Config{})
-	return world{hs.URL(), func(name string) (id.UserID, id.DeviceID, string) {
-		u, err := hs.Register(t.Context(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return u.UserID, u.DeviceID, u.AccessToken
-	}}
-}
-
-func (w world) member(t *testing.T, name string, cfg member.Config) *member.Member {
-	t.Helper()
-	cfg.URL = w.url
-	cfg.UserID, cfg.DeviceID, cfg.AccessToken = w.user(name)
-	cfg.Log = slog.New(slog.NewTextHandler(logWriter(t), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	m, err := member.New(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.Close)
-	return m
-}
-
-func logWriter(t *testing.T) io.Writer {
+func debugLog(t *testing.T) *slog.Logger {
+	w := io.Discard
 	if os.Getenv("MEMBER_LOG") != "" {
-		return t.Output()
+		w = t.Output()
 	}
-	return io.Discard
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // callRoom is a room of all members in which one of them has made a call.
@@ -166,83 +128,83 @@ func noComplaints(t *testing.T, members ...*member.Member) {
 	}
 }
 
-func TestTwoOfAKindHearEachOther(t *testing.T) {
-	for name, start := range map[string]func(*testing.T) world{"fake": fake, "synapse": genuine} {
-		for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK, member.JSSDKLegacy} {
-			t.Run(fmt.Sprintf("%s/%s", name, kind), func(t *testing.T) {
-				t.Parallel()
-				w := start(t)
-				alice := w.member(t, "alice", member.Config{Kind: kind})
-				bob := w.member(t, "bob", member.Config{Kind: kind})
-				room := callRoom(t, alice, bob)
-				join(t, room, alice, bob)
-				hearEachOther(t, alice, bob)
-			})
-		}
+// The proof that the rest may use virtual time: the same on the real homeserver, real sockets and the real clock.
+func TestTwoOfAKindHearEachOtherThroughSynapse(t *testing.T) {
+	hs := synapse.New(t, synapse.Config{})
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK, member.JSSDKLegacy} {
+		t.Run(kind.String(), func(t *testing.T) {
+			var members []*member.Member
+			for _, name := range []string{"alice", "bob"} {
+				u, err := hs.Register(t.Context(), name+strings.ReplaceAll(kind.String(), " ", ""))
+				must(t, err)
+				m, err := member.New(t.Context(), member.Config{
+					URL: hs.URL(), UserID: u.UserID, DeviceID: u.DeviceID, AccessToken: u.AccessToken,
+					Kind: kind, Log: debugLog(t),
+				})
+				must(t, err)
+				t.Cleanup(m.Close)
+				members = append(members, m)
+			}
+			join(t, callRoom(t, members...), members...)
+			hearEachOther(t, members...)
+		})
 	}
 }
 
-func TestThreeInOneMesh(t *testing.T) {
-	t.Parallel()
-	w := fake(t)
-	members := []*member.Member{
-		w.member(t, "alice", member.Config{Kind: member.Hydrogen}),
-		w.member(t, "bob", member.Config{Kind: member.Hydrogen}),
-		w.member(t, "carol", member.Config{Kind: member.Hydrogen}),
+func TestThreeOfAKindHearEachOther(t *testing.T) {
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK, member.JSSDKLegacy} {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, members := bubble(t, kind, "alice", "bob", "carol")
+				join(t, callRoom(t, members...), members...)
+				hearEachOther(t, members...)
+			})
+		})
 	}
-	room := callRoom(t, members...)
-	join(t, room, members...)
-	hearEachOther(t, members...)
 }
 
 // As measured with the real clients: hydrogen drops plain messages, js-sdk 43 sends nothing else.
 func TestHydrogenAndCurrentJSSDKNeverConnect(t *testing.T) {
-	t.Parallel()
-	w := fake(t)
-	alice := w.member(t, "alice", member.Config{Kind: member.Hydrogen})
-	bob := w.member(t, "bob", member.Config{Kind: member.JSSDKKeys})
-	room := callRoom(t, alice, bob)
-	for _, m := range []*member.Member{alice, bob} {
-		if err := m.JoinCall(t.Context(), room); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		_, members, _ := bubbleOf(t, func(name string) member.Config {
+			return member.Config{Kind: map[string]member.Kind{"alice": member.Hydrogen, "bob": member.JSSDKKeys}[name]}
+		}, "alice", "bob")
+		alice, bob := members[0], members[1]
+		room := callRoom(t, alice, bob)
+		for _, m := range members {
+			must(t, m.JoinCall(t.Context(), room))
 		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
-	if err := alice.AwaitConnected(ctx, bob.UserID()); err == nil {
-		t.Error("hydrogen connected with a js-sdk that answers plain")
-	}
-	if len(alice.Complaints()) == 0 {
-		t.Error("hydrogen does not complain about plain messages")
-	}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		if err := alice.AwaitConnected(ctx, bob.UserID()); err == nil {
+			t.Error("hydrogen connected with a js-sdk that answers plain")
+		}
+		if len(alice.Complaints()) == 0 {
+			t.Error("hydrogen does not complain about plain messages")
+		}
+	})
 }
 
 func TestMutedMemberIsSilentUntilUnmuted(t *testing.T) {
 	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
 		t.Run(kind.String(), func(t *testing.T) {
-			t.Parallel()
-			w := fake(t)
-			alice := w.member(t, "alice", member.Config{Kind: kind})
-			bob := w.member(t, "bob", member.Config{Kind: kind})
-			join(t, callRoom(t, alice, bob), alice, bob)
-			alice.Says(listen.Sine(member.Rate, 440, -20, time.Second))
-			for _, muted := range []bool{false, true, false} {
-				if err := alice.Mute(muted); err != nil {
-					t.Fatal(err)
+			synctest.Test(t, func(t *testing.T) {
+				_, members := bubble(t, kind, "alice", "bob")
+				alice, bob := members[0], members[1]
+				join(t, callRoom(t, alice, bob), alice, bob)
+				alice.Says(listen.Sine(member.Rate, 440, -20, time.Second))
+				for _, muted := range []bool{false, true, false} {
+					must(t, alice.Mute(muted))
+					time.Sleep(200 * time.Millisecond)
+					if got := bob.View().Peers[0].Muted; got != muted {
+						t.Errorf("bob sees muted %v, want %v", got, muted)
+					}
+					if hears(bob, alice) == muted {
+						t.Errorf("muted %v: bob hears %v", muted, !muted)
+					}
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-				err := bob.Await(ctx, "the mute", func(v member.View) bool { return v.Peers[0].Muted == muted })
-				cancel()
-				if err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(200 * time.Millisecond)
-				level := listen.Level(bob.Listen(alice.UserID(), time.Second))
-				if muted != (level < -60) {
-					t.Errorf("muted %v: bob hears %.1f dB", muted, level)
-				}
-			}
-			noComplaints(t, alice, bob)
+				noComplaints(t, members...)
+			})
 		})
 	}
 }
@@ -250,38 +212,38 @@ func TestMutedMemberIsSilentUntilUnmuted(t *testing.T) {
 func TestLeaveRejoinReloadAndTerminate(t *testing.T) {
 	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
 		t.Run(kind.String(), func(t *testing.T) {
-			t.Parallel()
-			w := fake(t)
-			alice := w.member(t, "alice", member.Config{Kind: kind})
-			bob := w.member(t, "bob", member.Config{Kind: kind})
-			carol := w.member(t, "carol", member.Config{Kind: kind}) // keeps hydrogen's call from ending
-			room := callRoom(t, alice, bob, carol)
-			join(t, room, alice, bob, carol)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			for _, m := range []*member.Member{alice, bob} { // the inviter and the invited one
-				other := map[*member.Member]*member.Member{alice: bob, bob: alice}[m]
-				must(t, m.LeaveCall(ctx))
-				must(t, other.AwaitGone(ctx, m.UserID()))
-				must(t, m.JoinCall(ctx, room))
-				must(t, m.AwaitConnected(ctx, other.UserID()))
-				session := m.View().Session
-				must(t, m.Reload(ctx))
-				if m.View().Session == session {
-					t.Error("the session id is that of before the reload")
-				}
-				must(t, m.AwaitConnected(ctx, other.UserID()))
-				must(t, other.Await(ctx, "the new session", func(v member.View) bool {
-					return v.Peers[0].Session == m.View().Session && v.Peers[0].State == "connected"
-				}))
-			}
-			noComplaints(t, alice, bob, carol)
-			conf := alice.View().Call
-			must(t, carol.TerminateCall(ctx, room, conf))
-			for _, m := range []*member.Member{alice, bob, carol} {
-				must(t, m.Await(ctx, "the end", func(v member.View) bool { return v.Call == "" }))
-			}
+			synctest.Test(t, func(t *testing.T) { leaveRejoinReloadAndTerminate(t, kind) })
 		})
+	}
+}
+
+func leaveRejoinReloadAndTerminate(t *testing.T, kind member.Kind) {
+	_, members := bubble(t, kind, "alice", "bob", "carol") // carol keeps hydrogen's call from ending
+	alice, bob, carol := members[0], members[1], members[2]
+	room := callRoom(t, members...)
+	join(t, room, members...)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for _, m := range []*member.Member{alice, bob} { // the inviter and the invited one
+		other := map[*member.Member]*member.Member{alice: bob, bob: alice}[m]
+		must(t, m.LeaveCall(ctx))
+		must(t, other.AwaitGone(ctx, m.UserID()))
+		must(t, m.JoinCall(ctx, room))
+		must(t, m.AwaitConnected(ctx, other.UserID()))
+		session := m.View().Session
+		must(t, m.Reload(ctx))
+		if m.View().Session == session {
+			t.Error("the session id is that of before the reload")
+		}
+		must(t, m.AwaitConnected(ctx, other.UserID()))
+		must(t, other.Await(ctx, "the new session", func(v member.View) bool {
+			return v.Peers[0].Session == m.View().Session && v.Peers[0].State == "connected"
+		}))
+	}
+	hearEachOther(t, members...)
+	must(t, carol.TerminateCall(ctx, room, alice.View().Call))
+	for _, m := range members {
+		must(t, m.Await(ctx, "the end", func(v member.View) bool { return v.Call == "" }))
 	}
 }
 
@@ -294,37 +256,40 @@ func must(t *testing.T, err error) {
 
 // hydrogen's user interface joins with the camera only; the microphone comes later.
 func TestCameraOnlyMemberIsHeardAfterUnmuting(t *testing.T) {
-	t.Parallel()
-	w := fake(t)
-	alice := w.member(t, "alice", member.Config{Kind: member.Hydrogen, CameraOnly: true})
-	bob := w.member(t, "bob", member.Config{Kind: member.Hydrogen, CameraOnly: true})
-	join(t, callRoom(t, bob, alice), bob, alice)
-	bob.Says(listen.Sine(member.Rate, 440, -20, time.Second))
-	if level := listen.Level(alice.Listen(bob.UserID(), time.Second)); level > -60 {
-		t.Errorf("before unmuting alice hears %.1f dB", level)
-	}
-	must(t, bob.Mute(false))
-	time.Sleep(time.Second)
-	if level := listen.Level(alice.Listen(bob.UserID(), time.Second)); level < -30 {
-		t.Errorf("after unmuting alice hears %.1f dB", level)
-	}
-	noComplaints(t, alice, bob)
+	synctest.Test(t, func(t *testing.T) {
+		_, members, _ := bubbleOf(t, cameraOnly, "alice", "bob")
+		alice, bob := members[0], members[1]
+		join(t, callRoom(t, bob, alice), bob, alice)
+		bob.Says(listen.Sine(member.Rate, 440, -20, time.Second))
+		if hears(alice, bob) {
+			t.Error("bob is heard without a microphone")
+		}
+		must(t, bob.Mute(false))
+		time.Sleep(500 * time.Millisecond)
+		if !hears(alice, bob) {
+			t.Error("bob is not heard after unmuting")
+		}
+		noComplaints(t, alice, bob)
+	})
 }
+
+func cameraOnly(string) member.Config { return member.Config{Kind: member.Hydrogen, CameraOnly: true} }
 
 // An offer of sound alone makes a camera-only hydrogen answer with an offer. The bridge must cope; another hydrogen
 // cannot.
 func TestCameraOnlyHydrogenAnswersSoundWithAnOffer(t *testing.T) {
-	t.Parallel()
-	w := fake(t)
-	alice := w.member(t, "alice", member.Config{Kind: member.Hydrogen})
-	bob := w.member(t, "bob", member.Config{Kind: member.Hydrogen, CameraOnly: true})
-	room := callRoom(t, alice, bob)
-	for _, m := range []*member.Member{alice, bob} {
-		must(t, m.JoinCall(t.Context(), room))
-	}
-	time.Sleep(2 * time.Second)
-	got := alice.Complaints()
-	if len(got) == 0 || !strings.Contains(got[0], "has no answer") {
-		t.Errorf("complaints %q, want one about the answer", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		_, members, _ := bubbleOf(t, func(name string) member.Config {
+			return member.Config{Kind: member.Hydrogen, CameraOnly: name == "bob"}
+		}, "alice", "bob")
+		room := callRoom(t, members...)
+		for _, m := range members {
+			must(t, m.JoinCall(t.Context(), room))
+		}
+		time.Sleep(2 * time.Second)
+		got := members[0].Complaints()
+		if len(got) == 0 || !strings.Contains(got[0], "has no answer") {
+			t.Errorf("complaints %q, want one about the answer", got)
+		}
+	})
 }
