@@ -250,6 +250,10 @@ type person struct {
 	client *mautrix.Client
 	olm    *crypto.OlmMachine // nil: a client without encryption
 
+	// sealing is held while olm is at work: mautrix's store in memory is
+	// for one goroutine.
+	sealing sync.Mutex
+
 	mu    sync.Mutex
 	heard []heard
 }
@@ -333,7 +337,9 @@ func (p *person) take(ctx context.Context, e *event.Event) {
 		if p.olm == nil {
 			return
 		}
+		p.sealing.Lock()
 		opened := p.olm.HandleEncryptedEvent(ctx, e)
+		p.sealing.Unlock()
 		if opened == nil {
 			return
 		}
@@ -376,12 +382,19 @@ func (p *person) send(g *Ghost, conf string, n int) error {
 			}})
 		return err
 	}
-	device, err := p.olm.GetOrFetchDevice(ctx, g.user, g.device)
+	sealed, err := p.seal(g, content)
 	if err != nil {
 		return err
 	}
-	return p.olm.SendEncryptedToDevice(ctx, device,
-		event.Type{Type: "m.call.candidates", Class: event.ToDeviceEventType}, event.Content{Raw: content})
+	_, err = p.client.SendToDevice(ctx, event.ToDeviceEncrypted, sealed)
+	return err
+}
+
+func (p *person) seal(g *Ghost, content map[string]any) (*mautrix.ReqSendToDevice, error) {
+	p.sealing.Lock()
+	defer p.sealing.Unlock()
+	return p.olm.EncryptToDevices(p.bed.Context(), event.Type{Type: "m.call.candidates", Class: event.ToDeviceEventType},
+		&mautrix.ReqSendToDevice{Messages: map[id.UserID]map[id.DeviceID]*event.Content{g.user: {g.device: {Raw: content}}}})
 }
 
 // room makes a room where everybody may send call events.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -60,7 +61,7 @@ func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *sl
 	logger := zerologTo(log, slog.LevelDebug)
 	k := &keyring{
 		service: s, log: log, client: client, account: newSlot(),
-		machine: crypto.NewOlmMachine(client, &logger, callStore{store}, noRooms{}),
+		machine: crypto.NewOlmMachine(client, &logger, callStore{store, new(sync.Mutex)}, noRooms{}),
 	}
 	k.machine.SetBackgroundCtx(s.ctx)
 	k.machine.DisableDeviceChangeKeyRotation = true // no group sessions here
@@ -274,7 +275,44 @@ func (k *keyring) encrypt(ctx context.Context, evtType string, contents map[devi
 
 // callStore is the olm store without megolm: a ghost reads no room messages,
 // but everybody who writes one in an encrypted room sends the ghost its key.
-type callStore struct{ *crypto.SQLCryptoStore }
+//
+// It also mends two faults of mautrix's store. HasSession, asked by who sends,
+// reads a map that AddSession, called by who receives, writes. And GetSessions
+// takes a connection and then a lock, AddSession the lock and then a
+// connection: with one connection, as SQLite has, they wait for each other for
+// ever.
+type callStore struct {
+	*crypto.SQLCryptoStore
+	sessions *sync.Mutex
+}
+
+// HasSession implements crypto.Store.
+func (s callStore) HasSession(ctx context.Context, key id.SenderKey) bool {
+	s.sessions.Lock()
+	defer s.sessions.Unlock()
+	return s.SQLCryptoStore.HasSession(ctx, key)
+}
+
+// GetSessions implements crypto.Store.
+func (s callStore) GetSessions(ctx context.Context, key id.SenderKey) (crypto.OlmSessionList, error) {
+	s.sessions.Lock()
+	defer s.sessions.Unlock()
+	return s.SQLCryptoStore.GetSessions(ctx, key)
+}
+
+// GetLatestSession implements crypto.Store.
+func (s callStore) GetLatestSession(ctx context.Context, key id.SenderKey) (*crypto.OlmSession, error) {
+	s.sessions.Lock()
+	defer s.sessions.Unlock()
+	return s.SQLCryptoStore.GetLatestSession(ctx, key)
+}
+
+// AddSession implements crypto.Store.
+func (s callStore) AddSession(ctx context.Context, key id.SenderKey, session *crypto.OlmSession) error {
+	s.sessions.Lock()
+	defer s.sessions.Unlock()
+	return s.SQLCryptoStore.AddSession(ctx, key, session)
+}
 
 func (callStore) PutGroupSession(context.Context, *crypto.InboundGroupSession) error { return nil }
 

@@ -15,6 +15,7 @@ func TestNothingIsLostWhenSynapseDies(t *testing.T) {
 	b := realBed(t)
 	b.start()
 	alice := b.person("alice", true)
+	alice.client.DefaultHTTPRetries, alice.client.DefaultHTTPBackoff = 10, 200*time.Millisecond
 	alice.listen()
 	room := alice.room(b.service.Bot())
 	g := b.ghost("_sip_outage")
@@ -39,7 +40,6 @@ func TestNothingIsLostWhenSynapseDies(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 	})
-	alice.client.DefaultHTTPRetries, alice.client.DefaultHTTPBackoff = 10, 200*time.Millisecond
 	for range 2 {
 		time.Sleep(2 * time.Second)
 		if err := b.synapse.Kill(); err != nil {
