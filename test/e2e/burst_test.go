@@ -81,7 +81,7 @@ func (s *scene) roundReport(alice *lab.Client, phones []*lab.Phone, from time.Ti
 		heard, err := p.Heard()
 		s.must(err)
 		there, _ := heard.Cut(from, roundListens).MatchMixed(s.said(alice), phones[1-i].Saying())
-		report += fmt.Sprintf("\n  client hears %s, %s hears %s", here, p.Name, there)
+		report += fmt.Sprintf("client hears %s, %s hears %s; ", here, p.Name, there)
 		good = good && here.Correlation >= rightVoice && there.Correlation >= rightVoice
 	}
 	return report, good
