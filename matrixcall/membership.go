@@ -47,8 +47,11 @@ type Membership struct {
 	told  bool                    // only run touches this: joined was answered
 }
 
-// flushPatience is how long hangups may take after everything else is over.
-const flushPatience = 5 * time.Second
+// flushPatience is how long hangups may take after everything else is over, closePatience how long connections may.
+const (
+	flushPatience = 5 * time.Second
+	closePatience = 10 * time.Second
+)
 
 var errCallLeft = errors.New("left the call before it was joined")
 
@@ -230,7 +233,22 @@ func (m *Membership) run(ctx context.Context) {
 		m.log.Warn("hangups were not sent in time")
 	}
 	m.stop()
-	m.wg.Wait()
+	m.waitForHelpers()
+}
+
+// waitForHelpers waits for everything the membership started. It would be a bug in a library if that took long, but no
+// reason for the phone to hang on.
+func (m *Membership) waitForHelpers() {
+	ended := make(chan struct{})
+	go func() {
+		m.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closePatience):
+		m.log.Error("connections do not close; their memory is lost until the bridge restarts")
+	}
 }
 
 // step lets the mesh decide, and does what it says.

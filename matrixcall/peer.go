@@ -89,7 +89,7 @@ func (c *peerConn) read(reader func()) {
 // do puts a task. A failure is reported and leaves what to do to the mesh.
 func (c *peerConn) do(what string, task func() error) {
 	c.tasks.put(func() {
-		if err := task(); err != nil && c.ctx.Err() == nil {
+		if err := survive(task); err != nil && c.ctx.Err() == nil {
 			c.report(mesh.ConnFailed{Conn: c.id, Err: what + ": " + err.Error()})
 		}
 	})
@@ -98,10 +98,20 @@ func (c *peerConn) do(what string, task func() error) {
 // try puts a task whose failure does not matter much.
 func (c *peerConn) try(what string, task func() error) {
 	c.tasks.put(func() {
-		if err := task(); err != nil {
+		if err := survive(task); err != nil {
 			c.log.Debug("connection", "doing", what, "err", err)
 		}
 	})
+}
+
+// survive turns a panic into an error: what pion makes of a stranger's description must not end the bridge.
+func survive(task func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	return task()
 }
 
 // open makes the PeerConnection. The inviter's has an audio and a video section from the beginning; the invitee's
