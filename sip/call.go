@@ -29,18 +29,19 @@ type Call struct {
 	media    atomic.Pointer[Media] // set once
 
 	// Only run touches what follows.
-	state    state
-	dialog   Dialog
-	cseq     uint32 // last local sequence number used
-	invite   *transaction
-	prepared []byte  // our SDP, between Accept and SendAnswer
-	answer   *answer // the 2xx that waits for its ACK
-	ringing  time.Time
-	nextRTCP time.Time
-	silent   bool  // MediaTimeout was said
-	hold     bool  // Hold was said
-	goodbye  Cause // why the call ends
-	byeWhen  bool  // hang up as soon as the answer is acknowledged
+	state     state
+	dialog    Dialog
+	cseq      uint32 // last local sequence number used
+	invite    *transaction
+	prepared  []byte  // our SDP, between Accept and SendAnswer
+	answer    *answer // the 2xx that waits for its ACK
+	ringing   time.Time
+	nextRTCP  time.Time
+	silent    bool // the phone was asked whether it is there, or MediaTimeout was said
+	nextProbe time.Time
+	hold      bool  // Hold was said
+	goodbye   Cause // why the call ends
+	byeWhen   bool  // hang up as soon as the answer is acknowledged
 }
 
 // state of a call; the diagram is in doc.go.
@@ -332,9 +333,37 @@ func (c *Call) watchMedia(now time.Time) {
 	case limit < 0 || c.hold:
 	case silence < limit:
 		c.silent = false
-	case !c.silent:
+	case !c.silent && !now.Before(c.nextProbe):
 		c.silent = true
+		c.probe()
+	}
+}
+
+// probe asks a silent phone whether it still has the call: one that is muted and saves bandwidth is not gone.
+func (c *Call) probe() {
+	req, err := c.request(gosip.OPTIONS)
+	if err != nil {
+		c.probed(0, err)
+		return
+	}
+	req.AppendHeader(gosip.NewHeader("Accept", sdpType))
+	c.stack.calls.Go(func() {
+		code, err := c.transact(req)
+		c.inbox.put(func() { c.probed(code, err) })
+	})
+}
+
+func (c *Call) probed(code int, err error) {
+	now := time.Now()
+	silence := c.media.Load().silentFor(now)
+	limit := c.stack.config.Limits.MediaTimeout
+	switch {
+	case c.state != confirmed || silence < limit:
+	case err != nil || code == 408 || code == 481: // RFC 3261 §12.2.1.2: the dialog is over
+		c.log.Info("phone is gone", "silence", silence, "code", code)
 		c.emit(MediaTimeout{silence})
+	default:
+		c.silent, c.nextProbe = false, now.Add(limit)
 	}
 }
 

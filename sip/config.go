@@ -67,7 +67,7 @@ type Limits struct {
 	LineBytes          int           // one header line; 0 = 2048
 	Connections        int           // TCP connections; 0 = 256
 	ConnectionsPerHost int           // TCP connections of one address; 0 = 32
-	MediaTimeout       time.Duration // no RTP and no RTCP from the phone for this long; 0 = 60 s, negative = never
+	MediaTimeout       time.Duration // after so much silence (RTP and RTCP) the phone is asked whether it lives; 0 = 60 s, negative = never
 	PortQuarantine     time.Duration // an RTP port rests this long after a call; 0 = 30 s, negative = not at all
 }
 

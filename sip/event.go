@@ -20,7 +20,8 @@ type (
 	Bye struct{ Cause Cause }
 	// NoAck: the phone never acknowledged an answer (RFC 3261 §13.3.1.4); the stack has sent BYE.
 	NoAck struct{}
-	// MediaTimeout: nothing was heard from the phone's media address for this long. Said once per silence.
+	// MediaTimeout: nothing was heard from the phone's media address for this long, and it did not answer when asked
+	// whether it still has the call. Said once per silence.
 	MediaTimeout struct{ Silence time.Duration }
 	// Digit: a key of the phone, once per press.
 	Digit struct {

@@ -262,11 +262,24 @@ func TestReportsAndMediaTimeout(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			_, _ = phone.rtcp.WriteToUDPAddrPort(rr, netip.AddrPortFrom(m.LocalAddr().Addr(), m.LocalAddr().Port()+1))
 		}
-		time.Sleep(59 * time.Second)
+		time.Sleep(time.Minute)
+		b.peer.forgetAfter(2)
+		// Then nothing at all, but the phone answers: it is there.
+		for i := range 3 {
+			time.Sleep(10 * time.Second)
+			if i > 0 { // it is asked again a minute after its answer
+				time.Sleep(time.Minute)
+			}
+			probe := b.peer.last()
+			if !strings.HasPrefix(probe, "OPTIONS sip:2001@192.0.2.20:5060 SIP/2.0") {
+				t.Fatalf("silent phone got %q", probe)
+			}
+			b.peer.send(replyTo(probe, "405 Method Not Allowed"))
+		}
 		wantLines(t, "application heard", b.said(), []string{"0s Acked"})
-		time.Sleep(6 * time.Second)
-		if n := len(b.said()); n != 2 {
-			t.Errorf("said %v, want one MediaTimeout", b.said())
+		time.Sleep(2 * time.Minute) // and now it does not answer
+		if said := b.said(); len(said) != 2 || !strings.HasSuffix(said[1], "MediaTimeout") {
+			t.Errorf("said %v, want one MediaTimeout", said)
 		}
 		phone.send(m.LocalAddr(), 0)
 		time.Sleep(3 * time.Minute)

@@ -212,7 +212,7 @@ func TestInDialogRequestsAreChecked(t *testing.T) {
 			{"REFER", b.peer.within("REFER", "x12", 15, "", "Refer-To: <sip:x@y>"), "405"},
 			{"PRACK", b.peer.within("PRACK", "x13", 16, "", "RAck: 1 1 INVITE"), "405"},
 		} {
-			b.peer.forget2xx()
+			b.peer.forgetAfter(2)
 			b.peer.send(tt.message)
 			if got, _ := b.peer.codes(); len(got) == 0 || got[len(got)-1] != tt.want {
 				t.Errorf("%d %s: got %v, want %s", i, tt.name, got, tt.want)
@@ -232,11 +232,11 @@ func TestInDialogRequestsAreChecked(t *testing.T) {
 	})
 }
 
-// forget2xx keeps only what names the dialog.
-func (p *rawPeer) forget2xx() {
+// forgetAfter keeps the first n messages: those that name the dialog.
+func (p *rawPeer) forgetAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.got = p.got[:2]
+	p.got = p.got[:n]
 }
 
 func TestTargetRefreshAndRoutes(t *testing.T) {
