@@ -31,6 +31,7 @@ type pace struct {
 	late    int64
 	floors  [floorSlots]int64
 	floor   int64
+	origin  int64 // floor that hist counts from, up to a bucket below floor
 	hist    [paceBuckets]float64
 	weight  float64 // of the next packet; grows instead of shrinking all buckets
 	target  int64
@@ -43,6 +44,7 @@ func (p *pace) reset() { *p = pace{weight: 1, target: firstTarget} }
 func (p *pace) add(at, now int64) {
 	delay := delayOf(at, now)
 	p.lower(delay)
+	p.follow()
 	late := delay - p.floor
 	if p.packets == 0 || now-p.came > paceBunch || late > p.late {
 		p.hist[min(late/paceBucket, paceBuckets-1)] += p.weight
@@ -76,6 +78,28 @@ func (p *pace) lower(delay int64) {
 	for _, f := range p.floors[1:] {
 		p.floor = min(p.floor, f)
 	}
+}
+
+// follow moves the histogram with a floor that has risen: what lay above the old floor lies that much less above the
+// new one. A floor that falls says nothing about packets to come, and leaves it alone.
+func (p *pace) follow() {
+	rise := (p.floor - p.origin) / paceBucket
+	if p.packets == 0 || rise < 0 {
+		p.origin = p.floor
+		return
+	}
+	if rise == 0 {
+		return
+	}
+	p.origin += rise * paceBucket
+	n := int(min(rise, paceBuckets-1))
+	low := 0.0
+	for _, w := range p.hist[:n] {
+		low += w
+	}
+	copy(p.hist[:], p.hist[n:])
+	clear(p.hist[paceBuckets-n:])
+	p.hist[0] += low
 }
 
 func (p *pace) rescale() {

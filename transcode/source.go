@@ -13,6 +13,7 @@ const (
 	maxBridged   = Rate * 200 / 1000     // samples: longer holes are not concealed but waited out
 	maxRecovered = Rate * 60 / 1000      // samples: a hole this long may be filled from the FEC of the packet after it
 	maxCatchUp   = maxTarget + frameTime // held longer than that after a stall, packets are left out
+	maxExcess    = 2 * maxTarget         // the same while playing: the clock of the source has jumped
 	maxStale     = 2 * maxTarget         // never begin with a packet that came longer ago
 	warmUp       = 5 * frameTime
 	forgetAnchor = 25                  // frames of silence after which any packet may begin
@@ -23,6 +24,7 @@ const (
 	hurryAt      = 60 * int64(time.Millisecond)
 	adaptEvery   = 10 // packets between two changes of the delay
 	adaptHurried = 5
+	adaptRetry   = 3 // packets until the next look when nothing could be done
 )
 
 // decoder turns held packets into sound at the desk's rate.
@@ -330,17 +332,22 @@ func (s *source) adapt() {
 	}
 	done := true
 	switch {
+	case s.least > target+maxExcess:
+		s.stop() // to begin again nearer: cutting so much bit by bit would take seconds
 	case s.least < target-slackBand:
-		done = s.lengthen(FrameSamples - s.leastLeft)
+		room := FrameSamples - s.leastLeft
+		if room < minPitch {
+			room += FrameSamples // no voice has so short a period
+		}
+		done = s.lengthen(room)
 	case s.least >= target+frameTime+slackBand:
 		done = s.shorten(FrameSamples)
 	case s.leastLeft > wasteSamples && s.least >= target:
 		done = s.shorten(s.leastLeft)
 	}
-	if done {
-		s.measureAgain()
-	} else {
-		s.measured -= 2 // look again soon
+	s.measureAgain()
+	if !done {
+		s.measured = every - adaptRetry
 	}
 }
 
