@@ -164,9 +164,7 @@ func fakeBed(t testing.TB) *bed {
 // TRUNKLINE_SYNAPSE is set.
 func realBed(t testing.TB) *bed {
 	t.Helper()
-	if os.Getenv("TRUNKLINE_SYNAPSE") == "" {
-		t.Skip("set TRUNKLINE_SYNAPSE=1 to run against a real Synapse (installed with pip if necessary)")
-	}
+	synapse.Wanted(t)
 	b := &bed{TB: t, store: newMemory(), olm: openOlm(t), handler: new(swappable), plain: true, domain: "lab.local"}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -23,6 +23,7 @@ func TestNothingSurvivesAKilledTest(t *testing.T) {
 		startAndWaitForDeath(t)
 		return
 	}
+	synapse.Wanted(t)
 	later := synapse.Config{Postgres: postgres.New(t)} // skips where there is none
 	cmd := exec.Command(os.Args[0], "-test.run", "^TestNothingSurvivesAKilledTest$")
 	cmd.Env = append(os.Environ(), "TESTBED_ORPHAN=1")

@@ -51,6 +51,7 @@ const dirPrefix = "trunkline-synapse-"
 // New starts a Synapse that lives as long as the test and shows the end of its log when the test failed.
 func New(t testing.TB, cfg Config) *Server {
 	t.Helper()
+	Wanted(t)
 	if cfg.Progress == nil {
 		cfg.Progress = t.Output()
 	}
@@ -67,6 +68,15 @@ func New(t testing.TB, cfg Config) *Server {
 		}
 	})
 	return s
+}
+
+// Wanted skips the test unless TRUNKLINE_SYNAPSE is set, as `make e2e` does: Synapse takes a download and, each time it
+// is started, seconds of all cores, which tests that run beside it do not have to spare.
+func Wanted(t testing.TB) {
+	t.Helper()
+	if os.Getenv("TRUNKLINE_SYNAPSE") == "" {
+		t.Skip("needs the real Synapse: make e2e, or set TRUNKLINE_SYNAPSE=1")
+	}
 }
 
 // Start installs Synapse if necessary, starts it in a new temporary directory and waits until it answers. The caller

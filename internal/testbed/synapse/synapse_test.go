@@ -88,6 +88,7 @@ func TestGhostActsThroughRegistration(t *testing.T) {
 }
 
 func TestStartSaysWhyItFailed(t *testing.T) {
+	synapse.Wanted(t)
 	file := filepath.Join(t.TempDir(), "registration.yaml")
 	if err := os.WriteFile(file, []byte("id: nothing-else\n"), 0o600); err != nil {
 		t.Fatal(err)
