@@ -103,6 +103,7 @@ func (p *patient) checkHomeserver(ctx context.Context) []finding {
 	const what = "homeserver reachable"
 	c, err := p.client()
 	if err == nil {
+		c.AccessToken = "" // an unknown one would be refused: that is the next check's business
 		var v *mautrix.RespVersions
 		if v, err = c.Versions(ctx); err == nil {
 			return one(true, what, fmt.Sprintf("%s answers, newest spec %s", p.cfg.Homeserver.Address, v.GetLatest()), "")
