@@ -28,6 +28,12 @@ passfile() { # passfile USER FILE: libpq's password file
     printf '*:*:*:%s:%s\n' "$1" "$(cat "/secrets/$1")" >"$2"
 }
 
+if [ -e /synapse/homeserver.yaml ] && ! grep -qxF "server_name: \"$SERVER_NAME\"" /synapse/homeserver.yaml; then
+    echo "SERVER_NAME is $SERVER_NAME now, but the first start made another homeserver: $(grep '^server_name:' /synapse/homeserver.yaml)." \
+        "Change it back, or forget everything with: docker compose down --volumes" >&2
+    exit 2
+fi
+
 for user in postgres synapse trunkline; do
     secret "/secrets/$user"
 done

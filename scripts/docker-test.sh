@@ -27,7 +27,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 install_tools() {
     local missing=()
     have dockerd || missing+=(docker.io)
-    have docker-compose || missing+=(docker-compose)
+    have docker-compose || docker compose version >/dev/null 2>&1 || missing+=(docker-compose)
     have debootstrap || missing+=(debootstrap)
     have iptables || missing+=(iptables)
     have ip || missing+=(iproute2)
@@ -89,7 +89,7 @@ clean_up() {
     set +e
     if [ -n "${DOCKER_HOST:-}" ] && docker info >/dev/null 2>&1; then
         [ $code = 0 ] || tell_what_happened >&2
-        timeout 120 docker-compose -p $project --env-file "$scratch/env" down --volumes --timeout 20 >/dev/null 2>&1
+        compose down --volumes --timeout 20 >/dev/null 2>&1
         docker rm --force trunkline-alone >/dev/null 2>&1
         docker volume rm --force trunkline-alone >/dev/null 2>&1
     fi
@@ -104,7 +104,8 @@ clean_up() {
 tell_what_happened() {
     echo "---- the services, and what they said last"
     docker ps --all --format '{{.Names}}: {{.Status}}'
-    compose logs --no-color --tail 60 setup postgres bridge
+    compose logs --no-color --tail 5 setup postgres
+    compose logs --no-color --tail 60 bridge
     compose logs --no-color --tail 400 synapse | grep -E ' (WARNING|ERROR|CRITICAL) ' | tail -n 20
 }
 
@@ -197,7 +198,14 @@ try_image_alone() {
 
 # ---- compose ----------------------------------------------------------------------------------------------------------
 
-compose() { docker-compose -p $project --env-file "$scratch/env" "$@"; }
+# within SECONDS ARGUMENTS: the compose command with a limit.
+within() {
+    local cli=(docker-compose) # 1.29, Debian's
+    ! docker compose version >/dev/null 2>&1 || cli=(docker compose)
+    timeout "$1" "${cli[@]}" -p $project --env-file "$scratch/env" "${@:2}"
+}
+
+compose() { within 120 "$@"; }
 
 port_is_free() { [ -z "$(ss --no-header --listening --tcp --udp --numeric "sport = :$1")" ]; }
 
@@ -214,7 +222,7 @@ healthy() { # healthy SERVICE
 
 up() {
     local began=$SECONDS
-    timeout 300 docker-compose -p $project --env-file "$scratch/env" up -d >"$scratch/up.log" 2>&1 ||
+    within 300 up -d >"$scratch/up.log" 2>&1 ||
         { tail -n 30 "$scratch/up.log" >&2; die "docker-compose up"; }
     for _ in {1..120}; do
         healthy bridge && break
