@@ -5,7 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// metrics are the Prometheus names of the bridge; all of them are in this file.
+// metrics are what the bridge itself counts. The other names are in metrics_sip.go and matrixcall/metrics.go.
 type metrics struct {
 	registry *prometheus.Registry
 	ended    *prometheus.CounterVec
@@ -43,7 +43,7 @@ func newMetrics(b *Bridge) *metrics {
 			func() float64 { return float64(b.studio.Stats().Skipped) }),
 		counter("trunkline_media_inbox_overflow_total", "Packets dropped because a worker's inbox was full.",
 			func() float64 { return float64(b.studio.Stats().Overflow) }),
-		sipCollector{b.phones},
+		sipCollector{b.phones}, matrixCollector{b.matrix.Metrics()},
 	)
 	return m
 }
