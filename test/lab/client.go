@@ -245,7 +245,7 @@ type CallState struct {
 
 // Call returns the client's view of its call.
 func (c *Client) Call(ctx context.Context) (CallState, error) {
-	return evaluate[CallState](ctx, c, "peer.state()")
+	return evaluate[CallState](ctx, c, "peer.state(true)")
 }
 
 // Levels returns how loud each remote track was in the last half second (0 to 32767), by user.

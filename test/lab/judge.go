@@ -288,5 +288,5 @@ func rms(x []float64) float64 { return math.Sqrt(dot(x, x) / float64(max(1, len(
 
 func median(x []float64) float64 {
 	s := slices.Sorted(slices.Values(x))
-	return s[len(s)/2]
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }

@@ -94,7 +94,8 @@ window.peer = {
     voices,
     capturedMessages,
 
-    async state() {
+    // state describes the page; brief leaves out what is costly to ask for again and again.
+    async state(brief = false) {
         const members = [...(current?.members.values() ?? [])].map((m) => ({
             user: m.userId, device: m.deviceId, session: m.sessionId, connected: m.isConnected, error: m.error ? String(m.error) : undefined,
             muted: m.remoteMuteSettings?.microphone, peerCall: m.connection?.peerCall?.state,
@@ -102,7 +103,7 @@ window.peer = {
         return {
             kind: this.kind, call: current?.id, state: current?._state, terminated: current?.isTerminated, inRoomCalls: [...(calls?.calls.keys() ?? [])],
             error: current?.error ? String(current.error) : undefined,
-            members, connections: await window.lab?.stats(), levels: window.lab?.levels(), messages: messages(),
+            members, ...(brief ? {} : { connections: await window.lab?.stats(), levels: window.lab?.levels(), messages: messages() }),
         };
     },
 };

@@ -105,7 +105,8 @@ export function jssdkPeer(kind, sdk, connect) {
         voices,
         capturedMessages,
 
-        async state() {
+        // state describes the page; brief leaves out what is costly to ask for again and again.
+        async state(brief = false) {
             const legs = [];
             current?.forEachCall((c) => legs.push({
                 user: c.getOpponentMember()?.userId ?? c.invitee, device: c.getOpponentDeviceId(), session: c.getOpponentSessionId(), id: c.callId,
@@ -114,7 +115,7 @@ export function jssdkPeer(kind, sdk, connect) {
             return {
                 kind, call: current?.groupCallId, state: current?.state, terminated: current?.state === ended,
                 participants: [...(current?.participants ?? [])].map(([member, devices]) => `${member.userId} ${[...devices.keys()].join(",")}`),
-                members: legs, connections: await window.lab?.stats(), levels: window.lab?.levels(), messages: messages(),
+                members: legs, ...(brief ? {} : { connections: await window.lab?.stats(), levels: window.lab?.levels(), messages: messages() }),
             };
         },
     };

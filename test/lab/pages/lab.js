@@ -55,6 +55,13 @@
                 if (event.track.kind === "audio") listen(event, connections.indexOf(this));
             });
         }
+
+        // Remote tracks do not end when we close the connection ourselves; their taps would run for ever.
+        close() {
+            super.close();
+            const index = connections.indexOf(this);
+            for (const tap of taps) if (tap.connection === index) tap.close?.();
+        }
     };
 
     const WORKLET = `
@@ -96,6 +103,7 @@
         };
         source.connect(worklet).connect(new GainNode(context, { gain: 0 })).connect(context.destination);
         const close = () => {
+            tap.close = null;
             source.disconnect();
             worklet.disconnect();
             element.srcObject = null;
