@@ -122,7 +122,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	mediaCtx, stopMedia := context.WithCancel(b.ctx)
 	group.Go(func() { b.studio.Run(mediaCtx) })
-	group.Go(func() { b.keepHouse(ctx) })
+	group.Go(func() { b.keepHouse(b.ctx) })
 
 	err = b.begin(ctx)
 	phonesCtx, stopPhones := context.WithCancel(b.ctx)

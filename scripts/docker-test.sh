@@ -179,7 +179,7 @@ alone() {
 # expect CODE TEXT COMMAND: the command must end with the code and say the text.
 expect() {
     local code=0 said
-    said=$("${@:3}") || code=$?
+    said=$("${@:3}" 2>&1) || code=$?
     [ "$code" = "$1" ] && [[ $said == *"$2"* ]] || die "${*:3}: want exit code $1 and “$2”, got $code and: $said"
 }
 
@@ -253,6 +253,19 @@ call() {
     say "a call through $1: both sides heard each other"
 }
 
+# A homeserver that was not given the registration: waiting cannot help, so the bridge must say so and end.
+try_unknown_registration() {
+    docker volume rm --force trunkline-alone >/dev/null
+    expect 2 "Wrote /data/config.yaml" alone
+    timeout 60 docker run --rm --volume trunkline-alone:/data --entrypoint sed trunkline -i -e 's/domain: ""/domain: localhost/' \
+        -e 's|^  address: http.*|  address: http://synapse:8008|' -e 's/^  advertise: ""/  advertise: 127.0.0.1/' config.yaml
+    expect 2 "wrote /data/registration.yaml" alone
+    expect 1 "app_service_config_files" timeout 60 docker run --rm --name trunkline-alone --network "${project}_default" \
+        --volume trunkline-alone:/data trunkline
+    docker volume rm trunkline-alone >/dev/null
+    say "a bridge that the homeserver does not know says so, and ends"
+}
+
 try_compose() {
     have go || die "please install Go: the scripted phone and room member are built with it"
     go build -tags goolm,nolibopusfile -o "$scratch/demo" ./internal/testbed/demo
@@ -278,6 +291,7 @@ try_compose() {
         call "$address"
     fi
 
+    try_unknown_registration
     local bridge
     bridge=$(compose ps -q bridge)
     local began=$SECONDS
