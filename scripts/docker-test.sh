@@ -54,7 +54,7 @@ start_engine() {
     $sudo iptables-save >"$scratch/iptables"
     cat /proc/sys/net/ipv4/ip_forward >"$scratch/ip_forward"
     engine=started
-    $sudo dockerd --data-root "$cache/docker" --exec-root "$scratch/exec" --pidfile "$cache/docker.pid" \
+    $sudo dockerd --data-root "$cache/docker" --exec-root "$scratch/exec" --pidfile "$cache/docker.pid" --bridge none \
         --host "unix://$scratch/docker.sock" --group "$(id -gn)" >"$scratch/dockerd.log" 2>&1 8>&- &
     export DOCKER_HOST=unix://$scratch/docker.sock
     for _ in {1..150}; do
@@ -62,6 +62,7 @@ start_engine() {
         sleep 0.2
     done
     docker info >/dev/null 2>&1 || { tail -n 20 "$scratch/dockerd.log" >&2; die "the Docker engine does not start"; }
+    docker volume prune --force >/dev/null # of runs that were killed
     docker image prune --force --filter until=336h >/dev/null # what two weeks of builds have left
     say "Docker engine $(docker version --format '{{.Server.Version}}') runs, layers in $cache/docker"
 }
@@ -73,7 +74,6 @@ stop_engine() { # stop_engine PID: nothing happens unless it is a dockerd
 }
 
 restore_network() {
-    $sudo ip link delete docker0 2>/dev/null
     # A table that did not exist before is not in the file, and must be emptied.
     grep -q '^\*filter' "$scratch/iptables" || printf '%s\n' '*filter' ':INPUT ACCEPT' ':FORWARD ACCEPT' ':OUTPUT ACCEPT' COMMIT >>"$scratch/iptables"
     grep -q '^\*nat' "$scratch/iptables" || printf '%s\n' '*nat' ':PREROUTING ACCEPT' ':POSTROUTING ACCEPT' COMMIT >>"$scratch/iptables"
@@ -281,7 +281,7 @@ try_compose() {
     call 127.0.0.1
 
     local address
-    address=$(ip -4 -oneline address show scope global up | awk '$2 != "docker0" && $2 !~ /^br-/ {sub("/.*", "", $4); print $4; exit}')
+    address=$(ip -4 -oneline address show scope global up | awk '$2 !~ /^(docker0$|br-|veth)/ {sub("/.*", "", $4); print $4; exit}')
     if [ -n "$address" ]; then
         say "then .env names an address of this machine: $address"
         printf '%s\n' "PUBLIC_IP=$address" "PUBLISH_ON=$address" "PHONES=$address/32" >>"$scratch/env"
