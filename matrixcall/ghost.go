@@ -217,19 +217,25 @@ func (g *Ghost) rename(ctx context.Context, name string) error {
 	if name == "" || name == known {
 		return nil
 	}
-	current, err := g.asUser.GetOwnDisplayName(ctx)
-	if err != nil && !isNotFound(err) {
+	if err := setName(ctx, g.asUser, name); err != nil {
 		return err
-	}
-	if current == nil || current.DisplayName != name {
-		if err := g.asUser.SetDisplayName(ctx, name); err != nil {
-			return err
-		}
 	}
 	g.mu.Lock()
 	g.name = name
 	g.mu.Unlock()
 	return nil
+}
+
+// setName sets a user's display name if it is another one.
+func setName(ctx context.Context, client *mautrix.Client, name string) error {
+	current, err := client.GetOwnDisplayName(ctx)
+	if err != nil && !isNotFound(err) {
+		return err
+	}
+	if current != nil && current.DisplayName == name {
+		return nil
+	}
+	return client.SetDisplayName(ctx, name)
 }
 
 // close ends the ghost's poller.

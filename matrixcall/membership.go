@@ -1,6 +1,7 @@
 package matrixcall
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -40,11 +41,14 @@ type Membership struct {
 	done    chan struct{} // closed when everything is over
 	wg      sync.WaitGroup
 
-	mu sync.Mutex // guards info.SessionID and info.Expires
+	mu       sync.Mutex // guards info.SessionID, info.Expires and writeErr
+	writeErr error      // of the last write of room state that failed
 
 	state mesh.State              // only run touches this
 	conns map[mesh.Conn]*peerConn // only run touches this
 	told  bool                    // only run touches this: joined was answered
+
+	leaveErr error // only run writes this; read once done is closed
 }
 
 // flushPatience is how long hangups may take after everything else is over, closePatience how long connections may.
@@ -65,17 +69,24 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 	fresh := call.ConfID == ""
 	if fresh {
 		content = CallContent{
-			Intent: orElse(opts.Intent, "m.ring"), Type: orElse(opts.CreateType, "m.voice"), Name: opts.Name,
+			Intent: cmp.Or(opts.Intent, "m.ring"), Type: cmp.Or(opts.CreateType, "m.voice"), Name: opts.Name,
 		}
 		call = CallState{ConfID: "sip-" + newID(), Ours: true}
-		// Hydrogen forgets a member whose call it does not know: the call must stand first.
-		if err := host.PutCall(ctx, ghost, room, call.ConfID, content); err != nil {
-			return nil, fmt.Errorf("create call in %s: %w", room, err)
-		}
 	}
 	m, err := newMembership(host, ghost, room, call, fresh, content, opts)
 	if err != nil {
 		return nil, fmt.Errorf("join call in %s: %w", room, err)
+	}
+	if opts.Save != nil { // before anything of it can be seen in the room
+		if err := opts.Save(m.info); err != nil {
+			return nil, fmt.Errorf("save membership in %s: %w", room, err)
+		}
+	}
+	if fresh {
+		// Hydrogen forgets a member whose call it does not know: the call must stand first.
+		if err := host.PutCall(ctx, ghost, room, call.ConfID, content); err != nil {
+			return nil, fmt.Errorf("create call in %s: %w", room, err)
+		}
 	}
 	if err := m.begin(ctx); err != nil {
 		if fresh && ctx.Err() == nil { // else leaving does it
@@ -85,13 +96,6 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 		return nil, err
 	}
 	return m, nil
-}
-
-func orElse(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }
 
 // newID is unique and within the grammar of call ids.
@@ -146,6 +150,7 @@ func (m *Membership) begin(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		m.inbox.put(mesh.Leave{})
+		<-m.done // the ghost can be used again only when this one has left
 		return fmt.Errorf("join call in %s: %w", m.info.Room, context.Cause(ctx))
 	}
 }
@@ -170,12 +175,13 @@ func (m *Membership) WriteRTP(packet *rtp.Packet) error {
 func (m *Membership) Mute(muted bool) { m.inbox.put(mesh.Mute{Muted: muted}) }
 
 // Leave leaves the conference: hangups to all peers, our member entry removed, the call terminated if it is ours and
-// nobody is left. It returns when that is done, or when ctx ends; then the leaving goes on. Leaving twice is no error.
+// nobody is left. It returns when that is done, or when ctx ends; then the leaving goes on. Leaving twice is no error, but
+// not being able to remove the entry is.
 func (m *Membership) Leave(ctx context.Context, reason string) error {
 	m.inbox.put(mesh.Leave{Reason: reason})
 	select {
 	case <-m.done:
-		return nil
+		return m.leaveErr
 	case <-ctx.Done():
 		return fmt.Errorf("leave call in %s: %w", m.info.Room, context.Cause(ctx))
 	}
@@ -303,14 +309,18 @@ func (m *Membership) perform(effect mesh.Effect) {
 }
 
 // doneJoining answers JoinCall if it still waits.
-func (m *Membership) doneJoining(err string) {
+func (m *Membership) doneJoining(why string) {
+	var err error
+	if why != "" {
+		m.mu.Lock()
+		err = cmp.Or(m.writeErr, errors.New(why)) // the error itself, when there is one, says more than its text
+		m.mu.Unlock()
+	}
 	switch {
-	case !m.told && err == "":
-		m.joined <- errCallLeft
 	case !m.told:
-		m.joined <- errors.New(err)
-	case err != "":
-		m.log.Warn("left with a member entry that expires by itself", "err", err)
+		m.joined <- cmp.Or(err, errCallLeft)
+	case err != nil:
+		m.leaveErr = fmt.Errorf("remove member entry in %s: %w", m.info.Room, err)
 	}
 	m.told = true
 }
@@ -329,6 +339,9 @@ func (m *Membership) entry(e mesh.PutMember) MemberContent {
 func (m *Membership) putMember(content MemberContent, result mesh.MemberWritten) {
 	m.writes.put(func(ctx context.Context) {
 		if err := m.host.PutMember(ctx, m.ghost, m.info.Room, content); err != nil {
+			m.mu.Lock()
+			m.writeErr = err
+			m.mu.Unlock()
 			result.Err, result.Fatal = err.Error(), errors.Is(err, mautrix.MForbidden)
 		}
 		m.inbox.put(result)

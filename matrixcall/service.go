@@ -29,6 +29,7 @@ type Config struct {
 	HSToken       string
 	ID            string // the registration's id
 	BotLocalpart  string // the user who invites ghosts and speaks for the bridge
+	BotName       string // its display name; "" leaves it as it is
 	GhostPrefix   string // how the localparts of all ghosts begin, e.g. _sip_
 
 	// AllowPlain lets call messages be sent to and taken from devices
@@ -337,7 +338,10 @@ func (s *Service) checkIdentity(ctx context.Context) error {
 }
 
 func (s *Service) registerBot(ctx context.Context) error {
-	return s.registerUser(ctx, s.cfg.BotLocalpart)
+	if err := s.registerUser(ctx, s.cfg.BotLocalpart); err != nil || s.cfg.BotName == "" {
+		return err
+	}
+	return setName(ctx, s.bot, s.cfg.BotName)
 }
 
 // registerUser makes sure that a user of ours exists.

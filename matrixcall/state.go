@@ -348,13 +348,14 @@ func (s *Service) endIfEmpty(ctx context.Context, g *Ghost, info MembershipInfo,
 }
 
 // without returns the ghost's member content without the membership's device,
-// and whether that was in it. Other calls and devices stay as they are.
+// and whether that was in it. Its session may have been renewed since it was
+// stored. Other calls and devices stay as they are.
 func (c *callSnapshot) without(info MembershipInfo) (rest MemberContent, found bool) {
+	rest.Calls = []MemberCall{}
 	for _, call := range memberCalls(c.members[info.Ghost].Content) {
 		kept := MemberCall{CallID: call.CallID}
 		for _, device := range call.Devices {
-			if call.CallID == info.ConfID && device.DeviceID == info.Device &&
-				(info.SessionID == "" || device.SessionID == info.SessionID) {
+			if call.CallID == info.ConfID && device.DeviceID == info.Device {
 				found = true
 				continue
 			}
