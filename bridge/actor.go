@@ -25,7 +25,6 @@ type actor struct {
 	inbox  *inbox[report]
 	trace  *trace
 	begun  time.Time
-	target string // the room's alias or id, once routed
 
 	ctx  context.Context // ends when the leg is forgotten
 	stop context.CancelCauseFunc
@@ -35,7 +34,8 @@ type actor struct {
 
 	join joining // the attempt to enter the room's call
 
-	// The bridge's mutex guards these two.
+	// The bridge's mutex guards these three. The actor itself may read target, for it alone writes it.
+	target   string // the room's alias or id, once routed
 	people   int
 	gathered *gathering
 
@@ -43,6 +43,7 @@ type actor struct {
 	state    leg.State
 	media    *sip.Media
 	answered time.Time
+	unsent   uint64 // packets that could be sent neither to the phone nor to peers
 }
 
 // report is an event with what must be noted before Step sees it.
@@ -57,13 +58,15 @@ var errForgotten = errors.New("leg is over")
 func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 	info := call.Info()
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(b.ctx))
-	return &actor{
+	a := &actor{
 		id: id, bridge: b, call: call, info: info,
 		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
 		inbox: newInbox[report](), trace: newTrace(), begun: time.Now(),
 		ctx: ctx, stop: stop,
 		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
 	}
+	a.tell(leg.Invited) // before anything that the phone may report
+	return a
 }
 
 // tell puts an event into the inbox; it never blocks.
@@ -75,7 +78,6 @@ func (a *actor) run() {
 	defer a.stop(errForgotten)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	a.tell(leg.Invited)
 	for a.state.Phase != leg.Ended {
 		select {
 		case <-a.inbox.Some():
@@ -122,14 +124,17 @@ func (a *actor) fromPhone(ev sip.Event) {
 		a.tell(leg.PhoneFailed)
 	case sip.Ended:
 		a.tell(leg.PhoneReleased)
-	case sip.DialogChanged, sip.MediaChanged:
+	case sip.DialogChanged:
 		a.tell(leg.DialogChanged)
+	case sip.MediaChanged:
+		a.inbox.Put(report{event: leg.Event{Kind: leg.DialogChanged}, note: func() { a.setFormat(ev.Format) }})
 	case sip.Hold:
 		a.inbox.Put(report{event: leg.Event{Kind: leg.DialogChanged}, note: func() { a.hold(ev.On) }})
 	}
 }
 
-// fromRoom translates what the membership reports. It is called by the matrixcall package and only puts.
+// fromRoom translates what the membership reports. It is called by the matrixcall package; it holds a lock for a few
+// lines at most, and never calls back.
 func (a *actor) fromRoom(ev matrixcall.Event) {
 	switch ev := ev.(type) {
 	case matrixcall.People:

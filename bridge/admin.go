@@ -83,9 +83,12 @@ type legView struct {
 
 func (b *Bridge) listLegs(w http.ResponseWriter, _ *http.Request) {
 	views := []legView{}
-	for _, a := range b.liveLegs() {
+	legs := b.liveLegs()
+	b.mu.Lock()
+	for _, a := range legs {
 		views = append(views, legView{a.id, a.info.Trunk, a.info.CallID, a.target, int(time.Since(a.begun).Seconds())})
 	}
+	b.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(views); err != nil {
 		b.log.Debug("admin went away", "err", err)
@@ -93,9 +96,7 @@ func (b *Bridge) listLegs(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (b *Bridge) showTrace(w http.ResponseWriter, r *http.Request) {
-	b.mu.Lock()
-	a := b.legs[leg.ID(r.PathValue("id"))]
-	b.mu.Unlock()
+	a := b.findLeg(leg.ID(r.PathValue("id")))
 	if a == nil {
 		http.NotFound(w, r)
 		return
@@ -104,6 +105,20 @@ func (b *Bridge) showTrace(w http.ResponseWriter, r *http.Request) {
 	if _, err := a.trace.WriteTo(w); err != nil {
 		b.log.Debug("admin went away", "err", err)
 	}
+}
+
+// findLeg returns a live leg or one that ended not long ago, nil if there is none.
+func (b *Bridge) findLeg(id leg.ID) *actor {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a := b.legs[id]; a != nil {
+		return a
+	}
+	i := slices.IndexFunc(b.past, func(a *actor) bool { return a.id == id })
+	if i < 0 {
+		return nil
+	}
+	return b.past[i]
 }
 
 // liveLegs returns the legs, oldest first.

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,9 +26,10 @@ import (
 )
 
 const (
-	shutdownPatience = 12 * time.Second // longer than leg.Rules.Release
-	maxGhostTurns    = 26               // calls of one caller at a time
-	houseKeeping     = time.Hour
+	shutdownPatience = 12 * time.Second // legs that take longer are left to the next start
+	noticePause      = time.Hour        // between two notices in one room
+	pastLegs         = 50               // ended legs whose traces are kept
+	houseKeeping     = time.Minute
 )
 
 // Bridge is the whole application. Make it with [New], then [Bridge.Run] it.
@@ -43,22 +46,26 @@ type Bridge struct {
 	studio       *studio
 	routes       *routes
 	showNumbers  map[string]bool // by trunk
-	orphans      []db.Leg        // of a dead process, between the two halves of the sweep
 
 	ctx  context.Context // of everything that runs; ends when the process should stop
 	stop context.CancelCauseFunc
 	wg   sync.WaitGroup // legs
 
+	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
+
 	mu      sync.Mutex // guards what follows
 	legs    map[leg.ID]*actor
 	rooms   map[id.RoomID]*gathering
-	ghosts  map[string]bool // localparts in use
+	past    []*actor                // the last legs that ended, for their traces
+	ghosts  map[string]bool         // localparts in use
+	told    map[id.RoomID]time.Time // rooms that were told why phones can't come in, and when
 	closing bool
 	ready   bool
 }
 
 // gathering is who is in one room's conference, as far as legs need to know.
 type gathering struct {
+	room   id.RoomID
 	legs   map[*actor]bool
 	people int
 }
@@ -76,6 +83,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		},
 		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool),
 		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
+		told: make(map[id.RoomID]time.Time),
 	}
 	for _, t := range cfg.SIP.Trunks {
 		b.showNumbers[t.Name] = t.ShowNumbers
@@ -124,11 +132,17 @@ func (b *Bridge) Run(ctx context.Context) error {
 	group.Go(func() { b.studio.Run(mediaCtx) })
 	group.Go(func() { b.keepHouse(b.ctx) })
 
-	err = b.begin(ctx)
 	phonesCtx, stopPhones := context.WithCancel(b.ctx)
+	sweepCtx, stopSweep := context.WithCancel(b.ctx)
+	var sweep sync.WaitGroup
+	orphans, err := b.store.Adopt(ctx, b.run)
 	if err == nil {
+		// Phones first: an orphaned one should not wait for the homeserver. New calls get 503 until the bridge is ready.
 		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
-		b.sweepPhones()
+		sweep.Go(func() { b.sweepPhones(sweepCtx, orphans) })
+		err = b.begin(ctx)
+	}
+	if err == nil {
 		b.setReady(true)
 		b.log.Info("bridge is up", "run", b.run)
 		select {
@@ -136,11 +150,13 @@ func (b *Bridge) Run(ctx context.Context) error {
 		case err = <-failed:
 		}
 	}
+	b.log.Info("bridge goes down", "cause", cmp.Or(err, context.Cause(ctx)))
 	if ctx.Err() != nil {
 		err = nil // asked to stop
 	}
-	b.log.Info("bridge goes down", "cause", context.Cause(ctx))
 	b.setReady(false)
+	stopSweep()
+	sweep.Wait()
 	b.endLegs()
 	stopPhones()
 	stopMedia()
@@ -149,6 +165,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	b.stop(errShutdown)
 	group.Wait()
+	b.refusals.Wait()
 	return errors.Join(err, b.close())
 }
 
@@ -204,8 +221,11 @@ func (b *Bridge) Invite(call *sip.Call) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closing || !b.ready || len(b.legs) >= b.cfg.Calls.MaxLegs {
-		b.metrics.refused.WithLabelValues("busy").Inc()
-		b.wg.Go(func() { b.refuse(call, leg.Busy) })
+		cause := leg.Busy
+		if b.closing || !b.ready {
+			cause = leg.ShuttingDown
+		}
+		b.refusals.Go(func() { b.refuse(call, cause) })
 		return
 	}
 	a := newActor(b, leg.ID(strings.ToLower(rand.Text()[:12])), call)
@@ -220,9 +240,15 @@ func (b *Bridge) Invite(call *sip.Call) {
 	})
 }
 
+// refuse answers a call that will not be: with the status that fits the cause, and for passing ones when to try again.
 func (b *Bridge) refuse(call *sip.Call, cause leg.Cause) {
 	code, reason := cause.Refusal()
-	if err := call.Reject(code, reason); err != nil {
+	var headers []string
+	if code == 503 {
+		headers = []string{"Retry-After: " + strconv.Itoa(retryAfter)}
+	}
+	b.metrics.refused.WithLabelValues(string(cause)).Inc()
+	if err := call.Reject(code, reason, headers...); err != nil {
 		b.log.Warn("could not refuse phone", "err", err)
 	}
 }
@@ -236,7 +262,7 @@ func (b *Bridge) gather(a *actor, room id.RoomID) {
 	defer b.mu.Unlock()
 	g := b.rooms[room]
 	if g == nil {
-		g = &gathering{legs: make(map[*actor]bool)}
+		g = &gathering{room: room, legs: make(map[*actor]bool)}
 		b.rooms[room] = g
 	}
 	g.legs[a] = true
@@ -255,10 +281,8 @@ func (b *Bridge) scatter(a *actor) {
 	}
 	a.gathered = nil
 	delete(g.legs, a)
-	for room, other := range b.rooms {
-		if other == g && len(g.legs) == 0 {
-			delete(b.rooms, room)
-		}
+	if len(g.legs) == 0 {
+		delete(b.rooms, g.room)
 	}
 	g.tell()
 }
@@ -281,19 +305,21 @@ func (g *gathering) tell() {
 	}
 }
 
-// reserveGhost picks a localpart for the caller that no live leg uses.
-func (b *Bridge) reserveGhost(info sip.Info) string {
+// errCrowded says that a caller has as many calls at once as one may have.
+var errCrowded = errors.New("too many calls of one caller at a time")
+
+// reserveGhost picks a localpart for the caller that no live leg uses. Callers without a number share theirs.
+func (b *Bridge) reserveGhost(info sip.Info) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var name string
-	for turn := range maxGhostTurns {
-		name = ghostLocalpart(b.cfg.AppService.GhostPrefix, b.registration.AppToken, info.Caller, info.Trunk, turn)
+	for turn := range b.cfg.Calls.MaxLegs {
+		name := ghostLocalpart(b.cfg.AppService.GhostPrefix, b.registration.AppToken, info.Caller, info.Trunk, turn)
 		if !b.ghosts[name] {
-			break
+			b.ghosts[name] = true
+			return name, nil
 		}
 	}
-	b.ghosts[name] = true
-	return name
+	return "", errCrowded
 }
 
 func (b *Bridge) releaseGhost(name string) {
@@ -310,16 +336,34 @@ func (b *Bridge) forget(a *actor, cause leg.Cause) {
 	if !a.answered.IsZero() {
 		talk = time.Since(a.answered)
 	}
-	a.log.Info("leg ended", "cause", cause, "talk", talk.Round(time.Millisecond), "dur", time.Since(a.begun).Round(time.Millisecond))
+	a.log.Info("leg ended", "cause", cause, "talk", talk.Round(time.Millisecond), "dur", time.Since(a.begun).Round(time.Millisecond),
+		"unsent", a.unsent)
 }
 
+// drop takes the leg off the list and keeps its trace for a while: it is wanted after something went wrong.
 func (b *Bridge) drop(a *actor) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	delete(b.legs, a.id)
-	b.mu.Unlock()
+	b.past = append(b.past, a)
+	if len(b.past) > pastLegs {
+		b.past = b.past[1:]
+	}
 }
 
-// keepHouse forgets old transactions now and then.
+// mayTell says whether a room may be told again why phones can't come in: a caller who tries all day is no reason to fill
+// the room with notices.
+func (b *Bridge) mayTell(room id.RoomID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if last, ok := b.told[room]; ok && time.Since(last) < noticePause {
+		return false
+	}
+	b.told[room] = time.Now()
+	return true
+}
+
+// keepHouse sweeps what legs could not clear up themselves, and forgets what is old.
 func (b *Bridge) keepHouse(ctx context.Context) {
 	ticker := time.NewTicker(houseKeeping)
 	defer ticker.Stop()
@@ -329,8 +373,11 @@ func (b *Bridge) keepHouse(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if _, err := b.store.ForgetTransactions(ctx, time.Now()); err != nil {
-			b.log.Warn("could not forget old transactions", "err", err)
+		if err := b.sweepRooms(ctx); err != nil && ctx.Err() == nil {
+			b.log.Warn("could not sweep rooms", "err", err)
+		}
+		if err := b.store.Forget(ctx, time.Now().Add(-b.cfg.Calls.KeepHistory), time.Now()); err != nil {
+			b.log.Warn("could not forget what is old", "err", err)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"trunkline/bridge/leg"
@@ -14,9 +13,9 @@ import (
 )
 
 const (
-	databasePatience = 5 * time.Second // a query that takes longer counts as failed
-	leavePatience    = 8 * time.Second // shorter than leg.Rules.Release
-	retryAfter       = 10              // seconds, told to phones that are refused for now
+	databasePatience = 5 * time.Second  // a query that takes longer counts as failed
+	leavePatience    = 30 * time.Second // shorter than leg.Rules.Release
+	retryAfter       = 10               // seconds, told to phones that are refused for now
 )
 
 // perform does what the leg decided. It never waits for the far ends: their answers come back as events.
@@ -37,12 +36,12 @@ func (a *actor) perform(e leg.Effect) {
 	case leg.StopMedia:
 		a.stopMedia()
 	case leg.RefusePhone:
-		a.refusePhone(e.Cause)
+		a.bridge.refuse(a.call, e.Cause)
 	case leg.HangUpPhone:
 		code, text := e.Cause.Q850()
 		a.note("hang up phone", a.call.Hangup(sip.Cause{Protocol: "Q.850", Code: code, Text: text}))
 	case leg.LeaveRoom:
-		a.leaveRoom(e.Cause)
+		a.leaveRoom()
 	case leg.DeleteRow:
 		a.deleteRow(e.Cause)
 	case leg.Forget:
@@ -62,8 +61,9 @@ type joining struct {
 	cancel context.CancelCauseFunc
 	over   chan struct{}
 
-	membership *matrixcall.Membership // nil when it failed
-	ghost      string                 // localpart reserved for this leg
+	ghost      string                     // localpart reserved for this leg
+	saved      *matrixcall.MembershipInfo // what was stored before the room could see it, nil = nothing
+	membership *matrixcall.Membership     // nil when joining failed
 }
 
 // errLegEnds cancels a join that is no longer wanted.
@@ -81,7 +81,14 @@ func (a *actor) joinRoom() {
 			a.tell(leg.RoomJoined)
 			return
 		}
+		if rights, ok := errors.AsType[*matrixcall.RightsError](err); ok && a.bridge.mayTell(rights.Room) {
+			a.note("tell the room", a.bridge.matrix.Notice(ctx, rights.Room, rights.Error()))
+		}
 		cause := joinCause(err)
+		if ctx.Err() != nil {
+			a.log.Debug("joining given up", "cause", context.Cause(ctx))
+			return // the leg ends already
+		}
 		a.log.Warn("room not joined", "room", a.target, "err", err, "cause", cause)
 		a.inbox.Put(report{event: leg.Event{Kind: leg.RoomRefused, Cause: cause}})
 	})
@@ -94,7 +101,9 @@ func (a *actor) enterCall(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find room %s: %w", a.target, err)
 	}
-	a.join.ghost = b.reserveGhost(a.info)
+	if a.join.ghost, err = b.reserveGhost(a.info); err != nil {
+		return err
+	}
 	name := ghostName(a.info.Caller, b.showNumbers[a.info.Trunk])
 	ghost, err := b.matrix.Ghost(ctx, a.join.ghost, name)
 	if err != nil {
@@ -104,21 +113,31 @@ func (a *actor) enterCall(ctx context.Context) error {
 		return fmt.Errorf("enter room %s: %w", room, err)
 	}
 	if err := b.matrix.CheckRights(ctx, ghost, room); err != nil {
-		if rights, ok := errors.AsType[*matrixcall.RightsError](err); ok {
-			a.note("tell the room", b.matrix.Notice(ctx, room, rights.Error()))
-		}
 		return fmt.Errorf("check rights in %s: %w", room, err)
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
 		CreateType: "m.voice", Intent: "m.ring", Name: "Call from " + name,
-		OnEvent: a.fromRoom, OnPacket: a.fromPeer,
+		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership(ctx),
 	})
 	if err != nil {
 		return fmt.Errorf("join call in %s: %w", room, err)
 	}
 	a.join.membership = m
 	b.gather(a, room)
-	return b.putMembership(ctx, a)
+	return nil
+}
+
+// errNotStored says that the database is the reason.
+var errNotStored = errors.New("not stored")
+
+func (a *actor) saveMembership(ctx context.Context) func(matrixcall.MembershipInfo) error {
+	return func(info matrixcall.MembershipInfo) error {
+		if err := a.bridge.putMembership(ctx, a.id, info); err != nil {
+			return fmt.Errorf("%w: %w", errNotStored, err)
+		}
+		a.join.saved = &info
+		return nil
+	}
 }
 
 // joinCause says in the leg's terms why the room could not be joined.
@@ -129,11 +148,17 @@ func joinCause(err error) leg.Cause {
 	if _, ok := errors.AsType[*matrixcall.RoomError](err); ok {
 		return leg.NoSuchRoom
 	}
+	switch {
+	case errors.Is(err, errNotStored):
+		return leg.NotStored
+	case errors.Is(err, errCrowded):
+		return leg.Busy
+	}
 	return leg.NoHomeserver
 }
 
 // leaveRoom undoes joinRoom, wherever that is.
-func (a *actor) leaveRoom(cause leg.Cause) {
+func (a *actor) leaveRoom() {
 	if a.join.cancel != nil {
 		a.join.cancel(errLegEnds)
 	}
@@ -141,22 +166,34 @@ func (a *actor) leaveRoom(cause leg.Cause) {
 		<-a.join.over
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), leavePatience)
 		defer cancel()
-		if m := a.join.membership; m != nil {
-			a.bridge.scatter(a)
-			if err := m.Leave(ctx, leaveReason(cause)); err != nil {
-				a.log.Warn("left the call only half", "err", err) // the row stays: the next start sweeps it
-			} else {
-				a.note("delete membership", a.bridge.deleteMembership(ctx, m.Info()))
-			}
+		a.bridge.scatter(a)
+		if err := a.leaveCall(ctx); err != nil {
+			a.log.Warn("left the call only half; the next start sweeps it", "err", err)
 		}
 		a.bridge.releaseGhost(a.join.ghost)
 		a.tell(leg.RoomLeft)
 	})
 }
 
-// leaveReason is the reason of the hangups to the peers. user_hangup keeps clients from calling back; a process that goes
-// down wants them to be called again by its successor.
-func leaveReason(leg.Cause) string { return "user_hangup" }
+// leaveCall leaves the call, or what a failed attempt to join left of it. Its row goes only when nothing is left.
+func (a *actor) leaveCall(ctx context.Context) error {
+	if a.join.saved == nil {
+		return nil
+	}
+	var err error
+	if m := a.join.membership; m != nil {
+		err = m.Leave(ctx, userHangup)
+	} else {
+		err = a.bridge.matrix.SweepMembership(ctx, *a.join.saved)
+	}
+	if err != nil {
+		return err
+	}
+	return a.bridge.deleteMembership(ctx, *a.join.saved)
+}
+
+// userHangup is the reason of the hangups to the peers: clients do not call back after it.
+const userHangup = "user_hangup"
 
 func (a *actor) acceptPhone() {
 	_, media, err := a.call.Accept()
@@ -181,12 +218,8 @@ func (a *actor) sendAnswer() {
 
 func (a *actor) startMedia() {
 	format := a.media.Format()
-	codec := transcode.PCMU
-	if format.Codec == "PCMA" {
-		codec = transcode.PCMA
-	}
 	v, err := a.bridge.studio.Join(voiceOptions{
-		Room: a.join.membership.Info().Room, Phone: phoneConfig(codec, format.PayloadType),
+		Room: a.join.membership.Info().Room, Phone: phoneConfig(codecOf(format), format.PayloadType),
 		ToPhone: a.media.WriteRTP, ToPeers: a.join.membership.WriteRTP,
 	})
 	if err != nil {
@@ -198,20 +231,26 @@ func (a *actor) startMedia() {
 	a.media.OnPacket(v.FromPhone)
 }
 
+func codecOf(f sip.Format) transcode.Codec {
+	if f.Codec == "PCMA" {
+		return transcode.PCMA
+	}
+	return transcode.PCMU
+}
+
+// setFormat follows a re-INVITE that changed the codec.
+func (a *actor) setFormat(f sip.Format) {
+	if v := a.voice.Load(); v != nil {
+		v.SetFormat(codecOf(f), f.PayloadType)
+	}
+}
+
 func (a *actor) stopMedia() {
 	if v := a.voice.Swap(nil); v != nil {
 		a.media.OnPacket(nil)
 		v.Leave()
+		a.unsent = v.unsent.Load()
 	}
-}
-
-func (a *actor) refusePhone(cause leg.Cause) {
-	code, reason := cause.Refusal()
-	var headers []string
-	if code == 503 {
-		headers = []string{"Retry-After: " + strconv.Itoa(retryAfter)}
-	}
-	a.note("refuse phone", a.call.Reject(code, reason, headers...))
 }
 
 // hold mutes the phone towards the peers while it is on hold: no hold music for the room.

@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base32"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -27,10 +28,10 @@ func ghostLocalpart(prefix, key string, caller sip.Caller, trunk string, turn in
 	}
 	mac := hmac.New(sha256.New, []byte(key))
 	mac.Write([]byte(trunk + "\x00" + who))
-	sum := mac.Sum([]byte(nil))
+	sum := mac.Sum(nil)
 	name := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:8]))
 	if turn > 0 {
-		name += "." + string(rune('a'+turn-1))
+		name += "." + strconv.Itoa(turn+1)
 	}
 	return prefix + name
 }

@@ -47,10 +47,11 @@ func (a *actor) route() bool {
 	}
 	if target == "" {
 		a.log.Info("number leads nowhere", "dialled", a.info.Dialled)
-		a.bridge.metrics.refused.WithLabelValues("no route").Inc()
 		a.bridge.refuse(a.call, cause)
 		return false
 	}
+	a.bridge.mu.Lock()
 	a.target = target
+	a.bridge.mu.Unlock()
 	return true
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"trunkline/bridge/leg"
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -45,11 +46,10 @@ func encode(d sip.Dialog) string {
 	return string(text)
 }
 
-func (b *Bridge) putMembership(ctx context.Context, a *actor) error {
-	i := a.join.membership.Info()
+func (b *Bridge) putMembership(ctx context.Context, id leg.ID, i matrixcall.MembershipInfo) error {
 	return b.store.PutMembership(ctx, db.Membership{
 		Ghost: string(i.Ghost), RoomID: string(i.Room), ConfID: i.ConfID, DeviceID: string(i.Device), SessionID: i.SessionID,
-		CreatedByUs: i.Created, Expires: i.Expires, LegID: string(a.id), Owner: b.run, Epoch: 1,
+		CreatedByUs: i.Created, Expires: i.Expires, LegID: string(id), Owner: b.run, Epoch: 1,
 	})
 }
 

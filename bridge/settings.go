@@ -25,7 +25,7 @@ func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config
 	return matrixcall.Config{
 		HomeserverURL: c.Homeserver.Address, Domain: c.Homeserver.Domain,
 		ASToken: r.AppToken, HSToken: r.ServerToken, ID: r.ID,
-		BotLocalpart: c.AppService.Bot, GhostPrefix: c.AppService.GhostPrefix,
+		BotLocalpart: c.AppService.Bot, BotName: c.AppService.BotName, GhostPrefix: c.AppService.GhostPrefix,
 		AllowPlain: c.Calls.AllowPlain, ICE: ice,
 	}
 }
@@ -33,25 +33,32 @@ func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config
 // sipConfig says in sip's terms what the admin configured. The config was checked; errors here name what slipped through.
 func sipConfig(c config.Config) (sip.Config, error) {
 	out := sip.Config{Advertise: c.SIP.Advertise, UserAgent: c.SIP.UserAgent}
+	own := config.OwnAddress()
 	for _, l := range c.SIP.Listen {
 		addr, err := netip.ParseAddrPort(l.Address)
 		if err != nil {
 			return out, fmt.Errorf("sip.listen: %w", err)
 		}
 		out.Listen = append(out.Listen, sip.Listen{Transport: sip.Transport(l.Transport), Addr: addr})
+		if addr.Addr().IsUnspecified() && out.Advertise == "" {
+			out.Advertise = own.String()
+		}
 	}
 	addr, err := netip.ParseAddr(c.RTP.Address)
 	if err != nil {
 		return out, fmt.Errorf("rtp.address: %w", err)
 	}
 	out.RTP = sip.RTPConfig{Addr: addr, PortMin: uint16(c.RTP.PortMin), PortMax: uint16(c.RTP.PortMax)}
-	if c.RTP.Advertise != "" {
+	switch {
+	case c.RTP.Advertise != "":
 		if out.RTP.Advertise, err = netip.ParseAddr(c.RTP.Advertise); err != nil {
 			return out, fmt.Errorf("rtp.advertise: %w", err)
 		}
+	case addr.IsUnspecified():
+		out.RTP.Advertise = own
 	}
 	for _, t := range c.SIP.Trunks {
-		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP}
+		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}
 		for _, network := range t.Networks {
 			prefix, err := netip.ParsePrefix(network)
 			if err != nil {

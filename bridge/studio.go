@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
@@ -73,8 +74,7 @@ type voice struct {
 
 	peers map[deviceKey]bool // devices with a copy of their microphone at this ghost; only the worker touches it
 
-	sendFails atomic.Uint64
-	peerFails atomic.Uint64
+	unsent atomic.Uint64 // packets that ToPhone or ToPeers could not send
 }
 
 // deviceKey names a device in a room: its copies at all ghosts carry the same microphone.
@@ -98,12 +98,15 @@ type seat struct {
 	copies map[*voice]bool
 }
 
+// errStudioClosed says that the studio's workers have ended.
+var errStudioClosed = errors.New("the studio is closed")
+
 // Join puts a phone on the desk of its room, setting the desk up if it is the first.
 func (s *studio) Join(opts voiceOptions) (*voice, error) {
 	index := maphash.String(s.seed, string(opts.Room)) % uint64(len(s.workers))
 	w := s.workers[index]
 	v := &voice{worker: w, opts: opts, peers: make(map[deviceKey]bool)}
-	var err error
+	err := errStudioClosed
 	w.do(func() { err = w.join(v) })
 	if err != nil {
 		return nil, fmt.Errorf("put phone on the desk: %w", err)
@@ -113,6 +116,15 @@ func (s *studio) Join(opts voiceOptions) (*voice, error) {
 
 // Leave takes the phone off the desk. Packets that arrive later are dropped.
 func (v *voice) Leave() { v.worker.do(func() { v.worker.leave(v) }) }
+
+// SetFormat changes the codec towards the phone.
+func (v *voice) SetFormat(codec transcode.Codec, payloadType uint8) {
+	v.worker.post(func() {
+		if v.conf != nil {
+			v.phone.SetFormat(codec, payloadType)
+		}
+	})
+}
 
 // Mute silences the phone for everybody else.
 func (v *voice) Mute(on bool) {

@@ -3,8 +3,10 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/leg"
@@ -13,59 +15,76 @@ import (
 	"trunkline/sip"
 )
 
-// A process that died leaves ghosts in calls and phones in dialogs. Until calls can be resumed, the next start ends both:
-// first it adopts the rows, removes the memberships, and, once SIP is open, hangs up the phones.
+// A process that died leaves ghosts in calls and phones in dialogs. Until calls can be resumed, the next start adopts the
+// rows, hangs up the phones, and removes the memberships. Memberships that a leg of this process could not remove,
+// because the homeserver was away, are swept a little later in the same way.
 
-// sweepRooms adopts everything a dead process left and removes its ghosts from their calls.
+// sweepPatience is how long one room may take.
+const sweepPatience = 20 * time.Second
+
+// sweepRooms removes the ghosts of memberships whose leg does not live, several rooms at a time.
 func (b *Bridge) sweepRooms(ctx context.Context) error {
-	legs, err := b.store.Adopt(ctx, b.run)
-	if err != nil {
-		return fmt.Errorf("adopt legs: %w", err)
-	}
 	memberships, err := b.store.Memberships(ctx, b.run)
 	if err != nil {
 		return err
 	}
-	b.orphans = legs
+	var group errgroup.Group
+	group.SetLimit(8)
 	for _, m := range memberships {
-		info := matrixcall.MembershipInfo{
-			Ghost: id.UserID(m.Ghost), Device: id.DeviceID(m.DeviceID), Room: id.RoomID(m.RoomID), ConfID: m.ConfID,
-			SessionID: m.SessionID, Created: m.CreatedByUs, Expires: m.Expires,
+		if b.liveLeg(leg.ID(m.LegID)) {
+			continue
 		}
-		if err := b.matrix.SweepMembership(ctx, info); err != nil {
-			b.log.Warn("stale membership stays until it expires", "room", m.RoomID, "ghost", m.Ghost, "err", err)
-		}
-		if err := b.deleteMembership(ctx, info); err != nil {
-			return err
-		}
+		group.Go(func() error { return b.sweepRoom(ctx, m) })
 	}
-	if len(legs)+len(memberships) > 0 {
-		b.log.Info("swept what a dead process left", "legs", len(legs), "memberships", len(memberships))
-	}
-	return nil
+	return group.Wait()
 }
 
-// sweepPhones hangs up the phones whose process died.
-func (b *Bridge) sweepPhones() {
-	for _, l := range b.orphans {
-		b.wg.Go(func() {
-			if err := b.hangUpOrphan(l); err != nil {
+func (b *Bridge) sweepRoom(ctx context.Context, m db.Membership) error {
+	ctx, cancel := context.WithTimeout(ctx, sweepPatience)
+	defer cancel()
+	info := matrixcall.MembershipInfo{
+		Ghost: id.UserID(m.Ghost), Device: id.DeviceID(m.DeviceID), Room: id.RoomID(m.RoomID), ConfID: m.ConfID,
+		SessionID: m.SessionID, Created: m.CreatedByUs, Expires: m.Expires,
+	}
+	if err := b.matrix.SweepMembership(ctx, info); err != nil {
+		b.log.Warn("stale membership stays for now", "room", m.RoomID, "ghost", m.Ghost, "err", err)
+		return nil // its row stays, too: it is tried again
+	}
+	b.log.Info("swept a stale membership", "room", m.RoomID, "ghost", m.Ghost)
+	return b.deleteMembership(ctx, info)
+}
+
+func (b *Bridge) liveLeg(id leg.ID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.legs[id] != nil
+}
+
+// sweepPhones hangs up the phones whose process died; it returns when they confirmed it, or ctx ends.
+func (b *Bridge) sweepPhones(ctx context.Context, orphans []db.Leg) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, l := range orphans {
+		wg.Go(func() {
+			if err := b.hangUpOrphan(ctx, l); err != nil {
 				b.log.Warn("could not hang up an orphaned phone", "leg", l.ID, "err", err)
 			}
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), databasePatience)
+			if ctx.Err() != nil {
+				return // its row stays for the next start
+			}
+			ctx, cancel := context.WithTimeout(ctx, databasePatience)
 			defer cancel()
 			if err := b.store.DeleteLeg(ctx, l.ID, b.run, string(leg.ProcessDied), time.Now()); err != nil {
 				b.log.Warn("orphaned leg stays in the database", "leg", l.ID, "err", err)
 			}
 		})
 	}
-	b.orphans = nil
 }
 
 // orphanPatience is how long a BYE may be retransmitted (RFC 3261 §17.1.2.2, timer F) before the phone counts as gone.
 const orphanPatience = 33 * time.Second
 
-func (b *Bridge) hangUpOrphan(l db.Leg) error {
+func (b *Bridge) hangUpOrphan(ctx context.Context, l db.Leg) error {
 	dialog, err := dialogOf(l)
 	if err != nil {
 		return err
@@ -87,7 +106,7 @@ func (b *Bridge) hangUpOrphan(l db.Leg) error {
 	select {
 	case <-over:
 	case <-time.After(orphanPatience):
-	case <-b.ctx.Done():
+	case <-ctx.Done():
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -50,14 +49,7 @@ func (t *trace) WriteTo(w io.Writer) (int64, error) {
 	t.mu.Unlock()
 	var total int64
 	for _, s := range steps {
-		n, err := fmt.Fprintf(w, "@%v %v\n", s.at.Sub(t.begun).Round(time.Millisecond), s.event)
-		for _, e := range s.effects {
-			if err == nil {
-				var m int
-				m, err = fmt.Fprintln(w, "    do", e)
-				n += m
-			}
-		}
+		n, err := io.WriteString(w, leg.FormatStep(t.begun, s.at, s.event, s.effects, s.state))
 		total += int64(n)
 		if err != nil {
 			return total, err

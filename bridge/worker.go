@@ -27,8 +27,8 @@ type worker struct {
 	waiting  []arrival  // filled by readers, swapped out by the loop; full: the packet is dropped and counted
 	commands []func()   // from actors, run by the loop in order
 	closed   bool
-	wake     chan struct{}
 
+	wake        chan struct{}          // has one token while commands may be waiting
 	conferences map[string]*conference // only the loop touches what follows
 	spare       []arrival
 	nextSlot    int
@@ -73,35 +73,28 @@ func (w *worker) put(v *voice, device deviceKey, p *rtp.Packet) {
 	a.packet.Payload = append(a.packet.Payload[:0], p.Payload...)
 }
 
-// post has the loop run f soon. After the loop has ended f is not run.
-func (w *worker) post(f func()) {
-	w.mu.Lock()
-	if !w.closed {
-		w.commands = append(w.commands, f)
-	}
-	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
-}
-
-// do has the loop run f and waits for it. After the loop has ended it runs f itself.
-func (w *worker) do(f func()) {
-	done := make(chan struct{})
+// post has the loop run f soon, and tells whether it will: after the loop has ended nothing runs any more.
+func (w *worker) post(f func()) bool {
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
-		f()
-		return
+		return false
 	}
-	w.commands = append(w.commands, func() { f(); close(done) })
+	w.commands = append(w.commands, f)
 	w.mu.Unlock()
 	select {
 	case w.wake <- struct{}{}:
 	default:
 	}
-	<-done
+	return true
+}
+
+// do has the loop run f and waits for it. After the loop has ended it does nothing.
+func (w *worker) do(f func()) {
+	done := make(chan struct{})
+	if w.post(func() { f(); close(done) }) {
+		<-done
+	}
 }
 
 // run is the loop: absolute deadlines, so that a hold-up is made up for and counted, never added up.
@@ -269,7 +262,7 @@ func (w *worker) close() {
 func (c *conference) ToPhone(p *transcode.Phone, packet *rtp.Packet) {
 	if v := c.voices[p]; v != nil {
 		if err := v.opts.ToPhone(packet); err != nil {
-			v.sendFails.Add(1)
+			v.unsent.Add(1)
 		}
 	}
 }
@@ -278,7 +271,7 @@ func (c *conference) ToPhone(p *transcode.Phone, packet *rtp.Packet) {
 func (c *conference) ToPeers(p *transcode.Phone, packet *rtp.Packet) {
 	if v := c.voices[p]; v != nil {
 		if err := v.opts.ToPeers(packet); err != nil {
-			v.peerFails.Add(1)
+			v.unsent.Add(1)
 		}
 	}
 }

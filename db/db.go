@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -54,6 +56,29 @@ func Open(ctx context.Context, address string, log *slog.Logger) (*Store, error)
 		return nil, errors.Join(fmt.Errorf("migrate database: %w", err), raw.Close())
 	}
 	return s, nil
+}
+
+// Check tells whether Open would find a database it can use, and changes nothing: no schema is made or migrated. For a
+// SQLite file that does not exist yet it looks at nothing.
+func Check(ctx context.Context, address string) error {
+	if path, ok := strings.CutPrefix(address, "sqlite:"); ok {
+		if _, err := os.Stat(strings.TrimPrefix(path, "//")); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	}
+	raw, dialect, err := connect(address)
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	if err := raw.PingContext(ctx); err != nil {
+		return fmt.Errorf("reach database: %w", err)
+	}
+	wrapped, err := dbutil.NewWithDB(raw, dialect)
+	if err != nil {
+		return fmt.Errorf("wrap database: %w", err)
+	}
+	return (&Store{db: wrapped}).checkVersion(ctx)
 }
 
 func connect(address string) (*sql.DB, string, error) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -178,6 +179,14 @@ func TestEndedLegBecomesHistory(t *testing.T) {
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("History: %v (-want +got):\n%s", err, diff)
 		}
+		kept := s.Forget(t.Context(), morning, morning)
+		if got, err := s.History(t.Context(), 10); len(got) != 1 || errors.Join(err, kept) != nil {
+			t.Errorf("Forget removed what is not older: %v, %v", got, errors.Join(err, kept))
+		}
+		gone := s.Forget(t.Context(), morning.Add(time.Second), morning)
+		if got, err := s.History(t.Context(), 10); len(got) != 0 || errors.Join(err, gone) != nil {
+			t.Errorf("after Forget: %v, %v", got, errors.Join(err, gone))
+		}
 	})
 }
 
@@ -192,6 +201,11 @@ func TestMembershipLivesUntilDeletedByItsOwner(t *testing.T) {
 			if err := s.PutMembership(t.Context(), want); err != nil {
 				t.Fatal(err)
 			}
+		}
+		thief := want
+		thief.Owner = "run-9"
+		if err := s.PutMembership(t.Context(), thief); !errors.Is(err, ErrNotOwner) {
+			t.Errorf("PutMembership over another owner's = %v, want ErrNotOwner", err)
 		}
 		if err := s.DeleteMembership(t.Context(), want.Ghost, want.RoomID, "run-9"); err != nil {
 			t.Fatal(err)
@@ -235,9 +249,10 @@ func TestTransactionIsFreshOnce(t *testing.T) {
 		if !first || second || errors.Join(err1, err2) != nil {
 			t.Errorf("MarkTransaction twice = %v, %v, %v; want true, false", first, second, errors.Join(err1, err2))
 		}
-		n, err := s.ForgetTransactions(t.Context(), time.Now().Add(keepTransactions+time.Minute))
-		if n != 1 || err != nil {
-			t.Errorf("ForgetTransactions = %d, %v; want 1", n, err)
+		later := time.Now().Add(keepTransactions + time.Minute)
+		err := s.Forget(t.Context(), later, later)
+		if again, err2 := s.MarkTransaction(t.Context(), "7"); !again || errors.Join(err, err2) != nil {
+			t.Errorf("MarkTransaction of a forgotten id = %v, %v; want it fresh", again, errors.Join(err, err2))
 		}
 	})
 }
@@ -264,6 +279,29 @@ func TestDatabaseOfANewerProgramIsRefused(t *testing.T) {
 		}
 		if _, err := Open(t.Context(), address, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrNewer) {
 			t.Errorf("Open = %v, want ErrNewer", err)
+		}
+		if err := Check(t.Context(), address); !errors.Is(err, ErrNewer) {
+			t.Errorf("Check = %v, want ErrNewer", err)
+		}
+	})
+}
+
+func TestCheckChangesNothing(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		if err := Check(t.Context(), address); err != nil {
+			t.Errorf("Check of an empty database = %v", err)
+		}
+		if path, ok := strings.CutPrefix(address, "sqlite:"); ok {
+			if _, err := os.Stat(path); err == nil {
+				t.Error("Check made the database file")
+			}
+		}
+		s := open(t, address) // migrates all steps, as on an untouched database
+		if err := Check(t.Context(), address); err != nil {
+			t.Errorf("Check = %v", err)
+		}
+		if n, err := s.schemaVersion(t.Context()); n < 1 || err != nil {
+			t.Errorf("schema %d, %v", n, err)
 		}
 	})
 }

@@ -7,11 +7,11 @@
 // ([ErrNewer]).
 //
 // Ownership. Each row that names a live leg carries an owner (one process run) and an epoch. Only the owner may act
-// on a leg: a write by somebody else changes nothing and returns [ErrNotOwner].
+// on a leg: writing a row of somebody else returns [ErrNotOwner], deleting it does nothing.
 //
 //	store, err := db.Open(ctx, "sqlite:trunkline.db", log)
 //	…
 //	err = store.PutLeg(ctx, leg)          // before the 200 OK leaves
 //	legs, err := store.Adopt(ctx, run)    // at start: what a dead process left behind
-//	err = store.DeleteLeg(ctx, leg.ID, run)
+//	err = store.DeleteLeg(ctx, leg.ID, run, "phone hung up", time.Now())
 package db

@@ -1,6 +1,7 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -90,12 +91,13 @@ func (s *Store) PutLeg(ctx context.Context, l Leg) error {
 		return fmt.Errorf("save leg %s: %w", l.ID, err)
 	}
 	if n, err := result.RowsAffected(); err != nil || n == 0 {
-		return fmt.Errorf("save leg %s: %w", l.ID, cmpErr(err, ErrNotOwner))
+		return fmt.Errorf("save leg %s: %w", l.ID, cmp.Or(err, ErrNotOwner))
 	}
 	return nil
 }
 
-// DeleteLeg removes the leg and writes its line of history in one transaction. Deleting twice is not an error.
+// DeleteLeg removes the leg and writes its line of history in one transaction. Deleting twice is not an error, nor is the
+// leg of another owner, which stays.
 func (s *Store) DeleteLeg(ctx context.Context, id, owner, cause string, now time.Time) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
 		_, err := s.db.Exec(ctx, `INSERT INTO history
@@ -137,11 +139,4 @@ func (s *Store) Legs(ctx context.Context, owner string) ([]Leg, error) {
 		return nil, fmt.Errorf("read legs: %w", err)
 	}
 	return dbutil.ConvertRowFn[Leg](scanLeg).NewRowIter(rows, nil).AsList()
-}
-
-func cmpErr(err, otherwise error) error {
-	if err != nil {
-		return err
-	}
-	return otherwise
 }

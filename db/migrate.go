@@ -37,8 +37,8 @@ func (s *Store) migrate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if newest := steps[len(steps)-1].version; have > newest {
-			return fmt.Errorf("%w: it has schema %d, this program knows up to %d", ErrNewer, have, newest)
+		if err := newer(have, steps); err != nil {
+			return err
 		}
 		for _, step := range steps {
 			if step.version <= have {
@@ -52,10 +52,38 @@ func (s *Store) migrate(ctx context.Context) error {
 	})
 }
 
+// checkVersion compares the schema with this program's without touching it.
+func (s *Store) checkVersion(ctx context.Context) error {
+	steps, err := readMigrations()
+	if err != nil {
+		return err
+	}
+	if exists, err := s.db.TableExists(ctx, "schema_version"); err != nil || !exists {
+		return err
+	}
+	have, err := s.readVersion(ctx)
+	if err != nil {
+		return err
+	}
+	return newer(have, steps)
+}
+
+// newer is an error if the database is newer than the program.
+func newer(have int, steps []migration) error {
+	if newest := steps[len(steps)-1].version; have > newest {
+		return fmt.Errorf("%w: it has schema %d, this program knows up to %d", ErrNewer, have, newest)
+	}
+	return nil
+}
+
 func (s *Store) schemaVersion(ctx context.Context) (int, error) {
 	if _, err := s.db.Exec(ctx, "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)"); err != nil {
 		return 0, fmt.Errorf("create version table: %w", err)
 	}
+	return s.readVersion(ctx)
+}
+
+func (s *Store) readVersion(ctx context.Context) (int, error) {
 	var version int
 	err := s.db.QueryRow(ctx, "SELECT COALESCE(MAX(version), 0) FROM schema_version").Scan(&version)
 	if err != nil {

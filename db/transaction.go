@@ -24,11 +24,13 @@ func (s *Store) MarkTransaction(ctx context.Context, txnID string) (fresh bool, 
 	return n > 0, nil
 }
 
-// ForgetTransactions removes the ids seen long before now, and returns how many there were.
-func (s *Store) ForgetTransactions(ctx context.Context, now time.Time) (int64, error) {
-	result, err := s.db.Exec(ctx, "DELETE FROM seen_transaction WHERE seen_at < $1", millis(now.Add(-keepTransactions)))
-	if err != nil {
-		return 0, fmt.Errorf("forget transactions: %w", err)
+// Forget removes the lines of history older than keepHistory, and transaction ids that no homeserver would repeat.
+func (s *Store) Forget(ctx context.Context, keepHistory, now time.Time) error {
+	if _, err := s.db.Exec(ctx, "DELETE FROM seen_transaction WHERE seen_at < $1", millis(now.Add(-keepTransactions))); err != nil {
+		return fmt.Errorf("forget transactions: %w", err)
 	}
-	return result.RowsAffected()
+	if _, err := s.db.Exec(ctx, "DELETE FROM history WHERE ended_at < $1", millis(keepHistory)); err != nil {
+		return fmt.Errorf("forget history: %w", err)
+	}
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -58,6 +59,9 @@ func (p *ports) open() (rtp, rtcp rtpConn, err error) {
 			return rtp, rtcp, nil
 		}
 		p.giveBack(port) // another program has it: let it rest, too
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return nil, nil, fmt.Errorf("open RTP ports: %w", err) // no other port would do better
+		}
 	}
 	return nil, nil, errPortsExhausted
 }

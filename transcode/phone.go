@@ -107,6 +107,13 @@ func (p *Phone) Mute(mute bool) {
 	p.voice.muted = mute
 }
 
+// SetFormat changes what the phone is sent and expected to send, as after a re-INVITE (RFC 3264 §8.3.2). The stream goes
+// on with its SSRC, sequence numbers and timestamps.
+func (p *Phone) SetFormat(codec Codec, payloadType uint8) {
+	p.config.Codec, p.config.PayloadType = codec, payloadType
+	p.packet.PayloadType = payloadType
+}
+
 // Play lets the phone, and nobody else, hear a tone above all others; it replaces the one before.
 func (p *Phone) Play(t Tone) { p.player.Play(t) }
 

@@ -20,7 +20,8 @@ var (
 	// localpart is the grammar of user ids (Matrix appendices, "User Identifiers").
 	localpart   = regexp.MustCompile(`^[a-z0-9._=/+-]+$`)
 	serverName  = regexp.MustCompile(`^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?$`)
-	phoneNumber = regexp.MustCompile(`^[A-Za-z0-9+*#_.!~'()&=$,;?/-]+$`) // RFC 3261 §25.1: user, unescaped
+	phoneNumber = regexp.MustCompile(`^[A-Za-z0-9+*#_.!~'()&=$,?/-]+$`)    // RFC 3261 §25.1: user, unescaped, no parameters
+	separated   = regexp.MustCompile(`^[0-9+*#.()-]*[.()-][0-9+*#.()-]*$`) // a number with visual separators (RFC 3966 §5.1.1)
 	hostName    = regexp.MustCompile(`^[A-Za-z0-9.-]+$`)
 )
 
@@ -67,11 +68,8 @@ func (c *checker) homeserver(cfg *Config) {
 	if a.Registration == "" {
 		c.wrong("appservice.registration", "name the file that `bridge -g` writes")
 	}
-	for key, value := range map[string]string{"appservice.bot": a.Bot, "appservice.ghost_prefix": a.GhostPrefix} {
-		if !localpart.MatchString(value) {
-			c.wrong(key, "%q may contain only a-z 0-9 . _ = - / +", value)
-		}
-	}
+	c.localpart("appservice.bot", a.Bot)
+	c.localpart("appservice.ghost_prefix", a.GhostPrefix)
 	if strings.HasPrefix(a.Bot, a.GhostPrefix) {
 		c.wrong("appservice.bot", "must not begin with ghost_prefix %q", a.GhostPrefix)
 	}
@@ -123,12 +121,14 @@ func (c *checker) rtp(r *RTP) {
 	if _, err := netip.ParseAddr(r.Address); err != nil {
 		c.wrong("rtp.address", "%q is not an IP address", r.Address)
 	}
-	c.host("rtp.advertise", r.Advertise)
+	if _, err := netip.ParseAddr(r.Advertise); r.Advertise != "" && err != nil {
+		c.wrong("rtp.advertise", "%q is not an IP address", r.Advertise)
+	}
 	if r.PortMin < 1024 || r.PortMin > 65534 {
 		c.wrong("rtp.port_min", "%d is not a port from 1024 to 65534", r.PortMin)
 	}
-	if r.PortMax < r.PortMin+1 || r.PortMax > 65535 {
-		c.wrong("rtp.port_max", "%d is not a port above port_min and below 65536", r.PortMax)
+	if r.PortMax < r.PortMin+3 || r.PortMax > 65535 {
+		c.wrong("rtp.port_max", "%d is not a port at least 3 above port_min and below 65536", r.PortMax)
 	}
 }
 
@@ -167,6 +167,7 @@ func (c *checker) calls(k *Calls) {
 		{"alone_timeout", k.AloneTimeout, time.Second},
 		{"empty_timeout", k.EmptyTimeout, 0},
 		{"longest", k.Longest, time.Second},
+		{"keep_history", k.KeepHistory, 0},
 	} {
 		if d.value < d.least {
 			c.wrong("calls."+d.key, "must be at least %v", d.least)
@@ -181,6 +182,8 @@ func (c *checker) routes(routes []Route) {
 		switch {
 		case !phoneNumber.MatchString(r.Number):
 			c.wrong(key+".number", "%q is not a number as it stands before the @ of a SIP address; quote it: \"+49…\"", r.Number)
+		case separated.MatchString(r.Number):
+			c.wrong(key+".number", "%q has separators; write digits, + * # only, as \"+49301234567\"", r.Number)
 		case seen[r.Number]:
 			c.wrong(key+".number", "%q leads to a room already", r.Number)
 		}
@@ -188,6 +191,12 @@ func (c *checker) routes(routes []Route) {
 		if len(r.Room) < 2 || r.Room[0] != '#' && r.Room[0] != '!' {
 			c.wrong(key+".room", "%q is not a room alias (#…) or room id (!…)", r.Room)
 		}
+	}
+}
+
+func (c *checker) localpart(key, value string) {
+	if !localpart.MatchString(value) {
+		c.wrong(key, "%q may contain only a-z 0-9 . _ = - / +", value)
 	}
 }
 

@@ -71,6 +71,8 @@ type Trunk struct {
 	Codecs       []string `yaml:"codecs"`
 	SymmetricRTP bool     `yaml:"symmetric_rtp"`
 	ShowNumbers  bool     `yaml:"show_numbers"`
+
+	IgnoreAssertedIdentity bool `yaml:"ignore_asserted_identity"`
 }
 
 type RTP struct {
@@ -101,6 +103,7 @@ type Calls struct {
 	AloneTimeout time.Duration `yaml:"alone_timeout"`
 	EmptyTimeout time.Duration `yaml:"empty_timeout"`
 	Longest      time.Duration `yaml:"longest"`
+	KeepHistory  time.Duration `yaml:"keep_history"`
 }
 
 type Route struct {

@@ -75,6 +75,7 @@ sip:
       codecs: [PCMU, PCMA]
       symmetric_rtp: true
       show_numbers: false
+      ignore_asserted_identity: true
 webrtc:
   servers: [{uris: ["turn:turn.example.org"], username: u, password: p}]
 calls: {longest: 90m}

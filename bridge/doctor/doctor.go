@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -151,15 +150,11 @@ func (p *patient) checkPing(ctx context.Context) []finding {
 
 func (p *patient) checkDatabase(ctx context.Context) []finding {
 	const what = "database reachable"
-	store, err := db.Open(ctx, p.cfg.Database.Address, slog.New(slog.DiscardHandler))
-	if err == nil {
-		err = store.Close()
-	}
-	if err != nil {
+	if err := db.Check(ctx, p.cfg.Database.Address); err != nil {
 		return one(false, what, err.Error(), "check database.address, that the server runs, and that the user may create tables")
 	}
 	scheme, _, _ := strings.Cut(p.cfg.Database.Address, ":")
-	return one(true, what, scheme+" answers, and its schema is ours", "")
+	return one(true, what, scheme+" answers, and its schema is none or one we know", "")
 }
 
 func (p *patient) checkSIP(context.Context) []finding {
@@ -236,6 +231,9 @@ func (p *patient) checkAdvertised(context.Context) []finding {
 // plausible judges an advertised address: it should not be one that nobody else can reach.
 func plausible(key, value, bound string, own []netip.Addr) finding {
 	if value == "" {
+		if a, err := netip.ParseAddr(bound); err == nil && a.IsUnspecified() {
+			return finding{true, key, fmt.Sprintf("empty: phones are told %v, this machine's address on its default route", config.OwnAddress()), ""}
+		}
 		return finding{true, key, "empty: the address of the socket is told", ""}
 	}
 	addr, err := netip.ParseAddr(value)

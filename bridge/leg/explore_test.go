@@ -83,6 +83,9 @@ func walk(t *testing.T, from journey, ev Event) journey {
 	for _, e := range effects {
 		to.done = to.done.add(e)
 	}
+	if ev.Kind == PhoneReleased && (to.state.Phase == Setup || to.state.Phase == Talking) {
+		t.Fatalf("the phone has ended and the leg goes on: from %v to %v", from, to)
+	}
 	for _, broken := range promises(from, to, effects) {
 		t.Fatalf("%s\nfrom %v\nby   %v\nto   %v\ndid  %v", broken, from, ev, to, effects)
 	}
@@ -103,7 +106,7 @@ func promises(from, to journey, effects []Effect) []string {
 	check(d.releases <= 1 && d.leaves <= 1 && d.joins <= 1, "each side is told to go at most once")
 	check(d.forgets == btoi(ended), "forget is done exactly once, on reaching the end")
 	check(d.answers == 0 || d.saves > 0, "a phone is answered only after the row was saved")
-	check(!ended || d.deletes == btoi(s.Stored), "a row is deleted at the end if it was written")
+	check(!ended || d.deletes == btoi(s.Stored && !s.Unsure), "a row is deleted at the end if it was written, unless somebody may still be there")
 	check(!ended || !s.Media, "no media after the end")
 	check(!ended || d.joins == d.leaves, "a room that was joined is left")
 	check(s.Phase == Idle || ended || !s.Deadline.IsZero(), "every phase that waits has a deadline")

@@ -45,12 +45,12 @@ type Rules struct {
 	Alone   time.Duration // how long a phone may wait for somebody to come
 	Empty   time.Duration // how long it stays after the last one left (a reload of a client is shorter)
 	Longest time.Duration // of the whole call
-	Release time.Duration // how long tearing down may take before the leg is forgotten regardless
+	Release time.Duration // how long tearing down may take before the leg is forgotten regardless; a BYE takes up to 64 s
 }
 
 // DefaultRules are those of the example config.
 func DefaultRules() Rules {
-	return Rules{Setup: 30 * time.Second, Alone: 10 * time.Minute, Empty: 3 * time.Second, Longest: 4 * time.Hour, Release: 10 * time.Second}
+	return Rules{Setup: 30 * time.Second, Alone: 10 * time.Minute, Empty: 3 * time.Second, Longest: 4 * time.Hour, Release: 70 * time.Second}
 }
 
 // State is all that Step knows. The zero value with Rules set is a leg that has not begun.
@@ -62,6 +62,7 @@ type State struct {
 	Media   bool // packets flow between the desk and the phone
 	Acked   bool // the phone confirmed our answer
 	Stored  bool // a row exists
+	Unsure  bool // the end was forced: a side did not confirm it
 	Company int  // people and other phones in the conference, without this one
 	Met     bool // Company was above zero at some time
 	Cause   Cause
@@ -100,6 +101,11 @@ type machine struct {
 }
 
 func (m *machine) do(kind EffectKind) { m.effects = append(m.effects, Effect{Kind: kind}) }
+
+// tell is do for effects that carry the cause.
+func (m *machine) tell(kind EffectKind) {
+	m.effects = append(m.effects, Effect{Kind: kind, Cause: m.Cause})
+}
 
 func (m *machine) idle(ev Event) {
 	if ev.Kind != Invited {
@@ -175,8 +181,10 @@ func (m *machine) anyEnd(ev Event) {
 		m.end(PhoneLeft)
 	case PhoneFailed:
 		m.end(PhoneLost)
+	case PhoneReleased: // the phone side ended by itself and has nothing more to say
+		m.Phone = Gone
+		m.end(PhoneLost)
 	case RoomRefused:
-		m.Room = Going // what was begun (a ghost in the room) is undone like a call
 		m.end(ev.Cause)
 	case CallEnded:
 		m.end(EndedInRoom)
@@ -200,14 +208,14 @@ func (m *machine) end(cause Cause) {
 	switch m.Phone {
 	case Coming, Ready:
 		m.Phone = Going
-		m.effects = append(m.effects, Effect{Kind: RefusePhone, Cause: cause})
+		m.tell(RefusePhone)
 	case Up:
 		m.Phone = Going
-		m.effects = append(m.effects, Effect{Kind: HangUpPhone, Cause: cause})
+		m.tell(HangUpPhone)
 	}
 	if m.Room != Absent && m.Room != Gone {
 		m.Room = Going
-		m.effects = append(m.effects, Effect{Kind: LeaveRoom, Cause: cause})
+		m.tell(LeaveRoom)
 	}
 	m.finish()
 }
@@ -222,7 +230,8 @@ func (m *machine) ending(ev Event) {
 		if !m.due() {
 			return
 		}
-		m.Phone, m.Room = Gone, Gone // nobody confirmed: the next start sweeps what is left
+		// Somebody did not confirm, and may still be there: the row stays, for the next start to sweep.
+		m.Phone, m.Room, m.Unsure = Gone, Gone, true
 	default:
 		return
 	}
@@ -235,10 +244,10 @@ func (m *machine) finish() {
 		return
 	}
 	m.Phase, m.Deadline = Ended, time.Time{}
-	if m.Stored {
-		m.effects = append(m.effects, Effect{Kind: DeleteRow, Cause: m.Cause})
+	if m.Stored && !m.Unsure {
+		m.tell(DeleteRow)
 	}
-	m.effects = append(m.effects, Effect{Kind: Forget, Cause: m.Cause})
+	m.tell(Forget)
 }
 
 func (m *machine) setCompany(n int) {

@@ -56,11 +56,7 @@ func replay(t *testing.T, text string) string {
 			after, ev := parseInput(t, line)
 			var effects []Effect
 			state, effects = Step(state, epoch.Add(after), ev)
-			fmt.Fprintln(&out, line)
-			for _, e := range effects {
-				fmt.Fprintln(&out, "    do", e)
-			}
-			fmt.Fprintln(&out, "    is", state, deadlineText(state))
+			out.WriteString(FormatStep(epoch, epoch.Add(after), ev, effects, state))
 		}
 	}
 	return out.String()
@@ -91,11 +87,4 @@ func parseInput(t *testing.T, line string) (time.Duration, Event) {
 	}
 	t.Fatalf("%q: no such event", line)
 	return 0, Event{}
-}
-
-func deadlineText(s State) string {
-	if s.Deadline.IsZero() {
-		return "deadline=none"
-	}
-	return "deadline=@" + s.Deadline.Sub(epoch).String()
 }

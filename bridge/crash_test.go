@@ -1,0 +1,149 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/appservice"
+
+	"trunkline/bridge/config"
+	"trunkline/internal/testbed/homeserver"
+	"trunkline/internal/testbed/member"
+)
+
+// childSettings, when set, makes this test binary run a bridge until it is killed: what it holds is a child's settings.
+const childSettings = "TRUNKLINE_TEST_CHILD"
+
+type child struct {
+	Config       config.Config
+	Registration appservice.Registration
+}
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(childSettings)
+	if text == "" {
+		os.Exit(m.Run())
+	}
+	var c child
+	err := json.Unmarshal([]byte(text), &c)
+	if err == nil {
+		var b *Bridge
+		if b, err = New(context.Background(), c.Config, &c.Registration, slog.New(slog.NewTextHandler(os.Stderr, nil))); err == nil {
+			err = b.Run(context.Background())
+		}
+	}
+	fmt.Fprintln(os.Stderr, "child:", err)
+	os.Exit(1)
+}
+
+// startChild runs the bridge in a process of its own, which can be killed.
+func (b *bed) startChild() *exec.Cmd {
+	b.t.Helper()
+	settings, err := json.Marshal(child{b.cfg, *b.reg})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childSettings+"="+string(settings))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var output strings.Builder
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // killed already, as a rule
+		_ = cmd.Wait()
+		if b.t.Failed() {
+			b.t.Logf("the child's log:\n%s", output.String())
+		}
+	})
+	return cmd
+}
+
+func TestKilledProcessLeavesNothingAfterItsNextStart(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.stop()
+	doomed := b.startChild()
+	alice := b.person("alice", member.JSSDK, true)
+	p := b.phone("1")
+	b.await("the child to answer phones", func() bool {
+		ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
+		defer cancel()
+		call, err := p.Dial(ctx, b.sip, goodNumber)
+		if err == nil {
+			err = call.Hangup(ctx)
+		}
+		return err == nil
+	})
+	b.await("the first ghost to go", func() bool { return len(b.ghosts()) == 0 })
+	call := b.dial(p, goodNumber)
+	ghost := b.ghosts()
+	if err := alice.AwaitConnected(b.ctx(), ghost...); err != nil {
+		t.Fatal(err)
+	}
+	if err := doomed.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = doomed.Wait() // "signal: killed"
+	if n := len(b.ghosts()); n != 1 {
+		t.Fatalf("%d ghosts in the call after the kill, want the one that was left behind", n)
+	}
+	b.start()
+	overByBye(t, call)
+	if n := len(b.ghosts()); n != 0 {
+		t.Errorf("%d ghosts are still in the call", n)
+	}
+	b.await("rows to go", func() bool { return b.rows() == 0 })
+}
+
+func TestRunReturnsWhyItCannotStart(t *testing.T) {
+	t.Parallel()
+	hs := homeserver.StartLoopback(t, homeserver.Config{})
+	ports := freePorts(t, 2)
+	cfg, err := config.Parse("test", fmt.Appendf(nil, `
+homeserver: {address: %q, domain: %s}
+appservice: {listen: "127.0.0.1:%d", url: "http://127.0.0.1:%d"}
+database: {address: "sqlite:%s/t.db"}
+sip: {listen: [{transport: udp, address: "127.0.0.1:%d"}]}
+rtp: {address: 127.0.0.1}
+admin: {listen: ""}
+`, hs.URL(), hs.Domain(), ports[0], ports[0], t.TempDir(), ports[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The homeserver was never given the registration.
+	b, err := New(t.Context(), cfg, config.NewRegistration(cfg), testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan error, 1)
+	go func() { over <- b.Run(t.Context()) }()
+	select {
+	case err := <-over:
+		if err == nil || !strings.Contains(err.Error(), "as_token") {
+			t.Errorf("Run = %v, want what is wrong with as_token", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("Run hangs although the homeserver refuses the token")
+	}
+}
+
+func TestDefaultConfigGivesValidSettings(t *testing.T) {
+	settings, err := sipConfig(config.Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if settings.Advertise == "" || !settings.RTP.Advertise.IsValid() || settings.RTP.Advertise.IsUnspecified() {
+		t.Errorf("sockets on all addresses advertise %q and %v", settings.Advertise, settings.RTP.Advertise)
+	}
+}
