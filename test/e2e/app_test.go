@@ -15,8 +15,8 @@ func TestPersonInHydrogenPressesMicrophoneAndIsHeard(t *testing.T) {
 	s, users := newScene(t, lab.RoomOptions{}, "alice")
 	alice, err := bed.OpenApp(s.ctx, users[0], s.voice())
 	s.must(err)
-	defer alice.Close()
-	t.Cleanup(func() {
+	t.Cleanup(alice.Close)
+	t.Cleanup(func() { // before Close: cleanups run backwards
 		if t.Failed() {
 			t.Log(alice.State(s.ctx))
 		}

@@ -294,6 +294,7 @@ func (s *scene) explain() {
 	for _, p := range s.phones {
 		b.WriteString(p.State())
 	}
+	fmt.Fprintf(&b, "bridge's counters:\n%s", bed.Bridge().Counters(s.ctx))
 	fmt.Fprintf(&b, "bridge's log ends with:\n%s\n", bed.Bridge().LogTail(6000))
 	if !bed.Bridge().Running() {
 		b.WriteString("THE BRIDGE HAS ENDED\n")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -199,6 +200,31 @@ func (b *Bridge) LogTail(n int) string { return tailFile(b.log, n) }
 
 // Metrics returns where the bridge offers its metrics and profiles.
 func (b *Bridge) Metrics() string { return fmt.Sprintf("http://127.0.0.1:%d", b.admin) }
+
+// Counters returns the bridge's own metrics that are not zero, for failure messages: late frames and concealed sound
+// tell a starved machine from a fault.
+func (b *Bridge) Counters(ctx context.Context) string {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.Metrics()+"/metrics", nil)
+	if err != nil {
+		return err.Error()
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return err.Error()
+	}
+	var lines strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "trunkline_") && !strings.HasSuffix(line, " 0\n") {
+			lines.WriteString("  " + line)
+		}
+	}
+	return lines.String()
+}
 
 // Memory returns the bridge's resident memory in bytes.
 func (b *Bridge) Memory() (int64, error) {
