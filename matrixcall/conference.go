@@ -85,7 +85,16 @@ type MembershipInfo struct {
 // JoinCall joins the room's active call, or creates one when there is none, and returns when the ghost is a member.
 // The peers connect afterwards.
 func (g *Ghost) JoinCall(ctx context.Context, room id.RoomID, opts CallOptions) (*Membership, error) {
-	// One after the other: two phones that find no call must not both make one.
+	m, err := g.joinInTurn(ctx, room, opts)
+	if err != nil && m != nil {
+		<-m.done // the ghost can be used again only when this one has left; others need not wait for that
+		return nil, err
+	}
+	return m, err
+}
+
+// joinInTurn lets the phones of a room join one after the other: two that find no call must not both make one.
+func (g *Ghost) joinInTurn(ctx context.Context, room id.RoomID, opts CallOptions) (*Membership, error) {
 	release, err := g.service.joining.acquire(ctx, room)
 	if err != nil {
 		return nil, err

@@ -23,40 +23,39 @@ const (
 
 // receive handles one to-device message. It returns an error only when the
 // message could not be looked at and must come again; whatever is wrong with
-// the message itself is counted and forgotten.
-func (g *Ghost) receive(ctx context.Context, message toDeviceEvent) error {
+// the message itself is counted and forgotten. routed says that a conference got
+// it.
+func (g *Ghost) receive(ctx context.Context, message toDeviceEvent) (routed bool, err error) {
 	s := g.service
 	if message.Type != event.ToDeviceEncrypted.Type {
 		if !isCallType(message.Type) {
-			return nil
+			return false, nil
 		}
 		if !s.cfg.AllowPlain {
 			s.refuse(g, message.Sender, "plain message, and the configuration wants olm")
-			return nil
+			return false, nil
 		}
-		g.route(callMessage{sender: message.Sender, kind: message.Type, content: message.Content})
-		return nil
+		return g.route(callMessage{sender: message.Sender, kind: message.Type, content: message.Content}), nil
 	}
 	opened, err := g.keys.open(ctx, message)
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case opened == nil || !isCallType(opened.Type.Type):
-		return nil
+		return false, nil
 	}
 	device, err := g.senderOf(ctx, opened)
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case device == nil:
 		s.refuse(g, message.Sender, "olm message from a device nobody knows")
-		return nil
+		return false, nil
 	}
-	g.route(callMessage{
+	return g.route(callMessage{
 		sender: message.Sender, device: device.DeviceID, kind: opened.Type.Type,
 		content: opened.Content.VeryRaw, encrypted: true,
-	})
-	return nil
+	}), nil
 }
 
 // readPatience is how long reading one message may take.
@@ -76,8 +75,9 @@ type callMessage struct {
 	encrypted bool
 }
 
-// route hands a call message to the conference it is for.
-func (g *Ghost) route(m callMessage) {
+// route hands a call message to the conference it is for, and says whether
+// there is one.
+func (g *Ghost) route(m callMessage) bool {
 	s := g.service
 	var envelope struct {
 		ConfID   string      `json:"conf_id"`
@@ -85,13 +85,13 @@ func (g *Ghost) route(m callMessage) {
 	}
 	if err := json.Unmarshal(m.content, &envelope); err != nil || envelope.ConfID == "" || envelope.DeviceID == "" {
 		s.refuse(g, m.sender, "not a group call message")
-		return
+		return false
 	}
 	if m.encrypted && envelope.DeviceID != m.device {
 		// The device that owns the keys must be the one that is named,
 		// or one device could hang up for another.
 		s.refuse(g, m.sender, "olm message names another device than its sender")
-		return
+		return false
 	}
 	s.directory.heard(deviceName{m.sender, envelope.DeviceID}, m.encrypted)
 	g.routing.Lock()
@@ -100,10 +100,11 @@ func (g *Ghost) route(m callMessage) {
 		if conference.Info().ConfID == envelope.ConfID {
 			s.metrics.MessagesReceived.Add(1)
 			conference.deliverToDevice(m.sender, envelope.DeviceID, m.kind, m.content, m.encrypted)
-			return
+			return true
 		}
 	}
 	s.metrics.MessagesUnclaimed.Add(1)
+	return false
 }
 
 func (s *Service) refuse(g *Ghost, sender id.UserID, why string) {

@@ -1,12 +1,63 @@
 package matrixcall
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"testing"
 	"time"
+
+	"trunkline/internal/testbed/homeserver"
 )
+
+// TestCancelledJoinDoesNotHoldUpTheRoom: the homeserver stalls on one ghost's entry, and its caller gives up.
+func TestCancelledJoinDoesNotHoldUpTheRoom(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		alice, _, e := oneCall(b)
+		b.service.detachConference(e)
+		room := e.info.Room
+		startCall(t, alice, room, "standing")
+		stuck, free := b.ghost("_sip_stuck"), b.ghost("_sip_free")
+		for _, g := range []*Ghost{stuck, free} {
+			if err := g.EnterRoom(t.Context(), room); err != nil {
+				t.Fatal(err)
+			}
+		}
+		outage := b.fake.Break(&homeserver.Fault{
+			Method: http.MethodPut, Path: "call.member", User: stuck.user, Error: &homeserver.Error{Status: 503, Code: "M_UNKNOWN"},
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := stuck.JoinCall(ctx, room, CallOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("join of the stuck ghost = %v, want its deadline", err)
+			}
+			if stuck.isIn(room) {
+				t.Error("JoinCall returned while the ghost is still busy")
+			}
+		})
+		time.Sleep(2 * time.Second)
+		if !stuck.isIn(room) {
+			t.Error("the stuck ghost is free before it has left")
+		}
+		began := time.Now()
+		m, err := free.JoinCall(t.Context(), room, CallOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 5*time.Second { // state is written one event after the other
+			t.Errorf("the other phone joined after %v", took)
+		}
+		outage.Mend()
+		wg.Wait()
+		if err := m.Leave(t.Context(), ""); err != nil {
+			t.Error(err)
+		}
+	})
+}
 
 // TestPhonesThatDialTogetherShareOneCall runs the whole package: ghosts with
 // PeerConnections in one room, none of which finds a call.

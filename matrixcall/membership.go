@@ -57,9 +57,13 @@ const (
 	closePatience = 10 * time.Second
 )
 
+// errGivenUp says that nobody waits any more for a membership, which therefore leaves.
+var errGivenUp = errors.New("given up")
+
 var errCallLeft = errors.New("left the call before it was joined")
 
-// joinCall joins the room's call or creates one.
+// joinCall joins the room's call or creates one. A membership that comes with an error was given up and is still
+// leaving: it has left when done is closed.
 func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, opts CallOptions) (*Membership, error) {
 	call, err := host.activeCall(ctx, ghost, room)
 	if err != nil {
@@ -88,7 +92,11 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 			return nil, fmt.Errorf("create call in %s: %w", room, err)
 		}
 	}
-	if err := m.begin(ctx); err != nil {
+	err = m.begin(ctx)
+	if errors.Is(err, errGivenUp) {
+		return m, err
+	}
+	if err != nil {
 		if fresh && ctx.Err() == nil { // else leaving does it
 			content.Terminated = callEnded
 			err = errors.Join(err, host.PutCall(ctx, ghost, room, call.ConfID, content))
@@ -150,8 +158,7 @@ func (m *Membership) begin(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		m.inbox.put(mesh.Leave{})
-		<-m.done // the ghost can be used again only when this one has left
-		return fmt.Errorf("join call in %s: %w", m.info.Room, context.Cause(ctx))
+		return fmt.Errorf("join call in %s: %w: %w", m.info.Room, errGivenUp, context.Cause(ctx))
 	}
 }
 
@@ -301,21 +308,19 @@ func (m *Membership) perform(effect mesh.Effect) {
 		m.opts.OnEvent(People{N: e.N})
 	case mesh.CallEnded:
 		m.opts.OnEvent(CallEnded{Reason: e.Reason})
+	case mesh.CannotStay:
+		m.opts.OnEvent(Failed{Err: m.explain(e.Err)})
 	case mesh.Note:
 		m.log.Info("call", "peer", userName(e.Device.User), "device", e.Device.ID, "note", e.Text)
 	case mesh.Dropped:
+		m.host.Metrics().SignalsDropped.Add(1)
 		m.log.Debug("signal dropped", "from", userName(e.From.User), "device", e.From.ID, "kind", e.Kind, "cause", e.Why)
 	}
 }
 
 // doneJoining answers JoinCall if it still waits.
 func (m *Membership) doneJoining(why string) {
-	var err error
-	if why != "" {
-		m.mu.Lock()
-		err = cmp.Or(m.writeErr, errors.New(why)) // the error itself, when there is one, says more than its text
-		m.mu.Unlock()
-	}
+	err := m.explain(why)
 	switch {
 	case !m.told:
 		m.joined <- cmp.Or(err, errCallLeft)
@@ -323,6 +328,16 @@ func (m *Membership) doneJoining(why string) {
 		m.leaveErr = fmt.Errorf("remove member entry in %s: %w", m.info.Room, err)
 	}
 	m.told = true
+}
+
+// explain returns what went wrong: the error of the last write itself, when there is one, says more than its text.
+func (m *Membership) explain(why string) error {
+	if why == "" {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return cmp.Or(m.writeErr, errors.New(why))
 }
 
 func peerKey(p mesh.Peer) PeerKey { return PeerKey{User: p.User, Device: p.ID, Session: p.Session} }
@@ -342,7 +357,8 @@ func (m *Membership) putMember(content MemberContent, result mesh.MemberWritten)
 			m.mu.Lock()
 			m.writeErr = err
 			m.mu.Unlock()
-			result.Err, result.Fatal = err.Error(), errors.Is(err, mautrix.MForbidden)
+			_, noRights := errors.AsType[*RightsError](err)
+			result.Err, result.Fatal = err.Error(), noRights || errors.Is(err, mautrix.MForbidden)
 		}
 		m.inbox.put(result)
 	})

@@ -40,8 +40,10 @@ type callBed struct {
 	puts     int
 	refuse   error         // PutMember's answer
 	delay    time.Duration // of to-device messages
-	frames   int           // sent by talk
-	cut      atomic.Bool   // the network
+	metrics  Metrics
+	unsent   id.UserID   // gets no message, and the sender is told
+	frames   int         // sent by talk
+	cut      atomic.Bool // the network
 }
 
 const bedRoom = id.RoomID("!room")
@@ -190,7 +192,12 @@ func (b *callBed) talk(d time.Duration, phones ...*phone) {
 
 func (b *callBed) SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) error {
 	time.Sleep(b.delay)
-	for _, msg := range batch {
+	failed := make(map[int]error)
+	for n, msg := range batch {
+		if msg.User == b.unsent {
+			failed[n] = errTooLarge
+			continue
+		}
 		content, err := json.Marshal(msg.Content)
 		if err != nil {
 			return err
@@ -202,6 +209,9 @@ func (b *callBed) SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMes
 		if br != nil && br.device == msg.Device {
 			br.inbox.put(wire{ghost.user, msg.Type, content})
 		}
+	}
+	if len(failed) > 0 {
+		return &SendError{failed}
 	}
 	return ctx.Err()
 }
@@ -264,6 +274,7 @@ func (b *callBed) detach(m *Membership) {
 }
 
 func (b *callBed) refreshState(*Membership) { b.spread() }
+func (b *callBed) Metrics() *Metrics        { return &b.metrics }
 func (b *callBed) rtcEngine() *engine       { return b.engine }
 func (b *callBed) logger() *slog.Logger     { return b.log }
 

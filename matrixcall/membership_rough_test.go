@@ -12,6 +12,7 @@ import (
 	"github.com/pion/rtp"
 	"github.com/pion/transport/v4/vnet"
 	"github.com/pion/webrtc/v4"
+	"maunium.net/go/mautrix/id"
 )
 
 // Rough weather: offers that cross, networks that go away, peers that are silent or send nonsense.
@@ -113,6 +114,44 @@ func TestLeavingDoesNotWaitForSilentPeers(t *testing.T) {
 		if hangups != 5 || rejects != 5 {
 			t.Errorf("%d hangups and %d rejects, want 5 and 5", hangups, rejects)
 		}
+	})
+}
+
+// A mute is one batch to both peers: that one of the messages fails must not end the other's link.
+func TestPeerThatCannotBeReachedCostsNobodyElse(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		bob := bed.browser("@bob:x", "10.1.0.3", nil)
+		p := bed.join("@_sip_1:x")
+		alice.enter()
+		bob.enter()
+		time.Sleep(3 * time.Second)
+		bed.hearEachOther(p, alice)
+		bed.hearEachOther(p, bob)
+		bed.unsent = bob.user
+		p.Mute(true)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for user, want := range map[id.UserID]int{alice.user: 0, bob.user: 1} {
+			gone := p.count(func(ev Event) bool { g, ok := ev.(PeerGone); return ok && g.Peer.User == user })
+			if gone != want {
+				t.Errorf("%s went %d times, want %d", user, gone, want)
+			}
+		}
+		bed.unsent = ""
+		leave(t, p)
+	})
+}
+
+func TestUselessSignalsAreCounted(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		p := bed.join("@_sip_1:x")
+		p.deliverToDevice("@alice:x", "A", "m.call.invite", json.RawMessage(`{"call_id":"c","conf_id":"another"}`), false)
+		synctest.Wait()
+		if n := bed.metrics.SignalsDropped.Load(); n != 1 {
+			t.Errorf("%d signals dropped, want 1", n)
+		}
+		leave(t, p)
 	})
 }
 

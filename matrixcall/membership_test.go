@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pion/webrtc/v4"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 )
@@ -247,6 +248,39 @@ func TestMembershipIsRenewedForHours(t *testing.T) {
 	})
 }
 
+func TestPhoneHearsWhenItMayNotStay(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		p := bed.join("@_sip_1:x")
+		rights := &RightsError{Room: bedRoom, Types: []string{memberType}, Need: 50}
+		bed.mu.Lock()
+		bed.refuse = rights
+		bed.mu.Unlock()
+		time.Sleep(46 * time.Minute)
+		synctest.Wait()
+		if n := p.count(func(ev Event) bool { f, ok := ev.(Failed); return ok && errors.Is(f.Err, rights) }); n != 1 {
+			t.Errorf("%d Failed with %v, want 1", n, rights)
+		}
+		select {
+		case <-p.done:
+		default:
+			t.Error("the membership has not ended")
+		}
+	})
+}
+
+func TestRelaysGetMoreTimeToAnswer(t *testing.T) {
+	for uri, want := range map[string]time.Duration{
+		"stun:s:3478": gatherCap, "turn:s:3478": relayCap, "turns:s:443?transport=tcp": relayCap,
+	} {
+		if got := gatherPatience([]webrtc.ICEServer{{URLs: []string{"stun:x"}}, {URLs: []string{uri}}}); got != want {
+			t.Errorf("gatherPatience(%s) = %v, want %v", uri, got, want)
+		}
+	}
+	if got := gatherPatience(nil); got != gatherCap {
+		t.Errorf("gatherPatience without servers = %v, want %v", got, gatherCap)
+	}
+}
+
 func TestRefusedJoinIsAnErrorAndLeavesNoCall(t *testing.T) {
 	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
 		bed.refuse = mautrix.MForbidden
@@ -264,9 +298,9 @@ func TestJoinGivesUpWithItsContext(t *testing.T) {
 		bed.refuse = errors.New("later")
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
-		_, err := joinCall(ctx, bed, &Ghost{user: "@_sip_1:x", device: "GHOST"}, bedRoom, CallOptions{})
-		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("joinCall = %v, want deadline exceeded", err)
+		m, err := joinCall(ctx, bed, &Ghost{user: "@_sip_1:x", device: "GHOST"}, bedRoom, CallOptions{})
+		if !errors.Is(err, context.DeadlineExceeded) || m == nil {
+			t.Fatalf("joinCall = %v, %v, want deadline exceeded and what is still leaving", m, err)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()

@@ -25,6 +25,7 @@ type Metrics struct {
 	MessagesUndecryptable atomic.Uint64 // olm could not read them
 	MessagesRepeated      atomic.Uint64 // olm replays
 	MessagesUnclaimed     atomic.Uint64 // call messages no conference wanted
+	SignalsDropped        atomic.Uint64 // call messages a conference had no use for
 	MessagesSent          atomic.Uint64 // messages accepted by the homeserver
 	MessagesSentPlain     atomic.Uint64 // of these, unencrypted
 	MessagesFailed        atomic.Uint64 // given up
@@ -77,6 +78,7 @@ func (m *Metrics) All() iter.Seq[Metric] {
 		{"trunkline_matrix_messages_undecryptable_total", "To-device messages olm could not read.", &m.MessagesUndecryptable},
 		{"trunkline_matrix_messages_repeated_total", "Replayed olm messages.", &m.MessagesRepeated},
 		{"trunkline_matrix_messages_unclaimed_total", "Call messages for no conference of the ghost.", &m.MessagesUnclaimed},
+		{"trunkline_matrix_signals_dropped_total", "Call messages a conference had no use for.", &m.SignalsDropped},
 		{"trunkline_matrix_messages_sent_total", "Call messages accepted by the homeserver.", &m.MessagesSent},
 		{"trunkline_matrix_messages_sent_plain_total", "Call messages sent without encryption.", &m.MessagesSentPlain},
 		{"trunkline_matrix_messages_failed_total", "Call messages given up.", &m.MessagesFailed},

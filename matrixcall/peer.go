@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
@@ -30,6 +32,7 @@ type peerConn struct {
 	ctx    context.Context // ends when the connection shall close
 	cancel context.CancelFunc
 	tasks  *inbox[func()]
+	wait   time.Duration              // for candidates; only run touches this
 	pc     *webrtc.PeerConnection     // only run touches this
 	offer  *webrtc.SessionDescription // an offer of ours the peer has not answered; only run touches this
 
@@ -123,6 +126,7 @@ func (c *peerConn) open(inviter bool) error {
 			servers = append(servers, webrtc.ICEServer{URLs: s.URIs, Username: s.Username, Credential: s.Password})
 		}
 	}
+	c.wait = gatherPatience(servers)
 	pc, err := c.engine.api.NewPeerConnection(webrtc.Configuration{
 		ICEServers: servers, BundlePolicy: webrtc.BundlePolicyMaxBundle,
 	})
@@ -199,15 +203,30 @@ func (c *peerConn) createOffer(restart bool) error {
 	return nil
 }
 
-// await waits for the candidates, but not for a slow TURN server's.
+// await waits for the candidates, but not for those of a server that is slow or down.
 func (c *peerConn) await(gathered <-chan struct{}) error {
-	ctx, cancel := context.WithTimeout(c.ctx, gatherCap)
+	ctx, cancel := context.WithTimeout(c.ctx, c.wait)
 	defer cancel()
 	select {
 	case <-gathered:
 	case <-ctx.Done():
+		if c.ctx.Err() == nil {
+			c.log.Debug("gathering candidates was cut short", "after", c.wait)
+		}
 	}
 	return c.ctx.Err()
+}
+
+// gatherPatience is how long to wait for candidates with these servers.
+func gatherPatience(servers []webrtc.ICEServer) time.Duration {
+	for _, server := range servers {
+		for _, uri := range server.URLs {
+			if strings.HasPrefix(uri, "turn:") || strings.HasPrefix(uri, "turns:") {
+				return relayCap
+			}
+		}
+	}
+	return gatherCap
 }
 
 // sentCopy is the description as the peer gets it.

@@ -33,12 +33,14 @@ type ICEConfig struct {
 }
 
 // The transports' timers. Lost is when ICE says disconnected, dead is how much later it says failed.
-// A STUN or TURN server that answers at all does so well within gatherCap; one that is down must not delay every call.
+// A STUN server that answers at all does so well within gatherCap, a relay, which takes several round trips and perhaps
+// a TLS handshake, within relayCap; one that is down must not delay every call for longer.
 const (
 	iceLost      = 7 * time.Second
 	iceDead      = 25 * time.Second
 	iceKeepAlive = 2 * time.Second
 	gatherCap    = 500 * time.Millisecond
+	relayCap     = 2 * time.Second
 	icePatience  = 150 // checks of a pair, one each 200 ms; pion's 7 give a pair up before a slow answer is there
 )
 

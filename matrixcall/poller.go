@@ -180,10 +180,11 @@ func (p *poller) poll(ctx context.Context, wait time.Duration) (int, error) {
 		return 0, err
 	}
 	n := len(answer.ToDevice.Events)
-	if err := p.handle(ctx, answer); err != nil {
+	routed, err := p.handle(ctx, answer)
+	if err != nil {
 		return 0, err
 	}
-	if n > 0 {
+	if routed { // anybody may send a ghost anything; only signalling is worth a look of all
 		p.heard = time.Now()
 		p.ghost.service.kicker.kick()
 	}
@@ -264,18 +265,21 @@ func (p *poller) sync(ctx context.Context, wait time.Duration) (*syncAnswer, err
 
 // handle processes an answer, then stores where it ended: after a crash a
 // message may come twice, but never not at all. The homeserver deletes what
-// it delivered when it sees the new token.
-func (p *poller) handle(ctx context.Context, answer *syncAnswer) error {
+// it delivered when it sees the new token. routed says that a conference got
+// something.
+func (p *poller) handle(ctx context.Context, answer *syncAnswer) (routed bool, err error) {
 	g, s := p.ghost, p.ghost.service
 	s.directory.changed(answer.DeviceLists.Changed)
 	for _, message := range answer.ToDevice.Events {
-		if err := g.receive(ctx, message); err != nil {
-			return err
+		ours, err := g.receive(ctx, message)
+		if err != nil {
+			return routed, err
 		}
+		routed = routed || ours
 	}
 	if len(answer.ToDevice.Events) > 0 {
 		if err := s.store.SaveSyncToken(context.WithoutCancel(ctx), g.user, answer.NextBatch); err != nil {
-			return err
+			return routed, err
 		}
 		p.saved = answer.NextBatch
 		g.keys.machine.MarkOlmHashSavePoint(ctx)
@@ -288,7 +292,7 @@ func (p *poller) handle(ctx context.Context, answer *syncAnswer) error {
 			g.log.Warn("keys are low and cannot be replaced", "err", tidy(err))
 		}
 	}
-	return nil
+	return routed, nil
 }
 
 // kicker makes all pollers look a short while after one got something.

@@ -117,6 +117,29 @@ func TestKickFindsTheOtherGhostsMessage(t *testing.T) {
 	})
 }
 
+func TestJunkDoesNotMakeAllGhostsLook(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		p, g, e := oneCall(b)
+		second := b.ghost("_sip_two")
+		if err := second.EnterRoom(t.Context(), e.info.Room); err != nil {
+			t.Fatal(err)
+		}
+		b.attach(second, e.info.Room, "conf")
+		time.Sleep(time.Second)
+		before := b.service.metrics.Kicks.Load()
+		p.signal("another conference", 0, g)
+		time.Sleep(time.Second)
+		if n := b.service.metrics.Kicks.Load() - before; n != 0 {
+			t.Errorf("%d kicks for a message no conference wants, want none", n)
+		}
+		p.signal("conf", 0, g)
+		time.Sleep(time.Second)
+		if n := b.service.metrics.Kicks.Load() - before; n != 1 {
+			t.Errorf("%d kicks for a signal, want 1", n)
+		}
+	})
+}
+
 func TestPollerSleepsLongerInAQuietCall(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		_, _, _ = oneCall(b)

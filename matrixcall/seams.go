@@ -90,8 +90,8 @@ type TURNServer struct {
 	Password string   `yaml:"password"`
 }
 
-// signalSender sends to-device messages as a ghost. It returns when every message was accepted by the homeserver, or
-// with the error that made it give up (or ctx's). It keeps the order of messages to the same device, never has two
+// signalSender sends to-device messages as a ghost. It returns when every message was accepted by the homeserver or
+// given up, or ctx ends; a *SendError says which were not accepted, any other error is about all of them. It keeps the order of messages to the same device, never has two
 // requests in flight in the whole bridge, groups messages to different devices into one request per type, encrypts
 // for devices that published keys, and repeats a request with the same transaction id. (Rules 2 and 6 of the group
 // call clients: see mesh/doc.go.)
@@ -121,6 +121,8 @@ type callHost interface {
 	refreshState(m *Membership)
 	// rtcEngine is what PeerConnections are made with; the service owns it (newEngine, Close).
 	rtcEngine() *engine
+	// Metrics are the counters.
+	Metrics() *Metrics
 	// logger is what memberships log to.
 	logger() *slog.Logger
 }

@@ -38,6 +38,21 @@ var (
 	errTooLarge       = errors.New("message is too large for a homeserver")
 )
 
+// SendError says which messages of a batch did not reach the homeserver, by
+// their place in it.
+type SendError struct{ Failed map[int]error }
+
+func (e *SendError) Error() string { return errors.Join(e.Unwrap()...).Error() }
+
+// Unwrap returns the errors in the order of the messages.
+func (e *SendError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Failed))
+	for _, n := range slices.Sorted(maps.Keys(e.Failed)) {
+		errs = append(errs, e.Failed[n])
+	}
+	return errs
+}
+
 // SendToDevice implements signalSender.
 func (s *Service) SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) error {
 	return ghost.outbox.send(ctx, batch)
@@ -49,11 +64,18 @@ type letter struct {
 	kind    string
 	content json.RawMessage
 	ctx     context.Context // of the send it belongs to
-	done    chan<- error    // has room for the answer of every letter
+	place   int             // in the batch of that send
+	done    chan<- outcome  // has room for the answer of every letter
+}
+
+// outcome is how the letter at a place of its batch ended.
+type outcome struct {
+	place int
+	err   error
 }
 
 // finish reports how the letter ended, once.
-func (l *letter) finish(err error) { l.done <- err }
+func (l *letter) finish(err error) { l.done <- outcome{l.place, err} }
 
 // outbox sends the messages of one ghost, in order for each device. It works
 // in rounds: of every device the oldest message, one request per type, and the
@@ -79,38 +101,63 @@ type inviteName struct {
 	call string
 }
 
-// send queues the batch and waits until the homeserver has all of it, ctx
-// ends, or one message is given up.
+// send queues the batch and waits until the homeserver has all of it that can
+// be sent, or ctx ends. The error is a *SendError.
 func (o *outbox) send(ctx context.Context, batch []OutMessage) error {
-	done := make(chan error, len(batch))
+	failed := make(map[int]error)
+	done := make(chan outcome, len(batch))
 	letters := make([]*letter, 0, len(batch))
-	for _, message := range batch {
-		content, err := json.Marshal(message.Content)
+	for place, message := range batch {
+		content, err := encodeMessage(message)
 		if err != nil {
-			return fmt.Errorf("encode %s: %w", message.Type, err)
-		}
-		if len(content) > maxMessage {
-			return fmt.Errorf("%s to %s: %w", message.Type, userName(message.User), errTooLarge)
+			o.ghost.service.metrics.MessagesFailed.Add(1)
+			failed[place] = err
+			continue
 		}
 		letters = append(letters, &letter{
-			to: deviceName{message.User, message.Device}, kind: message.Type, content: content, ctx: ctx, done: done,
+			to: deviceName{message.User, message.Device}, kind: message.Type, content: content,
+			ctx: ctx, place: place, done: done,
 		})
 	}
-	if err := o.put(letters); err != nil {
-		return err
+	waiting := make(map[int]bool, len(letters))
+	for _, l := range letters {
+		waiting[l.place] = true
 	}
-	var failed []error
-	for range letters {
+	if err := o.put(letters); err != nil {
+		for place := range waiting {
+			failed[place] = err
+		}
+		clear(waiting)
+	}
+	for len(waiting) > 0 {
 		select {
-		case err := <-done:
-			if err != nil {
-				failed = append(failed, err)
+		case end := <-done:
+			delete(waiting, end.place)
+			if end.err != nil {
+				failed[end.place] = end.err
 			}
 		case <-ctx.Done():
-			return errors.Join(append(failed, context.Cause(ctx))...)
+			for place := range waiting {
+				failed[place] = context.Cause(ctx)
+			}
+			clear(waiting)
 		}
 	}
-	return errors.Join(failed...)
+	if len(failed) == 0 {
+		return nil
+	}
+	return &SendError{failed}
+}
+
+func encodeMessage(message OutMessage) (json.RawMessage, error) {
+	content, err := json.Marshal(message.Content)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", message.Type, err)
+	}
+	if len(content) > maxMessage {
+		return nil, fmt.Errorf("%s to %s: %w", message.Type, userName(message.User), errTooLarge)
+	}
+	return content, nil
 }
 
 func (o *outbox) put(letters []*letter) error {

@@ -213,6 +213,22 @@ func TestDeviceWithoutOneTimeKeysGetsPlain(t *testing.T) {
 	})
 }
 
+func TestOversizedMessageDoesNotHoldBackTheOthers(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		alice, g, _ := oneCall(b)
+		carol := b.person("carol", false)
+		alice.listen()
+		carol.listen()
+		batch := slices.Concat(to("m.call.invite", candidates(0), alice), to("m.call.invite", strings.Repeat("x", maxMessage), carol))
+		err := b.service.SendToDevice(t.Context(), g, batch)
+		some, ok := errors.AsType[*SendError](err)
+		if !ok || len(some.Failed) != 1 || !errors.Is(some.Failed[1], errTooLarge) {
+			t.Errorf("send = %v, want %v for message 1 only", err, errTooLarge)
+		}
+		b.eventually(5*time.Second, func() string { return sequence(alice.hears(), []id.UserID{g.user}, 1) })
+	})
+}
+
 func TestNobodyGetsPlainWhenForbidden(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		b.plain = false

@@ -2,6 +2,9 @@ package matrixcall
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	"trunkline/matrixcall/mesh"
@@ -63,10 +66,7 @@ func (s *signaller) sendAll(ctx context.Context) {
 			evtType, content := encodeSignal(e.Signal, s.m.info.Device, newID())
 			messages = append(messages, OutMessage{User: e.To.User, Device: e.To.ID, Type: evtType, Content: content})
 		}
-		err := s.m.host.SendToDevice(ctx, s.m.ghost, messages)
-		if err != nil && ctx.Err() == nil {
-			s.m.log.Warn("signals not sent", "n", len(batch), "err", err)
-		}
+		failed := failures(s.m.host.SendToDevice(ctx, s.m.ghost, messages), len(batch))
 		s.mu.Lock()
 		for _, e := range batch {
 			if s.pending[e.To]--; s.pending[e.To] == 0 {
@@ -74,10 +74,27 @@ func (s *signaller) sendAll(ctx context.Context) {
 			}
 		}
 		s.mu.Unlock()
-		if err != nil {
-			for _, e := range batch {
-				s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})
+		for _, n := range slices.Sorted(maps.Keys(failed)) {
+			e := batch[n]
+			if ctx.Err() == nil {
+				s.m.log.Warn("signal not sent", "peer", userName(e.To.User), "device", e.To.ID, "kind", e.Signal.Kind, "err", failed[n])
 			}
+			s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})
 		}
 	}
+}
+
+// failures returns what became of the messages of a batch that were not sent.
+func failures(err error, n int) map[int]error {
+	if err == nil {
+		return nil
+	}
+	if some, ok := errors.AsType[*SendError](err); ok {
+		return some.Failed
+	}
+	all := make(map[int]error, n)
+	for i := range n {
+		all[i] = err
+	}
+	return all
 }

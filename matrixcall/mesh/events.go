@@ -41,7 +41,7 @@ type (
 		CallID string
 	}
 
-	// OfferReady is the result of CreateOffer: a complete offer, candidates included.
+	// OfferReady is the result of CreateOffer: an offer with all candidates that were found in time.
 	OfferReady struct {
 		Conn Conn
 		SDP  string
@@ -166,10 +166,13 @@ type (
 		Peer  Peer
 		Muted bool
 	}
-	// People is the number of users in the conference that are not ours, when it changed.
+	// People is the number of users in the conference that are not ours, when it changed. Whose connection broke a
+	// minute ago and who has shown no sign of life since does not count.
 	People struct{ N int }
 	// CallEnded says that the conference is over for us; leaving follows by itself.
 	CallEnded struct{ Reason string }
+	// CannotStay says that our member entry cannot be kept up; leaving follows by itself.
+	CannotStay struct{ Err string }
 	// Done is the last effect.
 	Done struct{ Err string }
 
@@ -204,6 +207,7 @@ func (PeerGone) isEffect()      {}
 func (PeerMuted) isEffect()     {}
 func (People) isEffect()        {}
 func (CallEnded) isEffect()     {}
+func (CannotStay) isEffect()    {}
 func (Done) isEffect()          {}
 func (Note) isEffect()          {}
 func (Dropped) isEffect()       {}

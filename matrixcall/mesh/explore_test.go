@@ -475,6 +475,10 @@ func fingerprint(w world) string {
 	for _, mem := range s.sortedMembers() {
 		fmt.Fprintf(&b, "member %s\n", mem.Peer)
 	}
+	for _, mem := range s.sortedMembers() {
+		l, lost := s.lost[mem.Peer]
+		fmt.Fprintf(&b, "lost %v %s\n", lost, in(l.until))
+	}
 	for _, p := range s.sortedPeers() {
 		fmt.Fprintf(&b, "peer %s %d %s %v %s %s\n", p.Peer, p.tries, in(p.next), p.resting, in(p.warn), in(p.watch))
 		if l := p.link; l != nil {

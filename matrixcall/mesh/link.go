@@ -288,6 +288,7 @@ func (m *machine) connState(p *peer, now Transport) {
 			l.phase = connected
 			l.since = m.now
 			l.announced = true
+			delete(m.lost, p.Peer)
 			m.do(PeerConnected{Peer: p.Peer})
 			m.tellMuted(p)
 		}
@@ -334,6 +335,7 @@ func (m *machine) end(p *peer, reason string, f farewell) {
 	m.do(Close{Conn: l.conn})
 	if l.announced {
 		m.do(PeerGone{Peer: p.Peer, Reason: reason})
+		m.lose(p)
 		if m.now.Sub(l.since) >= steadyAfter {
 			p.tries = 0
 		}
@@ -349,6 +351,14 @@ func (m *machine) end(p *peer, reason string, f farewell) {
 	default:
 		m.expectAgain(p, calleePatience)
 	}
+}
+
+// lose remembers that a peer was connected and is not now.
+func (m *machine) lose(p *peer) {
+	if m.lost == nil {
+		m.lost = make(map[Peer]loss)
+	}
+	m.lost[p.Peer] = loss{expires: p.expires, until: m.now.Add(lostCounts)}
 }
 
 // expectAgain arranges for another link after one that ended by mishap.

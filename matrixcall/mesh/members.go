@@ -1,6 +1,8 @@
 package mesh
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -110,9 +112,10 @@ func (m *machine) expect(p *peer, patience time.Duration) {
 
 // countPeople reports the number of users that are not ours.
 func (m *machine) countPeople() {
+	m.updateLost()
 	users := make(map[id.UserID]bool)
 	for _, mem := range m.members {
-		if m.wanted(mem) {
+		if m.wanted(mem) && !m.vanished(mem) {
 			users[mem.User] = true
 		}
 	}
@@ -120,6 +123,27 @@ func (m *machine) countPeople() {
 		m.people = len(users)
 		m.do(People{N: m.people})
 	}
+}
+
+// updateLost forgets the losses of peers that are not listed any more or have moved their entry, and ends the patience
+// with the others.
+func (m *machine) updateLost() {
+	for _, p := range slices.Collect(maps.Keys(m.lost)) {
+		l, mem := m.lost[p], m.members[p.Device]
+		switch {
+		case mem.Peer != p || !mem.Expires.Equal(l.expires):
+			delete(m.lost, p)
+		case m.due(l.until):
+			l.until = zero
+			m.lost[p] = l
+		}
+	}
+}
+
+// vanished says whether a member was connected, is not any more, and has had its time to come back.
+func (m *machine) vanished(mem Member) bool {
+	l, lost := m.lost[mem.Peer]
+	return lost && l.until.IsZero()
 }
 
 // peerDue does what is due for one peer.

@@ -27,7 +27,7 @@ const (
 	entryRetry      = 30 * time.Second
 	inviteLifetime  = 60 * time.Second
 	inviteRepeat    = 4 * time.Second
-	shellPatience   = 15 * time.Second // for offers and answers to be made: gathering is capped at 2 s
+	shellPatience   = 15 * time.Second // for offers and answers to be made; gathering candidates takes 2 s of it at most
 	connectPatience = 30 * time.Second
 	lostPatience    = 30 * time.Second // ICE disconnected
 	restartAfter    = 3 * time.Second  // ICE disconnected, and we are the inviter
@@ -42,6 +42,7 @@ const (
 	calleeReturns   = 25 * time.Second // after a link broke: both clients call again within 5 s, if they will at all
 	rotatePause     = 2 * time.Minute
 	leavePatience   = 30 * time.Second
+	lostCounts      = 60 * time.Second // how long a peer whose connection broke is still counted among the people
 )
 
 // Bounds of what others can make us keep.
@@ -99,6 +100,13 @@ type State struct {
 	lastCall int
 	lastConn Conn
 	people   int
+	lost     map[Peer]loss // peers that were connected and are not now
+}
+
+// loss is a peer whose connection ended while its member entry stands: a client that crashed leaves one for an hour.
+type loss struct {
+	expires time.Time // of the entry then: a client that moves it is alive
+	until   time.Time // counted among the people until then; zero: not any more
 }
 
 // entry is our own member entry in the room.
@@ -107,6 +115,7 @@ type entry struct {
 	session string    // the session id last written with success
 	expires time.Time // of what was last asked to be written
 	written time.Time // when the last write succeeded
+	stands  time.Time // end of what was last written with success
 	next    time.Time // write again
 	tries   int
 }
@@ -228,7 +237,10 @@ func (s State) Deadline() time.Time {
 		d.add(s.until, s.entry.next)
 		return d.at
 	}
-	d.add(s.entry.next)
+	d.add(s.entry.next, s.entry.stands)
+	for _, l := range s.lost {
+		d.add(l.until)
+	}
 	for _, e := range s.early {
 		d.add(e.until)
 	}
@@ -276,6 +288,7 @@ func (p *peer) connected() bool { return p.link != nil && p.link.phase == connec
 func (s State) clone() State {
 	s.members = maps.Clone(s.members)
 	s.early = slices.Clone(s.early)
+	s.lost = maps.Clone(s.lost)
 	peers := make(map[Device]*peer, len(s.peers))
 	for dev, p := range s.peers {
 		q := *p

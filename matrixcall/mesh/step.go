@@ -101,6 +101,7 @@ func (m *machine) memberWritten(ev MemberWritten) {
 		m.entry.tries = 0
 		m.entry.session = m.session
 		m.entry.written = m.now
+		m.entry.stands = m.entry.expires
 		m.entry.next = m.now.Add(entryRenewal - m.jitter())
 		if m.phase == joining {
 			m.phase = joined
@@ -113,9 +114,17 @@ func (m *machine) memberWritten(ev MemberWritten) {
 	case m.phase == joining:
 		m.entry.next = m.now.Add(backoff[m.entry.tries])
 		m.entry.tries++
+	case ev.Fatal:
+		m.fail(ev.Err)
 	default:
 		m.entry.next = m.now.Add(entryRetry)
 	}
+}
+
+// fail ends a membership that cannot be kept up.
+func (m *machine) fail(err string) {
+	m.do(CannotStay{Err: err})
+	m.leave("")
 }
 
 // jitter spreads the renewals of ghosts that joined together over five minutes.
@@ -225,6 +234,10 @@ func (m *machine) reconcile() {
 		}
 	}
 	if !m.active() {
+		return
+	}
+	if m.due(m.entry.stands) {
+		m.fail("our member entry has expired")
 		return
 	}
 	if m.due(m.entry.next) && !m.entry.writing {
