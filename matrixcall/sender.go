@@ -34,6 +34,7 @@ const (
 
 var (
 	errPlainForbidden = errors.New("the device has no keys, and the configuration wants olm")
+	errNoOneTimeKey   = errors.New("the device has keys and gives out no one-time key")
 	errOutboxFull     = errors.New("too many messages are waiting to be sent")
 	errTooLarge       = errors.New("message is too large for a homeserver")
 )
@@ -230,8 +231,14 @@ func (o *outbox) deliver(ctx context.Context, round []*letter) error {
 	}
 	groups := make(map[string]*parcel)
 	for _, l := range round {
-		kind, content := event.ToDeviceEncrypted.Type, sealed[l.to]
-		if content == nil {
+		result, hasKeys := sealed[l.to]
+		if result.err != nil {
+			o.ghost.log.Warn("message cannot be encrypted", "user", userName(l.to.User), "device", l.to.Device, "err", tidy(result.err))
+			o.fail(l, result.err)
+			continue
+		}
+		kind, content := event.ToDeviceEncrypted.Type, result.content
+		if !hasKeys {
 			if !o.ghost.service.cfg.AllowPlain {
 				o.fail(l, errPlainForbidden)
 				continue
@@ -249,9 +256,18 @@ func (o *outbox) deliver(ctx context.Context, round []*letter) error {
 	return nil
 }
 
-// seal encrypts the round's messages for all devices that can read olm. Who is
-// missing in the result gets plain messages.
-func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]json.RawMessage, error) {
+// sealing is what became of encrypting a message.
+type sealing struct {
+	content json.RawMessage
+	err     error
+}
+
+// seal encrypts the round's messages for all devices that have published keys.
+// Who is missing in the result gets a plain message: devices without keys, and
+// those that cannot read olm although they have some (see wantsPlain) or give
+// out no one-time key and were only ever heard plain. Nobody else does, whatever
+// goes wrong: whoever waits for the message hears of it and tries again.
+func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]sealing, error) {
 	names := make([]deviceName, 0, len(round))
 	for _, l := range round {
 		names = append(names, l.to)
@@ -270,38 +286,31 @@ func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]json
 		}
 		kinds[l.kind][l.to] = &event.Content{VeryRaw: l.content}
 	}
-	sealed := make(map[deviceName]json.RawMessage)
+	sealed := make(map[deviceName]sealing)
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		contents, err := o.ghost.keys.encrypt(ctx, kind, kinds[kind])
-		if err != nil {
-			// One device can spoil it for all: try them one by one.
-			contents = o.encryptEach(ctx, kind, kinds[kind])
-		}
-		for to := range kinds[kind] {
-			content := contents[to]
-			if content == nil {
-				o.ghost.log.Debug("device gives out no one-time key", "user", userName(to.User), "device", to.Device)
-				continue
+		for to, content := range kinds[kind] {
+			one, err := contents[to], err
+			if err != nil { // one device can spoil it for all: try them one by one
+				one, err = o.encryptOne(ctx, kind, to, content)
 			}
-			if sealed[to], err = json.Marshal(content); err != nil {
-				return nil, fmt.Errorf("encode olm message: %w", err)
+			switch {
+			case err != nil:
+				sealed[to] = sealing{err: err}
+			case one != nil:
+				text, err := json.Marshal(one)
+				sealed[to] = sealing{text, err}
+			case !o.ghost.service.cfg.AllowPlain || !o.ghost.service.directory.speaksPlainOnly(to):
+				sealed[to] = sealing{err: errNoOneTimeKey}
 			}
 		}
 	}
 	return sealed, nil
 }
 
-func (o *outbox) encryptEach(ctx context.Context, kind string, contents map[deviceName]*event.Content) map[deviceName]*event.Content {
-	sealed := make(map[deviceName]*event.Content)
-	for to, content := range contents {
-		one, err := o.ghost.keys.encrypt(ctx, kind, map[deviceName]*event.Content{to: content})
-		if err != nil {
-			o.ghost.log.Warn("encrypt", "user", userName(to.User), "device", to.Device, "err", tidy(err))
-			continue
-		}
-		maps.Copy(sealed, one)
-	}
-	return sealed
+func (o *outbox) encryptOne(ctx context.Context, kind string, to deviceName, content *event.Content) (*event.Content, error) {
+	sealed, err := o.ghost.keys.encrypt(ctx, kind, map[deviceName]*event.Content{to: content})
+	return sealed[to], err
 }
 
 // lookUp finds the devices' keys. While the homeserver cannot be asked it

@@ -196,12 +196,27 @@ func TestRefusedMessageDoesNotSpoilTheOthers(t *testing.T) {
 	})
 }
 
-func TestDeviceWithoutOneTimeKeysGetsPlain(t *testing.T) {
+// A device that gives out no one-time key gets plain messages only if it speaks plain itself.
+func TestDeviceWithoutOneTimeKeysGetsPlainIfItSpeaksPlain(t *testing.T) {
 	everywhere(t, func(t *testing.T, b *bed) {
 		b.start()
-		g := b.ghost("_sip_lonely")
 		p := b.person("drained", true)
 		drain(b, p.user, p.device)
+		room := p.room(b.service.Bot())
+		g := b.ghost("_sip_lonely")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		e := b.attach(g, room, "conf")
+		err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), p))
+		if !errors.Is(err, errNoOneTimeKey) {
+			t.Errorf("send to a device nobody has heard = %v, want %v", err, errNoOneTimeKey)
+		}
+		keys := p.olm
+		p.olm = nil
+		p.signal("conf", 0, g)
+		p.olm = keys
+		b.eventually(10*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 1) })
 		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), p)); err != nil {
 			t.Fatal(err)
 		}
@@ -209,6 +224,20 @@ func TestDeviceWithoutOneTimeKeysGetsPlain(t *testing.T) {
 		b.eventually(5*time.Second, func() string { return sequence(p.hears(), []id.UserID{g.user}, 1) })
 		if h := p.hears()[0]; h.encrypted {
 			t.Error("message was encrypted without a key")
+		}
+	})
+}
+
+func TestEncryptionThatFailsSendsNothingPlain(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, _ := oneCall(b)
+		p := b.person("olm", true)
+		b.fake.Break(&homeserver.Fault{Path: "/keys/claim", Error: &homeserver.Error{Status: 400, Code: "M_UNKNOWN"}})
+		if err := b.service.SendToDevice(t.Context(), g, to("m.call.invite", candidates(0), p)); err == nil {
+			t.Error("sent without a key")
+		}
+		if n := len(sends(b)); n != 0 {
+			t.Errorf("%d requests were sent, want none", n)
 		}
 	})
 }
