@@ -349,6 +349,11 @@ const (
 	deviceListLife  = time.Hour        // how long a device list is trusted without word of a change
 	deviceListPause = 10 * time.Second // how soon it is asked for again because a device is missing in it
 	maxDeviceLists  = 10_000
+
+	// awayPatience is how long a foreign homeserver has to tell its users'
+	// keys, awayPause how soon it is asked again when it did not.
+	awayPatience = 3 * time.Second
+	awayPause    = 15 * time.Second
 )
 
 // directory remembers whose device keys were asked for, for all ghosts
@@ -356,8 +361,9 @@ const (
 // also remembers how each device speaks.
 type directory struct {
 	metrics *Metrics
-	asking  slot // one query at a time; guards lists
-	lists   map[id.UserID]deviceList
+	asking  keyedLocks[string] // by homeserver: one query at a time, and a slow one holds up nobody else
+	mu      sync.Mutex
+	lists   map[id.UserID]deviceList // guarded by mu
 
 	spoken lockedMap[deviceName, speech]
 	// stale are users whose devices have changed since.
@@ -367,47 +373,67 @@ type directory struct {
 type deviceList struct {
 	devices map[id.DeviceID]*id.Device
 	asked   time.Time
+	away    bool // the user's homeserver did not answer: devices is what we knew before
 }
 
 // speech is how a device has spoken to a ghost.
 type speech struct{ plain, olm bool }
 
 func newDirectory(metrics *Metrics) *directory {
-	return &directory{metrics: metrics, asking: newSlot(), lists: make(map[id.UserID]deviceList)}
+	return &directory{metrics: metrics, lists: make(map[id.UserID]deviceList)}
 }
 
 // find returns the devices among names that have published keys. Whoever is
-// not known well enough is asked for, all in one query.
+// not known well enough is asked for, in one query per homeserver.
 func (d *directory) find(ctx context.Context, k *keyring, names []deviceName) (map[deviceName]*id.Device, error) {
-	if err := d.asking.acquire(ctx); err != nil {
-		return nil, err
-	}
-	defer d.asking.release()
-	ask := make(map[id.UserID]bool)
+	ask := make(map[string][]deviceName)
 	for _, name := range names {
 		if !d.fresh(name) {
-			ask[name.User] = true
+			ask[name.User.Homeserver()] = append(ask[name.User.Homeserver()], name)
 		}
 	}
-	if err := d.ask(ctx, k, slices.Sorted(maps.Keys(ask))); err != nil {
-		return nil, err
+	var wg sync.WaitGroup
+	errs := make(chan error, len(ask))
+	for server, names := range ask {
+		wg.Go(func() { errs <- d.askServer(ctx, k, server, names) })
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return nil, err
+		}
 	}
 	found := make(map[deviceName]*id.Device, len(names))
 	for _, name := range names {
-		if device := d.lists[name.User].devices[name.Device]; device != nil {
+		if device := d.list(name.User).devices[name.Device]; device != nil {
 			found[name] = device
 		}
 	}
 	return found, nil
 }
 
+func (d *directory) list(user id.UserID) deviceList {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.lists[user]
+}
+
+// unsure says whether the device may have keys that its homeserver could not
+// tell us.
+func (d *directory) unsure(name deviceName) bool {
+	list := d.list(name.User)
+	return list.away && list.devices[name.Device] == nil
+}
+
 func (d *directory) fresh(name deviceName) bool {
-	list, known := d.lists[name.User]
-	if !known || d.stale.get(name.User) {
-		return false
-	}
+	list := d.list(name.User)
 	age := time.Since(list.asked)
 	switch {
+	case list.away:
+		return age < awayPause
+	case list.asked.IsZero() || d.stale.get(name.User):
+		return false
 	case list.devices[name.Device] != nil:
 		return age < deviceListLife
 	case d.spoken.get(name).olm:
@@ -416,13 +442,38 @@ func (d *directory) fresh(name deviceName) bool {
 	return age < deviceListPause
 }
 
-// ask queries keys. Called with asking held.
+// askServer asks for those devices of one homeserver that are still not known
+// well enough. One that is not ours and does not answer is no error.
+func (d *directory) askServer(ctx context.Context, k *keyring, server string, names []deviceName) error {
+	limited, cancel := ctx, context.CancelFunc(func() {})
+	if server != k.client.UserID.Homeserver() {
+		limited, cancel = context.WithTimeout(ctx, awayPatience)
+	}
+	defer cancel()
+	users := make(map[id.UserID]bool)
+	release, err := d.asking.acquire(limited, server)
+	if err == nil {
+		defer release()
+	}
+	for _, name := range names {
+		if !d.fresh(name) {
+			users[name.User] = true
+		}
+	}
+	ask := slices.Sorted(maps.Keys(users))
+	if err == nil {
+		err = d.ask(limited, k, ask)
+	}
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return d.put(ctx, k, ask, nil)
+	}
+	return err
+}
+
+// ask queries keys.
 func (d *directory) ask(ctx context.Context, k *keyring, users []id.UserID) error {
 	if len(users) == 0 {
 		return nil
-	}
-	if len(d.lists) > maxDeviceLists {
-		clear(d.lists)
 	}
 	for _, user := range users {
 		d.stale.remove(user)
@@ -430,20 +481,31 @@ func (d *directory) ask(ctx context.Context, k *keyring, users []id.UserID) erro
 	d.metrics.KeyQueries.Add(uint64(len(users)))
 	answer, err := k.machine.FetchKeys(ctx, users, true)
 	if err != nil {
+		d.changed(users) // still
 		return err
 	}
+	return d.put(ctx, k, users, answer)
+}
+
+// put takes note of an answer. Whoever is missing in it has a homeserver that
+// is away: what we knew is still right.
+func (d *directory) put(ctx context.Context, k *keyring, users []id.UserID, answer map[id.UserID]map[id.DeviceID]*id.Device) error {
 	for _, user := range users {
 		devices, answered := answer[user]
 		if !answered {
-			// Their homeserver is away: what we knew is still right.
-			devices = d.lists[user].devices
-			if devices == nil {
+			if devices = d.list(user).devices; devices == nil {
+				var err error
 				if devices, err = k.machine.CryptoStore.GetDevices(ctx, user); err != nil {
 					return err
 				}
 			}
 		}
-		d.lists[user] = deviceList{devices, time.Now()}
+		d.mu.Lock()
+		if len(d.lists) > maxDeviceLists {
+			clear(d.lists)
+		}
+		d.lists[user] = deviceList{devices, time.Now(), !answered}
+		d.mu.Unlock()
 	}
 	return nil
 }
@@ -451,20 +513,18 @@ func (d *directory) ask(ctx context.Context, k *keyring, users []id.UserID) erro
 // owner returns the device of user that has the given curve25519 key, asking
 // the homeserver if it is not known. nil means there is none.
 func (d *directory) owner(ctx context.Context, k *keyring, user id.UserID, key id.SenderKey) (*id.Device, error) {
-	if err := d.asking.acquire(ctx); err != nil {
-		return nil, err
-	}
-	defer d.asking.release()
 	for range 2 {
-		for _, device := range d.lists[user].devices {
+		list := d.list(user)
+		for _, device := range list.devices {
 			if device.IdentityKey == key {
 				return device, nil
 			}
 		}
-		if time.Since(d.lists[user].asked) < time.Second {
+		if time.Since(list.asked) < time.Second || list.away && time.Since(list.asked) < awayPause {
 			break
 		}
-		if err := d.ask(ctx, k, []id.UserID{user}); err != nil {
+		d.stale.set(user, true)
+		if err := d.askServer(ctx, k, user.Homeserver(), []deviceName{{User: user}}); err != nil {
 			return nil, err
 		}
 	}

@@ -1,10 +1,15 @@
 package matrixcall
 
 import (
+	"bytes"
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -247,4 +252,66 @@ func TestTwoDevicesNeverShareKeys(t *testing.T) {
 			seen[key] = true
 		}
 	})
+}
+
+// TestSlowForeignHomeserverHoldsUpNobodyElse: keys of its users take a minute.
+func TestSlowForeignHomeserverHoldsUpNobodyElse(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.web = slowQueries{b.web, "far.test"}
+		p, g, _ := oneCall(b)
+		second := b.ghost("_sip_two")
+		far := OutMessage{User: "@fay:far.test", Device: "FAR", Type: "m.call.invite", Content: candidates(0)}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			began := time.Now()
+			err := b.service.SendToDevice(t.Context(), g, append(to("m.call.invite", candidates(0), p), far))
+			some, ok := errors.AsType[*SendError](err)
+			if !ok || len(some.Failed) != 1 || !errors.Is(some.Failed[1], errKeysUnknown) {
+				t.Errorf("send = %v, want %v for the far device", err, errKeysUnknown)
+			}
+			if took := time.Since(began); took > awayPatience+time.Second {
+				t.Errorf("send took %v", took)
+			}
+		})
+		time.Sleep(100 * time.Millisecond)
+		began := time.Now()
+		carol := b.person("carol", false)
+		if err := b.service.SendToDevice(t.Context(), second, to("m.call.invite", candidates(0), carol)); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("another ghost's message took %v", took)
+		}
+		wg.Wait()
+		// Remembered: the next one does not wait.
+		began = time.Now()
+		if err := b.service.SendToDevice(t.Context(), g, []OutMessage{far}); !errors.Is(err, errKeysUnknown) || time.Since(began) > time.Second {
+			t.Errorf("second send = %v after %v, want %v at once", err, time.Since(began), errKeysUnknown)
+		}
+	})
+}
+
+// slowQueries delays key queries that name a homeserver.
+type slowQueries struct {
+	http.RoundTripper
+	server string
+}
+
+func (s slowQueries) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(r.URL.Path, "/keys/query") {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return nil, err
+		}
+		r = r.Clone(r.Context())
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		if bytes.Contains(body, []byte(s.server)) {
+			select {
+			case <-time.After(time.Minute):
+			case <-r.Context().Done():
+				return nil, r.Context().Err()
+			}
+		}
+	}
+	return s.RoundTripper.RoundTrip(r)
 }

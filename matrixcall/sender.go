@@ -35,6 +35,7 @@ const (
 var (
 	errPlainForbidden = errors.New("the device has no keys, and the configuration wants olm")
 	errNoOneTimeKey   = errors.New("the device has keys and gives out no one-time key")
+	errKeysUnknown    = errors.New("the device's homeserver does not tell whether it has keys")
 	errOutboxFull     = errors.New("too many messages are waiting to be sent")
 	errTooLarge       = errors.New("message is too large for a homeserver")
 )
@@ -276,8 +277,13 @@ func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]seal
 	if err != nil {
 		return nil, err
 	}
+	directory := o.ghost.service.directory
+	sealed := make(map[deviceName]sealing)
 	kinds := make(map[string]map[deviceName]*event.Content)
 	for _, l := range round {
+		if known[l.to] == nil && directory.unsure(l.to) && !directory.speaksPlainOnly(l.to) {
+			sealed[l.to] = sealing{err: errKeysUnknown}
+		}
 		if known[l.to] == nil || o.wantsPlain(l) {
 			continue
 		}
@@ -286,7 +292,6 @@ func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]seal
 		}
 		kinds[l.kind][l.to] = &event.Content{VeryRaw: l.content}
 	}
-	sealed := make(map[deviceName]sealing)
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		contents, err := o.ghost.keys.encrypt(ctx, kind, kinds[kind])
 		for to, content := range kinds[kind] {
@@ -313,8 +318,8 @@ func (o *outbox) encryptOne(ctx context.Context, kind string, to deviceName, con
 	return sealed[to], err
 }
 
-// lookUp finds the devices' keys. While the homeserver cannot be asked it
-// tries again: sending plain to somebody who has keys would be wrong, and
+// lookUp finds the devices' keys. While our homeserver cannot be asked it
+// tries again (a foreign one only fails its own users' messages): sending plain to somebody who has keys would be wrong, and
 // nothing else could be sent either.
 func (o *outbox) lookUp(ctx context.Context, round []*letter, names []deviceName) (map[deviceName]*id.Device, error) {
 	for attempt := 0; ; attempt++ {
