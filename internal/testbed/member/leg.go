@@ -13,6 +13,7 @@ import (
 const (
 	inviteLifetime = time.Minute
 	answerDelay    = 200 * time.Millisecond // both clients gather this long before they answer
+	offerDelay     = 50 * time.Millisecond  // a browser needs this long for an offer: a peer that joins just now is joined by then
 	firstBatch     = 30 * time.Millisecond  // candidates follow the invite after this
 	callerBatch    = 2 * time.Second        // and then after this, with the end marker
 	calleeBatch    = 500 * time.Millisecond // the callee's, after its answer
@@ -183,8 +184,13 @@ func (l *leg) invite() error {
 		return err
 	}
 	l.state, l.invitedAt = stateInvited, time.Now()
+	l.after(offerDelay, func() { l.sendInvite(offer.SDP) })
+	return nil
+}
+
+func (l *leg) sendInvite(sdp string) {
 	l.send(typeInvite, func(c *content) {
-		c.Offer = &webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: withoutCandidates(offer.SDP)}
+		c.Offer = &webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: withoutCandidates(sdp)}
 		c.Lifetime = int(inviteLifetime.Milliseconds())
 		c.setStreams(l.p.c.m.cfg.Kind, l.ownStreams())
 		if !l.p.c.m.cfg.Kind.hydrogen() {
@@ -200,7 +206,6 @@ func (l *leg) invite() error {
 			l.p.ended("invite_timeout")
 		}
 	})
-	return nil
 }
 
 // gather collects own candidates; nil is the end.
