@@ -16,7 +16,8 @@ help: ## list the commands
 .PHONY: build
 build: need-build ## build the bridge into build/bridge
 	@mkdir -p build
-	go build -trimpath -ldflags "$(LDFLAGS)" -o build/bridge ./cmd/bridge
+	@echo "compiling the bridge (some minutes the first time)"
+	go build -ldflags "$(LDFLAGS)" -o build/bridge ./cmd/bridge
 
 .PHONY: demo
 demo: need-demo build ## a phone and a room member talk through the real bridge; OFFLINE=1 without a real homeserver
@@ -30,9 +31,12 @@ PLAIN := ./transcode/... ./internal/... ./test/...
 
 .PHONY: test
 test: need-test ## everything that needs no lab, with the race detector
-	go test -race -timeout 280s $(RACED)
-	go test -timeout 280s $(PLAIN)
-	go test -race -p 1 -timeout 280s $(ALONE)
+	@echo "compiling the tests (some minutes the first time)"
+	@failed=0; \
+	go test -race -timeout 280s $(RACED) || failed=1; \
+	go test -timeout 280s $(PLAIN) || failed=1; \
+	go test -race -p 1 -timeout 280s $(ALONE) || failed=1; \
+	exit $$failed
 
 .PHONY: e2e
 e2e: need-lab build ## real clients, real homeserver, real phone; RUN=regexp picks cases

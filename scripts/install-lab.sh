@@ -33,7 +33,10 @@ install_packages() {
         exit 1
     }
     sudo=""
-    [ "$(id -u)" = 0 ] || sudo=sudo
+    if [ "$(id -u)" != 0 ]; then
+        sudo=sudo
+        have sudo || { echo "Please run as root: apt-get install$missing  (because:$why)" >&2; exit 1; }
+    fi
     echo "Installing for the lab with apt-get${sudo:+ (through sudo)}:$why"
     export DEBIAN_FRONTEND=noninteractive
     $sudo apt-get update -qq

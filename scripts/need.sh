@@ -32,7 +32,10 @@ esac
 
 have apt-get || { echo "Please install (Debian's names):$why" >&2; exit 1; }
 sudo=""
-[ "$(id -u)" = 0 ] || sudo=sudo
+if [ "$(id -u)" != 0 ]; then
+    sudo=sudo
+    have sudo || { echo "Please run as root: apt-get install$missing  (because:$why)" >&2; exit 1; }
+fi
 echo "Installing with apt-get${sudo:+ (through sudo)}:$why"
 $sudo apt-get update -qq
 # shellcheck disable=SC2086 # a list of words

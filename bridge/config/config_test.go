@@ -145,6 +145,17 @@ func TestBrokenYAMLSaysWhere(t *testing.T) {
 	}
 }
 
+func TestTheSampleRegistrationIsNotUsed(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(smallest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The sample stands where a config in the root of the source tree would look for its registration.
+	if _, err := LoadRegistration(c, "../../config.yaml"); err == nil || !strings.Contains(err.Error(), "sample") {
+		t.Errorf("LoadRegistration of the sample = %v, want a refusal: everybody knows its tokens", err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(Example())
 	f.Add([]byte(smallest))

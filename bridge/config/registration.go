@@ -75,10 +75,18 @@ func LoadRegistration(c Config, configPath string) (*appservice.Registration, er
 	if err != nil {
 		return nil, fmt.Errorf("read registration: %w", err)
 	}
+	if isSample(r) {
+		return nil, fmt.Errorf("%s is the sample from the source tree, whose tokens everybody knows; make your own with `bridge -g` in a folder of your own", path)
+	}
 	if r.AppToken == "" || r.ServerToken == "" {
 		return nil, fmt.Errorf("%s has no as_token or hs_token; make a new one with `bridge -g`", path)
 	}
 	return r, nil
+}
+
+// isSample recognises the registration.yaml of the source tree.
+func isSample(r *appservice.Registration) bool {
+	return strings.HasPrefix(r.AppToken, "PLACEHOLDER") || strings.HasPrefix(r.ServerToken, "PLACEHOLDER")
 }
 
 // RegistrationPath is where the registration of the config at configPath lies.

@@ -28,6 +28,7 @@ const patience = 5 * time.Second
 // finding is the result of one check.
 type finding struct {
 	ok     bool
+	skip   bool // could not be tried; detail says why
 	what   string
 	detail string // what was seen
 	remedy string // only when not ok
@@ -39,6 +40,7 @@ type patient struct {
 	configPath   string
 	registration *appservice.Registration
 	running      bool // the bridge answers: its own sockets are taken rightly
+	answers      bool // the homeserver does
 }
 
 // Examine runs all checks, writes what it finds to out, and tells whether all is well.
@@ -53,11 +55,14 @@ func Examine(ctx context.Context, cfg config.Config, configPath string, out io.W
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		for _, f := range check(ctx) {
 			mark := "ok  "
-			if !f.ok {
+			switch {
+			case f.skip:
+				mark = "skip"
+			case !f.ok:
 				mark, well = "FAIL", false
 			}
 			fmt.Fprintf(out, "%s  %s: %s\n", mark, f.what, f.detail)
-			if !f.ok {
+			if !f.ok && !f.skip {
 				fmt.Fprintf(out, "      -> %s\n", f.remedy)
 			}
 		}
@@ -67,8 +72,10 @@ func Examine(ctx context.Context, cfg config.Config, configPath string, out io.W
 }
 
 func one(ok bool, what, detail, remedy string) []finding {
-	return []finding{{ok, what, detail, remedy}}
+	return []finding{{ok: ok, what: what, detail: detail, remedy: remedy}}
 }
+
+func skipped(what, why string) []finding { return []finding{{skip: true, what: what, detail: why}} }
 
 func (p *patient) checkRegistration(context.Context) []finding {
 	const what = "registration"
@@ -105,6 +112,7 @@ func (p *patient) checkHomeserver(ctx context.Context) []finding {
 		c.AccessToken = "" // an unknown one would be refused: that is the next check's business
 		var v *mautrix.RespVersions
 		if v, err = c.Versions(ctx); err == nil {
+			p.answers = true
 			return one(true, what, fmt.Sprintf("%s answers, newest spec %s", p.cfg.Homeserver.Address, v.GetLatest()), "")
 		}
 	}
@@ -114,7 +122,10 @@ func (p *patient) checkHomeserver(ctx context.Context) []finding {
 func (p *patient) checkToken(ctx context.Context) []finding {
 	const what = "token accepted"
 	if p.registration == nil {
-		return one(false, what, "no registration, no token", "mend the registration first")
+		return skipped(what, "there is no registration yet")
+	}
+	if !p.answers {
+		return skipped(what, "the homeserver does not answer")
 	}
 	c, err := p.client()
 	if err == nil {
@@ -132,10 +143,10 @@ func (p *patient) checkToken(ctx context.Context) []finding {
 func (p *patient) checkPing(ctx context.Context) []finding {
 	const what = "homeserver reaches the bridge"
 	if p.registration == nil {
-		return one(false, what, "no registration, no token", "mend the registration first")
+		return skipped(what, "there is no registration yet")
 	}
 	if !p.running {
-		return one(true, what, "not tried, because the bridge does not run; start it and ask again", "")
+		return skipped(what, "the bridge does not run; start it and ask again")
 	}
 	c, err := p.client()
 	if err == nil {
@@ -164,11 +175,11 @@ func (p *patient) checkSIP(context.Context) []finding {
 		err := bindable(l.Transport, l.Address)
 		switch {
 		case err == nil:
-			list = append(list, finding{true, what, "free", ""})
+			list = append(list, finding{ok: true, what: what, detail: "free"})
 		case p.running:
-			list = append(list, finding{true, what, "taken, by the running bridge as it should be", ""})
+			list = append(list, finding{ok: true, what: what, detail: "taken, by the running bridge as it should be"})
 		default:
-			list = append(list, finding{false, what, err.Error(), "another program has the port (often a PBX): stop it or choose another in sip.listen"})
+			list = append(list, finding{ok: false, what: what, detail: err.Error(), remedy: "another program has the port (often a PBX): stop it or choose another in sip.listen"})
 		}
 	}
 	return list
@@ -232,30 +243,33 @@ func (p *patient) checkAdvertised(context.Context) []finding {
 func plausible(key, value, bound string, own []netip.Addr) finding {
 	if value == "" {
 		if a, err := netip.ParseAddr(bound); err == nil && a.IsUnspecified() {
-			return finding{true, key, fmt.Sprintf("empty: phones are told %v, this machine's address on its default route", config.OwnAddress()), ""}
+			return finding{ok: true, what: key, detail: fmt.Sprintf("empty: phones are told %v, this machine's address on its default route", config.OwnAddress())}
 		}
-		return finding{true, key, "empty: the address of the socket is told", ""}
+		if bound == "" {
+			return finding{ok: true, what: key, detail: "empty: Matrix devices are offered this machine's own addresses"}
+		}
+		return finding{ok: true, what: key, detail: "empty: the address of the socket is told"}
 	}
 	addr, err := netip.ParseAddr(value)
 	if err != nil {
 		if _, err := net.LookupHost(value); err != nil {
-			return finding{false, key, err.Error(), "the name must resolve; or put an IP address there"}
+			return finding{ok: false, what: key, detail: err.Error(), remedy: "the name must resolve; or put an IP address there"}
 		}
-		return finding{true, key, value + " resolves", ""}
+		return finding{ok: true, what: key, detail: value + " resolves"}
 	}
 	boundTo, _ := netip.ParseAddr(bound)
 	switch {
 	case addr.IsUnspecified():
-		return finding{false, key, value + " is no address that can be reached", "put this host's own or public address there"}
+		return finding{ok: false, what: key, detail: value + " is no address that can be reached", remedy: "put this host's own or public address there"}
 	case addr.IsLoopback() && !boundTo.IsLoopback():
-		return finding{false, key, value + " can be reached from this host only", "put this host's own or public address there"}
+		return finding{ok: false, what: key, detail: value + " can be reached from this host only", remedy: "put this host's own or public address there"}
 	}
 	for _, o := range own {
 		if o == addr {
-			return finding{true, key, value + " is this host's", ""}
+			return finding{ok: true, what: key, detail: value + " is this host's"}
 		}
 	}
-	return finding{true, key, value + " is not this host's: right if a NAT forwards to it", ""}
+	return finding{ok: true, what: key, detail: value + " is not this host's: right if a NAT forwards to it"}
 }
 
 func ownAddresses() []netip.Addr {
@@ -288,7 +302,7 @@ func (p *patient) checkTrunks(context.Context) []finding {
 	case len(p.cfg.Routes) == 0:
 		return one(true, what, fmt.Sprintf("%d trunks; no routes in the config, so all must be in the database", len(p.cfg.SIP.Trunks)), "")
 	}
-	return one(true, what, fmt.Sprintf("%d trunks, %d routes", len(p.cfg.SIP.Trunks), len(p.cfg.Routes)), "")
+	return one(true, what, fmt.Sprintf("trunks: %d, routes: %d", len(p.cfg.SIP.Trunks), len(p.cfg.Routes)), "")
 }
 
 // Live asks the running bridge whether it serves at all.

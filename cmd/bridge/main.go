@@ -5,8 +5,8 @@
 //	bridge -c config.yaml -doctor  # checks what usually goes wrong
 //	bridge -c config.yaml          # runs
 //
-// Exit codes: 0 all is well, 1 something failed while running (or the doctor found a problem), 2 the flags or the
-// configuration are wrong.
+// Exit codes: 0 all is well, 1 something failed while starting or running (or the doctor found a problem), 2 the flags or
+// the configuration are wrong.
 package main
 
 import (
@@ -15,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -78,6 +79,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	cfg, err := config.Load(o.config)
 	if err != nil {
 		fmt.Fprintln(errOut, err)
+		if errors.Is(err, fs.ErrNotExist) {
+			fmt.Fprintln(errOut, "`bridge -e` prints an example to begin with; -c names another file.")
+		}
 		return exitUsage
 	}
 	return withConfig(ctx, o, cfg, out, errOut)
