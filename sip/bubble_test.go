@@ -108,6 +108,7 @@ type bubble struct {
 	peer  *rawPeer
 	began time.Time
 	calls chan *Call
+	bugs  uint64 // panics the test causes
 
 	mu     sync.Mutex
 	events []timed[Event]
@@ -178,8 +179,8 @@ func inBubble(t *testing.T, change func(*Config), invite func(*Call), test func(
 			t.Errorf("Run = %v", err)
 		}
 		b.peer.close()
-		if n := b.stack.Stats().Panics; n != 0 {
-			t.Errorf("%d panics", n)
+		if n := b.stack.Stats().Panics; n != b.bugs {
+			t.Errorf("%d panics, want %d", n, b.bugs)
 		}
 	})
 }

@@ -16,14 +16,15 @@ import (
 // Call is one call with a phone. Its methods may be used from any goroutine, but not from the event callback: that one
 // only puts events somewhere.
 type Call struct {
-	stack   *Stack
-	trunk   *Trunk // nil if a resumed call's trunk is no longer configured
-	id      dialogID
-	info    Info
-	log     *slog.Logger
-	inbox   *inbox
-	done    chan struct{} // closed when run has returned
-	onEvent atomic.Pointer[func(Event)]
+	stack  *Stack
+	trunk  *Trunk // nil if a resumed call's trunk is no longer configured
+	id     dialogID
+	info   Info
+	log    *slog.Logger
+	inbox  *inbox
+	done   chan struct{} // closed when run has returned
+	events outbox
+	cancel atomic.Pointer[gosip.Request] // the CANCEL sipgo has answered
 
 	snapshot atomic.Pointer[Dialog]
 	media    atomic.Pointer[Media] // set once
@@ -42,6 +43,7 @@ type Call struct {
 	hold      bool  // Hold was said
 	goodbye   Cause // why the call ends
 	byeWhen   bool  // hang up as soon as the answer is acknowledged
+	failed    bool  // Failed was said after a panic
 }
 
 // state of a call; the diagram is in doc.go.
@@ -160,9 +162,10 @@ func shortID(id string) string {
 // Info is what the INVITE said.
 func (c *Call) Info() Info { return c.info }
 
-// OnEvent sets who hears of events, in order, on the call's own goroutine. The callback must only put them somewhere:
-// it must not block and not call back.
-func (c *Call) OnEvent(f func(Event)) { c.onEvent.Store(&f) }
+// OnEvent sets who hears of events, in order, one at a time. What happened before is told first, within OnEvent; later
+// events come on the call's own goroutine. The callback must only put them somewhere: it must not block and not call
+// back.
+func (c *Call) OnEvent(f func(Event)) { c.events.listen(f) }
 
 // Done is closed when the call is over and everything it held is given back.
 func (c *Call) Done() <-chan struct{} { return c.done }
@@ -189,7 +192,8 @@ func (c *Call) Accept() (Dialog, *Media, error) {
 	return c.Dialog(), c.media.Load(), nil
 }
 
-// SendAnswer sends the 200 and repeats it until the phone acknowledges it, or for 32 s; see [Acked] and [NoAck].
+// SendAnswer sends the 200 and repeats it until the phone acknowledges it, or for 32 s; see [Acked] and [NoAck]. It is
+// ErrEnded when the phone's CANCEL was first.
 func (c *Call) SendAnswer() error { return c.do(c.sendAnswer) }
 
 // Answer is Accept and SendAnswer in one.
@@ -240,7 +244,11 @@ func (c *Call) Hangup(cause Cause) error {
 // do runs f on the call's goroutine and waits for it.
 func (c *Call) do(f func() error) error {
 	result := make(chan error, 1)
-	if !c.inbox.put(func() { result <- f() }) {
+	if !c.inbox.put(func() {
+		err := ErrEnded // if f panics
+		defer func() { result <- err }()
+		err = f()
+	}) {
 		return ErrEnded
 	}
 	select {
@@ -278,18 +286,37 @@ func (c *Call) run() {
 	for _, f := range c.inbox.close() {
 		c.safely(f) // requests that came too late are still answered
 	}
+	c.survives(func() { c.emit(Ended{c.goodbye}) }) // if end panicked half-way
 }
 
 // safely turns a panic into the end of this call only.
 func (c *Call) safely(f func()) {
+	if !c.survives(f) && !c.survives(c.fail) {
+		c.survives(c.end)
+	}
+}
+
+// survives is false when f panicked.
+func (c *Call) survives(f func()) (ok bool) {
 	defer func() {
 		if r := recover(); r != nil {
 			c.stack.panicked(r)
-			c.goodbye = CauseFailure
-			c.end()
 		}
 	}()
 	f()
+	return true
+}
+
+// fail ends the call because of a bug of ours: the first time as the phone expects it, then without a word to it.
+func (c *Call) fail() {
+	if c.failed || c.state == ending {
+		c.goodbye = CauseFailure
+		c.end()
+		return
+	}
+	c.failed = true
+	c.emit(Failed{CauseFailure})
+	_ = c.hangup(CauseFailure) // it is nil: every state is known
 }
 
 // deadline is when tick must run next.
@@ -327,16 +354,29 @@ func (c *Call) tick(now time.Time) {
 func (c *Call) watchMedia(now time.Time) {
 	m := c.media.Load()
 	m.sendReport(now, false)
-	limit := c.stack.config.Limits.MediaTimeout
+	limit := c.patience()
 	silence := m.silentFor(now)
 	switch {
-	case limit < 0 || c.hold:
+	case limit < 0:
 	case silence < limit:
 		c.silent = false
 	case !c.silent && !now.Before(c.nextProbe):
 		c.silent = true
 		c.probe()
 	}
+}
+
+// holdPatience: silence is what hold is, so a phone on hold is asked that many times less often. It is asked, though:
+// one that lost power on hold would occupy its call for ever.
+const holdPatience = 5
+
+// patience is the silence after which the phone is asked; negative = never.
+func (c *Call) patience() time.Duration {
+	limit := c.stack.config.Limits.MediaTimeout
+	if c.hold {
+		limit *= holdPatience
+	}
+	return limit
 }
 
 // probe asks a silent phone whether it still has the call: one that is muted and saves bandwidth is not gone.
@@ -356,7 +396,7 @@ func (c *Call) probe() {
 func (c *Call) probed(code int, err error) {
 	now := time.Now()
 	silence := c.media.Load().silentFor(now)
-	limit := c.stack.config.Limits.MediaTimeout
+	limit := c.patience()
 	switch {
 	case c.state != confirmed || silence < limit:
 	case err != nil || code == 408 || code == 481: // RFC 3261 §12.2.1.2: the dialog is over
@@ -367,11 +407,7 @@ func (c *Call) probed(code int, err error) {
 	}
 }
 
-func (c *Call) emit(e Event) {
-	if f := c.onEvent.Load(); f != nil {
-		(*f)(e)
-	}
-}
+func (c *Call) emit(e Event) { c.events.put(e) }
 
 // publish makes the dialog visible to others.
 func (c *Call) publish() {

@@ -36,7 +36,9 @@
 //	media.OnPacket(func(p *rtp.Packet) { … })
 //	c.SendAnswer()
 //	…
-//	c.Hangup(sip.CauseNormal)                   // then Ended comes, exactly once, last
+//	c.Hangup(sip.CauseNormal)                   // then Ended comes, once, last
+//
+// Ended does not come when Run's context ends: calls are then dropped without a word, and may be resumed.
 //
 // # What is kept out
 //

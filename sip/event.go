@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Event is a fact about one call, delivered to the callback set with [Call.OnEvent] in the order it happened.
-// It is one of the types below.
+// Event is a fact about one call, delivered to the callback set with [Call.OnEvent] in the order it happened, also
+// if it happened before that. It is one of the types below.
 type Event interface{ event() }
 
 type (
@@ -20,6 +20,9 @@ type (
 	Bye struct{ Cause Cause }
 	// NoAck: the phone never acknowledged an answer (RFC 3261 §13.3.1.4); the stack has sent BYE.
 	NoAck struct{}
+	// Failed: the stack ends the call by itself: the phone's answer to our offer was unusable, or a bug was met. BYE or
+	// a refusal is on its way.
+	Failed struct{ Cause Cause }
 	// MediaTimeout: nothing was heard from the phone's media address for this long, and it did not answer when asked
 	// whether it still has the call. Said once per silence.
 	MediaTimeout struct{ Silence time.Duration }
@@ -34,7 +37,8 @@ type (
 	MediaChanged struct{ Format Format }
 	// DialogChanged: [Call.Dialog] changed and should be saved again.
 	DialogChanged struct{}
-	// Ended is the last event of every call: signalling is over and the media ports are given back.
+	// Ended is the last event of a call, said once: signalling is over and the media ports are given back. A call that
+	// is dropped because the context of [Stack.Run] ended says nothing: it is not over, another process may resume it.
 	Ended struct{ Cause Cause }
 )
 
@@ -42,6 +46,7 @@ func (Acked) event()         {}
 func (Cancelled) event()     {}
 func (Bye) event()           {}
 func (NoAck) event()         {}
+func (Failed) event()        {}
 func (MediaTimeout) event()  {}
 func (Digit) event()         {}
 func (Hold) event()          {}

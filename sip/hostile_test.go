@@ -261,7 +261,7 @@ func TestSlowMessagesAreDropped(t *testing.T) {
 		near, far := net.Pipe()
 		c := newCounters()
 		left := 0
-		conn := &guardedConn{Conn: near, guard: newStack(Config{}, nil, nil).guard(), left: func() { left++ }}
+		conn := newGuardedConn(near, newStack(Config{}, nil, nil).guard(), func() { left++ })
 		conn.guard.counters = c
 		began := time.Now()
 		var sender sync.WaitGroup

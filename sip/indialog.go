@@ -108,7 +108,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
 		return false
 	}
-	body, n, r := c.negotiate(t.req.Body(), c.local(m))
+	body, n, r := c.negotiate(t.req.Body(), c.local(m.LocalAddr().Port()))
 	if r != nil {
 		c.send(t, r) // the session goes on as it was (§14.2)
 		return false
@@ -120,8 +120,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion = string(body), n.SDPVersion
 	}
 	c.changed()
-	c.respondSDP(t, body)
-	return true
+	return c.respondSDP(t, body)
 }
 
 // handleUpdate answers UPDATE (RFC 3311), with or without an offer.
@@ -141,7 +140,7 @@ func (c *Call) handleUpdate(t *transaction) {
 		c.send(t, refuse(491, statusText(491)))
 		return
 	}
-	own, n, r := c.negotiate(body, c.local(m))
+	own, n, r := c.negotiate(body, c.local(m.LocalAddr().Port()))
 	if r != nil {
 		c.send(t, r)
 		return
@@ -184,12 +183,12 @@ func (c *Call) renegotiated(m *Media, own, theirs []byte, n *Negotiated) {
 	if n.Format != before || n.Direction != direction {
 		c.emit(MediaChanged{n.Format})
 	}
-	c.noticeHold(n)
+	c.noticeHold()
 }
 
 // noticeHold: a phone that does not want to hear us has put us on hold (RFC 3264 §8.4).
-func (c *Call) noticeHold(n *Negotiated) {
-	on := n.RemoteSilent || !n.Direction.Sends()
+func (c *Call) noticeHold() {
+	on := c.dialog.Media.RemoteSilent || !c.dialog.Media.Direction.Sends()
 	if on != c.hold {
 		c.hold = on
 		c.emit(Hold{on})

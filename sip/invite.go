@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
@@ -38,8 +39,8 @@ func (a *answer) releaseIfAny() {
 func (c *Call) serveInvite(tx *gosip.ServerTx) {
 	t := c.invite
 	c.send(t, refuse(100, "Trying"))
-	if !tx.OnCancel(func(r *gosip.Request) { c.inbox.put(func() { c.cancelled(r) }) }) {
-		c.inbox.put(func() { c.cancelled(nil) })
+	if !tx.OnCancel(func(r *gosip.Request) { c.cancel.Store(r); c.inbox.put(c.cancelled) }) {
+		c.inbox.put(c.cancelled)
 	}
 	c.log.Info("call began", "source", c.info.Source, "caller", c.info.Caller.Number, "dialled", c.info.Dialled)
 	c.offerToHandler()
@@ -63,7 +64,7 @@ func (c *Call) offerToHandler() {
 	defer func() {
 		if r := recover(); r != nil {
 			c.stack.panicked(r)
-			c.inbox.put(func() { _ = c.reject(refuse(500, statusText(500))) })
+			c.inbox.put(c.fail)
 		}
 	}()
 	c.stack.handler.Invite(c)
@@ -79,9 +80,21 @@ func (c *Call) send(t *transaction, r *refusal) {
 	if r.code >= 300 {
 		c.stack.counters.refuse(r.code)
 	}
-	if err := t.tx.Respond(res); err != nil {
-		c.log.Debug("response not sent", "code", r.code, "err", err)
+	_ = c.respond(t, res) // it is logged; the phone asks again
+}
+
+// respond hands a response to sipgo. When a CANCEL was first, sipgo has sent 487 and would now repeat ours in its place:
+// the 487 is put back (RFC 3261 §9.2).
+func (c *Call) respond(t *transaction, res *gosip.Response) error {
+	err := t.tx.Respond(res)
+	if err == nil {
+		return nil
 	}
+	c.log.Debug("response not sent", "code", res.StatusCode, "err", err)
+	if t.req.IsInvite() && errors.Is(err, gosip.ErrTransactionCanceled) {
+		_ = t.tx.Respond(c.stack.response(t.req, 487, statusText(487))) // it says again that it is cancelled
+	}
+	return err
 }
 
 func (c *Call) ring() error {
@@ -122,9 +135,6 @@ func (c *Call) accept() error {
 
 // prepare answers the offer, or makes one if there is none.
 func (c *Call) prepare() *refusal {
-	if c.dialog.RemoteTarget == "" {
-		return refuse(400, "Missing Contact")
-	}
 	rtpc, rtcpc, err := c.stack.ports.open()
 	if err != nil {
 		c.log.Warn("no media port", "err", err)
@@ -132,7 +142,7 @@ func (c *Call) prepare() *refusal {
 	}
 	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
 	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
-	local := c.local(m)
+	local := c.local(m.LocalAddr().Port())
 	local.SessionID = rand.Uint64N(1 << 62) // an identifier, not a secret
 	local.SDPVersion = 0
 	body, n, r := c.negotiate(c.invite.req.Body(), local)
@@ -149,17 +159,34 @@ func (c *Call) prepare() *refusal {
 }
 
 // local is our side for the next offer or answer.
-func (c *Call) local(m *Media) LocalState {
+func (c *Call) local(port uint16) LocalState {
 	d := &c.dialog.Media
 	codecs := []string{"PCMU", "PCMA"}
 	if c.trunk != nil {
 		codecs = c.trunk.codecs()
 	}
 	return LocalState{
-		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, m.LocalAddr().Port()),
+		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, port),
 		Codecs: codecs, Current: d.Format.Codec,
 		SessionID: d.SessionID, SDPVersion: d.SDPVersion, LocalSDP: d.LocalSDP, MediaIndex: d.MediaIndex,
 	}
+}
+
+// screen refuses what could not be answered, before anybody is told of the call.
+func (c *Call) screen() *refusal {
+	h := c.invite.req.Contact()
+	if h == nil {
+		return refuse(400, "Missing Contact")
+	}
+	// RFC 3261 §8.1.1.8: a SIP address; requests of ours go there.
+	if s := strings.ToLower(h.Address.Scheme); h.Address.Host == "" || s != "sip" && s != "sips" {
+		return refuse(400, "Bad Contact")
+	}
+	if len(c.invite.req.Body()) == 0 {
+		return nil // the offer will be ours
+	}
+	_, _, r := c.negotiate(c.invite.req.Body(), c.local(c.stack.config.RTP.PortMin)) // a rehearsal: any port will do
+	return r
 }
 
 // negotiate answers body, or makes an offer when it is empty.
@@ -216,17 +243,22 @@ func (c *Call) sendAnswer() error {
 	default:
 		return c.stateError()
 	}
+	if !c.respondSDP(c.invite, c.prepared) {
+		c.cancelled()
+		return ErrEnded
+	}
 	c.ringing = time.Time{}
 	c.state = answered
 	c.invite.final = true
 	c.stack.counters.answered.Add(1)
 	c.nextRTCP = time.Now().Add(rtcpInterval)
-	c.respondSDP(c.invite, c.prepared)
+	c.noticeHold() // an INVITE may arrive on hold
 	return nil
 }
 
-// respondSDP sends a 2xx to an INVITE and keeps it for retransmission.
-func (c *Call) respondSDP(t *transaction, body []byte) {
+// respondSDP sends a 2xx to an INVITE and keeps it for retransmission. It is false when a CANCEL was first: then no 2xx
+// is out, and the ACK that comes with the branch and CSeq of the INVITE is the 487's (§17.1.1.3).
+func (c *Call) respondSDP(t *transaction, body []byte) bool {
 	res := c.okSDP(t, body)
 	now := time.Now()
 	c.answer.releaseIfAny() // of an earlier re-INVITE; its ACK was lost or is still to come
@@ -234,7 +266,12 @@ func (c *Call) respondSDP(t *transaction, body []byte) {
 		transaction: t, res: res, interval: t1, next: now.Add(t1), giveUp: now.Add(64 * t1),
 		offer: len(t.req.Body()) == 0,
 	}
-	c.transmit(c.answer)
+	if errors.Is(c.respond(t, res), gosip.ErrTransactionCanceled) {
+		c.answer = nil
+		t.release()
+		return false
+	}
+	return true
 }
 
 // okSDP is a 200 with our description.
@@ -243,18 +280,6 @@ func (c *Call) okSDP(t *transaction, body []byte) *gosip.Response {
 		gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), gosip.NewHeader("Content-Type", sdpType))
 	res.SetBody(body)
 	return res
-}
-
-func (c *Call) transmit(a *answer) {
-	err := a.tx.Respond(a.res)
-	switch {
-	case err == nil:
-	case errors.Is(err, gosip.ErrTransactionCanceled):
-		// The CANCEL won: sipgo has sent 487 and would now repeat our 200 instead. Put the 487 back.
-		_ = a.tx.Respond(c.stack.response(a.req, 487, statusText(487)))
-	default:
-		c.log.Debug("answer not sent", "err", err)
-	}
 }
 
 // repeatAnswer sends the 2xx again, at 0.5, 1.5, 3.5, 7.5, 11.5 … s, and ends the call at 32 s.
@@ -274,7 +299,7 @@ func (c *Call) repeatAnswer(now time.Time) {
 	}
 	a.interval = min(2*a.interval, t2)
 	a.next = a.next.Add(a.interval)
-	c.transmit(a)
+	_ = c.respond(a.transaction, a.res) // the next one may get through
 }
 
 // handleAck takes an ACK of a 2xx.
@@ -290,7 +315,9 @@ func (c *Call) handleAck(req *gosip.Request) {
 	a.release()
 	if a.offer && !c.takeAnswer(req) {
 		c.state = confirmed
-		c.sendBye(Cause{"SIP", 488, "No usable answer in ACK"})
+		cause := Cause{"SIP", 488, "No usable answer in ACK"}
+		c.emit(Failed{cause})
+		c.sendBye(cause)
 		return
 	}
 	if c.state != answered {
@@ -308,25 +335,25 @@ func (c *Call) handleAck(req *gosip.Request) {
 // takeAnswer completes our own offer.
 func (c *Call) takeAnswer(ack *gosip.Request) bool {
 	m := c.media.Load()
-	n, err := TakeAnswer(ack.Body(), c.dialog.Media.Format, c.local(m))
+	n, err := TakeAnswer(ack.Body(), c.dialog.Media.Format, c.local(m.LocalAddr().Port()))
 	if err != nil {
 		c.log.Info("answer in ACK not usable", "err", err)
 		return false
 	}
 	c.take(m, []byte(c.dialog.Media.LocalSDP), ack.Body(), n)
 	c.changed()
-	c.noticeHold(n)
+	c.noticeHold()
 	return true
 }
 
 // cancelled: sipgo has answered the CANCEL with 200 and the INVITE with 487.
-func (c *Call) cancelled(r *gosip.Request) {
+func (c *Call) cancelled() {
 	if c.state != proceeding && c.state != accepted {
 		return // too late: the phone gets our 200, acknowledges it and sends BYE (§9.1)
 	}
 	c.invite.final = true
 	var cause Cause
-	if r != nil {
+	if r := c.cancel.Load(); r != nil {
 		cause = reasonOf(r)
 	}
 	c.goodbye = cause

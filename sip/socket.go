@@ -84,7 +84,7 @@ func (l *guardedListener) Accept() (net.Conn, error) {
 		case !l.enter(host):
 			l.guard.counters.drop(dropConnections)
 		default:
-			return &guardedConn{Conn: conn, guard: l.guard, left: func() { l.leave(host) }}, nil
+			return newGuardedConn(conn, l.guard, func() { l.leave(host) }), nil
 		}
 		_ = conn.Close()
 	}
@@ -116,6 +116,9 @@ func (l *guardedListener) leave(host netip.Addr) {
 // messageTimeout is how long a begun message may take to arrive over TCP.
 const messageTimeout = 30 * time.Second
 
+// writeTimeout is how long a peer may leave a message of ours in its socket. A call's goroutine waits for that.
+const writeTimeout = 5 * time.Second
+
 // guardedConn cuts the stream into messages and gives sipgo one whole, judged message per Read. Memory per connection
 // is bounded by Limits.MessageBytes whatever Content-Length says.
 type guardedConn struct {
@@ -124,13 +127,33 @@ type guardedConn struct {
 	left  func()
 	once  sync.Once
 
+	turn chan struct{} // cap 1, full during a write: one that waits must not get the next one's deadline
+
 	pending []byte    // only Read touches it
 	begun   time.Time // when the first byte of pending came
+}
+
+func newGuardedConn(conn net.Conn, g *guard, left func()) *guardedConn {
+	return &guardedConn{Conn: conn, guard: g, left: left, turn: make(chan struct{}, 1)}
 }
 
 func (c *guardedConn) Close() error {
 	c.once.Do(c.left)
 	return c.Conn.Close()
+}
+
+// Write closes the connection when the peer does not take b in time: part of a message may be out, no other can follow.
+func (c *guardedConn) Write(b []byte) (int, error) {
+	c.turn <- struct{}{} // for writeTimeout at most
+	defer func() { <-c.turn }()
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		return n, errors.Join(err, c.Close())
+	}
+	return n, nil
 }
 
 func (c *guardedConn) Read(b []byte) (int, error) {
@@ -201,7 +224,7 @@ func (c *guardedConn) keepAlive() {
 		n := 2
 		if bytes.HasPrefix(c.pending, []byte("\r\n\r\n")) {
 			n = 4
-			_, _ = c.Conn.Write([]byte("\r\n"))
+			_, _ = c.Write([]byte("\r\n"))
 		}
 		c.consume(n)
 	}
@@ -215,7 +238,7 @@ func (c *guardedConn) refuse(v verdict) {
 	}
 	c.guard.counters.refuse(v.code)
 	if answer := c.guard.refusal(c.pending, v); answer != nil {
-		_, _ = c.Conn.Write(answer)
+		_, _ = c.Write(answer)
 	}
 }
 

@@ -395,6 +395,10 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		return
 	}
 	c := newCall(s, trunk, req, tx, source)
+	if r := c.screen(); r != nil {
+		s.respond(req, tx, r)
+		return
+	}
 	if r := s.admit(c, req); r != nil {
 		s.respond(req, tx, r)
 		return

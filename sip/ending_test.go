@@ -1,0 +1,285 @@
+package sip
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func cancelRequest() string {
+	return request("CANCEL", bridgeURI, bridgeTo, "i1", 1, "", `Reason: SIP;cause=200;text="elsewhere"`)
+}
+
+func TestCancelThatBeatsTheAnswerEndsTheCall(t *testing.T) {
+	accept := func(c *Call) { _, _, _ = c.Accept() }
+	inBubble(t, nil, accept, func(b *bubble) {
+		b.peer.send(invite())
+		call := <-b.calls
+		busy := make(chan struct{})
+		call.inbox.put(func() { <-busy }) // the call is slow: SendAnswer waits, and the CANCEL behind it
+		answered := make(chan error, 1)
+		go func() { answered <- call.SendAnswer() }()
+		synctest.Wait()
+		b.peer.send(cancelRequest())
+		close(busy)
+		if err := <-answered; !errors.Is(err, ErrEnded) {
+			t.Errorf("SendAnswer after CANCEL = %v, want ErrEnded", err)
+		}
+		time.Sleep(600 * time.Millisecond)
+		// RFC 3261 §17.1.1.3: the ACK of the 487 has the branch and the CSeq of the INVITE.
+		b.peer.send(b.peer.within("ACK", "i1", 1, ""))
+		time.Sleep(time.Minute)
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 200 OK", "0s 487 Request Terminated", "500ms 487 Request Terminated",
+		})
+		wantLines(t, "application heard", b.said(), []string{"0s Cancelled", "0s Ended"})
+		if e := b.event(0).(Cancelled); e.Cause != (Cause{"SIP", 200, "elsewhere"}) {
+			t.Errorf("cause = %+v", e.Cause)
+		}
+		if s := b.stack.Stats(); s.Answered != 0 || s.Calls != 0 || s.RTPPorts != 0 {
+			t.Errorf("stats = %+v", s)
+		}
+	})
+}
+
+func TestRingAfterCancelDoesNotReplaceThe487(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bubble) {
+		b.peer.send(invite())
+		call := <-b.calls
+		busy := make(chan struct{})
+		call.inbox.put(func() { <-busy })
+		go func() { _ = call.Ring() }()
+		synctest.Wait()
+		b.peer.send(cancelRequest())
+		close(busy)
+		time.Sleep(600 * time.Millisecond)
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 200 OK", "0s 487 Request Terminated", "500ms 487 Request Terminated",
+		})
+	})
+}
+
+// slowListener asks for events only when it is told to.
+type slowListener chan *Call
+
+func (l slowListener) Invite(c *Call) { l <- c }
+
+func TestEventsWaitForTheirListener(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bubble) {
+		calls := make(slowListener, 1)
+		b.stack.handler = calls
+		b.peer.send(invite())
+		call := <-calls
+		b.peer.send(cancelRequest())
+		<-call.Done()
+		var heard []string
+		call.OnEvent(func(e Event) { heard = append(heard, fmt.Sprintf("%T", e)) })
+		wantLines(t, "application heard", heard, []string{"sip.Cancelled", "sip.Ended"})
+	})
+}
+
+func TestOutboxIsBoundedAndNothingFollowsEnded(t *testing.T) {
+	var o outbox
+	for i := range 3 * outboxSize {
+		o.put(Digit{Key: byte(i)})
+	}
+	o.put(Ended{})
+	o.put(Bye{})
+	o.put(Ended{})
+	var heard []Event
+	o.listen(func(e Event) { heard = append(heard, e) })
+	if len(heard) != outboxSize || heard[0] != Event(Digit{Key: byte(2*outboxSize + 1)}) || heard[outboxSize-1] != Event(Ended{}) {
+		t.Errorf("heard %d events, from %#v to %#v; want the last %d up to Ended", len(heard), heard[0], heard[len(heard)-1], outboxSize)
+	}
+}
+
+func TestLateOfferWithoutUsableAnswerFails(t *testing.T) {
+	refused := strings.ReplaceAll(peerOffer, "m=audio 4000", "m=audio 0")
+	for name, body := range map[string]string{"none": "", "not SDP": "hello", "audio refused": refused} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, nil, answerAtOnce, func(b *bubble) {
+				b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, ""))
+				b.peer.send(b.peer.within("ACK", "k1", 1, body))
+				bye := b.peer.last()
+				if got, want := headerIn(bye, "Reason"), `SIP;cause=488;text="No usable answer in ACK"`; got != want {
+					t.Errorf("Reason of BYE = %q, want %q", got, want)
+				}
+				b.peer.send(replyTo(bye, "200 OK"))
+				wantLines(t, "application heard", b.said(), []string{"0s Failed", "0s Ended"})
+			})
+		})
+	}
+}
+
+func TestBugEndsOnlyItsCallAndSaysSo(t *testing.T) {
+	bug := func() { panic("a bug") }
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.bugs = 1
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		if err := call.do(func() error { bug(); return nil }); !errors.Is(err, ErrEnded) {
+			t.Errorf("a method that panics = %v, want ErrEnded", err)
+		}
+		synctest.Wait()
+		b.peer.send(replyTo(b.peer.last(), "200 OK"))
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 200 OK", "0s BYE"})
+		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Failed", "0s Ended"})
+	})
+	inBubble(t, nil, answerAtOnce, func(b *bubble) { // not acknowledged, and the bug comes again
+		b.bugs = 2
+		b.peer.send(invite())
+		call := <-b.calls
+		call.inbox.put(bug)
+		call.inbox.put(bug)
+		<-call.Done()
+		wantLines(t, "application heard", b.said(), []string{"0s Failed", "0s Ended"})
+	})
+	inBubble(t, nil, func(c *Call) { c.inbox.put(bug) }, func(b *bubble) {
+		b.bugs = 1
+		b.peer.send(invite())
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 500 Server Internal Error"})
+		wantLines(t, "application heard", b.said(), []string{"0s Failed", "0s Ended"})
+	})
+}
+
+func TestListenerThatPanicsStillHearsEnded(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bubble) {
+		b.bugs = 3 // at Bye, at Failed and at Ended
+		calls := make(slowListener, 1)
+		b.stack.handler = calls
+		b.peer.send(invite())
+		call := <-calls
+		var heard []string
+		call.OnEvent(func(e Event) {
+			if heard = append(heard, fmt.Sprintf("%T", e)); len(heard) > 1 {
+				panic("a bug")
+			}
+		})
+		answerAtOnce(call)
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
+		<-call.Done()
+		wantLines(t, "application heard", heard, []string{"sip.Acked", "sip.Bye", "sip.Failed", "sip.Ended"})
+	})
+}
+
+func TestInviteOnHold(t *testing.T) {
+	for name, offer := range map[string]string{
+		"sendonly": peerOffer + "a=sendonly\n",
+		"inactive": peerOffer + "a=inactive\n",
+		"0.0.0.0":  strings.ReplaceAll(peerOffer, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, nil, answerAtOnce, func(b *bubble) {
+				b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, offer))
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				b.peer.send(b.peer.within("INVITE", "r1", 2, peerOffer))
+				b.peer.send(b.peer.within("ACK", "k2", 2, ""))
+				said := slices.DeleteFunc(b.said(), func(s string) bool { return strings.Contains(s, "Changed") })
+				wantLines(t, "application heard", said, []string{"0s Hold", "0s Acked", "0s Hold"})
+				if e := b.event(0).(Hold); !e.On {
+					t.Errorf("first %+v, want on", e)
+				}
+				b.peer.send(b.peer.within("BYE", "b1", 3, ""))
+			})
+		})
+	}
+}
+
+func TestPhoneOnHoldIsAskedNowAndThen(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, peerOffer+"a=inactive\n"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.forget()
+		time.Sleep(5*time.Minute + time.Second)
+		wantLines(t, "peer received", b.peer.lines(), []string{"5m0s OPTIONS", "5m0.5s OPTIONS"})
+		b.peer.send(replyTo(b.peer.last(), "200 OK"))
+		b.peer.forget()
+		time.Sleep(5*time.Minute + 4*time.Second + time.Millisecond)
+		if got := b.peer.lines(); len(got) == 0 || got[0] != "10m5s OPTIONS" {
+			t.Errorf("peer received %v, want OPTIONS at 10m5s", got)
+		}
+		time.Sleep(time.Minute) // no answer: it is gone
+		if said := b.said(); !strings.HasSuffix(said[len(said)-1], "MediaTimeout") {
+			t.Errorf("said %v, want MediaTimeout last", said)
+		}
+	})
+}
+
+func TestPeerThatStopsReadingLosesItsConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		left := 0
+		conn := newGuardedConn(near, nil, func() { left++ })
+		began := time.Now()
+		written := make(chan error, 2)
+		go func() { _, err := conn.Write([]byte("one")); written <- err }()
+		time.Sleep(3 * time.Second)
+		go func() { _, err := conn.Write([]byte("two")); written <- err }()
+		for range 2 { // the second does not give the first more time
+			if err := <-written; err == nil {
+				t.Error("a write nobody reads succeeded")
+			}
+			if d := time.Since(began); d != writeTimeout {
+				t.Errorf("write returned after %v, want %v", d, writeTimeout)
+			}
+		}
+		if _, err := far.Read(make([]byte, 8)); !errors.Is(err, io.EOF) || left != 1 {
+			t.Errorf("peer reads %v, left %d times; want EOF and once", err, left)
+		}
+	})
+}
+
+func TestUnacceptableInviteReachesNobody(t *testing.T) {
+	for _, tt := range []struct{ invite, want string }{
+		{invite("Contact:"), "400 Missing Contact"},
+		{invite("Contact: <tel:+4930123>"), "400 Bad Contact"},
+		{invite("Content-Type: text/plain"), "415 Unsupported Media Type"},
+		{request("INVITE", bridgeURI, bridgeTo, "i1", 1, "v=0\nnonsense\n"), "400 Malformed SDP"},
+		{request("INVITE", bridgeURI, bridgeTo, "i1", 1, strings.ReplaceAll(peerOffer, "AVP 0", "AVP 9")), "488 Not Acceptable Here"},
+		{request("INVITE", bridgeURI, bridgeTo, "i1", 1, strings.ReplaceAll(peerOffer, "RTP/AVP", "RTP/SAVP")), "488 Not Acceptable Here"},
+	} {
+		t.Run(tt.want, func(t *testing.T) {
+			inBubble(t, nil, func(*Call) { t.Error("the application heard of it") }, func(b *bubble) {
+				b.peer.send(tt.invite)
+				wantLines(t, "peer received", b.peer.lines(), []string{"0s " + tt.want})
+				b.peer.send(b.peer.within("ACK", "i1", 1, ""))
+				if s := b.stack.Stats(); s.Calls != 0 || s.Invites != 0 {
+					t.Errorf("stats = %+v", s)
+				}
+			})
+		})
+	}
+}
+
+func TestPortsGiveUpWhenNoOtherWouldDoBetter(t *testing.T) {
+	for _, tt := range []struct {
+		err   error
+		tries int
+		want  error
+	}{
+		{syscall.EMFILE, 1, syscall.EMFILE},
+		{syscall.EADDRNOTAVAIL, 1, syscall.EADDRNOTAVAIL},
+		{syscall.EADDRINUSE, 3, errPortsExhausted},
+	} {
+		p := newPorts(RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20000, PortMax: 20005}, 0)
+		tries := 0
+		p.listen = func(netip.AddrPort) (rtpConn, error) {
+			tries++
+			return nil, &net.OpError{Op: "listen", Err: tt.err}
+		}
+		_, _, err := p.open()
+		if !errors.Is(err, tt.want) || tries != tt.tries || p.inUse() != 0 {
+			t.Errorf("listen = %v: open = %v after %d tries, %d pairs in use; want %v after %d, 0", tt.err, err, tries, p.inUse(), tt.want, tt.tries)
+		}
+	}
+}
