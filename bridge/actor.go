@@ -120,7 +120,7 @@ func (a *actor) fromPhone(ev sip.Event) {
 		a.tell(leg.PhoneCancelled)
 	case sip.Bye:
 		a.tell(leg.PhoneHungUp)
-	case sip.NoAck, sip.MediaTimeout:
+	case sip.NoAck, sip.MediaTimeout, sip.Failed:
 		a.tell(leg.PhoneFailed)
 	case sip.Ended:
 		a.tell(leg.PhoneReleased)
