@@ -124,6 +124,18 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 	b.await("rows to go", func() bool { return b.rows() == 0 })
 }
 
+func TestRouteInTheDatabaseLeadsToItsRoom(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	if err := b.process.bridge.store.PutRoute(t.Context(), "400", string(b.room), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	b.dial(b.phone("1"), "400")
+	if n := len(b.ghosts()); n != 1 {
+		t.Errorf("%d ghosts in the route's room, want one", n)
+	}
+}
+
 func TestOneCallTooManyIsTold503(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
