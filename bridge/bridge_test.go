@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"trunkline/db"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
@@ -127,7 +128,7 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 func TestRouteInTheDatabaseLeadsToItsRoom(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	if err := b.process.bridge.store.PutRoute(t.Context(), "400", string(b.room), time.Now()); err != nil {
+	if err := b.process.bridge.store.PutRoute(t.Context(), db.Route{Number: "400", Room: string(b.room)}); err != nil {
 		t.Fatal(err)
 	}
 	b.dial(b.phone("1"), "400")

@@ -28,11 +28,11 @@ func (r *routes) Room(ctx context.Context, number string) (string, error) {
 	if room := r.fixed[number]; room != "" {
 		return room, nil
 	}
-	room, err := r.store.Route(ctx, number)
+	route, err := r.store.Route(ctx, number)
 	if err != nil {
 		return "", fmt.Errorf("find route: %w", err)
 	}
-	return room, nil
+	return route.Room, nil
 }
 
 // route finds the room of the dialled number; a call to nowhere is refused before it becomes a leg.

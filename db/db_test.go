@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.mau.fi/util/dbutil"
 
 	"trunkline/internal/testbed/postgres"
 )
@@ -194,7 +195,7 @@ func TestMembershipLivesUntilDeletedByItsOwner(t *testing.T) {
 	stores(t, func(t *testing.T, address string) {
 		s := open(t, address)
 		want := Membership{
-			Ghost: "@_sip_1:x", RoomID: "!r", ConfID: "c", DeviceID: "D", SessionID: "s", CreatedByUs: true,
+			Ghost: "@_sip_1:x", RoomID: "!r", ConfID: "c", DeviceID: "D", SessionID: "s", CreatedByUs: true, CallEvent: "$call",
 			Expires: morning, LegID: "leg-1", Owner: "run-1", Epoch: 1,
 		}
 		for range 2 {
@@ -260,13 +261,47 @@ func TestTransactionIsFreshOnce(t *testing.T) {
 func TestRoutesAreReplacedAndRemoved(t *testing.T) {
 	stores(t, func(t *testing.T, address string) {
 		s, ctx := open(t, address), t.Context()
-		for _, room := range []string{"#a:x", "!b", ""} {
-			if err := s.PutRoute(ctx, "100", room, morning); err != nil {
+		for _, step := range []struct{ put, want Route }{
+			{Route{"100", "#a:x", "", morning}, Route{"100", "#a:x", "{}", morning}},
+			{Route{"100", "!b", `{"intent":"m.ring"}`, morning.Add(time.Hour)}, Route{"100", "!b", `{"intent":"m.ring"}`, morning}},
+			{Route{Number: "100"}, Route{Number: "100"}},
+		} {
+			if err := s.PutRoute(ctx, step.put); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := s.Route(ctx, "100"); got != room || err != nil {
-				t.Errorf("Route = %q, %v; want %q", got, err, room)
+			if got, err := s.Route(ctx, "100"); !cmp.Equal(got, step.want) || err != nil {
+				t.Errorf("Route after putting %+v = %+v, %v; want %+v", step.put, got, err, step.want)
 			}
+		}
+	})
+}
+
+// A database that an earlier version of the program filled keeps its rows, with defaults for what is new.
+func TestRowsOfAnEarlierVersionAreKept(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		raw, dialect, err := connect(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrapped, err := dbutil.NewWithDB(raw, dialect)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := &Store{db: wrapped, log: slog.New(slog.DiscardHandler)}
+		steps, err := readMigrations()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := old.migrateTo(t.Context(), steps[:1]); err != nil {
+			t.Fatal(err)
+		}
+		_, err = wrapped.Exec(t.Context(), "INSERT INTO route (number, room, created_at) VALUES ('100', '#a:x', $1)", millis(morning))
+		if err := errors.Join(err, old.Close()); err != nil {
+			t.Fatal(err)
+		}
+		want := Route{"100", "#a:x", "{}", morning}
+		if got, err := open(t, address).Route(t.Context(), "100"); !cmp.Equal(got, want) || err != nil {
+			t.Errorf("Route = %+v, %v; want %+v", got, err, want)
 		}
 	})
 }

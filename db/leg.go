@@ -38,12 +38,15 @@ type Leg struct {
 	CallID   string
 	LocalTag string
 	Dialog   string
+
+	Options string // of its route, JSON
+	State   string // what the leg's machine knows, JSON
 }
 
 // legColumns names the columns in the order of legFields.
 var legColumns = strings.Fields(`id owner epoch phase created_at answered_at updated_at
 	direction trunk dialled caller caller_name dialled_by room_id ghost muted prompt_step digits end_by
-	call_id local_tag dialog`)
+	call_id local_tag dialog options state`)
 
 var (
 	selectLeg = "SELECT " + strings.Join(legColumns, ", ") + " FROM leg"
@@ -68,15 +71,20 @@ func legFields(l *Leg) []any {
 		l.ID, l.Owner, l.Epoch, l.Phase, millis(l.Created), millis(l.Answered), millis(l.Updated),
 		l.Direction, l.Trunk, l.Dialled, l.Caller, l.CallerName, l.DialledBy, l.RoomID, l.Ghost, l.Muted, l.PromptStep,
 		l.Digits, millis(l.EndBy), l.CallID, l.LocalTag, l.Dialog,
+		document(l.Options), document(l.State),
 	}
 }
+
+// document is a JSON column's text: an empty object says nothing.
+func document(text string) string { return cmp.Or(text, "{}") }
 
 func scanLeg(row dbutil.Scannable) (Leg, error) {
 	var l Leg
 	var created, answered, updated, endBy int64
 	err := row.Scan(&l.ID, &l.Owner, &l.Epoch, &l.Phase, &created, &answered, &updated,
 		&l.Direction, &l.Trunk, &l.Dialled, &l.Caller, &l.CallerName, &l.DialledBy, &l.RoomID, &l.Ghost, &l.Muted,
-		&l.PromptStep, &l.Digits, &endBy, &l.CallID, &l.LocalTag, &l.Dialog)
+		&l.PromptStep, &l.Digits, &endBy, &l.CallID, &l.LocalTag, &l.Dialog,
+		&l.Options, &l.State)
 	if err != nil {
 		return Leg{}, fmt.Errorf("read leg: %w", err)
 	}

@@ -27,6 +27,11 @@ func (s *Store) migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return s.migrateTo(ctx, steps)
+}
+
+// migrateTo does those of steps that the schema lacks.
+func (s *Store) migrateTo(ctx context.Context, steps []migration) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
 		if s.db.Dialect.String() == "postgres" {
 			if _, err := s.db.Exec(ctx, "SELECT pg_advisory_xact_lock(7248765)"); err != nil {

@@ -8,22 +8,34 @@ import (
 	"time"
 )
 
-// Route returns the room (alias or id) that a dialled number leads to, "" when the database has no such route.
-func (s *Store) Route(ctx context.Context, number string) (string, error) {
-	var room string
-	err := s.db.QueryRow(ctx, "SELECT room FROM route WHERE number = $1", number).Scan(&room)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return "", fmt.Errorf("read route: %w", err)
-	}
-	return room, nil
+// Route says where a dialled number leads.
+type Route struct {
+	Number  string
+	Room    string // alias or id
+	Options string // what else it asks for, JSON; "" is stored as an empty object
+	Created time.Time
 }
 
-// PutRoute makes number lead to room; an empty room removes the route.
-func (s *Store) PutRoute(ctx context.Context, number, room string, now time.Time) error {
-	query, args := `INSERT INTO route (number, room, created_at) VALUES ($1, $2, $3)
-		ON CONFLICT (number) DO UPDATE SET room = excluded.room`, []any{number, room, millis(now)}
-	if room == "" {
-		query, args = "DELETE FROM route WHERE number = $1", []any{number}
+// Route returns the route of a dialled number; its Room is "" when the database has none.
+func (s *Store) Route(ctx context.Context, number string) (Route, error) {
+	r := Route{Number: number}
+	var created int64
+	err := s.db.QueryRow(ctx, "SELECT room, options, created_at FROM route WHERE number = $1", number).
+		Scan(&r.Room, &r.Options, &created)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return Route{}, fmt.Errorf("read route: %w", err)
+	}
+	r.Created = instant(created)
+	return r, nil
+}
+
+// PutRoute writes the route whole, except for when it was made; one without a room is removed.
+func (s *Store) PutRoute(ctx context.Context, r Route) error {
+	query, args := `INSERT INTO route (number, room, options, created_at) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (number) DO UPDATE SET room = excluded.room, options = excluded.options`,
+		[]any{r.Number, r.Room, document(r.Options), millis(r.Created)}
+	if r.Room == "" {
+		query, args = "DELETE FROM route WHERE number = $1", []any{r.Number}
 	}
 	if _, err := s.db.Exec(ctx, query, args...); err != nil {
 		return fmt.Errorf("save route: %w", err)
