@@ -82,6 +82,13 @@ type MembershipInfo struct {
 	Expires   time.Time // of the member entry as last written
 }
 
+// Identity is who a phone is besides its ghost. Each part may be missing.
+type Identity struct {
+	ID          string // a URI: "tel:+15550100"
+	DisplayName string
+	AvatarURL   id.ContentURIString
+}
+
 // JoinCall joins the room's active call, or creates one when there is none, and returns when the ghost is a member.
 // The peers connect afterwards.
 func (g *Ghost) JoinCall(ctx context.Context, room id.RoomID, opts CallOptions) (*Membership, error) {

@@ -181,6 +181,14 @@ func (m *Membership) WriteRTP(packet *rtp.Packet) error {
 // Mute tells the peers whether the phone can be heard: true while it is on hold. Hydrogen plays nothing of a muted one.
 func (m *Membership) Mute(muted bool) { m.inbox.put(mesh.Mute{Muted: muted}) }
 
+// AssertIdentity tells the peers who the phone is now, after a transfer, say (MSC3086). Peers that connect later hear
+// it, too. Whether a client shows it is up to the client.
+func (m *Membership) AssertIdentity(who Identity) {
+	m.inbox.put(mesh.Assert{Identity: mesh.Identity{
+		ID: who.ID, DisplayName: who.DisplayName, AvatarURL: string(who.AvatarURL),
+	}})
+}
+
 // Leave leaves the conference: hangups to all peers, our member entry removed, the call terminated if it is ours and
 // nobody is left. It returns when that is done, or when ctx ends; then the leaving goes on. Leaving twice is no error, but
 // not being able to remove the entry is.

@@ -2,7 +2,10 @@ package matrixcall
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -307,5 +310,47 @@ func TestJoinGivesUpWithItsContext(t *testing.T) {
 		if len(bed.joined) != 0 {
 			t.Errorf("still attached: %d", len(bed.joined))
 		}
+	})
+}
+
+func TestPeersHearWhoThePhoneIs(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		bob := bed.browser("@bob:x", "10.1.0.3", nil)
+		alice.enter()
+		p := bed.join("@_sip_1:x")
+		time.Sleep(2 * time.Second)
+		p.AssertIdentity(Identity{ID: "tel:+15550100", DisplayName: "Carol", AvatarURL: "mxc://x/carol"})
+		time.Sleep(time.Second)
+		bob.enter()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		for _, user := range []id.UserID{alice.user, bob.user} {
+			var types []string
+			for _, msg := range bed.sent {
+				if msg.User != user || !strings.HasSuffix(msg.Type, "asserted_identity") {
+					continue
+				}
+				types = append(types, msg.Type)
+				content, err := json.Marshal(msg.Content)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var got map[string]any
+				if err := json.Unmarshal(content, &got); err != nil {
+					t.Fatal(err)
+				}
+				want := map[string]any{"id": "tel:+15550100", "display_name": "Carol", "avatar_url": "mxc://x/carol"}
+				if who, _ := got["asserted_identity"].(map[string]any); !maps.Equal(who, want) || got["seq"] != nil {
+					t.Errorf("%s got %s, want %v and no seq", user, content, want)
+				}
+			}
+			if want := []string{typeAssertedID, typeAssertedIDUnstable}; !slices.Equal(types, want) {
+				t.Errorf("%s got %v, want %v", user, types, want)
+			}
+		}
+		bed.hearEachOther(p, alice)
+		bed.hearEachOther(p, bob)
+		leave(t, p)
 	})
 }

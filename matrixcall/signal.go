@@ -46,13 +46,14 @@ var signalKinds = map[string]mesh.Kind{
 }
 
 var signalTypes = map[mesh.Kind]string{
-	mesh.Invite:     typeInvite,
-	mesh.Answer:     typeAnswer,
-	mesh.Candidates: typeCandidates,
-	mesh.Negotiate:  typeNegotiate,
-	mesh.Metadata:   typeMetadata,
-	mesh.Hangup:     typeHangup,
-	mesh.Reject:     typeReject,
+	mesh.Invite:           typeInvite,
+	mesh.Answer:           typeAnswer,
+	mesh.Candidates:       typeCandidates,
+	mesh.Negotiate:        typeNegotiate,
+	mesh.Metadata:         typeMetadata,
+	mesh.Hangup:           typeHangup,
+	mesh.Reject:           typeReject,
+	mesh.AssertedIdentity: typeAssertedID,
 }
 
 // Limits of what one signal may carry; a browser's are far below.
@@ -85,6 +86,7 @@ type signalContent struct {
 	Candidates   []candidateContent `json:"candidates,omitempty"`
 	Reason       string             `json:"reason,omitempty"`
 	Selected     string             `json:"selected_party_id,omitempty"`
+	Identity     *identityContent   `json:"asserted_identity,omitempty"`
 
 	// Both keys are sent: hydrogen reads only the unstable one, matrix-js-sdk writes only the stable one.
 	Streams         map[string]streamContent `json:"sdp_stream_metadata,omitempty"`
@@ -113,6 +115,13 @@ type streamContent struct {
 	Purpose    string `json:"purpose,omitempty"`
 	AudioMuted *bool  `json:"audio_muted,omitempty"`
 	VideoMuted *bool  `json:"video_muted,omitempty"`
+}
+
+// identityContent is asserted_identity (MSC3086).
+type identityContent struct {
+	ID          string `json:"id,omitempty"`
+	DisplayName string `json:"display_name,omitempty"`
+	AvatarURL   string `json:"avatar_url,omitempty"`
 }
 
 // looseNumber decodes from a number or from a string with a number in it (MSC3077's own example has one); anything
@@ -234,6 +243,8 @@ func encodeSignal(sig mesh.Signal, self id.DeviceID, messageID string) (evtType 
 	case mesh.Negotiate:
 		c.Description = session
 		c.Lifetime = &looseNumber{inviteLifetimeMS, true}
+	case mesh.AssertedIdentity:
+		c.Identity = new(identityContent(sig.Identity))
 	}
 	if len(sig.Streams) > 0 {
 		c.Streams = make(map[string]streamContent, len(sig.Streams))

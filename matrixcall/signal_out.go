@@ -61,12 +61,8 @@ func (s *signaller) start(ctx context.Context) <-chan struct{} {
 
 func (s *signaller) sendAll(ctx context.Context) {
 	for batch := s.queue.take(); len(batch) > 0; batch = s.queue.take() {
-		messages := make([]OutMessage, 0, len(batch))
-		for _, e := range batch {
-			evtType, content := encodeSignal(e.Signal, s.m.info.Device, newID())
-			messages = append(messages, OutMessage{User: e.To.User, Device: e.To.ID, Type: evtType, Content: content})
-		}
-		failed := failures(s.m.host.SendToDevice(ctx, s.m.ghost, messages), len(batch))
+		messages, cause := s.encode(batch)
+		failed := failures(s.m.host.SendToDevice(ctx, s.m.ghost, messages), len(messages))
 		s.mu.Lock()
 		for _, e := range batch {
 			if s.pending[e.To]--; s.pending[e.To] == 0 {
@@ -75,13 +71,30 @@ func (s *signaller) sendAll(ctx context.Context) {
 		}
 		s.mu.Unlock()
 		for _, n := range slices.Sorted(maps.Keys(failed)) {
-			e := batch[n]
+			e := cause[n]
 			if ctx.Err() == nil {
 				s.m.log.Warn("signal not sent", "peer", userName(e.To.User), "device", e.To.ID, "kind", e.Signal.Kind, "err", failed[n])
 			}
-			s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})
+			if e.Signal.Kind != mesh.AssertedIdentity { // a name that is not shown is no reason to end a call
+				s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})
+			}
 		}
 	}
+}
+
+// encode makes the messages for a batch of signals; cause says which signal each one is of. An identity goes out under
+// both its names, for nobody can tell which of them a client knows.
+func (s *signaller) encode(batch []mesh.Send) (messages []OutMessage, cause []mesh.Send) {
+	for _, e := range batch {
+		evtType, content := encodeSignal(e.Signal, s.m.info.Device, newID())
+		message := OutMessage{User: e.To.User, Device: e.To.ID, Type: evtType, Content: content}
+		messages, cause = append(messages, message), append(cause, e)
+		if e.Signal.Kind == mesh.AssertedIdentity {
+			message.Type = typeAssertedIDUnstable
+			messages, cause = append(messages, message), append(cause, e)
+		}
+	}
+	return messages, cause
 }
 
 // failures returns what became of the messages of a batch that were not sent.

@@ -25,6 +25,8 @@ type (
 	}
 	// Mute says whether the phone can be heard.
 	Mute struct{ Muted bool }
+	// Assert says who the phone is now.
+	Assert struct{ Identity Identity }
 
 	// MemberWritten is the result of PutMember or RemoveMember.
 	MemberWritten struct {
@@ -87,6 +89,7 @@ func (Tick) isEvent()          {}
 func (RoomState) isEvent()     {}
 func (Received) isEvent()      {}
 func (Mute) isEvent()          {}
+func (Assert) isEvent()        {}
 func (MemberWritten) isEvent() {}
 func (CallWritten) isEvent()   {}
 func (SendFailed) isEvent()    {}

@@ -313,6 +313,7 @@ func (w world) peerHappenings() []happening {
 		{name: "ended", event: RoomState{Ended: true}},
 		{name: "mute", event: Mute{Muted: true}},
 		{name: "unmute", event: Mute{}},
+		{name: "assert", event: Assert{Identity{ID: "tel:1"}}},
 	}
 	stay := fmt.Sprint(w.obs.rosters)
 	for _, call := range []string{"a" + stay, "z" + stay, w.obs.call} {

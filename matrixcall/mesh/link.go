@@ -276,6 +276,23 @@ func (m *machine) sendMetadata(p *peer) {
 	m.send(p, Signal{Kind: Metadata, Streams: m.ourStreams()})
 }
 
+// assert tells every connected peer who the phone is; those that connect later hear it then.
+func (m *machine) assert(identity Identity) {
+	if identity == m.identity {
+		return
+	}
+	m.identity = identity
+	for _, p := range m.sortedPeers() {
+		if p.connected() {
+			m.sendIdentity(p)
+		}
+	}
+}
+
+func (m *machine) sendIdentity(p *peer) {
+	m.send(p, Signal{Kind: AssertedIdentity, Identity: m.identity})
+}
+
 // connState follows ICE and DTLS.
 func (m *machine) connState(p *peer, now Transport) {
 	l := p.link
@@ -291,6 +308,9 @@ func (m *machine) connState(p *peer, now Transport) {
 			delete(m.lost, p.Peer)
 			m.do(PeerConnected{Peer: p.Peer})
 			m.tellMuted(p)
+			if m.identity != (Identity{}) {
+				m.sendIdentity(p)
+			}
 		}
 	case now == Disconnected && l.phase == connected && l.deadline.IsZero():
 		l.deadline = m.now.Add(lostPatience)

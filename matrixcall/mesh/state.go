@@ -86,6 +86,8 @@ type State struct {
 	phase phase
 	muted bool
 
+	identity Identity // asserted last
+
 	session  string // our present session id
 	entry    entry
 	until    time.Time // leaving: give up

@@ -51,6 +51,8 @@ func (m *machine) handle(ev Event) {
 		m.receive(ev.From, ev.Signal)
 	case Mute:
 		m.mute(ev.Muted)
+	case Assert:
+		m.assert(ev.Identity)
 	case SendFailed:
 		if p := m.peers[ev.To]; p != nil && p.link != nil && p.link.call == ev.CallID {
 			m.end(p, ReasonSignalling, quietly)

@@ -147,6 +147,8 @@ func (tr *tracer) event(verb string, plain []string, opts map[string]string) Eve
 		return Mute{Muted: true}
 	case "unmute":
 		return Mute{}
+	case "assert":
+		return Assert{Identity{ID: opts["id"], DisplayName: opts["name"], AvatarURL: opts["avatar"]}}
 	case "state":
 		return tr.roomState(plain)
 	case "recv":
@@ -304,6 +306,9 @@ func describeSend(e Send) string {
 	}
 	for key, s := range sig.Streams {
 		fmt.Fprintf(&b, " %s(%s) audio-muted=%v video-muted=%v", key, s.Purpose, *s.AudioMuted, *s.VideoMuted)
+	}
+	if sig.Identity != (Identity{}) {
+		fmt.Fprintf(&b, " identity=%v", sig.Identity)
 	}
 	if sig.Reason != "" {
 		fmt.Fprintf(&b, " reason=%s", sig.Reason)

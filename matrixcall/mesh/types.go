@@ -107,7 +107,11 @@ type Signal struct {
 	Streams    map[string]Stream // Invite, Answer, Negotiate, Metadata
 	Reason     string            // Hangup, Reject
 	Selected   string            // SelectAnswer: the chosen party id
+	Identity   Identity          // AssertedIdentity, ours only
 }
+
+// Identity is who the far end of a call is besides its Matrix user (MSC3086). Each part may be missing.
+type Identity struct{ ID, DisplayName, AvatarURL string }
 
 // SDP is a session description. Type is "offer" or "answer".
 type SDP struct{ Type, Text string }
