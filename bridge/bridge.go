@@ -94,7 +94,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		return nil, err
 	}
 	b.routes = newRoutes(cfg.Routes, b.store)
-	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.store, b.store.Shared(), b, log); err != nil {
+	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.store, b.store.Shared(), matrixcall.Options{}, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
 	}
 	phoneSide, err := sipConfig(cfg)
@@ -252,9 +252,6 @@ func (b *Bridge) refuse(call *sip.Call, cause leg.Cause) {
 		b.log.Warn("could not refuse phone", "err", err)
 	}
 }
-
-// Message is a text message in a room; the bot has no commands yet.
-func (b *Bridge) Message(matrixcall.Message) {}
 
 // gather enters a leg into its room's conference and tells everybody there how many they are.
 func (b *Bridge) gather(a *actor, room id.RoomID) {

@@ -106,6 +106,7 @@ type bed struct {
 	olm     *dbutil.Database
 	handler *swappable
 	service *Service
+	opts    Options
 	plain   bool
 }
 
@@ -210,7 +211,7 @@ func testLog(t testing.TB) *slog.Logger {
 // start makes and starts the service; stop ends it. Both may be done again.
 func (b *bed) start() *Service {
 	b.Helper()
-	s, err := New(b.config(), b.store, b.olm, nil, testLog(b))
+	s, err := New(b.config(), b.store, b.olm, b.opts, testLog(b))
 	if err != nil {
 		b.Fatal(err)
 	}

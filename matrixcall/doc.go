@@ -9,7 +9,7 @@
 //
 // A program uses it like this:
 //
-//	service, err := matrixcall.New(config, store, cryptoDB, handler, log)
+//	service, err := matrixcall.New(config, store, cryptoDB, options, log)
 //	go http.Serve(listener, service.HTTPHandler()) // before Start: the homeserver is asked to call back
 //	err = service.Start(ctx)
 //	defer service.Close()

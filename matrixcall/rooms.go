@@ -184,7 +184,9 @@ func (s *Service) wanted(e roomEvent) bool {
 	case event.EventRedaction.Type:
 		return s.tracker.follows(e.Room)
 	case event.EventMessage.Type:
-		return s.handler != nil && !s.OwnGhost(e.Sender) && e.Sender != s.bot.UserID
+		return s.opts.OnMessage != nil && s.fromPerson(e)
+	case event.EventReaction.Type:
+		return s.opts.OnReaction != nil && s.fromPerson(e)
 	}
 	return false
 }
@@ -203,6 +205,8 @@ func (s *Service) handleRoomEvent(e roomEvent) {
 		s.tracker.refresh(e.Room)
 	case event.EventMessage.Type:
 		s.message(e)
+	case event.EventReaction.Type:
+		s.reaction(e)
 	default:
 		s.tracker.event(e)
 	}
@@ -222,12 +226,4 @@ func (s *Service) botMembership(e roomEvent) {
 		return
 	}
 	s.log.Info("bot joined a room it was invited to", "room", e.Room, "from", userName(e.Sender))
-}
-
-func (s *Service) message(e roomEvent) {
-	var content event.MessageEventContent
-	if json.Unmarshal(e.Content, &content) != nil || content.MsgType != event.MsgText || content.Body == "" {
-		return
-	}
-	s.handler.Message(Message{Room: e.Room, Event: e.Event, Sender: e.Sender, Body: content.Body})
 }

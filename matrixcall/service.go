@@ -57,19 +57,11 @@ type Store interface {
 	MarkTransaction(ctx context.Context, txnID string) (fresh bool, err error)
 }
 
-// Handler hears what people do in rooms. Its methods must not block and must
-// not call back. It may be nil.
-type Handler interface {
-	// Message is a text message of a person in a room the bot is in.
-	Message(Message)
-}
-
-// Message is a text message in a room.
-type Message struct {
-	Room   id.RoomID
-	Event  id.EventID
-	Sender id.UserID
-	Body   string
+// Options are what the owner of a service may want to hear. All of it may be
+// nil; what is there must not block and must not call back.
+type Options struct {
+	OnMessage  func(RoomMessage)
+	OnReaction func(RoomReaction)
 }
 
 // Service is the application service. Its methods may be called from many
@@ -78,7 +70,7 @@ type Service struct {
 	cfg     Config
 	store   Store
 	db      *dbutil.Database
-	handler Handler
+	opts    Options
 	log     *slog.Logger
 	metrics Metrics
 	engine  *engine
@@ -87,10 +79,9 @@ type Service struct {
 	http    *http.Client
 
 	// ctx ends with Close; everything that runs on its own hangs on it.
-	ctx   context.Context
-	stop  context.CancelCauseFunc
-	wg    sync.WaitGroup
-	ready atomic.Bool
+	ctx  context.Context
+	stop context.CancelCauseFunc
+	wg   sync.WaitGroup
 
 	kicker    *kicker
 	tracker   *tracker
@@ -117,7 +108,7 @@ var errClosed = errors.New("matrix service closed")
 
 // New makes a service and brings the olm tables of cryptoDB up to date. It
 // does not talk to the homeserver yet.
-func New(cfg Config, store Store, cryptoDB *dbutil.Database, handler Handler, log *slog.Logger) (*Service, error) {
+func New(cfg Config, store Store, cryptoDB *dbutil.Database, opts Options, log *slog.Logger) (*Service, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -130,7 +121,7 @@ func New(cfg Config, store Store, cryptoDB *dbutil.Database, handler Handler, lo
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Service{
-		cfg: cfg, store: store, db: cryptoDB, handler: handler, log: log,
+		cfg: cfg, store: store, db: cryptoDB, opts: opts, log: log,
 		http: &http.Client{Transport: newSendGate(transport), Timeout: 40 * time.Second},
 		ctx:  ctx, stop: stop,
 		session: rand.Text()[:12],
@@ -220,7 +211,6 @@ func (s *Service) Start(ctx context.Context) error {
 			return fmt.Errorf("homeserver %s: %s: %w", s.cfg.HomeserverURL, step.name, tidy(err))
 		}
 	}
-	s.ready.Store(true)
 	s.log.Info("matrix side is ready", "homeserver", s.cfg.HomeserverURL, "bot", s.bot.UserID)
 	return nil
 }
@@ -228,7 +218,6 @@ func (s *Service) Start(ctx context.Context) error {
 // Close ends all pollers and queues and waits for them. Memberships should
 // have left before.
 func (s *Service) Close() {
-	s.ready.Store(false)
 	s.stop(errClosed)
 	s.mu.Lock()
 	s.closed = true
@@ -405,9 +394,17 @@ func refusedHere(err error) bool {
 
 // Notice says something in the room, as the bot.
 func (s *Service) Notice(ctx context.Context, room id.RoomID, text string) error {
+	_, err := s.NoticeID(ctx, room, text)
+	return err
+}
+
+// NoticeID is Notice for who wants to know reactions to it: it returns the
+// event's id.
+func (s *Service) NoticeID(ctx context.Context, room id.RoomID, text string) (id.EventID, error) {
 	content := map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}}
-	if _, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content); err != nil {
-		return fmt.Errorf("notice in %s: %w", room, tidy(err))
+	answer, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content)
+	if err != nil {
+		return "", fmt.Errorf("notice in %s: %w", room, tidy(err))
 	}
-	return nil
+	return answer.EventID, nil
 }

@@ -411,7 +411,7 @@ func TestTURNAnswersThatAreNoServers(t *testing.T) {
 				ICE: ICEConfig{ExtraServers: []TURNServer{{URIs: []string{"stun:extra"}}}},
 			}
 			hs.AppService(registration("", hs.Domain()), hs.Net().Client())
-			s, err := New(config, newMemory(), openOlm(t), nil, testLog(t))
+			s, err := New(config, newMemory(), openOlm(t), Options{}, testLog(t))
 			if err != nil {
 				t.Fatal(err)
 			}

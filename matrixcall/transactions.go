@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 )
@@ -23,8 +24,7 @@ const (
 )
 
 // HTTPHandler answers the homeserver: transactions, user and alias queries and
-// ping, and /_matrix/mau/live and /_matrix/mau/ready for those who watch the
-// bridge. Every path of the homeserver's needs hs_token.
+// ping. Every path needs hs_token.
 func (s *Service) HTTPHandler() http.Handler {
 	mux := http.NewServeMux()
 	route := func(method, pattern string, handle http.HandlerFunc) {
@@ -43,14 +43,6 @@ func (s *Service) HTTPHandler() http.Handler {
 	route(http.MethodGet, "/_matrix/app/v1/users/{user}", s.getUser)
 	route(http.MethodGet, "/_matrix/app/v1/rooms/{alias}", s.getAlias)
 	route(http.MethodPost, "/_matrix/app/v1/ping", s.postPing)
-	mux.HandleFunc("/_matrix/mau/live", func(w http.ResponseWriter, _ *http.Request) { answer(w, struct{}{}) })
-	mux.HandleFunc("/_matrix/mau/ready", func(w http.ResponseWriter, _ *http.Request) {
-		if !s.ready.Load() {
-			answerError(w, http.StatusServiceUnavailable, "M_UNKNOWN", "not ready")
-			return
-		}
-		answer(w, struct{}{})
-	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		answerError(w, http.StatusNotFound, "M_UNRECOGNIZED", "no such endpoint")
 	})
@@ -100,6 +92,9 @@ type roomEvent struct {
 	Sender   id.UserID       `json:"sender"`
 	Time     int64           `json:"origin_server_ts"` // ms
 	Content  json.RawMessage `json:"content"`
+	Unsigned json.RawMessage `json:"unsigned"`
+
+	came time.Time // when we got it; zero for what was read from room state
 }
 
 func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
@@ -113,12 +108,13 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusBadRequest, "M_NOT_JSON", "transaction is not JSON")
 		return
 	}
-	events := make([]roomEvent, 0, len(txn.Events))
+	events, came := make([]roomEvent, 0, len(txn.Events)), time.Now()
 	for _, raw := range txn.Events {
 		var event roomEvent
 		// A bad event must never turn the transaction down: the
 		// homeserver would send it again for ever.
 		if err := json.Unmarshal(raw, &event); err == nil && event.Room != "" {
+			event.came = came
 			events = append(events, event)
 		}
 	}

@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,29 +62,11 @@ func TestHomeserverIsAnsweredByTheBook(t *testing.T) {
 			{"GET", "/_matrix/app/v1/rooms/%23x:hs.test", right, "", 404, "M_NOT_FOUND"},
 			{"GET", "/_matrix/app/v1/thirdparty/protocol/x", right, "", 404, "M_UNRECOGNIZED"},
 			{"GET", "/", "", "", 404, "M_UNRECOGNIZED"},
-			{"GET", "/_matrix/mau/live", "", "", 200, ""},
-			{"GET", "/_matrix/mau/ready", "", "", 200, ""},
 		} {
 			status, code := ask(s, test.method, test.path, test.token, test.body)
 			if status != test.status || code != test.code {
 				t.Errorf("%s %s with token %q = %d %s, want %d %s", test.method, test.path, test.token, status, code, test.status, test.code)
 			}
-		}
-	})
-}
-
-func TestNotReadyBeforeStart(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
-		s, err := New(b.config(), b.store, b.olm, nil, testLog(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
-		if status, _ := ask(s, "GET", "/_matrix/mau/ready", "", ""); status != http.StatusServiceUnavailable {
-			t.Errorf("ready before Start: %d, want 503", status)
-		}
-		if status, _ := ask(s, "GET", "/_matrix/mau/live", "", ""); status != 200 {
-			t.Errorf("live before Start: %d, want 200", status)
 		}
 	})
 }
@@ -137,7 +117,7 @@ func (brokenStore) MarkTransaction(context.Context, string) (bool, error) {
 
 func TestTransactionThatCannotBeRememberedIsNotTaken(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
-		s, err := New(b.config(), brokenStore{b.store}, b.olm, nil, testLog(t))
+		s, err := New(b.config(), brokenStore{b.store}, b.olm, Options{}, testLog(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,55 +139,6 @@ func TestToDeviceInTransactionsIsIgnored(t *testing.T) {
 		time.Sleep(time.Second)
 		if n := len(e.heard()); n != 0 {
 			t.Errorf("%d messages taken from a transaction, want none: they come by sync", n)
-		}
-	})
-}
-
-// wordHandler writes down messages.
-type wordHandler struct {
-	mu    sync.Mutex
-	words []string
-}
-
-func (h *wordHandler) Message(m Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.words = append(h.words, m.Body)
-}
-
-func TestMessagesOfPeopleReachTheHandlerInOrder(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
-		handler := new(wordHandler)
-		s, err := New(b.config(), b.store, b.olm, handler, testLog(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.handler.set(s.HTTPHandler())
-		if err := s.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
-		alice := b.person("alice", false)
-		room := alice.room(s.Bot())
-		synctest.Wait()
-		for n := range 20 {
-			if _, err := alice.client.SendText(t.Context(), room, fmt.Sprint(n)); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.Notice(t.Context(), room, "not for the handler"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		time.Sleep(time.Second)
-		handler.mu.Lock()
-		defer handler.mu.Unlock()
-		for n, word := range handler.words {
-			if word != fmt.Sprint(n) {
-				t.Fatalf("messages %v, want 0…19 in order", handler.words)
-			}
-		}
-		if len(handler.words) != 20 {
-			t.Errorf("%d messages, want 20: %v", len(handler.words), handler.words)
 		}
 	})
 }
@@ -327,7 +258,7 @@ func TestStartSaysWhatIsWrong(t *testing.T) {
 			bubble(t, func(t *testing.T, b *bed) {
 				config := b.config()
 				test.change(&config)
-				s, err := New(config, b.store, b.olm, nil, testLog(t))
+				s, err := New(config, b.store, b.olm, Options{}, testLog(t))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -359,7 +290,7 @@ func TestStartWaitsForTheHomeserver(t *testing.T) {
 func TestStartEndsWithItsContext(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		b.fake.Break(&homeserver.Fault{Drop: true})
-		s, err := New(b.config(), b.store, b.olm, nil, testLog(t))
+		s, err := New(b.config(), b.store, b.olm, Options{}, testLog(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -374,7 +305,7 @@ func TestStartEndsWithItsContext(t *testing.T) {
 
 func TestStartGivesUpWhenTheHomeserverCannotReachUs(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
-		s, err := New(b.config(), b.store, b.olm, nil, testLog(t))
+		s, err := New(b.config(), b.store, b.olm, Options{}, testLog(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -390,7 +321,7 @@ func TestStartAgainstSynapse(t *testing.T) {
 	b := realBed(t)
 	config := b.config()
 	config.ASToken = "wrong"
-	s, err := New(config, b.store, b.olm, nil, testLog(t))
+	s, err := New(config, b.store, b.olm, Options{}, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -400,7 +331,7 @@ func TestStartAgainstSynapse(t *testing.T) {
 	}
 	config = b.config()
 	config.HSToken = "wrong"
-	s2, err := New(config, b.store, b.olm, nil, testLog(t))
+	s2, err := New(config, b.store, b.olm, Options{}, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
