@@ -59,6 +59,9 @@ func sipConfig(c config.Config) (sip.Config, error) {
 	}
 	for _, t := range c.SIP.Trunks {
 		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}
+		if t.DTMF == "info" {
+			trunk.DTMF = sip.DTMFInfo
+		}
 		for _, network := range t.Networks {
 			prefix, err := netip.ParsePrefix(network)
 			if err != nil {

@@ -34,16 +34,18 @@ type Call struct {
 	dialog    Dialog
 	cseq      uint32 // last local sequence number used
 	invite    *transaction
-	prepared  []byte  // our SDP, between Accept and SendAnswer
-	answer    *answer // the 2xx that waits for its ACK
-	ringing   time.Time
+	prepared  []byte          // our SDP, between Accept and SendAnswer
+	answer    *answer         // the 2xx that waits for its ACK
+	ringing   time.Time       // when the last 180 or 183 is sent again
+	early     *gosip.Response // that 180 or 183
 	nextRTCP  time.Time
 	silent    bool // the phone was asked whether it is there, or MediaTimeout was said
 	nextProbe time.Time
-	hold      bool  // Hold was said
-	goodbye   Cause // why the call ends
-	byeWhen   bool  // hang up as soon as the answer is acknowledged
-	failed    bool  // Failed was said after a panic
+	hold      bool     // Hold was said
+	goodbye   Cause    // why the call ends
+	byeWhen   bool     // hang up as soon as the answer is acknowledged
+	failed    bool     // Failed was said after a panic
+	keys      infoKeys // keys to be sent as INFO
 }
 
 // state of a call; the diagram is in doc.go.
@@ -181,6 +183,15 @@ func (c *Call) Dialog() Dialog {
 
 // Ring tells the phone that it rings (180).
 func (c *Call) Ring() error { return c.do(c.ring) }
+
+// Progress opens the media before the answer and tells the phone so (183 with the SDP answer): announcements and ringback
+// of ours are heard, and nobody pays yet. [Call.Accept] then returns the same media. Errors are like Accept's.
+func (c *Call) Progress() (Dialog, *Media, error) {
+	if err := c.do(c.progress); err != nil {
+		return Dialog{}, nil, err
+	}
+	return c.Dialog(), c.media.Load(), nil
+}
 
 // Accept prepares the answer: it negotiates the codec, binds the media ports and returns what must be saved before the
 // answer leaves with [Call.SendAnswer]. If the offer cannot be accepted the phone is told so (488, 503) and the error
@@ -329,6 +340,7 @@ func (c *Call) deadline() time.Time {
 	}
 	sooner(c.ringing)
 	sooner(c.nextRTCP)
+	sooner(c.keys.next)
 	if c.answer != nil {
 		sooner(c.answer.next)
 		sooner(c.answer.giveUp)
@@ -339,8 +351,9 @@ func (c *Call) deadline() time.Time {
 // tick does what is due.
 func (c *Call) tick(now time.Time) {
 	if !c.ringing.IsZero() && !now.Before(c.ringing) {
-		_ = c.ring() // a lost 180 is no reason to end the call
+		c.repeatEarly(now)
 	}
+	c.tickInfo(now)
 	if c.answer != nil {
 		c.repeatAnswer(now)
 	}
@@ -357,7 +370,7 @@ func (c *Call) watchMedia(now time.Time) {
 	limit := c.patience()
 	silence := m.silentFor(now)
 	switch {
-	case limit < 0:
+	case limit < 0, c.state < answered: // early media is allowed to be silent, and nobody can be asked
 	case silence < limit:
 		c.silent = false
 	case !c.silent && !now.Before(c.nextProbe):

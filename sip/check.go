@@ -178,6 +178,8 @@ func statusText(code int) string {
 	switch code {
 	case 180:
 		return "Ringing"
+	case 183:
+		return "Session Progress"
 	case 200:
 		return "OK"
 	case 400:

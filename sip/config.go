@@ -52,11 +52,23 @@ type Trunk struct {
 	Symmetric     bool
 	MediaNetworks []netip.Prefix
 
-	// TrustIdentity takes the caller's number from P-Asserted-Identity (RFC 3325).
+	// TrustIdentity takes the caller's number from P-Asserted-Identity (RFC 3325) or Remote-Party-ID, in the INVITE and later.
 	TrustIdentity bool
+
+	// DTMF says how keys are sent to the phone; "" = RFC 4733, or INFO if the phone has no telephone-event.
+	DTMF DTMF
 
 	MaxCalls int // 0 = only Limits.Calls holds
 }
+
+// DTMF is a way to send keys.
+type DTMF string
+
+// The ways of [Trunk.DTMF].
+const (
+	DTMFAuto DTMF = ""
+	DTMFInfo DTMF = "info" // always INFO, application/dtmf-relay
+)
 
 // Limits keep a flood from becoming our problem. The zero value means the defaults.
 type Limits struct {
@@ -121,6 +133,9 @@ func (c Config) check() error {
 		names[t.Name] = true
 		if len(t.Networks) == 0 {
 			errs = append(errs, fmt.Errorf("sip: trunk %q has no networks: nobody could call", t.Name))
+		}
+		if t.DTMF != DTMFAuto && t.DTMF != DTMFInfo {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown dtmf mode %q", t.Name, t.DTMF))
 		}
 		for _, name := range t.Codecs {
 			if _, ok := codecNamed(name); !ok {

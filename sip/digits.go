@@ -1,5 +1,11 @@
 package sip
 
+import (
+	"time"
+
+	"github.com/pion/rtp"
+)
+
 // digitReader turns RFC 4733 telephone-events into key presses: one per press, told at its first packet, so that lost
 // end packets cannot lose a key. Its zero value is ready.
 type digitReader struct {
@@ -49,4 +55,78 @@ func (r *digitReader) continues(ts uint32, event byte, duration uint16) bool {
 	}
 	// Some gateways advance the timestamp in each packet of one press; there the duration still grows.
 	return duration > r.duration && ts-r.ts <= uint32(duration)
+}
+
+const (
+	digitLength = 100 * time.Millisecond
+	digitPause  = 50 * time.Millisecond
+	digitEnds   = 3  // RFC 4733 §2.5.1.4: the last packet is sent three times
+	digitVolume = 10 // -10 dBm0, what keypads send
+	maxDigits   = 32 // waiting; more is no human being
+)
+
+// digitWriter turns key presses into RFC 4733 packets. Each takes the place of one voice packet and has its sequence
+// number, so the phone sees one stream without gaps: voice, event, event, voice. Its zero value is ready.
+type digitWriter struct {
+	queue   [maxDigits]byte
+	waiting int
+	on      bool   // an event is being sent
+	event   byte   // the one being sent
+	start   uint32 // its timestamp: of the first packet for all of them
+	ends    int    // end packets sent
+	pause   bool   // until resume
+	resume  uint32 // the timestamp at which the next event may begin
+
+	packet  rtp.Packet
+	payload [4]byte
+}
+
+func (w *digitWriter) put(event byte) {
+	if w.waiting < len(w.queue) {
+		w.queue[w.waiting] = event
+		w.waiting++
+	}
+}
+
+func (w *digitWriter) active() bool { return w.on || w.waiting > 0 }
+
+// clear forgets everything; an event the phone knows only the beginning of ends there by itself.
+func (w *digitWriter) clear() { w.waiting, w.on, w.pause = 0, false, false }
+
+// replace returns what is sent in place of voice packet p: itself in the pause between two keys.
+func (w *digitWriter) replace(p *rtp.Packet, f Format) *rtp.Packet {
+	rate := uint32(f.ClockRate)
+	if f.DTMF == 0 { // a later offer took telephone-event away
+		w.clear()
+		return p
+	}
+	first := false
+	if !w.on {
+		if w.pause && w.resume-p.Timestamp-1 < rate*uint32(digitPause/time.Millisecond)/1000 { // unsigned: a stream that begins anew does not wait
+			return p
+		}
+		w.on, first = true, true
+		w.event, w.start, w.ends, w.pause = w.queue[0], p.Timestamp, 0, false
+		copy(w.queue[:], w.queue[1:w.waiting])
+		w.waiting--
+	}
+	length := rate * uint32(digitLength/time.Millisecond) / 1000
+	packet := rate * ourPtime / 1000
+	duration := min(p.Timestamp-w.start+packet, length) // §2.5.1.2: up to the end of this packet
+	flags := byte(digitVolume)
+	if duration == length {
+		flags |= 0x80
+		if w.ends++; w.ends == digitEnds {
+			w.on, w.pause = false, true
+			w.resume = w.start + length + rate*uint32(digitPause/time.Millisecond)/1000
+		}
+	}
+	w.payload = [4]byte{w.event, flags, byte(duration >> 8), byte(duration)}
+	w.packet = rtp.Packet{
+		Header: rtp.Header{
+			Version: 2, Marker: first, PayloadType: f.DTMF, SSRC: p.SSRC, SequenceNumber: p.SequenceNumber, Timestamp: w.start,
+		},
+		Payload: w.payload[:],
+	}
+	return &w.packet
 }

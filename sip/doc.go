@@ -14,8 +14,9 @@
 //	   | 100                      codec chosen,         200, again at
 //	   v          Ring: 180       ports bound           0.5, 1.5, 3.5 … s
 //	proceeding ---------------> accepted ------------> answered -------ACK------> confirmed
-//	   |  ^  |                     |                      |                       |      |
-//	   |  +--+ 180 every 50 s      |                      | no ACK for 32 s       |      | BYE of the phone
+//	   |  ^  |    Progress: 183,   |                      |                       |      |
+//	   |  |  |    ports bound      |                      |                       |      |
+//	   |  +--+ again every 50 s    |                      | no ACK for 32 s       |      | BYE of the phone
 //	   |                           |                      | or Hangup + ACK       |      | (200)
 //	   | CANCEL (487), Reject,     |                      v                       |      |
 //	   | Hangup (480), BYE (487)   |                    ending <-----Hangup-------+      |
@@ -50,8 +51,8 @@
 // # Media
 //
 // RTP ports are random and rest after use. The source lock lets nobody but the phone be heard, and sends to nobody else
-// (see sourceLock). Keys come as RFC 4733 events or INFO and become [Digit] events, once per press. RTCP reports go out
-// every 5 s.
+// (see sourceLock). Keys come as RFC 4733 events or INFO and become [Digit] events, once per press; [Media.SendDigit]
+// sends them the same two ways. RTCP reports go out every 5 s.
 //
-// RFCs: 3261, 3264, 6337, 8866, 3581, 6026, 3311, 3326, 3325, 3550, 3551, 4733, 5761, 6086, 4475.
+// RFCs: 3261, 3264, 6337, 8866, 3581, 6026, 3311, 3326, 3325, 4916, 3550, 3551, 4733, 5761, 6086, 4475.
 package sip

@@ -33,6 +33,9 @@ type (
 	}
 	// Hold: the phone put us on hold, or took us back.
 	Hold struct{ On bool }
+	// IdentityChanged: a trusted trunk says that somebody else is speaking now (RFC 4916): a transfer behind its PBX, or a
+	// name that became known. Caller is who, as a whole.
+	IdentityChanged struct{ Caller Caller }
 	// MediaChanged: a later offer changed the format or a direction.
 	MediaChanged struct{ Format Format }
 	// DialogChanged: [Call.Dialog] changed and should be saved again.
@@ -42,17 +45,18 @@ type (
 	Ended struct{ Cause Cause }
 )
 
-func (Acked) event()         {}
-func (Cancelled) event()     {}
-func (Bye) event()           {}
-func (NoAck) event()         {}
-func (Failed) event()        {}
-func (MediaTimeout) event()  {}
-func (Digit) event()         {}
-func (Hold) event()          {}
-func (MediaChanged) event()  {}
-func (DialogChanged) event() {}
-func (Ended) event()         {}
+func (Acked) event()           {}
+func (Cancelled) event()       {}
+func (Bye) event()             {}
+func (NoAck) event()           {}
+func (Failed) event()          {}
+func (MediaTimeout) event()    {}
+func (Digit) event()           {}
+func (Hold) event()            {}
+func (IdentityChanged) event() {}
+func (MediaChanged) event()    {}
+func (DialogChanged) event()   {}
+func (Ended) event()           {}
 
 // LogValue keeps pressed keys (PINs) out of logs.
 func (d Digit) LogValue() slog.Value { return slog.StringValue("digit via " + string(d.From)) }

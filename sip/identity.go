@@ -12,44 +12,76 @@ func inviteInfo(trunk *Trunk, req *gosip.Request) Info {
 	i := Info{
 		Trunk: trunk.Name, Dialled: userPart(&req.Recipient), CallID: req.CallID().Value(), Source: req.Source(),
 	}
+	i.Caller = callerOf(trunk, req)
+	return i
+}
+
+// callerOf reads who speaks: From, and on a trusted trunk what the network asserts.
+func callerOf(trunk *Trunk, req *gosip.Request) Caller {
 	from := req.From()
-	i.Caller = Caller{Number: userPart(&from.Address), DisplayName: displayName(from.DisplayName)}
+	c := Caller{Number: userPart(&from.Address), DisplayName: displayName(from.DisplayName)}
 	for _, p := range listHeader(req, "Privacy", "") { // RFC 3323 §4.2, RFC 3325 §9.3
 		for v := range strings.SplitSeq(p, ";") {
 			switch strings.ToLower(strings.TrimSpace(v)) {
 			case "id", "user", "header":
-				i.Caller.Private = true
+				c.Private = true
 			}
 		}
 	}
 	if strings.EqualFold(from.Address.User, "anonymous") || strings.HasSuffix(strings.ToLower(from.Address.Host), "anonymous.invalid") {
-		i.Caller.Private = true
+		c.Private = true
 	}
 	if trunk.TrustIdentity {
-		assertedIdentity(req, &i.Caller)
+		assertedIdentity(req, &c)
 	}
-	if i.Caller.Private {
-		i.Caller.Number, i.Caller.DisplayName = "", ""
+	if c.Private {
+		c.Number, c.DisplayName = "", ""
 	}
-	return i
+	return c
 }
 
-// assertedIdentity takes number and name from P-Asserted-Identity (RFC 3325 §9.1): a sip and a tel URI at most.
+// assertedIdentity takes number and name from P-Asserted-Identity (RFC 3325 §9.1: a sip and a tel URI at most), or from
+// the older Remote-Party-ID, which many PBXs send instead.
 func assertedIdentity(req *gosip.Request, c *Caller) {
-	for _, h := range req.GetHeaders("P-Asserted-Identity") {
-		var uri gosip.Uri
-		var params gosip.HeaderParams
-		name, err := gosip.ParseAddressValue(firstOf(h.Value()), &uri, &params)
-		if err != nil {
-			continue
-		}
-		if n := userPart(&uri); n != "" {
+	for _, name := range []string{"P-Asserted-Identity", "Remote-Party-ID"} {
+		for _, h := range req.GetHeaders(name) {
+			var uri gosip.Uri
+			params := gosip.NewParams()
+			display, err := gosip.ParseAddressValue(firstOf(h.Value()), &uri, &params)
+			if err != nil {
+				continue
+			}
+			n := userPart(&uri)
+			if party, ok := params.Get("party"); n == "" || ok && !strings.EqualFold(party, "calling") {
+				continue
+			}
 			c.Number = n
-			if name = displayName(name); name != "" {
-				c.DisplayName = name
+			if display = displayName(display); display != "" {
+				c.DisplayName = display
+			}
+			if privacy, _ := params.Get("privacy"); privacy != "" && !strings.EqualFold(privacy, "off") {
+				c.Private = true
 			}
 			return
 		}
+	}
+}
+
+// refreshIdentity notices in a re-INVITE or UPDATE that the phone's side is somebody else now. A From that changed is
+// used from now on (RFC 4916 §4.4.4); who is shown changes only on a trunk whose word we take.
+func (c *Call) refreshIdentity(req *gosip.Request) {
+	from := addressOf(req.From())
+	renamed := from != c.dialog.RemoteURI
+	if renamed {
+		c.dialog.RemoteURI = from
+	}
+	asserted := len(req.GetHeaders("P-Asserted-Identity")) > 0 || len(req.GetHeaders("Remote-Party-ID")) > 0
+	if c.trunk == nil || !c.trunk.TrustIdentity || !renamed && !asserted {
+		return
+	}
+	if who := callerOf(c.trunk, req); who != c.dialog.Info.Caller {
+		c.dialog.Info.Caller = who
+		c.emit(IdentityChanged{who})
 	}
 }
 

@@ -114,6 +114,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 		return false
 	}
 	c.refreshTarget(t.req)
+	c.refreshIdentity(t.req)
 	if len(t.req.Body()) > 0 {
 		c.renegotiated(m, body, t.req.Body(), n)
 	} else {
@@ -130,6 +131,7 @@ func (c *Call) handleUpdate(t *transaction) {
 	switch {
 	case len(body) == 0:
 		c.refreshTarget(t.req)
+		c.refreshIdentity(t.req)
 		c.changed()
 		c.send2xx(t, nil)
 		return
@@ -146,6 +148,7 @@ func (c *Call) handleUpdate(t *transaction) {
 		return
 	}
 	c.refreshTarget(t.req)
+	c.refreshIdentity(t.req)
 	c.renegotiated(m, own, body, n)
 	c.changed()
 	c.send2xx(t, own)
@@ -193,50 +196,6 @@ func (c *Call) noticeHold() {
 		c.hold = on
 		c.emit(Hold{on})
 	}
-}
-
-// handleInfo takes keys sent as INFO (RFC 6086 and what came before it). Other bodies are refused by type.
-func (c *Call) handleInfo(t *transaction) {
-	body := t.req.Body()
-	typ := contentType(t.req)
-	if len(body) == 0 {
-		c.send(t, refuse(200, statusText(200)))
-		return
-	}
-	key, ok := infoDigit(typ, string(body))
-	if !ok {
-		c.send(t, refuse(415, "Unsupported Media Type",
-			gosip.NewHeader("Accept", "application/dtmf-relay, application/dtmf")))
-		return
-	}
-	c.emit(Digit{key, FromINFO})
-	c.send(t, refuse(200, statusText(200)))
-}
-
-// infoDigit reads "Signal= 5\r\nDuration= 160" and a bare "5"; names of events by number are known, too.
-func infoDigit(typ, body string) (byte, bool) {
-	value := strings.TrimSpace(body)
-	switch typ {
-	case "application/dtmf-relay":
-		value = ""
-		for line := range strings.Lines(body) {
-			name, v, ok := strings.Cut(line, "=")
-			if ok && strings.EqualFold(strings.TrimSpace(name), "signal") {
-				value = strings.TrimSpace(v)
-			}
-		}
-	case "application/dtmf":
-	default:
-		return 0, false
-	}
-	value = strings.ToUpper(value)
-	if len(value) == 1 && strings.Contains(dtmfKeys, value) {
-		return value[0], true
-	}
-	if n, err := strconv.Atoi(value); err == nil && n >= 10 && n < len(dtmfKeys) {
-		return dtmfKeys[n], true
-	}
-	return 0, false
 }
 
 // reasonOf reads the Reason header (RFC 3326).

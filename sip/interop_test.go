@@ -129,6 +129,24 @@ module_tmp account.so
 module_app menu.so
 `
 
+// baresipFolder is the configuration of one baresip: uri and account parameters of its account, and a 440 Hz tone.
+func baresipFolder(t *testing.T, uri, account string) string {
+	t.Helper()
+	dir, port := t.TempDir(), freePort(t)
+	writeWAV(t, filepath.Join(dir, "tone.wav"), tone(440, 30*time.Second))
+	files := map[string]string{
+		"config":   fmt.Sprintf(baresipConfig, port, dir),
+		"accounts": fmt.Sprintf("<sip:bob@127.0.0.1:%d%s>;regint=0;%s\n", port, uri, account),
+		"contacts": "",
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 func freePort(t *testing.T) int {
 	t.Helper()
 	c, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -157,18 +175,7 @@ func TestBaresipTalks(t *testing.T) {
 				s.mu.Unlock()
 				_ = s.SendAnswer()
 			})
-			dir, port := t.TempDir(), freePort(t)
-			writeWAV(t, filepath.Join(dir, "tone.wav"), tone(440, 30*time.Second))
-			files := map[string]string{
-				"config":   fmt.Sprintf(baresipConfig, port, dir),
-				"accounts": fmt.Sprintf("<sip:bob@127.0.0.1:%d;transport=%s>;regint=0;audio_codecs=PCMU\n", port, tr),
-				"contacts": "",
-			}
-			for name, text := range files {
-				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
+			dir := baresipFolder(t, ";transport="+string(tr), "audio_codecs=PCMU")
 			cmd := exec.Command(baresip, "-f", dir, "-v", "-t", "4", "-e", fmt.Sprintf("/dial sip:1000@%s;transport=%s", b.addr(tr), tr))
 			out, err := cmd.CombinedOutput()
 			if err != nil {
@@ -189,6 +196,39 @@ func TestBaresipTalks(t *testing.T) {
 				t.Errorf("baresip heard %d samples, power of our tone %.2f", len(pcm), power(pcm[min(len(pcm), 4000):min(len(pcm), 12000)], 700))
 			}
 		})
+	}
+}
+
+func TestBaresipHearsKeys(t *testing.T) {
+	baresip := tool(t, "baresip")
+	b := newBed(t, testConfig(sip.UDP), func(s *served) {
+		_, m, err := s.Progress() // it is early media, too
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, stop := s.talk(m, 700)
+		time.Sleep(300 * time.Millisecond)
+		if _, _, err := s.Answer(t.Context()); err != nil {
+			t.Error(err)
+		}
+		for _, key := range "1#55D0" {
+			m.SendDigit(byte(key))
+		}
+		<-s.Done()
+		stop()
+	})
+	dir := baresipFolder(t, "", "audio_codecs=PCMU")
+	out, _ := exec.Command(baresip, "-f", dir, "-v", "-t", "3", "-e", "/dial sip:1000@"+b.addr(sip.UDP)).CombinedOutput()
+	b.call().wants(sip.Ended{})
+	var got string
+	for line := range strings.Lines(string(out)) {
+		if _, event, ok := strings.Cut(line, "received event: '"); ok && strings.Contains(event, "(end=1)") {
+			got += event[:1]
+		}
+	}
+	if got != "1#55D0" || !strings.Contains(string(out), "SIP Progress: 183 Session Progress (application/sdp)") {
+		t.Errorf("baresip heard keys %q, want 1#55D0, and a 183 with media\n%s", got, tail(string(out), 3000))
 	}
 }
 

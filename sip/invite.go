@@ -16,9 +16,6 @@ const (
 	t2 = 4 * time.Second
 )
 
-// ringInterval keeps the proxies on the way from giving up (§13.3.1.1: every minute).
-const ringInterval = 50 * time.Second
-
 // answer is a 2xx to an INVITE that is repeated until its ACK comes (§13.3.1.4), over TCP, too.
 type answer struct {
 	*transaction
@@ -97,15 +94,6 @@ func (c *Call) respond(t *transaction, res *gosip.Response) error {
 	return err
 }
 
-func (c *Call) ring() error {
-	if c.state != proceeding {
-		return c.stateError()
-	}
-	c.send(c.invite, refuse(180, statusText(180)))
-	c.ringing = time.Now().Add(ringInterval)
-	return nil
-}
-
 func (c *Call) stateError() error {
 	if c.state == ended || c.state == ending {
 		return ErrEnded
@@ -122,12 +110,24 @@ func (c *Call) accept() error {
 	default:
 		return c.stateError()
 	}
+	if err := c.openMedia(); err != nil {
+		return err
+	}
+	c.state = accepted
+	c.dialog.Since = time.Now()
+	c.publish()
+	return nil
+}
+
+// openMedia prepares the answer once; a call whose offer cannot be answered is refused.
+func (c *Call) openMedia() error {
+	if c.media.Load() != nil {
+		return nil
+	}
 	if r := c.prepare(); r != nil {
 		_ = c.reject(r)
 		return &ResponseError{r.code, r.reason}
 	}
-	c.state = accepted
-	c.dialog.Since = time.Now()
 	c.dialog.LocalCSeq = cseqBlock
 	c.publish()
 	return nil
@@ -140,8 +140,7 @@ func (c *Call) prepare() *refusal {
 		c.log.Warn("no media port", "err", err)
 		return refuse(503, statusText(503), gosip.NewHeader("Retry-After", "30"))
 	}
-	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
-	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
+	m := c.newMedia(rtpc, rtcpc)
 	local := c.local(m.LocalAddr().Port())
 	local.SessionID = rand.Uint64N(1 << 62) // an identifier, not a secret
 	local.SDPVersion = 0
@@ -156,6 +155,15 @@ func (c *Call) prepare() *refusal {
 	c.media.Store(m)
 	m.start()
 	return nil
+}
+
+// newMedia is the media of this call on these sockets.
+func (c *Call) newMedia(rtpc, rtcpc rtpConn) *Media {
+	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
+	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
+	m.byINFO = func(key byte) { c.inbox.put(func() { c.queueInfo(key) }) }
+	m.infoOnly = c.trunk != nil && c.trunk.DTMF == DTMFInfo
+	return m
 }
 
 // local is our side for the next offer or answer.

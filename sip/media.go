@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +23,9 @@ type Media struct {
 	readers  sync.WaitGroup // readRTP, readRTCP
 	closing  sync.Once
 	onPacket atomic.Pointer[func(*rtp.Packet)]
-	onDigit  func(byte)   // set before start
+	onDigit  func(byte)   // set before start, like the next two
+	byINFO   func(byte)   // sends a key by signalling
+	infoOnly bool         // the trunk wants keys as INFO
 	stats    *mediaTotals // of the stack
 
 	mu     sync.Mutex // guards what follows; held while a packet is written
@@ -33,6 +36,7 @@ type Media struct {
 	tx     sentStats
 	rx     receivedStats
 	digits digitReader // only readRTP uses it
+	keys   digitWriter
 	closed bool
 }
 
@@ -112,7 +116,12 @@ func (m *Media) WriteRTP(p *rtp.Packet) error {
 	m.tx.ssrc = p.SSRC
 	if !m.sendTo.IsValid() {
 		m.stats.held.Add(1)
+		m.keys.clear() // a key pressed on hold must not arrive minutes later
 		return nil
+	}
+	timestamp := p.Timestamp
+	if m.keys.active() {
+		p = m.keys.replace(p, m.neg.Format)
 	}
 	n, err := p.MarshalTo(m.buf[:])
 	if err != nil {
@@ -124,8 +133,31 @@ func (m *Media) WriteRTP(p *rtp.Packet) error {
 	}
 	m.tx.packets++
 	m.tx.octets += uint32(len(p.Payload))
-	m.tx.timestamp, m.tx.at = p.Timestamp, time.Now()
+	m.tx.timestamp, m.tx.at = timestamp, time.Now()
 	return nil
+}
+
+// SendDigit presses a key for the phone: 0–9, *, #, A–D; others are ignored. It returns at once. Keys are RFC 4733 events
+// of 100 ms with at least 50 ms between them, in place of the voice packets of that time, so they leave while
+// [Media.WriteRTP] is called every 20 ms. They are INFO requests when the trunk wants that or the phone has no
+// telephone-event.
+func (m *Media) SendDigit(key byte) {
+	if key >= 'a' && key <= 'd' {
+		key -= 'a' - 'A'
+	}
+	event := strings.IndexByte(dtmfKeys, key)
+	if event < 0 {
+		return
+	}
+	m.mu.Lock()
+	info := m.infoOnly || m.neg.Format.DTMF == 0
+	if !info && !m.closed {
+		m.keys.put(byte(event))
+	}
+	m.mu.Unlock()
+	if info {
+		m.byINFO(key)
+	}
 }
 
 // readRTP hands on the phone's packets until the socket is closed. It alone uses buf and packet.

@@ -85,8 +85,7 @@ func (c *Call) reopenMedia() error {
 	if err != nil {
 		return err
 	}
-	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
-	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
+	m := c.newMedia(rtpc, rtcpc)
 	now := time.Now()
 	m.apply(Negotiated{
 		Format: d.Format, Remote: d.Remote, RemoteRTCP: d.RemoteRTCP, RTCPMux: d.RTCPMux, Direction: d.Direction,

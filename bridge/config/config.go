@@ -71,6 +71,7 @@ type Trunk struct {
 	Codecs       []string `yaml:"codecs"`
 	SymmetricRTP bool     `yaml:"symmetric_rtp"`
 	ShowNumbers  bool     `yaml:"show_numbers"`
+	DTMF         string   `yaml:"dtmf"`
 
 	IgnoreAssertedIdentity bool `yaml:"ignore_asserted_identity"`
 }
