@@ -1,10 +1,14 @@
 // Package leg decides what one phone in one conference does next. It is pure: it reads no clock, blocks on nothing and
 // fails at nothing. The shell around it (package bridge) feeds events, performs effects in order, and sets one timer.
 //
-//	        Invited                   phone up AND room joined              any end, either side
-//	Idle ----------------> Setup -----------------------------> Talking ------------------------> Ending ----> Ended
-//	                         |                                                                       ^
-//	                         +----------- refused, cancelled, took too long -------------------------+
+//	      Invited          room joined, company, phone up
+//	Idle ---------> Setup ------------------------------> Talking --any end--> Ending --both sides gone--> Ended
+//	                 |  |                                    ^                   ^  ^
+//	                 |  +--room joined, nobody--> Ringing ---+ first one came    |  |
+//	                 |                              |                            |  |
+//	                 | refused, took too long       | declined, nobody came      |  | cancelled, no tone for it
+//	                 +------------------------------+----> Refusing ---tone over-+  |
+//	                 +------------------------------+-------------------------------+
 //
 // What the leg knows are facts, not products of states: is the phone ringing, up or gone; is the room being joined,
 // joined or left; does media run. Tearing down is one path for hang-up, failure, shutdown and time-out. Every phase that

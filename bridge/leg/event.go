@@ -26,6 +26,7 @@ const (
 	Invited        EventKind = iota // an INVITE with a route
 	RoomJoined                      // the ghost is in the room's call
 	RoomRefused                     // it can't be; Cause says why
+	RoomDeclined                    // somebody in the room does not want the call
 	PhoneReady                      // the answer to the phone is prepared: ports bound, SDP made
 	Saved                           // the row is in the database
 	SaveFailed                      // it is not
@@ -34,8 +35,9 @@ const (
 	PhoneHungUp                     // BYE
 	PhoneFailed                     // no ACK, no media, no transport
 	PhoneReleased                   // our refusal or BYE is done
+	ToneFailed                      // the phone can't be played tones before the answer
 	DialogChanged                   // hold, target refresh, learned address: the row must follow
-	CompanyIs                       // N others are in the conference
+	CompanyIs                       // N others are in the conference: people, and phones that are answered
 	CallEnded                       // the room's call was terminated
 	RoomFailed                      // the membership can't be kept
 	RoomLeft                        // the ghost is out of the call
@@ -44,9 +46,9 @@ const (
 )
 
 var eventNames = [...]string{
-	"invited", "room joined", "room refused", "phone ready", "saved", "save failed", "phone acked", "phone cancelled",
-	"phone hung up", "phone failed", "phone released", "dialog changed", "company is", "call ended", "room failed", "room left",
-	"shutdown", "tick",
+	"invited", "room joined", "room refused", "room declined", "phone ready", "saved", "save failed", "phone acked",
+	"phone cancelled", "phone hung up", "phone failed", "phone released", "tone failed", "dialog changed", "company is",
+	"call ended", "room failed", "room left", "shutdown", "tick",
 }
 
 func (k EventKind) String() string { return name(eventNames[:], int(k)) }
@@ -54,12 +56,15 @@ func (k EventKind) String() string { return name(eventNames[:], int(k)) }
 // Effect is one thing the shell must do. Any may be performed twice.
 type Effect struct {
 	Kind  EffectKind
-	Cause Cause // of RefusePhone, HangUpPhone, LeaveRoom, DeleteRow, Forget
+	Cause Cause // of RefusePhone, HangUpPhone, LeaveRoom, RingOver, DeleteRow, Forget
+	Tone  Tone  // of PlayTone
 }
 
 func (e Effect) String() string {
 	switch e.Kind {
-	case RefusePhone, HangUpPhone, LeaveRoom, DeleteRow, Forget:
+	case PlayTone:
+		return fmt.Sprintf("%v (%v)", e.Kind, e.Tone)
+	case RefusePhone, HangUpPhone, LeaveRoom, RingOver, DeleteRow, Forget:
 		return fmt.Sprintf("%v (%v)", e.Kind, e.Cause)
 	}
 	return e.Kind.String()
@@ -76,6 +81,10 @@ const (
 	SendAnswer                    // 200 with the prepared SDP
 	StartMedia                    // connect the phone with the desk
 	StopMedia
+	PlayTone // 183 if there was none, and the tone in the phone's ear until StopTone
+	StopTone
+	RingRoom    // tell the room who calls, and how to decline
+	RingOver    // tell the room how that ended, Answered or why not
 	RefusePhone // final response by Cause
 	HangUpPhone // BYE with a Reason by Cause
 	LeaveRoom   // hang up the peers, remove the member entry, end the call if it is ours and empty
@@ -84,11 +93,26 @@ const (
 )
 
 var effectNames = [...]string{
-	"ring", "join room", "accept phone", "save", "send answer", "start media", "stop media", "refuse phone", "hang up phone",
-	"leave room", "delete row", "forget",
+	"ring", "join room", "accept phone", "save", "send answer", "start media", "stop media", "play tone", "stop tone",
+	"ring room", "ring over", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
 }
 
 func (k EffectKind) String() string { return name(effectNames[:], int(k)) }
+
+// Tone is what a phone hears of us while it is not answered.
+type Tone uint8
+
+const (
+	NoTone      Tone = iota
+	Ringback         // the room is being rung
+	BusyTone         // nobody can or will take the call
+	Congestion       // the call failed on its way
+	Information      // the number does not lead to a call, and will not when tried again
+)
+
+var toneNames = [...]string{"none", "ringback", "busy", "congestion", "information"}
+
+func (t Tone) String() string { return name(toneNames[:], int(t)) }
 
 // Cause is why a leg ended. Its text goes to logs, metrics and the history.
 type Cause string
@@ -99,6 +123,9 @@ const (
 	PhoneLost      Cause = "phone lost"
 	RoomEmptied    Cause = "everybody left the room's call"
 	NobodyCame     Cause = "nobody came"
+	NobodyAnswered Cause = "nobody answered"
+	Declined       Cause = "declined in the room"
+	Answered       Cause = "answered" // how a ring ended, never a leg
 	EndedInRoom    Cause = "call ended in the room"
 	RoomLost       Cause = "membership lost"
 	NoRights       Cause = "the room does not allow the ghost to join calls"
@@ -119,20 +146,46 @@ func (c Cause) Refusal() (code int, reason string) {
 		return 403, "Forbidden"
 	case NoSuchRoom:
 		return 404, "Not Found"
-	case TookTooLong, EndedInRoom, RoomEmptied, NobodyCame:
+	case TookTooLong, EndedInRoom, RoomEmptied, NobodyCame, NobodyAnswered:
 		return 480, "Temporarily Unavailable"
+	case Declined:
+		return 603, "Decline"
 	case PhoneLost:
 		return 488, "Not Acceptable Here"
 	}
 	return 503, "Service Unavailable"
 }
 
-// Q850 is the cause of a BYE (RFC 3326, ITU-T Q.850) with its text.
+// Tone is what an unanswered phone hears before the refusal. Where there is none the refusal goes out at once: to what
+// ends in 503, so that a trunk that knows another way can take it, and to callers who are gone.
+func (c Cause) Tone() Tone {
+	switch c {
+	case NoRights, NoSuchRoom:
+		return Information
+	case Declined, NobodyAnswered, EndedInRoom:
+		return BusyTone
+	case TookTooLong:
+		return Congestion
+	}
+	return NoTone
+}
+
+// Q850 is the cause of a BYE or a refusal (RFC 3326, ITU-T Q.850) with its text.
 func (c Cause) Q850() (code int, text string) {
 	switch c {
 	case PhoneLost, RoomLost, NoHomeserver, NotStored, ProcessDied:
 		return 41, "Temporary failure"
-	case LongestReached, NobodyCame:
+	case NobodyAnswered:
+		return 19, "No answer from user"
+	case Declined:
+		return 21, "Call rejected"
+	case NoRights:
+		return 57, "Bearer capability not authorized"
+	case NoSuchRoom:
+		return 1, "Unallocated number"
+	case Busy:
+		return 42, "Switching equipment congestion"
+	case LongestReached, NobodyCame, TookTooLong:
 		return 102, "Recovery on timer expiry"
 	case ShuttingDown:
 		return 41, "Service restarting"

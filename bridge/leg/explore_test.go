@@ -18,6 +18,8 @@ type tally struct {
 	answers, starts, stops, forgets, deletes, saves int
 	releases                                        int // RefusePhone or HangUpPhone
 	leaves, joins                                   int
+	plays, stopped                                  bool // a tone was begun, and the last one is over
+	rings, rung                                     int  // RingRoom, RingOver
 }
 
 func (t tally) add(e Effect) tally {
@@ -40,6 +42,14 @@ func (t tally) add(e Effect) tally {
 		t.leaves++
 	case JoinRoom:
 		t.joins++
+	case PlayTone:
+		t.plays, t.stopped = true, false
+	case StopTone:
+		t.stopped = true
+	case RingRoom:
+		t.rings++
+	case RingOver:
+		t.rung++
 	}
 	t.saves = min(t.saves, 2) // DialogChanged may save without end
 	return t
@@ -48,7 +58,19 @@ func (t tally) add(e Effect) tally {
 // TestEveryReachableStateKeepsThePromises walks breadth-first through all states that any sequence of events can reach,
 // with every event in every state, and checks the sentences below in each.
 func TestEveryReachableStateKeepsThePromises(t *testing.T) {
-	rules := Rules{Setup: 2 * time.Second, Alone: 3 * time.Second, Empty: time.Second, Longest: 5 * time.Second, Release: time.Second}
+	for name, rules := range map[string]Rules{
+		"conference":          {},
+		"ringing with tones":  {Ring: 4 * time.Second, Tones: true, Refusal: time.Second},
+		"ringing without":     {Ring: 4 * time.Second},
+		"ringing, no refusal": {Ring: 4 * time.Second, Tones: true},
+	} {
+		rules.Setup, rules.Alone, rules.Empty = 2*time.Second, 3*time.Second, time.Second
+		rules.Longest, rules.Release = 5*time.Second, time.Second
+		t.Run(name, func(t *testing.T) { explore(t, rules) })
+	}
+}
+
+func explore(t *testing.T, rules Rules) {
 	start := journey{state: State{Rules: rules}}
 	seen := map[string]bool{}
 	for frontier := []journey{start}; len(frontier) > 0; {
@@ -83,7 +105,7 @@ func walk(t *testing.T, from journey, ev Event) journey {
 	for _, e := range effects {
 		to.done = to.done.add(e)
 	}
-	if ev.Kind == PhoneReleased && (to.state.Phase == Setup || to.state.Phase == Talking) {
+	if ev.Kind == PhoneReleased && to.state.Phase != Idle && to.state.Phase < Refusing {
 		t.Fatalf("the phone has ended and the leg goes on: from %v to %v", from, to)
 	}
 	for _, broken := range promises(from, to, effects) {
@@ -113,7 +135,16 @@ func promises(from, to journey, effects []Effect) []string {
 	check(s.Phase != Talking || s.Phone == Up && s.Room == Up && s.Media, "talking means: phone up, room joined, media on")
 	check(from.state.Phase != Ended || len(effects) == 0, "nothing is done after the end")
 	check(s.Phase >= from.state.Phase, "a leg never goes back to an earlier phase")
-	check(s.Phase < Ending || s.Cause != "" || from.state.Phase == Idle, "whatever ends has a cause")
+	check(s.Phase < Refusing || s.Cause != "" || from.state.Phase == Idle, "whatever ends has a cause")
+	check((d.plays && !d.stopped) == (s.Tone != NoTone), "a tone that began ends, and nothing else ends one")
+	check(s.Tone == NoTone || s.Phase == Ringing || s.Phase == Refusing, "tones are for phones that ring or are being refused")
+	check(s.Tone == NoTone || s.Rules.Tones, "no tone without early media")
+	check(s.Phase != Ringing || s.Room == Up && !s.Media && s.Rules.Ring > 0 && s.Stored, "ringing means: room joined, no sound, a row")
+	check(s.Phase != Ringing || s.Company == 0 || s.Wanted, "whoever comes to a ringing phone is answered")
+	check(s.Phase != Refusing || s.Room != Coming && s.Room != Up && s.Phone != Up, "a phone that hears why is out of the room")
+	check(d.rings <= 1 && d.rung <= 1 && d.rings-d.rung == btoi(s.Rung), "the room is told of a ring at most once, and once how it ended")
+	check(!s.Rung || s.Phase == Ringing, "a ring is over once the phone stops ringing")
+	check(d.answers == 0 || s.Rules.Ring == 0 || s.Met, "a phone that rings is answered only after somebody came")
 	last := slices.IndexFunc(effects, func(e Effect) bool { return e.Kind == Forget })
 	check(last < 0 || last == len(effects)-1, "forget is the last effect")
 	return broken
@@ -126,7 +157,7 @@ func everyEvent() []Event {
 		case CompanyIs:
 			events = append(events, Event{Kind: k, N: 0}, Event{Kind: k, N: 1})
 		case RoomRefused:
-			events = append(events, Event{Kind: k, Cause: NoRights})
+			events = append(events, Event{Kind: k, Cause: NoRights}, Event{Kind: k, Cause: NoHomeserver})
 		default:
 			events = append(events, Event{Kind: k})
 		}

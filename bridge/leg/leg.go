@@ -12,14 +12,16 @@ type ID string
 type Phase uint8
 
 const (
-	Idle Phase = iota
-	Setup
+	Idle    Phase = iota
+	Setup         // the ghost goes into the call; the phone is answered unless the room must be rung first
+	Ringing       // the ghost is in the call, and nobody else
 	Talking
+	Refusing // the phone hears a tone that says why
 	Ending
 	Ended
 )
 
-var phaseNames = [...]string{"idle", "setup", "talking", "ending", "ended"}
+var phaseNames = [...]string{"idle", "setup", "ringing", "talking", "refusing", "ending", "ended"}
 
 func (p Phase) String() string { return name(phaseNames[:], int(p)) }
 
@@ -41,7 +43,10 @@ func (s Side) String() string { return name(sideNames[:], int(s)) }
 
 // Rules are the limits of a leg, in wall-clock time.
 type Rules struct {
-	Setup   time.Duration // from the INVITE to the answer
+	Setup   time.Duration // from the INVITE to the room, and from the first one who comes to the answer
+	Ring    time.Duration // how long an empty room is rung before the phone is answered; 0: it is answered and waits
+	Tones   bool          // early media: the phone hears our tones before it is answered
+	Refusal time.Duration // how long it hears why it is refused
 	Alone   time.Duration // how long a phone may wait for somebody to come
 	Empty   time.Duration // how long it stays after the last one left (a reload of a client is shorter)
 	Longest time.Duration // of the whole call
@@ -50,7 +55,10 @@ type Rules struct {
 
 // DefaultRules are those of the example config.
 func DefaultRules() Rules {
-	return Rules{Setup: 30 * time.Second, Alone: 10 * time.Minute, Empty: 3 * time.Second, Longest: 4 * time.Hour, Release: 70 * time.Second}
+	return Rules{
+		Setup: 30 * time.Second, Ring: time.Minute, Tones: true, Refusal: 4 * time.Second,
+		Alone: 10 * time.Minute, Empty: 3 * time.Second, Longest: 4 * time.Hour, Release: 70 * time.Second,
+	}
 }
 
 // State is all that Step knows. The zero value with Rules set is a leg that has not begun.
@@ -63,8 +71,11 @@ type State struct {
 	Acked   bool // the phone confirmed our answer
 	Stored  bool // a row exists
 	Unsure  bool // the end was forced: a side did not confirm it
-	Company int  // people and other phones in the conference, without this one
+	Company int  // people and other answered phones in the conference, without this one
 	Met     bool // Company was above zero at some time
+	Tone    Tone // being played
+	Wanted  bool // somebody came while the room was rung: the phone is being answered
+	Rung    bool // the room was told of the call and not yet how that ended
 	Cause   Cause
 
 	AloneSince time.Time // zero while others are there
@@ -73,7 +84,11 @@ type State struct {
 }
 
 func (s State) String() string {
-	return fmt.Sprintf("%v phone=%v room=%v media=%t company=%d", s.Phase, s.Phone, s.Room, s.Media, s.Company)
+	text := fmt.Sprintf("%v phone=%v room=%v media=%t company=%d", s.Phase, s.Phone, s.Room, s.Media, s.Company)
+	if s.Tone != NoTone {
+		text += fmt.Sprint(" tone=", s.Tone)
+	}
+	return text
 }
 
 // Step decides. It never blocks, and any event is allowed in any state: libraries may report late, twice or never.
@@ -84,8 +99,12 @@ func Step(s State, now time.Time, ev Event) (State, []Effect) {
 		m.idle(ev)
 	case Setup:
 		m.setup(ev)
+	case Ringing:
+		m.ringing(ev)
 	case Talking:
 		m.talking(ev)
+	case Refusing:
+		m.refusing(ev)
 	case Ending:
 		m.ending(ev)
 	case Ended: // late reports of a leg that is gone
@@ -122,24 +141,79 @@ func (m *machine) setup(ev Event) {
 	switch ev.Kind {
 	case RoomJoined:
 		m.Room = Up
-		m.do(AcceptPhone)
-	case PhoneReady:
-		m.Phone, m.Stored = Ready, true
-		m.do(Save)
-	case Saved:
-		if m.Phone != Ready || m.Room != Up {
+		if m.Rules.Ring > 0 && m.Company == 0 {
+			m.ring()
 			return
 		}
-		m.Phone, m.Media, m.Phase = Up, true, Talking
-		m.do(SendAnswer)
-		m.do(StartMedia)
-		m.watchCompany()
+		m.do(AcceptPhone)
 	case CompanyIs:
 		m.setCompany(ev.N)
 	case Tick:
 		if m.due() {
-			m.end(TookTooLong)
+			m.refuse(TookTooLong)
 		}
+	default:
+		m.answering(ev)
+	}
+}
+
+// ring waits for the first one to come. The row is written now: a ring that nobody answers is history, too.
+func (m *machine) ring() {
+	m.Phase, m.Stored, m.Rung = Ringing, true, true
+	m.Deadline = m.now.Add(m.Rules.Ring)
+	m.do(Save)
+	if m.Rules.Tones {
+		m.play(Ringback)
+	}
+	m.do(RingRoom)
+}
+
+func (m *machine) ringing(ev Event) {
+	switch ev.Kind {
+	case CompanyIs:
+		m.setCompany(ev.N)
+		if m.Company > 0 && !m.Wanted {
+			m.Wanted = true
+			m.Deadline = m.now.Add(m.Rules.Setup)
+			m.do(AcceptPhone)
+		}
+	case RoomDeclined:
+		if !m.Wanted { // else the one who came was faster
+			m.refuse(Declined)
+		}
+	case Tick:
+		switch {
+		case !m.due():
+		case m.Wanted:
+			m.refuse(TookTooLong)
+		default:
+			m.refuse(NobodyAnswered)
+		}
+	case PhoneReady:
+		if m.Wanted {
+			m.answering(ev)
+		}
+	default:
+		m.answering(ev)
+	}
+}
+
+// answering is the way to the answer: prepared, saved, sent.
+func (m *machine) answering(ev Event) {
+	switch ev.Kind {
+	case PhoneReady:
+		m.Phone, m.Stored = Ready, true
+		m.do(Save)
+	case Saved:
+		if m.Phone != Ready || m.Room != Up || m.Phase == Ringing && !m.Wanted {
+			return
+		}
+		m.Phone, m.Media, m.Phase = Up, true, Talking
+		m.do(SendAnswer)
+		m.hush()
+		m.do(StartMedia)
+		m.ringOver(Answered)
+		m.watchCompany()
 	default:
 		m.anyEnd(ev)
 	}
@@ -185,15 +259,48 @@ func (m *machine) anyEnd(ev Event) {
 		m.Phone = Gone
 		m.end(PhoneLost)
 	case RoomRefused:
-		m.end(ev.Cause)
+		m.refuse(ev.Cause)
 	case CallEnded:
-		m.end(EndedInRoom)
+		m.refuse(EndedInRoom)
 	case RoomFailed:
-		m.end(RoomLost)
+		m.refuse(RoomLost)
 	case SaveFailed:
-		m.end(NotStored)
+		m.refuse(NotStored)
 	case Shutdown:
 		m.end(ShuttingDown)
+	}
+}
+
+// refuse ends the leg. A phone that is not answered yet hears why, where early media is allowed and there is a tone for
+// it; the room is left meanwhile.
+func (m *machine) refuse(cause Cause) {
+	tone := cause.Tone()
+	waits := m.Phone == Coming || m.Phone == Ready
+	if !waits || !m.Rules.Tones || m.Rules.Refusal <= 0 || tone == NoTone {
+		m.end(cause)
+		return
+	}
+	m.Phase, m.Cause = Refusing, cause
+	m.Deadline = m.now.Add(m.Rules.Refusal)
+	m.play(tone)
+	m.ringOver(cause)
+	m.leave()
+}
+
+// refusing waits until the tone was heard long enough. Whatever else happens shortens that, and changes the cause no more.
+func (m *machine) refusing(ev Event) {
+	switch ev.Kind {
+	case PhoneCancelled, PhoneHungUp, PhoneReleased:
+		m.Phone = Gone
+		m.end(m.Cause)
+	case PhoneFailed, ToneFailed, Shutdown:
+		m.end(m.Cause)
+	case RoomLeft:
+		m.Room = Gone
+	case Tick:
+		if m.due() {
+			m.end(m.Cause)
+		}
 	}
 }
 
@@ -205,6 +312,8 @@ func (m *machine) end(cause Cause) {
 		m.Media = false
 		m.do(StopMedia)
 	}
+	m.hush()
+	m.ringOver(cause)
 	switch m.Phone {
 	case Coming, Ready:
 		m.Phone = Going
@@ -213,11 +322,34 @@ func (m *machine) end(cause Cause) {
 		m.Phone = Going
 		m.tell(HangUpPhone)
 	}
-	if m.Room != Absent && m.Room != Gone {
+	m.leave()
+	m.finish()
+}
+
+func (m *machine) leave() {
+	if m.Room == Coming || m.Room == Up {
 		m.Room = Going
 		m.tell(LeaveRoom)
 	}
-	m.finish()
+}
+
+func (m *machine) play(t Tone) {
+	m.Tone = t
+	m.effects = append(m.effects, Effect{Kind: PlayTone, Tone: t})
+}
+
+func (m *machine) hush() {
+	if m.Tone != NoTone {
+		m.Tone = NoTone
+		m.do(StopTone)
+	}
+}
+
+func (m *machine) ringOver(how Cause) {
+	if m.Rung {
+		m.Rung = false
+		m.effects = append(m.effects, Effect{Kind: RingOver, Cause: how})
+	}
 }
 
 func (m *machine) ending(ev Event) {

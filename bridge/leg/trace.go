@@ -21,3 +21,9 @@ func FormatStep(start, at time.Time, ev Event, effects []Effect, s State) string
 	fmt.Fprintf(&b, "    is %v deadline=%s\n", s, deadline)
 	return b.String()
 }
+
+// FormatRules writes the line that a trace begins with where its rules are not [DefaultRules].
+func FormatRules(r Rules) string {
+	return fmt.Sprintf("rules setup=%v ring=%v tones=%t refusal=%v alone=%v empty=%v longest=%v release=%v\n",
+		r.Setup, r.Ring, r.Tones, r.Refusal, r.Alone, r.Empty, r.Longest, r.Release)
+}

@@ -2,6 +2,7 @@ package leg
 
 import (
 	"bufio"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -17,7 +18,7 @@ var update = flag.Bool("update", false, "rewrite the golden traces with what Ste
 var epoch = time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
 
 // A trace is a scenario with what the leg did in it. Lines that begin with "@" are input: the time since the start and an
-// event. What follows them is output. "#" lines are the story.
+// event. What follows them is output. "#" lines are the story, a "rules" line changes the default ones.
 func TestTraces(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.trace")
 	if err != nil || len(paths) < 8 {
@@ -52,6 +53,9 @@ func replay(t *testing.T, text string) string {
 		switch {
 		case strings.HasPrefix(line, "#"), line == "":
 			fmt.Fprintln(&out, line)
+		case strings.HasPrefix(line, "rules "):
+			parseRules(t, line, &state.Rules)
+			fmt.Fprintln(&out, line)
 		case strings.HasPrefix(line, "@"):
 			after, ev := parseInput(t, line)
 			var effects []Effect
@@ -60,6 +64,38 @@ func replay(t *testing.T, text string) string {
 		}
 	}
 	return out.String()
+}
+
+func parseRules(t *testing.T, line string, r *Rules) {
+	t.Helper()
+	durations := map[string]*time.Duration{
+		"setup": &r.Setup, "ring": &r.Ring, "refusal": &r.Refusal, "alone": &r.Alone, "empty": &r.Empty,
+		"longest": &r.Longest, "release": &r.Release,
+	}
+	for _, field := range strings.Fields(line)[1:] {
+		key, value, _ := strings.Cut(field, "=")
+		var err error
+		switch d := durations[key]; {
+		case key == "tones":
+			r.Tones, err = strconv.ParseBool(value)
+		case d != nil:
+			*d, err = time.ParseDuration(value)
+		default:
+			err = errors.New("no such rule")
+		}
+		if err != nil {
+			t.Fatalf("%q: %s: %v", line, field, err)
+		}
+	}
+}
+
+func TestRulesOfATraceAreReadAsTheyAreWritten(t *testing.T) {
+	want := Rules{Setup: 1, Ring: 2, Tones: true, Refusal: 3, Alone: 4, Empty: 5, Longest: 6, Release: 7}
+	var got Rules
+	parseRules(t, FormatRules(want), &got)
+	if got != want {
+		t.Errorf("parseRules(%q) = %+v", FormatRules(want), got)
+	}
 }
 
 func parseInput(t *testing.T, line string) (time.Duration, Event) {
