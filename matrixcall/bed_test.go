@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pion/transport/v4/vnet"
 	"github.com/rs/zerolog"
 	"go.mau.fi/util/dbutil"
 	"gopkg.in/yaml.v3"
@@ -108,6 +109,7 @@ type bed struct {
 	service *Service
 	opts    Options
 	plain   bool
+	network *vnet.Net // of the service's PeerConnections; nil: loopback
 }
 
 // swappable is the bridge's listener, whose handler changes with restarts.
@@ -193,10 +195,14 @@ func (b *bed) serve(l net.Listener) {
 }
 
 func (b *bed) config() Config {
+	ice := ICEConfig{Loopback: true, Addresses: []string{"127.0.0.1"}}
+	if b.network != nil {
+		ice = ICEConfig{network: b.network, NoMDNS: true}
+	}
 	return Config{
 		HomeserverURL: b.url, Domain: b.domain, ASToken: "as-token-of-the-test", HSToken: "hs-token-of-the-test",
 		ID: "trunkline", BotLocalpart: "phonebot", GhostPrefix: "_sip_", AllowPlain: b.plain, Transport: b.web,
-		ICE: ICEConfig{Loopback: true, Addresses: []string{"127.0.0.1"}},
+		ICE: ice,
 	}
 }
 

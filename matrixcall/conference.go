@@ -2,6 +2,7 @@ package matrixcall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -69,7 +70,14 @@ type CallOptions struct {
 	Save       func(MembershipInfo) error
 	OnEvent    func(Event)
 	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it
+
+	// Rejoin takes over a membership that another process has left standing (see Abandon): the same call, a new session.
+	// ErrCallOver says that the call has ended meanwhile. nil joins the room's call or makes one.
+	Rejoin *MembershipInfo
 }
+
+// ErrCallOver says that the call to rejoin has ended. The predecessor's entry may still stand: SweepMembership removes it.
+var ErrCallOver = errors.New("the call has ended meanwhile")
 
 // MembershipInfo is a membership as a database row.
 type MembershipInfo struct {
@@ -77,6 +85,7 @@ type MembershipInfo struct {
 	Device    id.DeviceID
 	Room      id.RoomID
 	ConfID    string
+	CallEvent id.EventID // of the call's state event when we joined; not known yet when Save is told of a call that we create
 	SessionID string
 	Created   bool      // one of our ghosts created the call
 	Expires   time.Time // of the member entry as last written

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/rtp"
@@ -33,13 +34,14 @@ type Membership struct {
 	log   *slog.Logger
 	track *webrtc.TrackLocalStaticRTP // one payload, written to every peer
 
-	inbox   *inbox[mesh.Event]
-	signals *signaller
-	writes  *inbox[func(context.Context)] // of room state; the actor fills, write drains
-	stop    context.CancelFunc
-	joined  chan error    // capacity 1: how joining went
-	done    chan struct{} // closed when everything is over
-	wg      sync.WaitGroup
+	inbox    *inbox[mesh.Event]
+	signals  *signaller
+	writes   *inbox[func(context.Context)] // of room state; the actor fills, write drains
+	stop     context.CancelFunc
+	joined   chan error    // capacity 1: how joining went
+	done     chan struct{} // closed when everything is over
+	forsaken atomic.Bool   // Abandon was called
+	wg       sync.WaitGroup
 
 	mu       sync.Mutex // guards info.SessionID, info.Expires and writeErr
 	writeErr error      // of the last write of room state that failed
@@ -65,7 +67,7 @@ var errCallLeft = errors.New("left the call before it was joined")
 // joinCall joins the room's call or creates one. A membership that comes with an error was given up and is still
 // leaving: it has left when done is closed.
 func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, opts CallOptions) (*Membership, error) {
-	call, err := host.activeCall(ctx, ghost, room)
+	call, err := callToJoin(ctx, host, ghost, room, opts.Rejoin)
 	if err != nil {
 		return nil, fmt.Errorf("join call in %s: %w", room, err)
 	}
@@ -88,7 +90,7 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 	}
 	if fresh {
 		// Hydrogen forgets a member whose call it does not know: the call must stand first.
-		if err := host.PutCall(ctx, ghost, room, call.ConfID, content); err != nil {
+		if m.info.CallEvent, err = host.PutCall(ctx, ghost, room, call.ConfID, content); err != nil {
 			return nil, fmt.Errorf("create call in %s: %w", room, err)
 		}
 	}
@@ -99,11 +101,25 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 	if err != nil {
 		if fresh && ctx.Err() == nil { // else leaving does it
 			content.Terminated = callEnded
-			err = errors.Join(err, host.PutCall(ctx, ghost, room, call.ConfID, content))
+			_, putErr := host.PutCall(ctx, ghost, room, call.ConfID, content)
+			err = errors.Join(err, putErr)
 		}
 		return nil, err
 	}
 	return m, nil
+}
+
+// callToJoin finds the call to join; its ConfID is "" when one is to be made.
+func callToJoin(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, rejoin *MembershipInfo) (CallState, error) {
+	if rejoin == nil {
+		return host.activeCall(ctx, ghost, room)
+	}
+	call, err := host.callState(ctx, ghost, room, rejoin.ConfID)
+	if err == nil && (call.ConfID == "" || call.Ended) {
+		err = ErrCallOver
+	}
+	call.Ours = call.Ours || rejoin.Created
+	return call, err
 }
 
 // newID is unique and within the grammar of call ids.
@@ -120,7 +136,7 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 		host: host, ghost: ghost, call: content, opts: opts,
 		info: MembershipInfo{
 			Ghost: ghost.UserID(), Device: ghost.DeviceID(), Room: room, ConfID: call.ConfID,
-			SessionID: newID(), Created: call.Ours,
+			CallEvent: call.Event, SessionID: newID(), Created: call.Ours,
 		},
 		inbox: newInbox[mesh.Event](), writes: newInbox[func(context.Context)](),
 		joined: make(chan error, 1), done: make(chan struct{}), conns: make(map[mesh.Conn]*peerConn),
@@ -189,6 +205,15 @@ func (m *Membership) AssertIdentity(who Identity) {
 	}})
 }
 
+// Abandon drops the membership at once and tells nobody: the entry stands, peers hear nothing, the call goes on. It is for
+// a process that is being replaced; its successor rejoins (CallOptions.Rejoin). It returns when everything is dropped.
+func (m *Membership) Abandon() {
+	m.forsaken.Store(true)
+	m.stop() // whatever is being sent or written ends here
+	m.inbox.put(mesh.Abandon{})
+	<-m.done
+}
+
 // Leave leaves the conference: hangups to all peers, our member entry removed, the call terminated if it is ours and
 // nobody is left. It returns when that is done, or when ctx ends; then the leaving goes on. Leaving twice is no error, but
 // not being able to remove the entry is.
@@ -228,7 +253,7 @@ func (m *Membership) deliverState(members []MemberDevice, call CallState) {
 // run is the actor.
 func (m *Membership) run(ctx context.Context) {
 	defer close(m.done)
-	defer m.host.detach(m)
+	defer func() { m.host.detach(m, m.forsaken.Load()) }()
 	flushed := m.signals.start(ctx)
 	m.wg.Go(func() { m.write(ctx) })
 	timer := time.NewTimer(time.Hour)
@@ -292,7 +317,7 @@ func (m *Membership) perform(effect mesh.Effect) {
 	case mesh.PutMember:
 		m.putMember(m.entry(e), mesh.MemberWritten{Session: e.Session})
 	case mesh.RemoveMember:
-		m.putMember(MemberContent{Calls: []MemberCall{}}, mesh.MemberWritten{Removed: true})
+		m.putMember(nil, mesh.MemberWritten{Removed: true})
 	case mesh.TerminateCall:
 		m.terminate()
 	case mesh.ReadState:
@@ -350,18 +375,22 @@ func (m *Membership) explain(why string) error {
 
 func peerKey(p mesh.Peer) PeerKey { return PeerKey{User: p.User, Device: p.ID, Session: p.Session} }
 
-// entry is our member entry. A ghost has one device and is in one call of a room, so there is nothing to keep.
-func (m *Membership) entry(e mesh.PutMember) MemberContent {
-	device := MemberCallDevice{
+// entry is our device in the member event.
+func (m *Membership) entry(e mesh.PutMember) *MemberCallDevice {
+	return &MemberCallDevice{
 		DeviceID: m.info.Device, SessionID: e.Session, ExpiresTS: e.Expires.UnixMilli(),
 		Feeds: []MemberFeed{{Purpose: mesh.UserMedia}},
 	}
-	return MemberContent{Calls: []MemberCall{{CallID: m.info.ConfID, Devices: []MemberCallDevice{device}}}}
 }
 
-func (m *Membership) putMember(content MemberContent, result mesh.MemberWritten) {
+// putMember writes our entry in place of the one that is there; nil removes it.
+func (m *Membership) putMember(device *MemberCallDevice, result mesh.MemberWritten) {
+	edit := MemberEdit{ConfID: m.info.ConfID, Drop: []id.DeviceID{m.info.Device}, Add: device}
+	if before := m.opts.Rejoin; before != nil {
+		edit.Drop = append(edit.Drop, before.Device) // the ghost may have had to take a new device since
+	}
 	m.writes.put(func(ctx context.Context) {
-		if err := m.host.PutMember(ctx, m.ghost, m.info.Room, content); err != nil {
+		if err := m.host.PutMember(ctx, m.ghost, m.info.Room, edit); err != nil {
 			m.mu.Lock()
 			m.writeErr = err
 			m.mu.Unlock()
@@ -377,7 +406,7 @@ func (m *Membership) terminate() {
 	content.Terminated = callEnded
 	m.writes.put(func(ctx context.Context) {
 		var result mesh.CallWritten
-		if err := m.host.PutCall(ctx, m.ghost, m.info.Room, m.info.ConfID, content); err != nil {
+		if _, err := m.host.PutCall(ctx, m.ghost, m.info.Room, m.info.ConfID, content); err != nil {
 			result.Err = err.Error()
 		}
 		m.inbox.put(result)

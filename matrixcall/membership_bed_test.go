@@ -216,7 +216,7 @@ func (b *callBed) SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMes
 	return ctx.Err()
 }
 
-func (b *callBed) PutMember(ctx context.Context, ghost *Ghost, _ id.RoomID, content MemberContent) error {
+func (b *callBed) PutMember(ctx context.Context, ghost *Ghost, _ id.RoomID, edit MemberEdit) error {
 	time.Sleep(b.delay)
 	b.mu.Lock()
 	if err := b.refuse; err != nil {
@@ -225,27 +225,25 @@ func (b *callBed) PutMember(ctx context.Context, ghost *Ghost, _ id.RoomID, cont
 	}
 	b.puts++
 	var devices []MemberDevice
-	for _, call := range content.Calls {
-		for _, d := range call.Devices {
-			devices = append(devices, MemberDevice{
-				User: ghost.user, Device: d.DeviceID, Session: d.SessionID, Expires: time.UnixMilli(d.ExpiresTS), Ours: true,
-			})
-		}
+	if d := edit.Add; d != nil {
+		devices = append(devices, MemberDevice{
+			User: ghost.user, Device: d.DeviceID, Session: d.SessionID, Expires: time.UnixMilli(d.ExpiresTS), Ours: true,
+		})
 	}
 	b.mu.Unlock()
 	b.setMember(ghost.user, devices...)
 	return ctx.Err()
 }
 
-func (b *callBed) PutCall(ctx context.Context, ghost *Ghost, _ id.RoomID, confID string, content CallContent) error {
+func (b *callBed) PutCall(ctx context.Context, ghost *Ghost, _ id.RoomID, confID string, content CallContent) (id.EventID, error) {
 	b.mu.Lock()
 	b.call = CallState{
-		ConfID: confID, Type: content.Type, Intent: content.Intent, Name: content.Name, Sender: ghost.user, Ours: true,
-		Ended: content.Terminated != "",
+		ConfID: confID, Event: "$call", Type: content.Type, Intent: content.Intent, Name: content.Name, Sender: ghost.user,
+		Ours: true, Ended: content.Terminated != "",
 	}
 	b.mu.Unlock()
 	b.spread()
-	return ctx.Err()
+	return "$call", ctx.Err()
 }
 
 func (b *callBed) turnServers(context.Context, *Ghost) ([]TURNServer, error) { return nil, nil }
@@ -259,6 +257,15 @@ func (b *callBed) activeCall(context.Context, *Ghost, id.RoomID) (CallState, err
 	return b.call, nil
 }
 
+func (b *callBed) callState(_ context.Context, _ *Ghost, _ id.RoomID, confID string) (CallState, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.call.ConfID != confID {
+		return CallState{}, nil
+	}
+	return b.call, nil
+}
+
 func (b *callBed) attach(_ context.Context, m *Membership) error {
 	b.mu.Lock()
 	b.joined = append(b.joined, m)
@@ -267,7 +274,7 @@ func (b *callBed) attach(_ context.Context, m *Membership) error {
 	return nil
 }
 
-func (b *callBed) detach(m *Membership) {
+func (b *callBed) detach(m *Membership, _ bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.joined = slices.DeleteFunc(b.joined, func(other *Membership) bool { return other == m })

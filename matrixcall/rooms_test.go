@@ -166,7 +166,7 @@ func TestRightsAreCheckedAndExplained(t *testing.T) {
 			t.Errorf("RightsError %+v, want level 50 missing for two types", missing)
 		}
 		t.Log(missing)
-		err := b.service.PutMember(t.Context(), g, ordinary, MemberContent{})
+		err := b.service.PutMember(t.Context(), g, ordinary, MemberEdit{ConfID: "conf", Add: entryOf(g.device, "s", time.Hour)})
 		if !errors.As(err, &missing) {
 			t.Errorf("PutMember without the right: %v, want a RightsError inside", err)
 		}

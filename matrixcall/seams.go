@@ -3,6 +3,7 @@ package matrixcall
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -33,6 +34,7 @@ type MemberDevice struct {
 // CallState is an m.call state event (MSC3401), as read from the room.
 type CallState struct {
 	ConfID string // the state key; "" means: no such call
+	Event  id.EventID
 	Type   string // m.type
 	Intent string // m.intent
 	Name   string // m.name
@@ -42,24 +44,40 @@ type CallState struct {
 	Out    bool // the ghost itself is no longer joined to the room
 }
 
-// MemberContent is the content of our own m.call.member event. The state writer encodes it as it is.
+// MemberEdit is a change of a ghost's m.call.member event: devices taken out of one call, one put in. What else is in the
+// event stays.
+type MemberEdit struct {
+	ConfID string
+	Drop   []id.DeviceID
+	Add    *MemberCallDevice // nil: none
+}
+
+// MemberContent is the content of an m.call.member event.
 type MemberContent struct {
 	Calls []MemberCall `json:"m.calls"`
 }
 
-// MemberCall is one conference in a MemberContent.
+// MemberCall is one conference in a MemberContent. Its devices are as somebody wrote them.
 type MemberCall struct {
-	CallID  string             `json:"m.call_id"`
-	Devices []MemberCallDevice `json:"m.devices"`
+	CallID  string            `json:"m.call_id"`
+	Devices []json.RawMessage `json:"m.devices"`
 }
 
-// MemberCallDevice is one device in a MemberCall. expires_ts and feeds are mandatory: without the first hydrogen and
+// MemberCallDevice is our device in a MemberCall. expires_ts and feeds are mandatory: without the first hydrogen and
 // js-sdk ignore the device, without the second js-sdk does.
 type MemberCallDevice struct {
 	DeviceID  id.DeviceID  `json:"device_id"`
 	SessionID string       `json:"session_id"`
 	ExpiresTS int64        `json:"expires_ts"`
 	Feeds     []MemberFeed `json:"feeds"`
+}
+
+func (d MemberCallDevice) raw() json.RawMessage {
+	text, err := json.Marshal(d)
+	if err != nil {
+		panic(fmt.Sprintf("a device entry is plain data, yet: %v", err))
+	}
+	return text
 }
 
 // MemberFeed announces one media stream of a device.
@@ -101,8 +119,8 @@ type signalSender interface {
 
 // stateWriter puts the two state events of a group call, and returns when the homeserver said yes.
 type stateWriter interface {
-	PutMember(ctx context.Context, ghost *Ghost, room id.RoomID, content MemberContent) error
-	PutCall(ctx context.Context, ghost *Ghost, room id.RoomID, confID string, content CallContent) error
+	PutMember(ctx context.Context, ghost *Ghost, room id.RoomID, edit MemberEdit) error
+	PutCall(ctx context.Context, ghost *Ghost, room id.RoomID, confID string, content CallContent) (id.EventID, error)
 }
 
 // callHost is all a membership needs from the rest of the package; *Service implements it.
@@ -113,10 +131,13 @@ type callHost interface {
 	turnServers(ctx context.Context, ghost *Ghost) ([]TURNServer, error)
 	// activeCall reads the newest call of the room that has not ended; ConfID is "" when there is none.
 	activeCall(ctx context.Context, ghost *Ghost, room id.RoomID) (CallState, error)
+	// callState reads one call of the room; ConfID is "" when there is no such call.
+	callState(ctx context.Context, ghost *Ghost, room id.RoomID, confID string) (CallState, error)
 	// attach starts the ghost's poller and the deliveries to m: the present state soon after, whatever changes later.
 	attach(ctx context.Context, m *Membership) error
-	// detach ends the deliveries and the poller; it returns when no delivery is under way any more.
-	detach(m *Membership)
+	// detach ends the deliveries and the poller; it returns when no delivery is under way any more. A call of ours that is
+	// empty then is ended, unless somebody else will go on with it (forsaken).
+	detach(m *Membership, forsaken bool)
 	// refreshState asks for a fresh read of the room's state followed by deliverState. Does not block.
 	refreshState(m *Membership)
 	// rtcEngine is what PeerConnections are made with; the service owns it (newEngine, Close).

@@ -110,7 +110,7 @@ func (c *callSnapshot) call(s *Service, confID string) CallState {
 	// too.
 	redacted := err != nil || bytes.Equal(bytes.Join(bytes.Fields(e.Content), nil), []byte("{}"))
 	return CallState{
-		ConfID: confID, Type: content.Type, Intent: content.Intent, Name: content.Name,
+		ConfID: confID, Event: e.Event, Type: content.Type, Intent: content.Intent, Name: content.Name,
 		Sender: e.Sender, Ours: s.OwnGhost(e.Sender), Ended: redacted || truthy(content.Terminated),
 	}
 }
@@ -179,6 +179,8 @@ type readDevice struct {
 	DeviceID  id.DeviceID `json:"device_id"`
 	SessionID string      `json:"session_id"`
 	ExpiresTS any         `json:"expires_ts"` // ms
+
+	raw json.RawMessage // all of it
 }
 
 // expires returns the zero time unless expires_ts is a safe integer: neither
@@ -213,6 +215,7 @@ func memberCalls(content json.RawMessage) []readCall {
 		for _, raw := range call.Devices {
 			var device readDevice
 			if json.Unmarshal(raw, &device) == nil {
+				device.raw = raw
 				read.Devices = append(read.Devices, device)
 			}
 		}
@@ -267,36 +270,92 @@ func (s *Service) activeCall(ctx context.Context, ghost *Ghost, room id.RoomID) 
 	return state.newestCall(s), nil
 }
 
-// stateSlot is the room whose state we are writing.
-type stateSlot struct{ room id.RoomID }
+// callState implements callHost.
+func (s *Service) callState(ctx context.Context, ghost *Ghost, room id.RoomID, confID string) (CallState, error) {
+	state, err := s.readState(ctx, ghost, room)
+	if err != nil {
+		return CallState{}, fmt.Errorf("read state of %s: %w", room, tidy(err))
+	}
+	return state.call(s, confID), nil
+}
 
 // PutMember implements stateWriter.
-func (s *Service) PutMember(ctx context.Context, ghost *Ghost, room id.RoomID, content MemberContent) error {
-	if content.Calls == nil {
-		content.Calls = []MemberCall{} // clients want the array
-	}
-	return s.putState(ctx, ghost, room, memberType, ghost.user.String(), content)
-}
-
-// PutCall implements stateWriter.
-func (s *Service) PutCall(ctx context.Context, ghost *Ghost, room id.RoomID, confID string, content CallContent) error {
-	return s.putState(ctx, ghost, room, callType, confID, content)
-}
-
-// putState writes state events of a room one after the other. Two at once fork the room's history, and Synapse then
-// shows clients in the second sync the state before the fork: two ghosts that leave in the same instant, and hydrogen
-// has one of them back in the call for ever; two that join, and it throws one out.
-func (s *Service) putState(ctx context.Context, g *Ghost, room id.RoomID, kind, key string, content any) error {
+func (s *Service) PutMember(ctx context.Context, ghost *Ghost, room id.RoomID, edit MemberEdit) error {
 	release, err := s.states.acquire(ctx, stateSlot{room})
 	if err != nil {
 		return err
 	}
 	defer release()
-	_, err = g.asUser.SendStateEvent(ctx, room, event.Type{Type: kind, Class: event.StateEventType}, key, content)
+	old, err := readMember(ctx, ghost, room)
 	if err != nil {
-		return fmt.Errorf("put %s in %s: %w", kind, room, tidy(s.explainForbidden(ctx, g, room, kind, err)))
+		return fmt.Errorf("read %s in %s: %w", memberType, room, tidy(s.explainForbidden(ctx, ghost, room, memberType, err)))
 	}
-	return nil
+	content, _ := edit.apply(old, time.Now())
+	_, err = s.putState(ctx, ghost, room, memberType, ghost.user.String(), content)
+	return err
+}
+
+// readMember reads the ghost's own member event; nil when there is none.
+func readMember(ctx context.Context, g *Ghost, room id.RoomID) (content json.RawMessage, err error) {
+	err = g.asUser.StateEvent(ctx, room, event.Type{Type: memberType, Class: event.StateEventType}, g.user.String(), &content)
+	if isNotFound(err) {
+		return nil, nil
+	}
+	return content, err
+}
+
+// apply returns the member content that follows from the old one, and whether a device was taken out. Calls and
+// devices that are not ours stay as they are until they expire, as both clients do it.
+func (e MemberEdit) apply(old json.RawMessage, now time.Time) (content MemberContent, found bool) {
+	content.Calls = []MemberCall{} // clients want the array
+	ours := MemberCall{CallID: e.ConfID}
+	for _, call := range memberCalls(old) {
+		kept := MemberCall{CallID: call.CallID}
+		for _, device := range call.Devices {
+			if call.CallID == e.ConfID && slices.Contains(e.Drop, device.DeviceID) {
+				found = true
+			} else if device.expires().After(now) {
+				kept.Devices = append(kept.Devices, device.raw)
+			}
+		}
+		switch {
+		case call.CallID == e.ConfID:
+			ours.Devices = append(ours.Devices, kept.Devices...)
+		case len(kept.Devices) > 0:
+			content.Calls = append(content.Calls, kept)
+		}
+	}
+	if e.Add != nil {
+		ours.Devices = append(ours.Devices, e.Add.raw())
+	}
+	if len(ours.Devices) > 0 {
+		content.Calls = append(content.Calls, ours)
+	}
+	return content, found
+}
+
+// PutCall implements stateWriter.
+func (s *Service) PutCall(ctx context.Context, ghost *Ghost, room id.RoomID, confID string, content CallContent) (id.EventID, error) {
+	release, err := s.states.acquire(ctx, stateSlot{room})
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	return s.putState(ctx, ghost, room, callType, confID, content)
+}
+
+// stateSlot is the room whose state we are writing: state events of a room go one after the other. Two at once fork the
+// room's history, and Synapse then shows clients in the second sync the state before the fork: two ghosts that leave in
+// the same instant, and hydrogen has one of them back in the call for ever; two that join, and it throws one out.
+type stateSlot struct{ room id.RoomID }
+
+// putState writes a state event; its caller holds the room's slot.
+func (s *Service) putState(ctx context.Context, g *Ghost, room id.RoomID, kind, key string, content any) (id.EventID, error) {
+	answer, err := g.asUser.SendStateEvent(ctx, room, event.Type{Type: kind, Class: event.StateEventType}, key, content)
+	if err != nil {
+		return "", fmt.Errorf("put %s in %s: %w", kind, room, tidy(s.explainForbidden(ctx, g, room, kind, err)))
+	}
+	return answer.EventID, nil
 }
 
 // SweepMembership removes what a membership has left in its room when the
@@ -318,8 +377,10 @@ func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) erro
 	case err != nil:
 		return fmt.Errorf("read state of %s: %w", info.Room, tidy(err))
 	}
-	if rest, found := state.without(info); found {
-		if err := s.PutMember(ctx, g, info.Room, rest); err != nil {
+	edit := MemberEdit{ConfID: info.ConfID, Drop: []id.DeviceID{info.Device}}
+	// Its session may have been renewed since it was stored, so only the device counts.
+	if _, found := edit.apply(state.members[info.Ghost].Content, time.Now()); found {
+		if err := s.PutMember(ctx, g, info.Room, edit); err != nil {
 			return err
 		}
 		delete(state.members, info.Ghost)
@@ -342,33 +403,8 @@ func (s *Service) endIfEmpty(ctx context.Context, g *Ghost, info MembershipInfo,
 			return nil
 		}
 	}
-	return s.PutCall(ctx, g, info.Room, info.ConfID, CallContent{
+	_, err := s.PutCall(ctx, g, info.Room, info.ConfID, CallContent{
 		Intent: call.Intent, Type: call.Type, Name: call.Name, Terminated: callEnded,
 	})
-}
-
-// without returns the ghost's member content without the membership's device,
-// and whether that was in it. Its session may have been renewed since it was
-// stored. Other calls and devices stay as they are.
-func (c *callSnapshot) without(info MembershipInfo) (rest MemberContent, found bool) {
-	rest.Calls = []MemberCall{}
-	for _, call := range memberCalls(c.members[info.Ghost].Content) {
-		kept := MemberCall{CallID: call.CallID}
-		for _, device := range call.Devices {
-			if call.CallID == info.ConfID && device.DeviceID == info.Device {
-				found = true
-				continue
-			}
-			if expires := device.expires(); expires.After(time.Now()) {
-				kept.Devices = append(kept.Devices, MemberCallDevice{
-					DeviceID: device.DeviceID, SessionID: device.SessionID, ExpiresTS: expires.UnixMilli(),
-					Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
-				})
-			}
-		}
-		if len(kept.Devices) > 0 {
-			rest.Calls = append(rest.Calls, kept)
-		}
-	}
-	return rest, found
+	return err
 }

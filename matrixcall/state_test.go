@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -127,15 +128,20 @@ func TestStateThatIsNoArrayIsAnError(t *testing.T) {
 	}
 }
 
+// entryOf is a device in a member event.
+func entryOf(device id.DeviceID, session string, life time.Duration) *MemberCallDevice {
+	return &MemberCallDevice{
+		DeviceID: device, SessionID: session, ExpiresTS: time.Now().Add(life).UnixMilli(),
+		Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
+	}
+}
+
 // memberOf writes the person's member event.
 func (p *person) memberOf(room id.RoomID, confID string, life time.Duration) {
 	p.bed.Helper()
 	content := MemberContent{Calls: []MemberCall{}}
 	if confID != "" {
-		content.Calls = []MemberCall{{CallID: confID, Devices: []MemberCallDevice{{
-			DeviceID: p.device, SessionID: "s-" + p.user.Localpart(), ExpiresTS: time.Now().Add(life).UnixMilli(),
-			Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
-		}}}}
+		content.Calls = []MemberCall{{CallID: confID, Devices: []json.RawMessage{entryOf(p.device, "s-"+p.user.Localpart(), life).raw()}}}
 	}
 	if _, err := p.client.SendStateEvent(p.bed.Context(), room, event.Type{Type: memberType, Class: event.StateEventType}, p.user.String(), content); err != nil {
 		p.bed.Fatal(err)
@@ -180,10 +186,7 @@ func TestConferenceLearnsWhoIsInTheCall(t *testing.T) {
 		b.told(e, 5*time.Second, alice.user)
 		bob.memberOf(room, "conf", time.Hour)
 		b.told(e, 5*time.Second, alice.user, bob.user)
-		err = b.service.PutMember(t.Context(), g, room, MemberContent{Calls: []MemberCall{{CallID: "conf", Devices: []MemberCallDevice{{
-			DeviceID: g.device, SessionID: "x", ExpiresTS: time.Now().Add(time.Hour).UnixMilli(), Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
-		}}}}})
-		if err != nil {
+		if err := b.service.PutMember(t.Context(), g, room, MemberEdit{ConfID: "conf", Add: entryOf(g.device, "x", time.Hour)}); err != nil {
 			t.Fatal(err)
 		}
 		b.told(e, 5*time.Second, g.user, alice.user, bob.user)
@@ -196,11 +199,11 @@ func TestConferenceLearnsWhoIsInTheCall(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.told(e, 5*time.Second, g.user)
-		if err := b.service.PutMember(t.Context(), g, room, MemberContent{}); err != nil {
+		if err := b.service.PutMember(t.Context(), g, room, MemberEdit{ConfID: "conf", Drop: []id.DeviceID{g.device}}); err != nil {
 			t.Fatal(err)
 		}
 		b.told(e, 5*time.Second)
-		if err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Terminated: callEnded}); err != nil {
+		if _, err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Terminated: callEnded}); err != nil {
 			t.Fatal(err)
 		}
 		b.eventually(5*time.Second, func() string {
@@ -304,12 +307,10 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 		info := MembershipInfo{Ghost: g.user, Device: g.device, Room: room, ConfID: "conf", SessionID: "s", Created: true}
 		join := func() {
 			t.Helper()
-			if err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Name: "Call"}); err != nil {
+			if _, err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Name: "Call"}); err != nil {
 				t.Fatal(err)
 			}
-			if err := b.service.PutMember(t.Context(), g, room, MemberContent{Calls: []MemberCall{{CallID: "conf", Devices: []MemberCallDevice{{
-				DeviceID: g.device, SessionID: "s", ExpiresTS: time.Now().Add(time.Hour).UnixMilli(), Feeds: []MemberFeed{{Purpose: "m.usermedia"}},
-			}}}}}); err != nil {
+			if err := b.service.PutMember(t.Context(), g, room, MemberEdit{ConfID: "conf", Add: entryOf(g.device, "s", time.Hour)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -361,16 +362,40 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 	})
 }
 
-func TestPutMemberWritesTheArray(t *testing.T) {
+// The member event is one for all devices and calls of a user: what is not of the membership must stay.
+func TestPutMemberKeepsWhatIsNotOurs(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		_, g, e := oneCall(b)
-		if err := b.service.PutMember(t.Context(), g, e.info.Room, MemberContent{}); err != nil {
+		put := func(edit MemberEdit, want string) {
+			t.Helper()
+			if err := b.service.PutMember(t.Context(), g, e.info.Room, edit); err != nil {
+				t.Fatal(err)
+			}
+			if got := b.fake.State(e.info.Room, memberType, g.user.String()); !sameJSON(got, []byte(want)) {
+				t.Errorf("member event after %+v:\n%s\nwant\n%s", edit, got, want)
+			}
+		}
+		own := []id.DeviceID{g.device}
+		put(MemberEdit{ConfID: "conf", Drop: own}, `{"m.calls":[]}`) // the array, as clients write it
+		later, past := time.Now().Add(time.Hour).UnixMilli(), time.Now().Add(-time.Hour).UnixMilli()
+		foreign := fmt.Sprintf(`{"device_id":"OTHER","session_id":"x","expires_ts":%d,"feeds":[{"purpose":"m.usermedia","id":"f"}],"extra":1}`, later)
+		elsewhere := fmt.Sprintf(`{"m.call_id":"another","m.devices":[{"device_id":%q,"session_id":"y","expires_ts":%d}]}`, g.device, later)
+		before := fmt.Sprintf(`{"m.calls":[7,%s,{"m.call_id":"conf","m.devices":[{"device_id":"GONE","expires_ts":%d},%s,{"device_id":%q,"expires_ts":%d}]}]}`,
+			elsewhere, past, foreign, g.device, later)
+		_, err := g.asUser.SendStateEvent(t.Context(), e.info.Room, event.Type{Type: memberType, Class: event.StateEventType}, g.user.String(), json.RawMessage(before))
+		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := string(b.fake.State(e.info.Room, memberType, g.user.String())), `{"m.calls":[]}`; got != want {
-			t.Errorf("member event %s, want %s as clients write it", got, want)
-		}
+		mine := entryOf(g.device, "s", time.Hour)
+		put(MemberEdit{ConfID: "conf", Drop: own, Add: mine},
+			fmt.Sprintf(`{"m.calls":[%s,{"m.call_id":"conf","m.devices":[%s,%s]}]}`, elsewhere, foreign, mine.raw()))
+		put(MemberEdit{ConfID: "conf", Drop: own}, fmt.Sprintf(`{"m.calls":[%s,{"m.call_id":"conf","m.devices":[%s]}]}`, elsewhere, foreign))
 	})
+}
+
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
 }
 
 func TestAttachRefusesAGhostWhoseDeviceIsGone(t *testing.T) {

@@ -317,21 +317,23 @@ func (s *Service) attachConference(ctx context.Context, m conference) error {
 }
 
 // detach implements callHost.
-func (s *Service) detach(m *Membership) { s.detachConference(m) }
+func (s *Service) detach(m *Membership, forsaken bool) {
+	if g, last := s.detachConference(m); g != nil && last && !forsaken && m.info.Created {
+		s.endEmptyCall(g, m.Info())
+	}
+}
 
-func (s *Service) detachConference(m conference) {
-	last := s.tracker.remove(m)
+// detachConference returns the ghost, and whether it was the last one of ours in its room.
+func (s *Service) detachConference(m conference) (g *Ghost, last bool) {
+	last = s.tracker.remove(m)
 	s.mu.Lock()
-	g := s.attached[m]
+	g = s.attached[m]
 	delete(s.attached, m)
 	s.mu.Unlock()
-	if g == nil {
-		return
+	if g != nil {
+		g.finish(m)
 	}
-	g.finish(m)
-	if info := m.Info(); last && info.Created {
-		s.endEmptyCall(g, info)
-	}
+	return g, last
 }
 
 // endEmptyCall ends a call of ours that nobody is in any more. Each leaving

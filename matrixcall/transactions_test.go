@@ -236,7 +236,7 @@ func FuzzTransactionBody(f *testing.F) {
 		state.newestCall(s)
 		for _, call := range []string{"c", "conf"} {
 			state.devices(s, call)
-			state.without(MembershipInfo{Ghost: "@a:b", ConfID: call})
+			MemberEdit{ConfID: call}.apply(state.members["@a:b"].Content, time.Now())
 		}
 		state.rights.levels()
 	})

@@ -10,6 +10,8 @@ type (
 	Join struct{}
 	// Leave ends everything.
 	Leave struct{ Reason string }
+	// Abandon ends everything without a word: another process will take over.
+	Abandon struct{}
 	// Tick says that Deadline has come.
 	Tick struct{}
 	// RoomState is a reading of the room's state.
@@ -85,6 +87,7 @@ func (t Transport) String() string { return [...]string{"up", "disconnected", "f
 
 func (Join) isEvent()          {}
 func (Leave) isEvent()         {}
+func (Abandon) isEvent()       {}
 func (Tick) isEvent()          {}
 func (RoomState) isEvent()     {}
 func (Received) isEvent()      {}

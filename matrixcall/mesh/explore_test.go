@@ -252,6 +252,7 @@ func (w world) happenings() []happening {
 		return hs
 	}
 	add("leave", Leave{})
+	add("abandon", Abandon{})
 	for _, conn := range slices.Sorted(maps.Keys(o.open)) {
 		hs = append(hs, connHappenings(conn, o.pending[conn])...)
 	}
@@ -374,7 +375,7 @@ func FuzzStep(f *testing.F) {
 func walk(t *testing.T, self Device, length int, choose func(n int) int) {
 	w := newWorld(self)
 	for range length {
-		hs := slices.DeleteFunc(w.happenings(), func(h happening) bool { return h.name == "leave" || h.name == "ended" })
+		hs := slices.DeleteFunc(w.happenings(), func(h happening) bool { return h.name == "leave" || h.name == "abandon" || h.name == "ended" })
 		if len(hs) == 0 {
 			return
 		}

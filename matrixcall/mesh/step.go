@@ -36,6 +36,11 @@ func (m *machine) handle(ev Event) {
 		}
 	case Leave:
 		m.leave(ev.Reason)
+	case Abandon:
+		if m.phase != left {
+			m.closeAll(ReasonAbandoned)
+			m.leftNow("")
+		}
 	case MemberWritten:
 		m.memberWritten(ev)
 	case CallWritten:

@@ -143,6 +143,8 @@ func (tr *tracer) event(verb string, plain []string, opts map[string]string) Eve
 		return Join{}
 	case "leave":
 		return Leave{Reason: opts["reason"]}
+	case "abandon":
+		return Abandon{}
 	case "mute":
 		return Mute{Muted: true}
 	case "unmute":

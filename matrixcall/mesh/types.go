@@ -148,6 +148,7 @@ const (
 	ReasonCreateOffer   = "create_offer"
 	ReasonCreateAnswer  = "create_answer"
 	ReasonSignalling    = "signalling_timeout"
+	ReasonAbandoned     = "abandoned" // never sent
 )
 
 // stays says whether a link that ended for this reason is left alone: the other side did it on purpose.
