@@ -22,6 +22,7 @@ type actor struct {
 	log    *slog.Logger
 	call   *sip.Call
 	info   sip.Info
+	epoch  int64 // of its rows
 	inbox  *inbox[report]
 	trace  *trace
 	begun  time.Time
@@ -43,6 +44,7 @@ type actor struct {
 	state    leg.State
 	media    *sip.Media
 	answered time.Time
+	saves    int    // how many were begun
 	unsent   uint64 // packets that could be sent neither to the phone nor to peers
 }
 
@@ -50,6 +52,7 @@ type actor struct {
 type report struct {
 	event leg.Event
 	note  func()
+	save  int // which save it is the result of, 0 = of none
 }
 
 // errForgotten is the cause of a leg's context.
@@ -59,7 +62,7 @@ func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 	info := call.Info()
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(b.ctx))
 	a := &actor{
-		id: id, bridge: b, call: call, info: info,
+		id: id, bridge: b, call: call, info: info, epoch: 1,
 		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
 		inbox: newInbox[report](), trace: newTrace(), begun: time.Now(),
 		ctx: ctx, stop: stop,
@@ -80,12 +83,12 @@ func (a *actor) run() {
 	defer timer.Stop()
 	for a.state.Phase != leg.Ended {
 		select {
+		case <-a.bridge.abandoned:
+			a.abandon()
+			return
 		case <-a.inbox.Some():
 			for _, r := range a.inbox.Take() {
-				if r.note != nil {
-					r.note()
-				}
-				a.step(r.event)
+				a.hear(r)
 			}
 		case <-timer.C:
 			a.step(leg.Event{Kind: leg.Tick})
@@ -94,6 +97,26 @@ func (a *actor) run() {
 			timer.Reset(time.Until(a.state.Deadline))
 		}
 	}
+}
+
+func (a *actor) hear(r report) {
+	if r.save != 0 && r.save != a.saves {
+		return // a later one is under way, which is the one that counts
+	}
+	if r.note != nil {
+		r.note()
+	}
+	a.step(r.event)
+}
+
+// abandon ends the actor without a word to phone, room and database.
+func (a *actor) abandon() {
+	a.stopMedia()
+	if a.join.cancel != nil {
+		a.join.cancel(errLegEnds)
+	}
+	a.bridge.drop(a)
+	a.log.Info("leg abandoned", "state", a.state)
 }
 
 func (a *actor) step(ev leg.Event) {

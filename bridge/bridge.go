@@ -41,6 +41,8 @@ type Bridge struct {
 	log          *slog.Logger
 	metrics      *metrics
 	store        *db.Store
+	journal      *db.Journal // what is written goes through it
+	lease        *db.Lease   // nil until Run has it
 	matrix       *matrixcall.Service
 	phones       *sip.Stack
 	studio       *studio
@@ -50,6 +52,8 @@ type Bridge struct {
 	ctx  context.Context // of everything that runs; ends when the process should stop
 	stop context.CancelCauseFunc
 	wg   sync.WaitGroup // legs
+
+	abandoned chan struct{} // closed when legs must be let go without a word
 
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
 
@@ -83,18 +87,19 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		},
 		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool),
 		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
-		told: make(map[id.RoomID]time.Time),
+		told: make(map[id.RoomID]time.Time), abandoned: make(chan struct{}),
 	}
 	for _, t := range cfg.SIP.Trunks {
 		b.showNumbers[t.Name] = t.ShowNumbers
 	}
 	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	var err error
-	if b.store, err = db.Open(ctx, cfg.Database.Address, log); err != nil {
+	if b.store, err = db.OpenPatiently(ctx, cfg.Database.Address, log); err != nil {
 		return nil, err
 	}
+	b.journal = db.NewJournal(b.store, log)
 	b.routes = newRoutes(cfg.Routes, b.store)
-	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.store, b.store.Shared(), matrixcall.Options{}, log); err != nil {
+	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.journal, b.store.Shared(), matrixcall.Options{}, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
 	}
 	phoneSide, err := sipConfig(cfg)
@@ -117,7 +122,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		return errors.Join(err, b.close())
 	}
 	var group sync.WaitGroup
-	failed := make(chan error, 8) // one place for each goroutine below
+	failed := make(chan error, 10) // one place for each goroutine below
 	start := func(what string, f func() error) {
 		group.Go(func() {
 			if err := f(); err != nil {
@@ -131,12 +136,15 @@ func (b *Bridge) Run(ctx context.Context) error {
 	mediaCtx, stopMedia := context.WithCancel(b.ctx)
 	group.Go(func() { b.studio.Run(mediaCtx) })
 	group.Go(func() { b.keepHouse(b.ctx) })
+	writesCtx, stopWrites := context.WithCancel(b.ctx)
+	start("write to database", func() error { return b.journal.Run(writesCtx) })
 
 	phonesCtx, stopPhones := context.WithCancel(b.ctx)
 	sweepCtx, stopSweep := context.WithCancel(b.ctx)
 	var sweep sync.WaitGroup
-	orphans, err := b.store.Adopt(ctx, b.run)
+	orphans, err := b.takeLease(ctx)
 	if err == nil {
+		start("keep lease", func() error { return b.keepLease(b.ctx) })
 		// Phones first: an orphaned one should not wait for the homeserver. New calls get 503 until the bridge is ready.
 		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
 		sweep.Go(func() { b.sweepPhones(sweepCtx, orphans) })
@@ -157,7 +165,13 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.setReady(false)
 	stopSweep()
 	sweep.Wait()
-	b.endLegs()
+	if errors.Is(err, db.ErrFenced) {
+		b.abandonLegs() // they are somebody else's
+	} else {
+		b.endLegs()
+		b.flush()
+	}
+	stopWrites()
 	stopPhones()
 	stopMedia()
 	for _, s := range servers {
@@ -194,9 +208,22 @@ func (b *Bridge) endLegs() {
 	}
 }
 
+// abandonLegs lets go of every leg without a word to anybody: another process acts on them.
+func (b *Bridge) abandonLegs() {
+	b.mu.Lock()
+	b.closing = true
+	b.mu.Unlock()
+	close(b.abandoned)
+	b.wg.Wait()
+}
+
 func (b *Bridge) close() error {
 	b.matrix.Close()
-	return b.store.Close()
+	var err error
+	if b.lease != nil {
+		err = b.lease.Release()
+	}
+	return errors.Join(err, b.store.Close())
 }
 
 func (b *Bridge) setReady(ready bool) {
@@ -210,8 +237,11 @@ func (b *Bridge) Ready(ctx context.Context) error {
 	b.mu.Lock()
 	ready := b.ready
 	b.mu.Unlock()
-	if !ready {
+	switch {
+	case !ready:
 		return errors.New("starting or stopping")
+	case b.journal.Away():
+		return db.ErrAway
 	}
 	return b.store.Ping(ctx)
 }
@@ -220,10 +250,14 @@ func (b *Bridge) Ready(ctx context.Context) error {
 func (b *Bridge) Invite(call *sip.Call) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closing || !b.ready || len(b.legs) >= b.cfg.Calls.MaxLegs {
+	away := b.journal.Away()
+	if b.closing || !b.ready || away || len(b.legs) >= b.cfg.Calls.MaxLegs {
 		cause := leg.Busy
-		if b.closing || !b.ready {
+		switch {
+		case b.closing || !b.ready:
 			cause = leg.ShuttingDown
+		case away:
+			cause = leg.NotStored
 		}
 		b.refusals.Go(func() { b.refuse(call, cause) })
 		return
@@ -369,6 +403,9 @@ func (b *Bridge) keepHouse(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		}
+		if b.journal.Away() {
+			continue
 		}
 		if err := b.sweepRooms(ctx); err != nil && ctx.Err() == nil {
 			b.log.Warn("could not sweep rooms", "err", err)

@@ -132,7 +132,7 @@ var errNotStored = errors.New("not stored")
 
 func (a *actor) saveMembership(ctx context.Context) func(matrixcall.MembershipInfo) error {
 	return func(info matrixcall.MembershipInfo) error {
-		if err := a.bridge.putMembership(ctx, a.id, info); err != nil {
+		if err := a.putMembership(ctx, info); err != nil {
 			return fmt.Errorf("%w: %w", errNotStored, err)
 		}
 		a.join.saved = &info
@@ -189,7 +189,7 @@ func (a *actor) leaveCall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.bridge.deleteMembership(ctx, *a.join.saved)
+	return a.bridge.deleteMembership(*a.join.saved, a.epoch)
 }
 
 // userHangup is the reason of the hangups to the peers: clients do not call back after it.
@@ -261,19 +261,27 @@ func (a *actor) hold(on bool) {
 	}
 }
 
+// save writes the row. The answer to a phone waits until it is there; a call in progress goes on without waiting.
 func (a *actor) save() {
-	ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
-	defer cancel()
-	if err := a.bridge.store.PutLeg(ctx, a.row()); err != nil {
-		a.log.Error("leg not saved", "err", err)
-		a.tell(leg.SaveFailed)
+	row := a.row()
+	if a.state.Phase == leg.Talking {
+		a.note("save leg", a.bridge.journal.PutLeg(row))
 		return
 	}
-	a.tell(leg.Saved)
+	a.saves++
+	number := a.saves
+	a.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
+		defer cancel()
+		result := leg.Saved
+		if err := a.bridge.journal.SaveLeg(ctx, row); err != nil {
+			a.log.Error("leg not saved", "err", err)
+			result = leg.SaveFailed
+		}
+		a.inbox.Put(report{event: leg.Event{Kind: result}, save: number})
+	})
 }
 
 func (a *actor) deleteRow(cause leg.Cause) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), databasePatience)
-	defer cancel()
-	a.note("delete row", a.bridge.store.DeleteLeg(ctx, string(a.id), a.bridge.run, string(cause), time.Now()))
+	a.note("delete row", a.bridge.journal.DeleteLeg(string(a.id), a.bridge.hold(a.epoch), string(cause), time.Now()))
 }

@@ -43,7 +43,7 @@ func newMetrics(b *Bridge) *metrics {
 			func() float64 { return float64(b.studio.Stats().Skipped) }),
 		counter("trunkline_media_inbox_overflow_total", "Packets dropped because a worker's inbox was full.",
 			func() float64 { return float64(b.studio.Stats().Overflow) }),
-		sipCollector{b.phones}, matrixCollector{b.matrix.Metrics()},
+		sipCollector{b.phones}, journalCollector{b.journal}, matrixCollector{b.matrix.Metrics()},
 	)
 	return m
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"trunkline/bridge/leg"
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -16,7 +15,7 @@ import (
 func (a *actor) row() db.Leg {
 	d := a.call.Dialog()
 	l := db.Leg{
-		ID: string(a.id), Owner: a.bridge.run, Epoch: 1, Phase: a.state.Phase.String(),
+		ID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch, Phase: a.state.Phase.String(),
 		Created: a.begun, Answered: d.Since, Updated: time.Now(),
 		Direction: "in", Trunk: a.info.Trunk, Dialled: string(a.info.Dialled),
 		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
@@ -46,13 +45,17 @@ func encode(d sip.Dialog) string {
 	return string(text)
 }
 
-func (b *Bridge) putMembership(ctx context.Context, id leg.ID, i matrixcall.MembershipInfo) error {
-	return b.store.PutMembership(ctx, db.Membership{
+// putMembership returns when the membership is in the database.
+func (a *actor) putMembership(ctx context.Context, i matrixcall.MembershipInfo) error {
+	return a.bridge.journal.SaveMembership(ctx, db.Membership{
 		Ghost: string(i.Ghost), RoomID: string(i.Room), ConfID: i.ConfID, DeviceID: string(i.Device), SessionID: i.SessionID,
-		CreatedByUs: i.Created, Expires: i.Expires, LegID: string(id), Owner: b.run, Epoch: 1,
+		CreatedByUs: i.Created, Expires: i.Expires, LegID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch,
 	})
 }
 
-func (b *Bridge) deleteMembership(ctx context.Context, i matrixcall.MembershipInfo) error {
-	return b.store.DeleteMembership(ctx, string(i.Ghost), string(i.Room), b.run)
+func (b *Bridge) deleteMembership(i matrixcall.MembershipInfo, epoch int64) error {
+	return b.journal.DeleteMembership(string(i.Ghost), string(i.Room), b.hold(epoch))
 }
+
+// hold says in the database's terms that a row is ours.
+func (b *Bridge) hold(epoch int64) db.Hold { return db.Hold{Owner: b.run, Epoch: epoch} }

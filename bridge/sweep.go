@@ -51,7 +51,7 @@ func (b *Bridge) sweepRoom(ctx context.Context, m db.Membership) error {
 		return nil // its row stays, too: it is tried again
 	}
 	b.log.Info("swept a stale membership", "room", m.RoomID, "ghost", m.Ghost)
-	return b.deleteMembership(ctx, info)
+	return b.deleteMembership(info, m.Epoch)
 }
 
 func (b *Bridge) liveLeg(id leg.ID) bool {
@@ -72,9 +72,7 @@ func (b *Bridge) sweepPhones(ctx context.Context, orphans []db.Leg) {
 			if ctx.Err() != nil {
 				return // its row stays for the next start
 			}
-			ctx, cancel := context.WithTimeout(ctx, databasePatience)
-			defer cancel()
-			if err := b.store.DeleteLeg(ctx, l.ID, b.run, string(leg.ProcessDied), time.Now()); err != nil {
+			if err := b.journal.DeleteLeg(l.ID, b.hold(l.Epoch), string(leg.ProcessDied), time.Now()); err != nil {
 				b.log.Warn("orphaned leg stays in the database", "leg", l.ID, "err", err)
 			}
 		})

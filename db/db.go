@@ -18,9 +18,10 @@ import (
 
 // Errors that callers compare with errors.Is.
 var (
-	ErrNewer    = errors.New("the database was written by a newer version of the program")
-	ErrNotOwner = errors.New("the row belongs to another process")
-	ErrScheme   = errors.New("database address must be postgres://user:password@host/name or sqlite:PATH")
+	ErrNewer  = errors.New("the database was written by a newer version of the program")
+	ErrFenced = errors.New("another process has taken over")
+	ErrTaken  = errors.New("another process runs here")
+	ErrScheme = errors.New("database address must be postgres://user:password@host/name or sqlite:PATH")
 )
 
 // Pool sizes. SQLite has one writer, so one connection avoids SQLITE_BUSY altogether.
@@ -34,8 +35,9 @@ const (
 
 // Store is the bridge's database. It is safe for use by several goroutines.
 type Store struct {
-	db  *dbutil.Database
-	log *slog.Logger
+	db   *dbutil.Database
+	path string // of the SQLite file
+	log  *slog.Logger
 }
 
 // Open connects to address, either "postgres://user:pass@host/name" or "sqlite:path/to/file", and migrates it.
@@ -48,7 +50,7 @@ func Open(ctx context.Context, address string, log *slog.Logger) (*Store, error)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("wrap database: %w", err), raw.Close())
 	}
-	s := &Store{db: wrapped, log: log}
+	s := &Store{db: wrapped, path: sqlitePath(address), log: log}
 	if err := raw.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("reach database: %w", err), raw.Close())
 	}
@@ -58,11 +60,31 @@ func Open(ctx context.Context, address string, log *slog.Logger) (*Store, error)
 	return s, nil
 }
 
+// OpenPatiently is Open that waits for a PostgreSQL server that does not answer yet, and says so. Errors that waiting does
+// not cure come back at once.
+func OpenPatiently(ctx context.Context, address string, log *slog.Logger) (*Store, error) {
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		attempt, cancel := context.WithTimeout(ctx, openPatience)
+		s, err := Open(attempt, address, log)
+		cancel()
+		if err == nil || !isAway(err) || sqlitePath(address) != "" {
+			return s, err
+		}
+		log.Warn("waiting for the database", "err", err, "again_in", pause)
+		if sleep(ctx, pause) != nil {
+			return nil, err
+		}
+	}
+}
+
+// openPatience is how long one attempt of OpenPatiently may take, migrations included.
+const openPatience = time.Minute
+
 // Check tells whether Open would find a database it can use, and changes nothing: no schema is made or migrated. For a
 // SQLite file that does not exist yet it looks at nothing.
 func Check(ctx context.Context, address string) error {
-	if path, ok := strings.CutPrefix(address, "sqlite:"); ok {
-		if _, err := os.Stat(strings.TrimPrefix(path, "//")); errors.Is(err, fs.ErrNotExist) {
+	if path := sqlitePath(address); path != "" {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 	}
@@ -82,7 +104,7 @@ func Check(ctx context.Context, address string) error {
 }
 
 func connect(address string) (*sql.DB, string, error) {
-	switch scheme, rest, _ := strings.Cut(address, ":"); scheme {
+	switch scheme, _, _ := strings.Cut(address, ":"); scheme {
 	case "postgres", "postgresql":
 		raw, err := sql.Open("pgx", address)
 		if err != nil {
@@ -93,7 +115,7 @@ func connect(address string) (*sql.DB, string, error) {
 		raw.SetConnMaxIdleTime(idleTime)
 		return raw, "pgx", nil
 	case "sqlite":
-		raw, err := sql.Open("sqlite", "file:"+strings.TrimPrefix(rest, "//")+sqliteParameters)
+		raw, err := sql.Open("sqlite", "file:"+sqlitePath(address)+sqliteParameters)
 		if err != nil {
 			return nil, "", fmt.Errorf("open database: %w", err)
 		}
@@ -101,6 +123,15 @@ func connect(address string) (*sql.DB, string, error) {
 		return raw, "sqlite", nil
 	}
 	return nil, "", ErrScheme
+}
+
+// sqlitePath is the file of a SQLite address, "" for another one.
+func sqlitePath(address string) string {
+	path, ok := strings.CutPrefix(address, "sqlite:")
+	if !ok {
+		return ""
+	}
+	return strings.TrimPrefix(path, "//")
 }
 
 // Shared returns the connection for the olm stores, which live in the same database.

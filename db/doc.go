@@ -6,12 +6,15 @@
 // db/migrations are applied in one transaction at start, and a database that is newer than the program is refused
 // ([ErrNewer]).
 //
-// Ownership. Each row that names a live leg carries an owner (one process run) and an epoch. Only the owner may act
-// on a leg: writing a row of somebody else returns [ErrNotOwner], deleting it does nothing.
+// Ownership. Each row that names a live leg carries an owner (one process run) and an epoch, which counts adoptions. Only
+// the owner may act on a leg, and only while it has a [Lease]: every write names owner and epoch, and is [ErrFenced] when
+// another process has adopted the row.
 //
 //	store, err := db.Open(ctx, "sqlite:trunkline.db", log)
+//	lease, err := store.Acquire(ctx, db.LeaseOptions{Run: run, Node: host})
+//	legs, err := lease.Adopt(ctx)         // at start, and then now and again: what a dead process left behind
 //	…
 //	err = store.PutLeg(ctx, leg)          // before the 200 OK leaves
-//	legs, err := store.Adopt(ctx, run)    // at start: what a dead process left behind
-//	err = store.DeleteLeg(ctx, leg.ID, run, "phone hung up", time.Now())
+//	err = lease.Renew(ctx)                // several times in a LeaseLife
+//	err = store.DeleteLeg(ctx, leg.ID, hold, "phone hung up", time.Now())
 package db

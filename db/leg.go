@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,21 +50,29 @@ var legColumns = strings.Fields(`id owner epoch phase created_at answered_at upd
 	call_id local_tag dialog options state`)
 
 var (
-	selectLeg = "SELECT " + strings.Join(legColumns, ", ") + " FROM leg"
-	upsertLeg = makeUpsert("leg", legColumns)
+	columnList = strings.Join(legColumns, ", ")
+	selectLeg  = "SELECT " + columnList + " FROM leg"
+	upsertLeg  = makeUpsert("leg", "id", legColumns)
 )
 
-// makeUpsert writes one statement for both databases: insert, or update when the caller owns the row.
-func makeUpsert(table string, columns []string) string {
+// makeUpsert writes one statement for both databases: insert while the owner has a lease, or update what the owner has in
+// this epoch. The key is a list of columns.
+func makeUpsert(table, key string, columns []string) string {
 	var values, sets []string
+	var owner string
 	for i, column := range columns {
-		values = append(values, "$"+strconv.Itoa(i+1))
-		if column != "id" {
+		value := "$" + strconv.Itoa(i+1)
+		values = append(values, value)
+		if column == "owner" {
+			owner = value
+		}
+		if !slices.Contains(strings.Split(key, ", "), column) {
 			sets = append(sets, column+" = excluded."+column)
 		}
 	}
-	return fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s) ON CONFLICT (id) DO UPDATE SET %s WHERE %s.owner = excluded.owner",
-		table, strings.Join(columns, ", "), strings.Join(values, ", "), strings.Join(sets, ", "), table)
+	return fmt.Sprintf(`INSERT INTO %[1]s (%[2]s) SELECT %[3]s WHERE EXISTS (SELECT 1 FROM lease WHERE lease.owner = %[4]s)
+		ON CONFLICT (%[5]s) DO UPDATE SET %[6]s WHERE %[1]s.owner = excluded.owner AND %[1]s.epoch = excluded.epoch`,
+		table, strings.Join(columns, ", "), strings.Join(values, ", "), owner, key, strings.Join(sets, ", "))
 }
 
 func legFields(l *Leg) []any {
@@ -92,52 +101,51 @@ func scanLeg(row dbutil.Scannable) (Leg, error) {
 	return l, nil
 }
 
-// PutLeg writes the leg whole. It returns [ErrNotOwner] when another process has adopted the row.
+func (l *Leg) hold() Hold { return Hold{l.Owner, l.Epoch} }
+
+// PutLeg writes the leg whole. It returns [ErrFenced] when the owner has no lease, or the row another owner or epoch.
 func (s *Store) PutLeg(ctx context.Context, l Leg) error {
 	result, err := s.db.Exec(ctx, upsertLeg, legFields(&l)...)
-	if err != nil {
-		return fmt.Errorf("save leg %s: %w", l.ID, err)
-	}
-	if n, err := result.RowsAffected(); err != nil || n == 0 {
-		return fmt.Errorf("save leg %s: %w", l.ID, cmp.Or(err, ErrNotOwner))
-	}
-	return nil
+	return affected(result, err, "save leg "+l.ID)
 }
 
-// DeleteLeg removes the leg and writes its line of history in one transaction. Deleting twice is not an error, nor is the
-// leg of another owner, which stays.
-func (s *Store) DeleteLeg(ctx context.Context, id, owner, cause string, now time.Time) error {
+// DeleteLeg removes the leg and writes its line of history in one transaction. Deleting twice is not an error. A leg that
+// has another owner or epoch stays, which is [ErrFenced].
+func (s *Store) DeleteLeg(ctx context.Context, id string, by Hold, cause string, now time.Time) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
 		_, err := s.db.Exec(ctx, `INSERT INTO history
 			(leg_id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, ended_at, cause)
-			SELECT id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, $3, $4
-			FROM leg WHERE id = $1 AND owner = $2 ON CONFLICT (leg_id) DO NOTHING`, id, owner, millis(now), cause)
+			SELECT id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, $4, $5
+			FROM leg WHERE id = $1 AND owner = $2 AND epoch = $3 ON CONFLICT (leg_id) DO NOTHING`,
+			id, by.Owner, by.Epoch, millis(now), cause)
 		if err != nil {
 			return fmt.Errorf("write history of leg %s: %w", id, err)
 		}
-		if _, err := s.db.Exec(ctx, "DELETE FROM leg WHERE id = $1 AND owner = $2", id, owner); err != nil {
-			return fmt.Errorf("delete leg %s: %w", id, err)
-		}
-		return nil
+		return s.remove(ctx, by, "leg", "id = $3", id)
 	})
 }
 
-// Adopt makes owner the owner of every leg and membership that belongs to somebody else, and returns those legs.
-// It is called once at start; two processes on one database are kept apart by leases, which are not built yet.
-func (s *Store) Adopt(ctx context.Context, owner string) ([]Leg, error) {
-	var legs []Leg
-	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
-		for _, table := range []string{"leg", "membership"} {
-			_, err := s.db.Exec(ctx, "UPDATE "+table+" SET owner = $1, epoch = epoch + 1 WHERE owner <> $1", owner)
-			if err != nil {
-				return fmt.Errorf("adopt rows of %s: %w", table, err)
-			}
-		}
-		var err error
-		legs, err = s.Legs(ctx, owner)
-		return err
-	})
-	return legs, err
+// Hold names who may write a row: its owner, and since which adoption.
+type Hold struct {
+	Owner string
+	Epoch int64
+}
+
+// remove deletes a row that by holds. None is no error, one that another holds is.
+func (s *Store) remove(ctx context.Context, by Hold, table, where string, keys ...any) error {
+	args := append([]any{by.Owner, by.Epoch}, keys...)
+	_, err := s.db.Exec(ctx, "DELETE FROM "+table+" WHERE owner = $1 AND epoch = $2 AND "+where, args...)
+	if err != nil {
+		return fmt.Errorf("delete %s %v: %w", table, keys, err)
+	}
+	var left int
+	if err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM "+table+" WHERE (owner <> $1 OR epoch <> $2) AND "+where, args...).Scan(&left); err != nil {
+		return fmt.Errorf("delete %s %v: %w", table, keys, err)
+	}
+	if left > 0 {
+		return fmt.Errorf("delete %s %v: %w", table, keys, ErrFenced)
+	}
+	return nil
 }
 
 // Legs returns the live legs of owner, oldest first.

@@ -1,9 +1,9 @@
 package db
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.mau.fi/util/dbutil"
@@ -21,36 +21,29 @@ type Membership struct {
 	Epoch                 int64
 }
 
-const selectMembership = `SELECT ghost, room_id, conf_id, device_id, session_id, created_by_us, call_event, expires_at, leg_id, owner,
-	epoch FROM membership WHERE owner = $1 ORDER BY room_id, ghost`
+// membershipColumns names the columns in the order in which they are written and read.
+var membershipColumns = strings.Fields(`ghost room_id conf_id device_id session_id created_by_us call_event expires_at leg_id
+	owner epoch`)
 
-// PutMembership writes the membership, before its state event is sent. It returns [ErrNotOwner] when another process has
-// adopted the row.
+var (
+	selectMembership = "SELECT " + strings.Join(membershipColumns, ", ") + " FROM membership WHERE owner = $1 ORDER BY room_id, ghost"
+	upsertMembership = makeUpsert("membership", "ghost, room_id", membershipColumns)
+)
+
+// PutMembership writes the membership, before its state event is sent. It returns [ErrFenced] when the owner has no lease,
+// or the row another owner or epoch.
 func (s *Store) PutMembership(ctx context.Context, m Membership) error {
-	result, err := s.db.Exec(ctx, `INSERT INTO membership
-		(ghost, room_id, conf_id, device_id, session_id, created_by_us, call_event, expires_at, leg_id, owner, epoch)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-		ON CONFLICT (ghost, room_id) DO UPDATE SET conf_id = excluded.conf_id, device_id = excluded.device_id,
-			session_id = excluded.session_id, created_by_us = excluded.created_by_us,
-			call_event = excluded.call_event, expires_at = excluded.expires_at, leg_id = excluded.leg_id, epoch = excluded.epoch
-		WHERE membership.owner = excluded.owner`,
-		m.Ghost, m.RoomID, m.ConfID, m.DeviceID, m.SessionID, m.CreatedByUs, m.CallEvent, millis(m.Expires), m.LegID, m.Owner, m.Epoch)
-	if err != nil {
-		return fmt.Errorf("save membership of %s in %s: %w", m.Ghost, m.RoomID, err)
-	}
-	if n, err := result.RowsAffected(); err != nil || n == 0 {
-		return fmt.Errorf("save membership of %s in %s: %w", m.Ghost, m.RoomID, cmp.Or(err, ErrNotOwner))
-	}
-	return nil
+	result, err := s.db.Exec(ctx, upsertMembership, m.Ghost, m.RoomID, m.ConfID, m.DeviceID, m.SessionID, m.CreatedByUs,
+		m.CallEvent, millis(m.Expires), m.LegID, m.Owner, m.Epoch)
+	return affected(result, err, "save membership of "+m.Ghost+" in "+m.RoomID)
 }
 
-// DeleteMembership forgets it, after the state event is gone. The row of another owner stays, which is no error.
-func (s *Store) DeleteMembership(ctx context.Context, ghost, room, owner string) error {
-	_, err := s.db.Exec(ctx, "DELETE FROM membership WHERE ghost = $1 AND room_id = $2 AND owner = $3", ghost, room, owner)
-	if err != nil {
-		return fmt.Errorf("delete membership of %s in %s: %w", ghost, room, err)
-	}
-	return nil
+// DeleteMembership forgets it, after the state event is gone. Deleting twice is not an error; the row of another owner or
+// epoch stays, which is [ErrFenced].
+func (s *Store) DeleteMembership(ctx context.Context, ghost, room string, by Hold) error {
+	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		return s.remove(ctx, by, "membership", "ghost = $3 AND room_id = $4", ghost, room)
+	})
 }
 
 // Memberships returns what owner has, by room.

@@ -51,6 +51,7 @@ type AppService struct {
 
 type Database struct {
 	Address string `yaml:"address"`
+	Node    string `yaml:"node"`
 }
 
 type SIP struct {

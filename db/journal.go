@@ -1,0 +1,385 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"maunium.net/go/mautrix/id"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// Limits of a journal.
+const (
+	maxWaiting      = 20000           // writes that wait; each row has two at most, as a rule
+	attemptPatience = 3 * time.Second // a write that takes longer did not happen, as far as we know
+	firstPause      = 100 * time.Millisecond
+	longestPause    = 2 * time.Second
+	knownTxns       = 1000 // transactions of the homeserver remembered in memory
+)
+
+// Errors of a journal.
+var (
+	// ErrAway: the database does not answer, so what must be durable before it is acted upon cannot be done.
+	ErrAway = errors.New("the database is away")
+	// ErrFull: too many writes wait already. This one was not taken.
+	ErrFull = errors.New("too many writes wait for the database")
+)
+
+// Journal is an ordered queue of writes in memory in front of a [Store]. While the database is away, calls that are up go
+// on: what they write waits, and is written in order when the database is back. A write of a row replaces one that still
+// waits. What was taken is lost only if the process dies before it is written.
+//
+// Any goroutine puts, none blocks. [Journal.Run] alone takes out; when it ends, what waits is lost, so [Journal.Flush] first.
+type Journal struct {
+	store *Store
+	log   *slog.Logger
+	some  chan struct{} // has one token while writes may wait
+
+	mu     sync.Mutex // guards what follows
+	queue  []*write   // oldest first
+	flying *write     // the first of queue, while it is being written
+	away   time.Time  // since when the database does not answer; zero = it does
+	counts JournalStats
+	txns   []string // transactions seen by this process, newest last
+}
+
+// JournalStats say how it is and has been.
+type JournalStats struct {
+	Waiting  int           // writes that are not in the database
+	Away     time.Duration // for how long the database has not answered
+	Written  uint64
+	Merged   uint64 // replaced by a later write of the row before they were written
+	Outages  uint64
+	Rejected uint64 // refused by the database for good: a fault of ours
+	Refused  uint64 // not taken, because too many waited
+}
+
+// write is one that waits.
+type write struct {
+	row     string // what it writes
+	put     bool   // a later put of the row may replace it
+	do      func(context.Context, *Store) error
+	waiting []chan error // those who need it to be durable; each has room for one
+}
+
+// NewJournal makes one for s. Nothing is written before [Journal.Run].
+func NewJournal(s *Store, log *slog.Logger) *Journal {
+	return &Journal{store: s, log: log, some: make(chan struct{}, 1)}
+}
+
+// PutLeg writes the leg some time, see [Store.PutLeg].
+func (j *Journal) PutLeg(l Leg) error { return j.put(putLeg(l), nil) }
+
+// SaveLeg returns when the leg is in the database, and ErrAway if that cannot be now. Then it may still be written later,
+// so a leg that is given up must be deleted.
+func (j *Journal) SaveLeg(ctx context.Context, l Leg) error { return j.save(ctx, putLeg(l)) }
+
+func putLeg(l Leg) write {
+	return write{row: "leg " + l.ID, put: true, do: func(ctx context.Context, s *Store) error { return s.PutLeg(ctx, l) }}
+}
+
+// DeleteLeg ends the leg some time, see [Store.DeleteLeg].
+func (j *Journal) DeleteLeg(id string, by Hold, cause string, now time.Time) error {
+	return j.put(write{row: "leg " + id, do: func(ctx context.Context, s *Store) error {
+		return s.DeleteLeg(ctx, id, by, cause, now)
+	}}, nil)
+}
+
+// SaveMembership returns when the membership is in the database, and ErrAway if that cannot be now.
+func (j *Journal) SaveMembership(ctx context.Context, m Membership) error {
+	return j.save(ctx, write{row: "membership " + m.Ghost + " " + m.RoomID, put: true, do: func(ctx context.Context, s *Store) error {
+		return s.PutMembership(ctx, m)
+	}})
+}
+
+// DeleteMembership forgets the membership some time.
+func (j *Journal) DeleteMembership(ghost, room string, by Hold) error {
+	return j.put(write{row: "membership " + ghost + " " + room, do: func(ctx context.Context, s *Store) error {
+		return s.DeleteMembership(ctx, ghost, room, by)
+	}}, nil)
+}
+
+// save puts a write and waits for it.
+func (j *Journal) save(ctx context.Context, w write) error {
+	done := make(chan error, 1)
+	if j.Away() {
+		return fmt.Errorf("save %s: %w", w.row, ErrAway)
+	}
+	if err := j.put(w, done); err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("save %s: %w: %w", w.row, ErrAway, context.Cause(ctx))
+	}
+}
+
+// put appends w, or lets it take the place of a put of the same row that has not begun.
+func (j *Journal) put(w write, done chan error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if done != nil {
+		w.waiting = append(w.waiting, done)
+	}
+	last := -1
+	for i := len(j.queue) - 1; w.put && i >= 0; i-- {
+		if j.queue[i].row == w.row {
+			last = i
+			break
+		}
+	}
+	if last >= 0 && j.queue[last].put && j.queue[last] != j.flying {
+		w.waiting = append(w.waiting, j.queue[last].waiting...)
+		*j.queue[last] = w
+		j.counts.Merged++
+		return nil
+	}
+	if len(j.queue) >= maxWaiting {
+		j.counts.Refused++
+		return fmt.Errorf("write %s: %w", w.row, ErrFull)
+	}
+	j.queue = append(j.queue, &w)
+	select {
+	case j.some <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Run writes until ctx ends. It returns [ErrFenced] as soon as a write says so: the rows belong to another process then.
+func (j *Journal) Run(ctx context.Context) error {
+	pause := firstPause
+	for {
+		w := j.next(ctx)
+		if w == nil {
+			return nil
+		}
+		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptPatience)
+		err := w.do(attempt, j.store)
+		cancel()
+		if isAway(err) {
+			j.Report(err)
+			j.landed()
+			if sleep(ctx, pause) != nil {
+				return nil
+			}
+			pause = min(2*pause, longestPause)
+			continue
+		}
+		pause = firstPause
+		j.written(w, err)
+		if errors.Is(err, ErrFenced) {
+			return err
+		}
+	}
+}
+
+// next waits for the write that is due; nil when ctx ended.
+func (j *Journal) next(ctx context.Context) *write {
+	for {
+		j.mu.Lock()
+		if len(j.queue) > 0 {
+			j.flying = j.queue[0]
+			j.mu.Unlock()
+			return j.flying
+		}
+		j.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-j.some:
+		}
+	}
+}
+
+// landed lets a write that failed wait again; a later one may replace it.
+func (j *Journal) landed() {
+	j.mu.Lock()
+	j.flying = nil
+	j.mu.Unlock()
+}
+
+// written takes w out and tells those who waited.
+func (j *Journal) written(w *write, err error) {
+	j.Report(nil)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.queue, j.flying = j.queue[1:], nil
+	switch {
+	case err == nil:
+		j.counts.Written++
+	case !errors.Is(err, ErrFenced):
+		j.counts.Rejected++
+		j.log.Error("the database refuses a write", "row", w.row, "err", err)
+	}
+	for _, c := range w.waiting {
+		c <- err
+	}
+}
+
+// Report tells the journal how a question to the database went that was asked elsewhere. Errors that do not mean that the
+// database is away say nothing.
+func (j *Journal) Report(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case err == nil && !j.away.IsZero():
+		j.log.Info("the database is back", "away", time.Since(j.away).Round(time.Millisecond), "waiting", len(j.queue))
+		j.away = time.Time{}
+	case isAway(err) && j.away.IsZero():
+		j.away = time.Now()
+		j.counts.Outages++
+		j.log.Error("the database does not answer; calls go on, new ones are refused", "err", err)
+	}
+	if j.away.IsZero() {
+		return
+	}
+	for _, w := range j.queue {
+		for _, c := range w.waiting {
+			c <- fmt.Errorf("save %s: %w", w.row, ErrAway)
+		}
+		w.waiting = nil
+	}
+}
+
+// Away tells whether the database does not answer.
+func (j *Journal) Away() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.away.IsZero()
+}
+
+// Stats says how it is and has been.
+func (j *Journal) Stats() JournalStats {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.counts
+	s.Waiting = len(j.queue)
+	if !j.away.IsZero() {
+		s.Away = time.Since(j.away)
+	}
+	return s
+}
+
+// Flush waits until nothing waits, while Run runs.
+func (j *Journal) Flush(ctx context.Context) error {
+	for {
+		n := j.Stats().Waiting
+		if n == 0 {
+			return nil
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return fmt.Errorf("%d writes still wait: %w", n, ErrAway)
+		}
+	}
+}
+
+// What package matrixcall remembers goes through the journal, too, so that its side of a call lives on.
+
+// GhostDevice is [Store.GhostDevice].
+func (j *Journal) GhostDevice(ctx context.Context, user id.UserID) (id.DeviceID, error) {
+	return j.store.GhostDevice(ctx, user)
+}
+
+// SaveGhostDevice is [Store.SaveGhostDevice]: a device must be known before it is made.
+func (j *Journal) SaveGhostDevice(ctx context.Context, user id.UserID, device id.DeviceID) error {
+	return j.save(ctx, write{row: "ghost " + string(user), do: func(ctx context.Context, s *Store) error {
+		return s.SaveGhostDevice(ctx, user, device)
+	}})
+}
+
+// SyncToken is [Store.SyncToken]. Tokens that wait are written first.
+func (j *Journal) SyncToken(ctx context.Context, user id.UserID) (string, error) {
+	if err := j.Flush(ctx); err != nil {
+		return "", err
+	}
+	return j.store.SyncToken(ctx, user)
+}
+
+// SaveSyncToken writes the token some time: an older one means that messages are read again, which is harmless.
+func (j *Journal) SaveSyncToken(_ context.Context, user id.UserID, token string) error {
+	return j.put(write{row: "token " + string(user), put: true, do: func(ctx context.Context, s *Store) error {
+		return s.SaveSyncToken(ctx, user, token)
+	}}, nil)
+}
+
+// MarkTransaction is [Store.MarkTransaction]. While the database is away the memory of this process answers: the homeserver
+// repeats only what it has sent a short while ago.
+func (j *Journal) MarkTransaction(ctx context.Context, txnID string) (fresh bool, err error) {
+	if !j.Away() {
+		attempt, cancel := context.WithTimeout(ctx, attemptPatience)
+		defer cancel()
+		fresh, err = j.store.MarkTransaction(attempt, txnID)
+		if err == nil || ctx.Err() != nil || !isAway(err) {
+			j.remember(txnID)
+			return fresh, err
+		}
+		j.Report(err)
+	}
+	if !j.remember(txnID) {
+		return false, nil
+	}
+	return true, j.put(write{row: "transaction " + txnID, do: func(ctx context.Context, s *Store) error {
+		_, err := s.MarkTransaction(ctx, txnID)
+		return err
+	}}, nil)
+}
+
+// remember notes a transaction and tells whether it is new to this process.
+func (j *Journal) remember(txnID string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if slices.Contains(j.txns, txnID) {
+		return false
+	}
+	if j.txns = append(j.txns, txnID); len(j.txns) > knownTxns {
+		j.txns = slices.Delete(j.txns, 0, len(j.txns)-knownTxns)
+	}
+	return true
+}
+
+// isAway tells whether err may pass with time. What the database itself refuses will not: a fault of the statement or of
+// its data.
+func isAway(err error) bool {
+	for _, other := range []error{nil, ErrFenced, ErrNewer, ErrScheme, sql.ErrNoRows} {
+		if errors.Is(err, other) {
+			return false
+		}
+	}
+	var p *pgconn.PgError
+	if errors.As(err, &p) {
+		// 08 connection, 40 conflict, 53 resources, 55 not now, 57 shutting down or starting, 58 system, 25006 a replica
+		return p.Code == "25006" || slices.Contains([]string{"08", "40", "53", "55", "57", "58"}, p.Code[:min(2, len(p.Code))])
+	}
+	var l *sqlite.Error
+	if errors.As(err, &l) {
+		switch l.Code() & 0xff { // without the extended part
+		case sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_TOOBIG:
+			return false
+		}
+		return true
+	}
+	return true // no answer at all
+}
+
+// sleep waits for d, or returns why ctx ended.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,347 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"trunkline/internal/testbed/postgres"
+)
+
+// journal runs one for s until the test ends.
+func journal(t *testing.T, s *Store) *Journal {
+	t.Helper()
+	j := NewJournal(s, slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithCancel(context.Background())
+	over := make(chan error, 1)
+	go func() { over <- j.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-over; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return j
+}
+
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func flush(t *testing.T, j *Journal) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := j.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// legNamed has few fields, so that a failure is readable.
+func legNamed(id, phase string) Leg {
+	return Leg{ID: id, Owner: "run-1", Epoch: 1, Phase: phase, Created: morning, Options: "{}", State: "{}"}
+}
+
+// outage is what a database may do: each way makes one that is there, gone, and back.
+type outage struct {
+	address     string
+	begin, over func()
+}
+
+func outages(t *testing.T, test func(t *testing.T, o outage)) {
+	t.Run("stopped", func(t *testing.T) {
+		c := postgres.New(t)
+		address, err := c.CreateDatabase("calls")
+		if err != nil {
+			t.Fatal(err)
+		}
+		test(t, outage{address, func() { must(t, c.StopServer()) }, func() { must(t, c.StartServer(context.Background())) }})
+	})
+	t.Run("hanging", func(t *testing.T) {
+		p := newProxy(t, freshDatabase(t))
+		test(t, outage{p.address, p.hang, p.goOn})
+	})
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCallsGoOnWhileTheDatabaseIsAway(t *testing.T) {
+	outages(t, func(t *testing.T, o outage) {
+		s, ctx := open(t, o.address), t.Context()
+		lease(t, s, "run-1")
+		j := journal(t, s)
+		must(t, j.SaveLeg(ctx, legNamed("talks", "answered")))
+		must(t, j.SaveLeg(ctx, legNamed("ends", "answered")))
+		if fresh, err := j.MarkTransaction(ctx, "1"); !fresh || err != nil {
+			t.Errorf("MarkTransaction = %t, %v", fresh, err)
+		}
+		o.begin()
+		for i := range 5 {
+			must(t, j.PutLeg(legNamed("talks", fmt.Sprint("hold ", i))))
+		}
+		must(t, j.PutLeg(legNamed("ends", "hold")))
+		must(t, j.DeleteLeg("ends", Hold{"run-1", 1}, "phone hung up", morning))
+		must(t, j.SaveSyncToken(ctx, "@g:x", "t1"))
+		await(t, "the outage to be noticed", j.Away)
+		begun := time.Now()
+		if err := j.SaveLeg(ctx, legNamed("new", "answered")); !errors.Is(err, ErrAway) || time.Since(begun) > time.Second {
+			t.Errorf("SaveLeg while the database is away = %v after %v, want ErrAway at once", err, time.Since(begun))
+		}
+		for txn, want := range map[string]bool{"1": false, "2": true} {
+			if fresh, err := j.MarkTransaction(ctx, txn); fresh != want || err != nil {
+				t.Errorf("MarkTransaction(%s) = %t, %v; want %t", txn, fresh, err, want)
+			}
+		}
+		if st := j.Stats(); st.Merged < 3 || st.Waiting > 6 || st.Away == 0 || st.Outages != 1 {
+			t.Errorf("Stats = %+v; want puts of one row merged, one outage", st)
+		}
+		o.over()
+		flush(t, j)
+		if j.Away() {
+			t.Error("still away after everything was written")
+		}
+		legs, err := s.Legs(ctx, "run-1")
+		if diff := cmp.Diff([]Leg{legNamed("talks", "hold 4")}, legs); err != nil || diff != "" {
+			t.Errorf("legs: %v (-want +got):\n%s", err, diff)
+		}
+		if h, err := s.History(ctx, 9); len(h) != 1 || h[0].LegID != "ends" || err != nil {
+			t.Errorf("History = %+v, %v; want the leg that ended", h, err)
+		}
+		if fresh, err := s.MarkTransaction(ctx, "2"); fresh || err != nil {
+			t.Errorf("the database does not know transaction 2: %v", err)
+		}
+		must(t, j.SaveLeg(ctx, legNamed("new", "answered")))
+	})
+}
+
+// A save under way when the database goes is refused, too, and sooner than a phone loses patience.
+func TestSaveIntoAnOutageIsRefused(t *testing.T) {
+	outages(t, func(t *testing.T, o outage) {
+		s := open(t, o.address)
+		lease(t, s, "run-1")
+		j := journal(t, s)
+		must(t, j.SaveLeg(t.Context(), legNamed("a", "answered")))
+		o.begin()
+		begun := time.Now()
+		err := j.SaveLeg(t.Context(), legNamed("b", "answered"))
+		if took := time.Since(begun); !errors.Is(err, ErrAway) || took > 2*attemptPatience {
+			t.Errorf("SaveLeg = %v after %v, want ErrAway within %v", err, took, 2*attemptPatience)
+		}
+		o.over()
+		flush(t, j)
+	})
+}
+
+// Merging must not change what the database holds in the end: random writes, all at once or one by one, end alike.
+func TestMergedWritesEndAsIfDoneOneByOne(t *testing.T) {
+	direct := open(t, "sqlite:"+filepath.Join(t.TempDir(), "direct.db"))
+	queued := open(t, "sqlite:"+filepath.Join(t.TempDir(), "queued.db"))
+	lease(t, direct, "run-1")
+	lease(t, queued, "run-1")
+	chance := rand.New(rand.NewPCG(1, 2))
+	ctx := t.Context()
+	for round := range 30 {
+		j := NewJournal(queued, slog.New(slog.DiscardHandler))
+		for step := range 40 {
+			id := fmt.Sprint("leg ", chance.IntN(4))
+			if chance.IntN(3) > 0 {
+				l := legNamed(id, fmt.Sprint(round, ".", step))
+				must(t, errors.Join(direct.PutLeg(ctx, l), j.PutLeg(l)))
+			} else {
+				hold, why := Hold{"run-1", 1}, fmt.Sprint("cause ", round, step)
+				must(t, errors.Join(direct.DeleteLeg(ctx, id, hold, why, morning), j.DeleteLeg(id, hold, why, morning)))
+			}
+		}
+		if j.Stats().Merged == 0 {
+			t.Errorf("round %d: nothing was merged", round)
+		}
+		run, stop := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { j.Run(run) })
+		flush(t, j)
+		stop()
+		wg.Wait()
+		want, err1 := direct.Legs(ctx, "run-1")
+		got, err2 := queued.Legs(ctx, "run-1")
+		wantH, err3 := direct.History(ctx, 1000)
+		gotH, err4 := queued.History(ctx, 1000)
+		must(t, errors.Join(err1, err2, err3, err4))
+		if diff := cmp.Diff(want, got) + cmp.Diff(wantH, gotH); diff != "" {
+			t.Fatalf("round %d (-one by one +merged):\n%s", round, diff)
+		}
+	}
+}
+
+func TestJournalIsBounded(t *testing.T) {
+	j := NewJournal(nil, slog.New(slog.DiscardHandler))
+	for i := range maxWaiting {
+		must(t, j.PutLeg(legNamed(fmt.Sprint(i), "")))
+	}
+	if err := j.PutLeg(legNamed("one more", "")); !errors.Is(err, ErrFull) {
+		t.Errorf("one more = %v, want ErrFull", err)
+	}
+	must(t, j.PutLeg(legNamed("7", "again"))) // takes the place of one that waits
+	if st := j.Stats(); st.Refused != 1 || st.Waiting != maxWaiting {
+		t.Errorf("Stats = %+v", st)
+	}
+}
+
+// What the database refuses for good must not stop the writes behind it.
+func TestRefusedWriteDoesNotBlock(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		lease(t, s, "run-1")
+		_, err := s.db.Exec(t.Context(), "CREATE UNIQUE INDEX one_caller ON leg (caller)")
+		must(t, err)
+		j := journal(t, s)
+		must(t, errors.Join(j.PutLeg(legNamed("a", "")), j.PutLeg(legNamed("b", ""))))
+		c := legNamed("c", "")
+		c.Caller = "another"
+		must(t, j.SaveLeg(t.Context(), c))
+		if st := j.Stats(); st.Rejected != 1 || st.Written != 2 || j.Away() {
+			t.Errorf("Stats = %+v, away %t; want one rejected", st, j.Away())
+		}
+	})
+}
+
+func TestFencedWriteEndsTheJournal(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		j := NewJournal(s, slog.New(slog.DiscardHandler))
+		must(t, j.PutLeg(legNamed("a", ""))) // by a run without a lease
+		if err := j.Run(t.Context()); !errors.Is(err, ErrFenced) {
+			t.Errorf("Run = %v, want ErrFenced", err)
+		}
+	})
+}
+
+func TestStartWaitsForTheDatabase(t *testing.T) {
+	c := postgres.New(t)
+	address, err := c.CreateDatabase("calls")
+	must(t, err)
+	must(t, c.StopServer())
+	var said sayings
+	opened := make(chan error, 1)
+	go func() {
+		s, err := OpenPatiently(t.Context(), address, slog.New(slog.NewTextHandler(&said, nil)))
+		if err == nil {
+			err = s.Close()
+		}
+		opened <- err
+	}()
+	await(t, "a word about the waiting", func() bool { return strings.Contains(said.String(), "waiting for the database") })
+	must(t, c.StartServer(t.Context()))
+	select {
+	case err := <-opened:
+		must(t, err)
+	case <-time.After(20 * time.Second):
+		t.Error("the database is back and OpenPatiently still waits")
+	}
+	if _, err := OpenPatiently(t.Context(), c.URI("no such database"), slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a database that does not exist was opened")
+	}
+}
+
+type sayings struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (s *sayings) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+func (s *sayings) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+// proxy stands before a server's socket and can stop to pass anything on, as a dead network does.
+type proxy struct {
+	address string
+	target  string
+	gate    sync.RWMutex // held for writing while it hangs
+}
+
+func newProxy(t *testing.T, address string) *proxy {
+	t.Helper()
+	u, err := url.Parse(address)
+	must(t, err)
+	dir, err := os.MkdirTemp("", "proxy") // t.TempDir is too long for a socket's name
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	q := u.Query()
+	p := &proxy{target: filepath.Join(q.Get("host"), ".s.PGSQL.5432")}
+	q.Set("host", dir)
+	u.RawQuery = q.Encode()
+	p.address = u.String()
+	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.connect(in)
+		}
+	}()
+	return p
+}
+
+func (p *proxy) hang() { p.gate.Lock() }
+func (p *proxy) goOn() { p.gate.Unlock() }
+
+func (p *proxy) connect(in net.Conn) {
+	out, err := net.Dial("unix", p.target)
+	if err != nil {
+		in.Close()
+		return
+	}
+	go p.copy(in, out)
+	p.copy(out, in)
+}
+
+func (p *proxy) copy(to, from net.Conn) {
+	defer to.Close()
+	defer from.Close()
+	buf := make([]byte, 4096)
+	for {
+		n, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		p.gate.RLock()
+		_, err = to.Write(buf[:n])
+		p.gate.RUnlock()
+		if err != nil {
+			return
+		}
+	}
+}

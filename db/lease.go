@@ -1,0 +1,248 @@
+package db
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"sync"
+	"time"
+
+	"go.mau.fi/util/dbutil"
+)
+
+// LeaseLife is how long a process that says nothing keeps its rows. Renewing it five times as often lets it miss a few.
+const LeaseLife = 10 * time.Second
+
+// acquirePause is how long Acquire waits between two looks at a node that is in use.
+const acquirePause = 100 * time.Millisecond
+
+// Lease is the right of one process run to own rows. It has a life by the database's clock, and holds the lock of its node
+// while the process lives: who gets the lock of a node knows that the process before is dead, without waiting for its
+// lease to lapse.
+//
+//	Acquire ---> held --Renew in time--> held
+//	               |
+//	               +--- no Renew for a life --> lapsed --Renew--> held (since anew)
+//	                                              |
+//	                                              +--- Adopt by another run --> gone: every write is ErrFenced
+type Lease struct {
+	store     *Store
+	run, node string
+	life      time.Duration
+
+	mu   sync.Mutex // one question at a time: the lock's connection has room for one
+	lock nodeLock
+}
+
+// LeaseOptions say who wants a lease.
+type LeaseOptions struct {
+	Run  string        // the process run: the owner of its rows
+	Node string        // the place that a successor of the process has, too: a host, a name in the config
+	Life time.Duration // 0 = LeaseLife
+}
+
+// Acquire takes a lease. While another process holds the node's lock and renews its lease, it waits, and returns
+// [ErrTaken] when ctx ends.
+func (s *Store) Acquire(ctx context.Context, o LeaseOptions) (*Lease, error) {
+	l := &Lease{store: s, run: o.Run, node: o.Node, life: cmp.Or(o.Life, LeaseLife), lock: s.newNodeLock(o.Node)}
+	for {
+		locked, err := l.lock.take(ctx)
+		if err == nil && !locked {
+			var taken bool
+			if taken, err = l.nodeLives(ctx); err == nil && taken {
+				err = ErrTaken
+			}
+		}
+		if err == nil {
+			err = l.enter(ctx)
+		}
+		if err == nil {
+			return l, nil
+		}
+		if !errors.Is(err, ErrTaken) {
+			return nil, errors.Join(fmt.Errorf("acquire lease: %w", err), l.lock.release())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("acquire lease: node %s: %w", o.Node, ErrTaken), l.lock.release())
+		case <-time.After(acquirePause):
+		}
+	}
+}
+
+// nodeLives tells whether a lease of the node has not lapsed. Its holder may hang or its host be gone: then the lock
+// stays behind for a while, but the lease does not.
+func (l *Lease) nodeLives(ctx context.Context) (bool, error) {
+	var n int
+	err := l.store.db.QueryRow(ctx, "SELECT COUNT(*) FROM lease WHERE node = $1 AND lease_until >= "+l.store.clock(), l.node).Scan(&n)
+	return n > 0, err
+}
+
+func (l *Lease) enter(ctx context.Context) error {
+	now := l.store.clock()
+	_, err := l.store.db.Exec(ctx, "INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, $2, "+now+", "+now+" + $3)",
+		l.run, l.node, l.life.Milliseconds())
+	return err
+}
+
+// Renew must be called several times in a life. It returns [ErrFenced] when another run has adopted this one's rows: the
+// process must stop acting on them at once. Other errors mean that the database did not answer; the lease may still live.
+func (l *Lease) Renew(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, err := l.lock.take(ctx); err != nil {
+		return fmt.Errorf("renew lease: %w", err)
+	}
+	now := l.store.clock()
+	result, err := l.store.db.Exec(ctx, "UPDATE lease SET since = CASE WHEN lease_until < "+now+" THEN "+now+" ELSE since END, "+
+		"lease_until = "+now+" + $2 WHERE owner = $1", l.run, l.life.Milliseconds())
+	return affected(result, err, "renew lease")
+}
+
+// Adopt makes this run the owner of the legs and memberships of dead runs, and returns the legs, oldest first. Dead is:
+// a run of the same node, when this one has the node's lock; a run whose lease lapsed, when this run's own was never
+// late for a whole life, for else the database was away for all of them; a run without a lease. The dead run's lease is
+// gone then, so should it come back it is fenced.
+func (l *Lease) Adopt(ctx context.Context) ([]Leg, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	locked, err := l.lock.take(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("adopt: %w", err)
+	}
+	var legs []Leg
+	err = l.store.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		if err := l.bury(ctx, locked); err != nil {
+			return err
+		}
+		const orphans = " SET owner = $1, epoch = epoch + 1 WHERE owner NOT IN (SELECT owner FROM lease)"
+		if _, err := l.store.db.Exec(ctx, "UPDATE membership"+orphans, l.run); err != nil {
+			return fmt.Errorf("adopt memberships: %w", err)
+		}
+		rows, err := l.store.db.Query(ctx, "UPDATE leg"+orphans+" RETURNING "+columnList, l.run)
+		if err != nil {
+			return fmt.Errorf("adopt legs: %w", err)
+		}
+		legs, err = dbutil.ConvertRowFn[Leg](scanLeg).NewRowIter(rows, nil).AsList()
+		return err
+	})
+	slices.SortFunc(legs, func(a, b Leg) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
+	return legs, err
+}
+
+// bury removes the leases of dead runs. Who removes one adopts its rows: of two that try, one waits and finds nothing.
+// This run must live itself, else it is fenced.
+func (l *Lease) bury(ctx context.Context, locked bool) error {
+	now := l.store.clock()
+	var steady bool
+	err := l.store.db.QueryRow(ctx, "SELECT since + $2 <= "+now+" AND lease_until >= "+now+" FROM lease WHERE owner = $1",
+		l.run, l.life.Milliseconds()).Scan(&steady)
+	if errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("adopt: %w", ErrFenced)
+	}
+	if err != nil {
+		return fmt.Errorf("read own lease: %w", err)
+	}
+	if locked {
+		if _, err := l.store.db.Exec(ctx, "DELETE FROM lease WHERE owner <> $1 AND node = $2", l.run, l.node); err != nil {
+			return fmt.Errorf("bury namesakes: %w", err)
+		}
+	}
+	if steady {
+		if _, err := l.store.db.Exec(ctx, "DELETE FROM lease WHERE owner <> $1 AND lease_until < "+now, l.run); err != nil {
+			return fmt.Errorf("bury the dead: %w", err)
+		}
+	}
+	return nil
+}
+
+// Release gives the node's lock back, so that a successor can begin at once. The rows stay its for as long as the lease lives:
+// a successor of the same node adopts them at once, others when it has lapsed.
+func (l *Lease) Release() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lock.release()
+}
+
+// clock is now in milliseconds, in SQL: the one clock that all processes share.
+func (s *Store) clock() string {
+	if s.db.Dialect == dbutil.Postgres {
+		return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+	}
+	return "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
+}
+
+// affected turns "no row" into ErrFenced.
+func affected(result sql.Result, err error, what string) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 0 {
+		return fmt.Errorf("%s: %w", what, cmp.Or(err, ErrFenced))
+	}
+	return nil
+}
+
+// nodeLock is held by one process at a time, and by no dead one.
+type nodeLock interface {
+	// take tells whether the lock is held, taking it if it is free.
+	take(ctx context.Context) (bool, error)
+	release() error
+}
+
+func (s *Store) newNodeLock(node string) nodeLock {
+	if s.db.Dialect == dbutil.Postgres {
+		sum := fnv.New32a()
+		sum.Write([]byte(node))
+		return &advisoryLock{db: s.db.RawDB, key: int32(sum.Sum32())}
+	}
+	return &fileLock{path: s.path + "." + safeName(node) + ".lock"}
+}
+
+// advisoryLock is PostgreSQL's: it ends with the connection, and that with the process.
+type advisoryLock struct {
+	db   *sql.DB
+	key  int32
+	conn *sql.Conn // nil = not held
+}
+
+// lockClass keeps our advisory locks apart from those of other programs in the database.
+const lockClass = 7248766
+
+func (a *advisoryLock) take(ctx context.Context) (bool, error) {
+	if a.conn != nil {
+		if err := a.conn.PingContext(ctx); err == nil {
+			return true, nil
+		}
+		_ = a.release() // the connection is gone, and the lock with it
+	}
+	conn, err := a.db.Conn(ctx)
+	if err != nil {
+		return false, fmt.Errorf("lock node: %w", err)
+	}
+	var held bool
+	err = conn.QueryRowContext(ctx, "SELECT pg_try_advisory_lock($1, $2)", int32(lockClass), a.key).Scan(&held)
+	if err != nil || !held {
+		return false, errors.Join(err, conn.Close())
+	}
+	a.conn = conn
+	return true, nil
+}
+
+// release ends the session: a connection that went back to the pool would keep the lock.
+func (a *advisoryLock) release() error {
+	conn := a.conn
+	if conn == nil {
+		return nil
+	}
+	a.conn = nil
+	_ = conn.Raw(func(any) error { return errBadConn }) // tells database/sql to close it
+	if err := conn.Close(); err != nil && !errors.Is(err, sql.ErrConnDone) {
+		return fmt.Errorf("unlock node: %w", err)
+	}
+	return nil
+}
