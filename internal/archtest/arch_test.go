@@ -20,11 +20,17 @@ const (
 // allowed is the import table of docs/architecture.md: folder -> folders of this module it may import.
 // Folders below internal/testbed and test serve tests and the demo; nothing of the product may import them.
 var allowed = map[string][]string{
-	"cmd/bridge":      {"bridge", "bridge/config", "bridge/doctor"},
-	"bridge":          {"bridge/config", "bridge/leg", "sip", "matrixcall", "transcode", "db"},
+	"cmd/bridge": {"bridge", "bridge/config", "bridge/doctor"},
+	"bridge": {
+		"bridge/command", "bridge/config", "bridge/leg", "bridge/menu", "bridge/number", "bridge/pin", "bridge/quota", "bridge/sound",
+		"sip", "matrixcall", "transcode", "db",
+	},
 	"bridge/config":   {},
 	"bridge/doctor":   {"bridge/config", "db"},
 	"bridge/leg":      {},
+	"bridge/menu":     {},
+	"bridge/pin":      {},
+	"bridge/quota":    {},
 	"sip":             {},
 	"matrixcall":      {"matrixcall/mesh"},
 	"matrixcall/mesh": {},
@@ -33,7 +39,7 @@ var allowed = map[string][]string{
 }
 
 // pure packages decide and never act: no clock, no goroutine, no logger, no chance, no channel.
-var pure = []string{"bridge/leg", "matrixcall/mesh", "transcode"}
+var pure = []string{"bridge/leg", "bridge/menu", "bridge/quota", "matrixcall/mesh", "transcode"}
 
 // forbiddenInPure names what a pure package may not touch, with the reason a reader is told.
 var forbiddenInPure = map[string]string{
