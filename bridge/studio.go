@@ -89,7 +89,8 @@ type conference struct {
 	desk    *transcode.Desk
 	voices  map[*transcode.Phone]*voice
 	devices map[deviceKey]*seat
-	slot    int // which quarter of the 20 ms frame it is mixed in
+	muted   map[deviceKey]bool // whose users muted the microphone, perhaps before its first packet
+	slot    int                // which quarter of the 20 ms frame it is mixed in
 }
 
 // seat is a device on a desk, with the voices that receive a copy of it.
@@ -143,23 +144,27 @@ func (v *voice) FromPeer(key deviceKey, p *rtp.Packet) { v.worker.put(v, key, p)
 
 // PeerGone drops the copy of the device's microphone at this ghost.
 func (v *voice) PeerGone(key deviceKey) {
-	v.worker.post(func() { v.worker.dropCopy(v, key) })
+	v.worker.post(func() {
+		v.worker.dropCopy(v, key)
+		if v.conf != nil && v.conf.devices[key] == nil {
+			delete(v.conf.muted, key)
+		}
+	})
 }
 
 // PeerMuted tells the desk that the device's user muted the microphone.
 func (v *voice) PeerMuted(key deviceKey, muted bool) {
 	v.worker.post(func() {
-		if seat := v.seat(key); seat != nil {
+		if v.conf == nil {
+			return
+		}
+		if v.conf.muted[key] = true; !muted {
+			delete(v.conf.muted, key)
+		}
+		if seat := v.conf.devices[key]; seat != nil {
 			seat.device.Mute(muted)
 		}
 	})
-}
-
-func (v *voice) seat(key deviceKey) *seat {
-	if v.conf == nil {
-		return nil
-	}
-	return v.conf.devices[key]
 }
 
 // phoneConfig fills in what a stream needs at random (RFC 3550 §5.1); sequence numbers start low so that SRTP's

@@ -15,6 +15,7 @@ import (
 
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/speech"
+	"trunkline/matrixcall"
 	"trunkline/transcode"
 )
 
@@ -192,15 +193,90 @@ func TestPacketsEnterTheInboxWithoutAllocation(t *testing.T) {
 	w := newWorker()
 	v := &voice{worker: w}
 	p := &rtp.Packet{Payload: bytes.Repeat([]byte{1}, 160)}
+	fromPeer := &rtp.Packet{Payload: bytes.Repeat([]byte{1}, 60)}
+	if err := fromPeer.SetExtension(matrixcall.LevelExtension, []byte{30}); err != nil {
+		t.Fatal(err)
+	}
 	round := func() {
 		for range 100 {
 			v.FromPhone(p)
+			v.FromPeer(deviceKey{"@x:y", "D"}, fromPeer)
 		}
 		w.deliver()
 	}
 	round()
 	round() // both buffers have grown
 	if n := testing.AllocsPerRun(100, round); n != 0 {
-		t.Errorf("%v allocations per 100 packets", n)
+		t.Errorf("%v allocations per 200 packets", n)
 	}
+}
+
+// microphone sends n packets of a device; the sound is garbage that a decoder refuses, so what is decoded is counted.
+func microphone(v *voice, key deviceKey, first, n int, level ...byte) {
+	for i := first; i < first+n; i++ {
+		p := &rtp.Packet{
+			Header:  rtp.Header{Version: 2, SequenceNumber: uint16(i), Timestamp: uint32(i) * 960, SSRC: 9},
+			Payload: []byte{1<<3 | 2, 200, 0, 0}, // SILK, two frames, the first longer than the packet (RFC 6716 §3.2.4)
+		}
+		if len(level) > 0 {
+			p.SetExtension(matrixcall.LevelExtension, level)
+		}
+		v.FromPeer(key, p)
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func deviceStats(v *voice, key deviceKey) (st transcode.DeviceStats) {
+	v.worker.do(func() { st = v.conf.devices[key].device.Stats() })
+	return st
+}
+
+func TestMutedPeerIsNotDecoded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := runStudio(t)
+		var h handset
+		h.join(t, s, "!a")
+		key := deviceKey{"@x:y", "D"}
+		h.voice.PeerMuted(key, true) // as told when it connected, before its first packet
+		microphone(h.voice, key, 0, 50)
+		if st := deviceStats(h.voice, key); st.In.Bad != 0 || st.In.Packets != 50 || !st.Muted {
+			t.Errorf("muted: %+v, want 50 packets, none decoded", st)
+		}
+		h.voice.PeerMuted(key, false)
+		microphone(h.voice, key, 50, 50)
+		if st := deviceStats(h.voice, key); st.In.Bad < 40 || st.Muted {
+			t.Errorf("unmuted: %+v, want the packets decoded, and refused", st)
+		}
+		before := deviceStats(h.voice, key).In.Bad
+		h.voice.PeerMuted(key, true)
+		microphone(h.voice, key, 100, 50)
+		if st := deviceStats(h.voice, key); st.In.Bad > before+1 || !st.Muted {
+			t.Errorf("muted again: %+v after %d bad, want no more", st, before)
+		}
+		h.voice.PeerGone(key)
+		h.voice.worker.do(func() {
+			if n := len(h.voice.conf.muted); n != 0 {
+				t.Errorf("%d devices are remembered as muted after they went", n)
+			}
+		})
+		h.voice.Leave()
+	})
+}
+
+func TestQuietPeerIsNotDecoded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := runStudio(t)
+		var h handset
+		h.join(t, s, "!a")
+		key := deviceKey{"@x:y", "D"}
+		microphone(h.voice, key, 0, 50, 127)
+		if st := deviceStats(h.voice, key); st.In.Bad != 0 || st.Chosen {
+			t.Errorf("digital silence: %+v, want nothing decoded", st)
+		}
+		microphone(h.voice, key, 50, 50, 30)
+		if st := deviceStats(h.voice, key); st.In.Bad < 40 || !st.Chosen {
+			t.Errorf("speech: %+v, want it decoded, and refused", st)
+		}
+		h.voice.Leave()
+	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pion/rtp"
 
+	"trunkline/matrixcall"
 	"trunkline/transcode"
 )
 
@@ -19,6 +20,8 @@ const (
 	maxCatchUp = 10 * slotsPerFrame
 	// maxWaiting is the room of an inbox: 40 slots of 200 busy legs. Beyond it packets are dropped and counted.
 	maxWaiting = 16384
+	// loudest is how many devices of a room are decoded at a time: nobody follows more voices than that.
+	loudest = 4
 )
 
 // worker mixes some of the conferences in one loop. Readers of sockets fill its inbox, its loop alone touches desks.
@@ -37,12 +40,13 @@ type worker struct {
 	late, skipped, overflow atomic.Uint64
 }
 
-// arrival is a packet on its way to a desk. Its payload buffer is used again.
+// arrival is a packet on its way to a desk. Its buffers are used again.
 type arrival struct {
 	voice  *voice
 	device deviceKey // zero: from the phone
 	at     time.Time
 	packet rtp.Packet
+	level  [1]byte // what the packet's header extension points to
 }
 
 func newWorker() *worker {
@@ -69,6 +73,11 @@ func (w *worker) put(v *voice, device deviceKey, p *rtp.Packet) {
 	a.packet.Header = rtp.Header{
 		Version: 2, Marker: p.Marker, PayloadType: p.PayloadType,
 		SequenceNumber: p.SequenceNumber, Timestamp: p.Timestamp, SSRC: p.SSRC,
+		Extensions: a.packet.Extensions[:0],
+	}
+	if level := p.GetExtension(matrixcall.LevelExtension); len(level) > 0 {
+		a.level[0] = level[0]
+		_ = a.packet.SetExtension(matrixcall.LevelExtension, a.level[:]) // one byte fits
 	}
 	a.packet.Payload = append(a.packet.Payload[:0], p.Payload...)
 }
@@ -187,11 +196,13 @@ func (w *worker) deviceFor(v *voice, key deviceKey) *transcode.Device {
 		if err != nil {
 			return nil // the desk counts it
 		}
+		device.Mute(v.conf.muted[key])
 		s = &seat{device: device, copies: make(map[*voice]bool)}
 		v.conf.devices[key] = s
 	}
 	if !v.peers[key] {
 		v.peers[key], s.copies[v] = true, true
+		s.device.AnnouncesLevel(v.phone, matrixcall.LevelExtension)
 	}
 	return s.device
 }
@@ -200,13 +211,13 @@ func (w *worker) join(v *voice) error {
 	room := string(v.opts.Room)
 	c := w.conferences[room]
 	if c == nil {
-		desk, err := transcode.NewDesk(transcode.Options{})
+		desk, err := transcode.NewDesk(transcode.Options{Loudest: loudest})
 		if err != nil {
 			return fmt.Errorf("set up desk: %w", err)
 		}
 		c = &conference{
 			room: v.opts.Room, desk: desk, slot: w.nextSlot,
-			voices: make(map[*transcode.Phone]*voice), devices: make(map[deviceKey]*seat),
+			voices: make(map[*transcode.Phone]*voice), devices: make(map[deviceKey]*seat), muted: make(map[deviceKey]bool),
 		}
 		w.nextSlot = (w.nextSlot + 1) % slotsPerFrame
 	}

@@ -20,8 +20,8 @@ type PeerKey struct {
 
 func (k PeerKey) String() string { return fmt.Sprintf("%s/%s/%s", k.User, k.Device, k.Session) }
 
-// Event is what a membership tells its owner. It is one of PeerConnected, PeerGone, PeerMuted, Digit, People,
-// CallEnded, Failed.
+// Event is what a membership tells its owner. It is one of PeerConnected, PeerGone, PeerMuted, Digit, Speaking,
+// People, CallEnded, Failed.
 type Event interface{ isEvent() }
 
 type (
@@ -42,6 +42,12 @@ type (
 		Peer  PeerKey
 		Digit rune
 	}
+	// Speaking says that the peer's user began or ceased to speak. Who is gone speaks no more; a last word may arrive
+	// after PeerGone. Peers that do not tell their level (RFC 6464) never speak.
+	Speaking struct {
+		Peer PeerKey
+		On   bool
+	}
 	// People is the number of users in the conference that are not our ghosts, sent whenever it changes.
 	People struct{ N int }
 	// CallEnded says that the conference is over for this ghost without Leave; the membership has cleaned up.
@@ -54,6 +60,7 @@ func (PeerConnected) isEvent() {}
 func (PeerGone) isEvent()      {}
 func (PeerMuted) isEvent()     {}
 func (Digit) isEvent()         {}
+func (Speaking) isEvent()      {}
 func (People) isEvent()        {}
 func (CallEnded) isEvent()     {}
 func (Failed) isEvent()        {}
@@ -69,7 +76,7 @@ type CallOptions struct {
 	Name       string // m.name of a call we create
 	Save       func(MembershipInfo) error
 	OnEvent    func(Event)
-	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it
+	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it; see LevelExtension
 
 	// Rejoin takes over a membership that another process has left standing (see Abandon): the same call, a new session.
 	// ErrCallOver says that the call has ended meanwhile. nil joins the room's call or makes one.

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,8 +45,9 @@ type Membership struct {
 	forsaken atomic.Bool   // Abandon was called
 	wg       sync.WaitGroup
 
-	mu       sync.Mutex // guards info.SessionID, info.Expires and writeErr
-	writeErr error      // of the last write of room state that failed
+	mu       sync.Mutex       // guards info.SessionID, info.Expires and what follows
+	writeErr error            // of the last write of room state that failed
+	speakers map[PeerKey]bool // who is speaking
 
 	state mesh.State              // only run touches this
 	conns map[mesh.Conn]*peerConn // only run touches this
@@ -140,6 +143,7 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 		},
 		inbox: newInbox[mesh.Event](), writes: newInbox[func(context.Context)](),
 		joined: make(chan error, 1), done: make(chan struct{}), conns: make(map[mesh.Conn]*peerConn),
+		speakers: make(map[PeerKey]bool),
 	}
 	m.log = host.logger().With("ghost", userName(m.info.Ghost), "conf", call.ConfID)
 	m.signals = newSignaller(m)
@@ -196,6 +200,13 @@ func (m *Membership) WriteRTP(packet *rtp.Packet) error {
 
 // Mute tells the peers whether the phone can be heard: true while it is on hold. Hydrogen plays nothing of a muted one.
 func (m *Membership) Mute(muted bool) { m.inbox.put(mesh.Mute{Muted: muted}) }
+
+// Speakers are the peers whose users are speaking, in no order.
+func (m *Membership) Speakers() []PeerKey {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.speakers))
+}
 
 // AssertIdentity tells the peers who the phone is now, after a transfer, say (MSC3086). Peers that connect later hear
 // it, too. Whether a client shows it is up to the client.
@@ -451,8 +462,12 @@ func (m *Membership) performConn(ctx context.Context, effect mesh.Effect) bool {
 		c := m.conns[e.Conn]
 		c.try("candidates", func() error { return c.addCandidates(e.Candidates) })
 	case mesh.Close:
-		m.conns[e.Conn].cancel()
+		c := m.conns[e.Conn]
+		c.cancel()
 		delete(m.conns, e.Conn)
+		m.mu.Lock()
+		delete(m.speakers, c.peer)
+		m.mu.Unlock()
 	default:
 		return false
 	}
@@ -460,7 +475,7 @@ func (m *Membership) performConn(ctx context.Context, effect mesh.Effect) bool {
 }
 
 func (m *Membership) newConn(e mesh.Open) *peerConn {
-	return &peerConn{
+	c := &peerConn{
 		id: e.Conn, peer: peerKey(e.Peer), engine: m.host.rtcEngine(), track: m.track,
 		log:    m.log.With("peer", userName(e.Peer.User), "device", e.Peer.ID),
 		report: m.inbox.put, event: m.opts.OnEvent, packet: m.opts.OnPacket,
@@ -471,5 +486,24 @@ func (m *Membership) newConn(e mesh.Open) *peerConn {
 			}
 			return servers
 		},
+	}
+	c.speaks = func(on bool) { m.speaks(c, on) }
+	return c
+}
+
+// speaks takes note of who speaks, unless the connection is being closed.
+func (m *Membership) speaks(c *peerConn, on bool) {
+	m.mu.Lock()
+	gone := c.ctx.Err() != nil
+	switch {
+	case gone:
+	case on:
+		m.speakers[c.peer] = true
+	default:
+		delete(m.speakers, c.peer)
+	}
+	m.mu.Unlock()
+	if !gone {
+		m.opts.OnEvent(Speaking{Peer: c.peer, On: on})
 	}
 }

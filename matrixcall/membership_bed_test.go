@@ -104,6 +104,7 @@ type phone struct {
 	mu      sync.Mutex
 	events  []Event
 	packets map[id.UserID]int
+	level   []byte // as the last packet carried it
 }
 
 func (b *callBed) join(user id.UserID) *phone {
@@ -130,6 +131,7 @@ func (p *phone) packet(peer PeerKey, packet *rtp.Packet) {
 	if string(packet.Payload) == "voice of "+string(peer.User) {
 		p.packets[peer.User]++
 	}
+	p.level = slices.Clone(packet.GetExtension(LevelExtension))
 }
 
 func (p *phone) count(match func(Event) bool) int {
@@ -341,6 +343,8 @@ type browser struct {
 	impolite bool
 	mu       sync.Mutex
 	tracks   map[id.UserID]*webrtc.TrackLocalStaticRTP
+	senders  map[id.UserID]*webrtc.RTPSender
+	level    uint8             // of its voice, −dBov; 0: not told
 	heardBy  map[id.UserID]int // packets by ghost
 	got      []string          // types of messages
 }
@@ -370,11 +374,17 @@ func (b *callBed) browser(user id.UserID, address string, script func(*browser))
 	if err := media.RegisterCodec(tones, webrtc.RTPCodecTypeAudio); err != nil {
 		b.t.Fatal(err)
 	}
+	for _, uri := range []string{midURI, audioLevelURI} { // not in our order: the numbers must be those agreed upon
+		if err := media.RegisterHeaderExtension(webrtc.RTPHeaderExtensionCapability{URI: uri}, webrtc.RTPCodecTypeAudio); err != nil {
+			b.t.Fatal(err)
+		}
+	}
 	br := &browser{
 		bed: b, user: user, device: "BROWSER", session: "s-" + newID(),
 		api:   webrtc.NewAPI(webrtc.WithSettingEngine(s), webrtc.WithMediaEngine(media)),
 		inbox: newInbox[any](), calls: make(map[id.UserID]*browserCall),
 		tracks: make(map[id.UserID]*webrtc.TrackLocalStaticRTP), heardBy: make(map[id.UserID]int),
+		senders: make(map[id.UserID]*webrtc.RTPSender),
 	}
 	if script != nil {
 		script(br)
@@ -512,10 +522,10 @@ func (br *browser) addTrack(call *browserCall) {
 	}
 	track, err := webrtc.NewTrackLocalStaticRTP(codec, "mic-audio", "mic")
 	br.check(err)
-	_, err = call.pc.AddTrack(track)
+	sender, err := call.pc.AddTrack(track)
 	br.check(err)
 	br.mu.Lock()
-	br.tracks[call.to.User] = track
+	br.tracks[call.to.User], br.senders[call.to.User] = track, sender
 	br.mu.Unlock()
 }
 
@@ -640,10 +650,15 @@ func (br *browser) offer(ghost id.UserID, restart bool) {
 func (br *browser) speak(i int) {
 	br.mu.Lock()
 	defer br.mu.Unlock()
-	for _, track := range br.tracks {
+	for ghost, track := range br.tracks {
 		packet := &rtp.Packet{
 			Header:  rtp.Header{Version: 2, SequenceNumber: uint16(i), Timestamp: uint32(i * 960)},
 			Payload: []byte("voice of " + string(br.user)),
+		}
+		for _, ext := range br.senders[ghost].GetParameters().HeaderExtensions {
+			if ext.URI == audioLevelURI && br.level > 0 {
+				br.check(packet.SetExtension(uint8(ext.ID), []byte{br.level}))
+			}
 		}
 		_ = track.WriteRTP(packet) // its connection may be gone
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -26,6 +25,7 @@ type peerConn struct {
 	report func(mesh.Event)           // puts
 	event  func(Event)                // puts
 	packet func(PeerKey, *rtp.Packet) // puts
+	speaks func(bool)                 // puts
 	track  webrtc.TrackLocal          // shared by all connections of the ghost
 	turn   func(context.Context) []TURNServer
 
@@ -286,92 +286,6 @@ func (c *peerConn) addCandidates(candidates []mesh.Candidate) error {
 		}))
 	}
 	return errors.Join(errs...)
-}
-
-// trackAdded reads a track of the peer's until it ends.
-func (c *peerConn) trackAdded(track *webrtc.TrackRemote, receiver *webrtc.RTPReceiver) {
-	if track.Kind() != webrtc.RTPCodecTypeAudio {
-		return
-	}
-	r := &trackReader{conn: c, track: track}
-	for _, codec := range receiver.GetParameters().Codecs {
-		switch codec.MimeType {
-		case webrtc.MimeTypeOpus:
-			r.opus[codec.PayloadType] = true
-		case mimeTelephone:
-			r.tones[codec.PayloadType] = true
-		}
-	}
-	c.read(r.run)
-	c.read(func() { discardReports(receiver) })
-}
-
-func discardReports(receiver *webrtc.RTPReceiver) {
-	buf := make([]byte, 1500)
-	for {
-		if _, _, err := receiver.Read(buf); err != nil {
-			return
-		}
-	}
-}
-
-// trackReader passes a peer's audio on.
-type trackReader struct {
-	conn  *peerConn
-	track *webrtc.TrackRemote
-	opus  [128]bool // payload types
-	tones [128]bool
-	tone  toneReader
-}
-
-// maxReadErrors in a row end a track: something is wrong with it that will not get better.
-const maxReadErrors = 100
-
-func (r *trackReader) run() {
-	buf := make([]byte, 1500)
-	packet := &rtp.Packet{}
-	for failed := 0; failed < maxReadErrors; {
-		n, _, err := r.track.Read(buf)
-		switch {
-		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe) || r.conn.ctx.Err() != nil:
-			return
-		case err != nil: // a payload type nobody agreed on, say
-			failed++
-			continue
-		}
-		failed = 0
-		if err := packet.Unmarshal(buf[:n]); err == nil {
-			r.pass(packet)
-		}
-	}
-	r.conn.log.Debug("track given up", "peer", r.conn.peer)
-}
-
-func (r *trackReader) pass(packet *rtp.Packet) {
-	switch payload := packet.PayloadType & 0x7f; {
-	case r.opus[payload]:
-		r.conn.packet(r.conn.peer, packet)
-	case r.tones[payload]:
-		if digit, ok := r.tone.read(packet); ok {
-			r.conn.event(Digit{Peer: r.conn.peer, Digit: digit})
-		}
-	}
-}
-
-// toneReader finds digits in telephone events (RFC 4733). An event is a run of packets with one timestamp, of which
-// any may be lost; it counts from the first that arrives. The zero value works.
-type toneReader struct {
-	started bool
-	last    uint32
-}
-
-func (t *toneReader) read(packet *rtp.Packet) (rune, bool) {
-	const digits = "0123456789*#ABCD"
-	if len(packet.Payload) < 4 || int(packet.Payload[0]) >= len(digits) || t.started && packet.Timestamp == t.last {
-		return 0, false
-	}
-	t.started, t.last = true, packet.Timestamp
-	return rune(digits[packet.Payload[0]]), true
 }
 
 func (c *peerConn) String() string { return fmt.Sprintf("conn %d to %s", c.id, c.peer) }

@@ -146,3 +146,14 @@ func FuzzDecodeSignal(f *testing.F) {
 		}
 	})
 }
+
+// matrix-js-sdk's applications show a key pad only to who says that it understands one.
+func TestInviteAndAnswerSayWhatWeCanDo(t *testing.T) {
+	for _, kind := range []mesh.Kind{mesh.Invite, mesh.Answer} {
+		_, content := encodeSignal(mesh.Signal{Kind: kind, Seq: mesh.NoSeq}, "GHOST", "m")
+		got, err := json.Marshal(content.Capabilities)
+		if want := `{"m.call.transferee":false,"m.call.dtmf":true}`; err != nil || string(got) != want {
+			t.Errorf("capabilities of %s = %s, %v, want %s", kind, got, err, want)
+		}
+	}
+}

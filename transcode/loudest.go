@@ -32,7 +32,9 @@ func (l *loudness) announce(h *rtp.Header, id uint8) {
 	if len(ext) == 0 {
 		return
 	}
-	l.known = true
+	if !l.known {
+		l.known, l.level = true, minLevel
+	}
 	l.level = max(l.level, -int(ext[0]&0x7F)) // RFC 6464 §3: the other bit is a guess whether it is voice
 }
 
