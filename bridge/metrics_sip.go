@@ -18,6 +18,9 @@ var (
 	sipDropped  = prometheus.NewDesc("trunkline_sip_dropped_total", "Messages dropped without an answer.", []string{"reason"}, nil)
 	sipRefused  = prometheus.NewDesc("trunkline_sip_refused_total", "Requests refused.", []string{"code"}, nil)
 	sipInvites  = prometheus.NewDesc("trunkline_sip_invites_total", "New calls.", nil, nil)
+	sipDialled  = prometheus.NewDesc("trunkline_sip_dialled_total", "Calls we began.", nil, nil)
+	sipReached  = prometheus.NewDesc("trunkline_sip_dial_answered_total", "Of these, answered.", nil, nil)
+	sipUnhappy  = prometheus.NewDesc("trunkline_sip_dial_refused_total", "Of these, refused or never answered.", []string{"code"}, nil)
 	sipAnswered = prometheus.NewDesc("trunkline_sip_answered_total", "Calls answered.", nil, nil)
 	sipNoAck    = prometheus.NewDesc("trunkline_sip_no_ack_total", "Answers never acknowledged.", nil, nil)
 	sipPanics   = prometheus.NewDesc("trunkline_sip_panics_total", "Bugs that ended one call.", nil, nil)
@@ -29,7 +32,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c sipCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		sipCalls, sipPorts, sipMessages, sipDropped, sipRefused, sipInvites, sipAnswered, sipNoAck, sipPanics, rtpStranger, rtpBad, rtpUnsent,
+		sipCalls, sipPorts, sipMessages, sipDropped, sipRefused, sipInvites, sipDialled, sipReached, sipUnhappy, sipAnswered, sipNoAck, sipPanics, rtpStranger, rtpBad, rtpUnsent,
 	} {
 		ch <- d
 	}
@@ -54,6 +57,11 @@ func (c sipCollector) Collect(ch chan<- prometheus.Metric) {
 		count(sipRefused, n, strconv.Itoa(code))
 	}
 	count(sipInvites, s.Invites)
+	count(sipDialled, s.Dialled)
+	count(sipReached, s.DialAnswered)
+	for code, n := range s.DialRefused {
+		count(sipUnhappy, n, strconv.Itoa(code))
+	}
 	count(sipAnswered, s.Answered)
 	count(sipNoAck, s.NoAck)
 	count(sipPanics, s.Panics)

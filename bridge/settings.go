@@ -59,6 +59,9 @@ func sipConfig(c config.Config) (sip.Config, error) {
 	}
 	for _, t := range c.SIP.Trunks {
 		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}
+		trunk.Proxy, trunk.Domain, trunk.Transport = t.Proxy, t.Domain, sip.Transport(t.Transport)
+		trunk.Auth = sip.Credentials{Username: t.Username, Password: t.Password}
+		trunk.MaxCalls = t.MaxCalls
 		if t.DTMF == "info" {
 			trunk.DTMF = sip.DTMFInfo
 		}

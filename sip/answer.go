@@ -267,32 +267,46 @@ func ptime(m *MediaLine) int {
 	return ourPtime
 }
 
-// Offer describes what we want when the INVITE brought no offer (RFC 3261 §13.2.1: late offer). It names one codec, so
-// that the format is known before the answer is.
+// Offer describes what we want: all our codecs, the preferred one first, which is the format until the answer says
+// otherwise.
 func Offer(local LocalState) ([]byte, *Negotiated) {
-	name := local.Current
-	if name == "" {
-		name = local.Codecs[0]
+	codecs := local.Codecs
+	if local.Current != "" { // of a later offer: the sound goes on as it is
+		codecs = []string{local.Current}
 	}
-	c, _ := codecNamed(name)
+	c, _ := codecNamed(codecs[0])
 	n := &Negotiated{
 		Format: Format{
 			Codec: c.name, PayloadType: c.static, ClockRate: clockRate, Ptime: ourPtime, DTMF: ourDTMFPayload,
 		},
 		Direction:  directionOf(true, !local.Hold),
-		RTCPMux:    false,
 		MediaIndex: 0,
 	}
 	body, version := local.render(func(b *strings.Builder) {
-		writeAudio(b, &MediaLine{Proto: "RTP/AVP"}, n, local.Addr.Port())
-		b.WriteString("a=rtcp-mux\r\n")
+		writeOffer(b, codecs, n.Direction, local.Addr.Port())
 	})
 	n.SDPVersion = version
 	return body, n
 }
 
-// TakeAnswer completes an offer of ours with the phone's answer.
-func TakeAnswer(answer []byte, offered Format, local LocalState) (*Negotiated, error) {
+func writeOffer(b *strings.Builder, codecs []string, d Direction, port uint16) {
+	fmt.Fprintf(b, "m=audio %d RTP/AVP", port)
+	for _, name := range codecs {
+		c, _ := codecNamed(name)
+		fmt.Fprintf(b, " %d", c.static)
+	}
+	fmt.Fprintf(b, " %d\r\n", ourDTMFPayload)
+	for _, name := range codecs {
+		c, _ := codecNamed(name)
+		fmt.Fprintf(b, "a=rtpmap:%d %s/%d\r\n", c.static, c.name, clockRate)
+	}
+	fmt.Fprintf(b, "a=rtpmap:%[1]d telephone-event/%[2]d\r\na=fmtp:%[1]d 0-15\r\n", ourDTMFPayload, clockRate)
+	fmt.Fprintf(b, "a=ptime:%d\r\na=%s\r\na=rtcp-mux\r\n", ourPtime, d)
+}
+
+// TakeAnswer completes an offer of local's codecs with the phone's answer. The first codec of the answer that we offered
+// is the one it prefers (RFC 3264 §6.1).
+func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 	a, err := ParseSDP(answer)
 	if err != nil {
 		return nil, err
@@ -303,13 +317,19 @@ func TakeAnswer(answer []byte, offered Format, local LocalState) (*Negotiated, e
 	if a.Media[0].Kind != "audio" || a.Media[0].Proto != "RTP/AVP" {
 		return nil, fmt.Errorf("%w: the answer is not to our offer", errSDP)
 	}
-	local.Current, local.Codecs = offered.Codec, []string{offered.Codec}
+	var common []string
+	for _, p := range payloads(&a.Media[0]) {
+		if slices.ContainsFunc(local.Codecs, func(c string) bool { return strings.EqualFold(c, p.name) }) {
+			common = append(common, p.name)
+		}
+	}
+	if len(common) == 0 {
+		return nil, &NotAcceptable{305, "The answer has no codec of the offer"}
+	}
+	local.Current, local.Codecs = "", common
 	n, err := negotiate(a, 0, local)
 	if err != nil {
 		return nil, err
-	}
-	if offered.DTMF == 0 {
-		n.Format.DTMF = 0
 	}
 	n.SDPVersion = local.SDPVersion
 	return n, nil

@@ -28,6 +28,7 @@ type Call struct {
 
 	snapshot atomic.Pointer[Dialog]
 	media    atomic.Pointer[Media] // set once
+	out      *outgoing             // of a call we dialled; what it holds belongs to run
 
 	// Only run touches what follows.
 	state     state
@@ -46,13 +47,15 @@ type Call struct {
 	byeWhen   bool     // hang up as soon as the answer is acknowledged
 	failed    bool     // Failed was said after a panic
 	keys      infoKeys // keys to be sent as INFO
+	auth      auth     // who has challenged us
 }
 
 // state of a call; the diagram is in doc.go.
 type state int
 
 const (
-	proceeding state = iota // INVITE received, not answered
+	dialling   state = iota // our INVITE is on its way, or about to be sent
+	proceeding              // INVITE received, not answered
 	accepted                // answer prepared, ports bound; nothing sent
 	answered                // 2xx sent, no ACK yet
 	confirmed               // up
@@ -61,7 +64,7 @@ const (
 )
 
 func (s state) String() string {
-	return [...]string{"proceeding", "accepted", "answered", "confirmed", "ending", "ended"}[s]
+	return [...]string{"dialling", "proceeding", "accepted", "answered", "confirmed", "ending", "ended"}[s]
 }
 
 // Errors of a call's methods.
@@ -180,6 +183,9 @@ func (c *Call) Dialog() Dialog {
 	}
 	return d
 }
+
+// Media is the call's sound: nil before Progress or Accept, there from the beginning in a call we dialled.
+func (c *Call) Media() *Media { return c.media.Load() }
 
 // Ring tells the phone that it rings (180).
 func (c *Call) Ring() error { return c.do(c.ring) }
@@ -341,6 +347,9 @@ func (c *Call) deadline() time.Time {
 	sooner(c.ringing)
 	sooner(c.nextRTCP)
 	sooner(c.keys.next)
+	if c.state == dialling {
+		sooner(c.out.giveUp)
+	}
 	if c.answer != nil {
 		sooner(c.answer.next)
 		sooner(c.answer.giveUp)
@@ -354,6 +363,7 @@ func (c *Call) tick(now time.Time) {
 		c.repeatEarly(now)
 	}
 	c.tickInfo(now)
+	c.tickDial(now)
 	if c.answer != nil {
 		c.repeatAnswer(now)
 	}

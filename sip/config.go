@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,6 +16,7 @@ type Transport string
 const (
 	UDP Transport = "udp"
 	TCP Transport = "tcp"
+	TLS Transport = "tls"
 )
 
 // Listen is one socket on which the stack hears SIP.
@@ -57,6 +59,14 @@ type Trunk struct {
 
 	// DTMF says how keys are sent to the phone; "" = RFC 4733, or INFO if the phone has no telephone-event.
 	DTMF DTMF
+
+	// Proxy is where our calls go: an address or a name, with or without a port; "" = this trunk only calls us. A name
+	// without a port is looked up as SRV first. Transport is how; "" = UDP.
+	Proxy     string
+	Transport Transport
+	// Domain is the host part of the addresses in our calls; "" = the proxy's in what we ask for, our own in From.
+	Domain string
+	Auth   Credentials // what we answer to a 401 or 407
 
 	MaxCalls int // 0 = only Limits.Calls holds
 }
@@ -131,8 +141,11 @@ func (c Config) check() error {
 			errs = append(errs, fmt.Errorf("sip: trunk name %q is empty or used twice", t.Name))
 		}
 		names[t.Name] = true
-		if len(t.Networks) == 0 {
-			errs = append(errs, fmt.Errorf("sip: trunk %q has no networks: nobody could call", t.Name))
+		if len(t.Networks) == 0 && t.Proxy == "" {
+			errs = append(errs, fmt.Errorf("sip: trunk %q has neither networks nor a proxy: nobody could call", t.Name))
+		}
+		if host, _ := hostAndPort(t.Proxy); !validHost(host) || !validHost(t.Domain) {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: proxy %q or domain %q is not a host name or address", t.Name, t.Proxy, t.Domain))
 		}
 		if t.DTMF != DTMFAuto && t.DTMF != DTMFInfo {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown dtmf mode %q", t.Name, t.DTMF))
@@ -178,6 +191,17 @@ func (t *Trunk) codecs() []string {
 		return []string{"PCMU", "PCMA"}
 	}
 	return t.Codecs
+}
+
+func (t *Trunk) transport() Transport { return cmp.Or(t.Transport, UDP) }
+
+// domain is the host part of the addresses we call.
+func (t *Trunk) domain() string {
+	if t.Domain != "" {
+		return bracketed(t.Domain)
+	}
+	host, _ := hostAndPort(t.Proxy)
+	return bracketed(host)
 }
 
 func (t *Trunk) contains(a netip.Addr) bool { return inPrefixes(t.Networks, a) }

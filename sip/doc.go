@@ -25,6 +25,13 @@
 //	               v                                      v                              v
 //	             ended <----------------------------------+------------------------------+
 //
+// A call of ours ([Stack.Dial]) is dialling from its INVITE to the first 2xx, which is acknowledged there and then; CANCEL
+// leaves only after a response, and an answer that crosses it is hung up:
+//
+//	dialling --2xx: ACK--> confirmed          dialling --Hangup: CANCEL--> dialling --487--> ended
+//	    |  401, 407, 3xx by policy, 503 with another target: INVITE again   |
+//	    +--other refusals, 32 s without a response---> ended                +--2xx: ACK, BYE--> ending
+//
 // A re-INVITE or UPDATE of the phone in confirmed is answered there and then (RFC 3264 directions, o= version), its 200
 // is repeated like the first. The caller's loop:
 //

@@ -14,6 +14,22 @@ type Event interface{ event() }
 type (
 	// Acked: the phone acknowledged our answer; the call is up.
 	Acked struct{}
+	// Provisional: a phone we called says something before its answer: 180 it rings, 181 it is forwarded, 182 it waits in
+	// a queue, 183 progress. Early says that there is something to hear. Said when either changes.
+	Provisional struct {
+		Code  int
+		Early bool
+	}
+	// Answered: the phone we called is up.
+	Answered struct{}
+	// Refused: the phone we called is not to be had; Ended follows.
+	Refused struct {
+		Code       int           // SIP status: 486 busy, 404 unknown number, 408 no answer, 603 declined …
+		Reason     string        // its phrase
+		Cause      Cause         // of the telephone network, if it said one (RFC 6432)
+		RetryAfter time.Duration // when to try again, 0 = not said
+		Local      bool          // nobody said that: nothing answered (408) or the trunk cannot be reached (503)
+	}
 	// Cancelled: the phone gave up before we answered.
 	Cancelled struct{ Cause Cause }
 	// Bye: the phone hung up.
@@ -46,6 +62,9 @@ type (
 )
 
 func (Acked) event()           {}
+func (Provisional) event()     {}
+func (Answered) event()        {}
+func (Refused) event()         {}
 func (Cancelled) event()       {}
 func (Bye) event()             {}
 func (NoAck) event()           {}

@@ -153,6 +153,21 @@ func (s *served) wants(want sip.Event) sip.Event {
 	}
 }
 
+// dial calls out.
+func (b *bed) dial(r sip.DialRequest) *served {
+	b.Helper()
+	c, err := b.stack.Dial(timeout(b, 5*time.Second), r)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &served{Call: c, bed: b, events: make(chan sip.Event, 256)}
+	c.OnEvent(func(e sip.Event) { s.events <- e })
+	if err := c.SendInvite(); err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
 func (b *bed) addr(t sip.Transport) string { return b.stack.Addr(t).String() }
 
 func (b *bed) phone(c phone.Config) *phone.Phone {

@@ -3,7 +3,6 @@ package sip
 import (
 	"bytes"
 	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -12,8 +11,8 @@ import (
 
 // guard judges what comes from the network before the parser of sipgo sees it.
 type guard struct {
+	*neighbours
 	limits   Limits
-	trunks   []Trunk
 	counters *counters
 	parser   *gosip.Parser
 }
@@ -27,16 +26,6 @@ type verdict struct {
 }
 
 func (v verdict) pass() bool { return v.drop == "" && v.code == 0 }
-
-// trunkOf finds the trunk an address belongs to.
-func (g *guard) trunkOf(a netip.Addr) *Trunk {
-	for i := range g.trunks {
-		if g.trunks[i].contains(a) {
-			return &g.trunks[i]
-		}
-	}
-	return nil
-}
 
 // inspect judges one whole message. stream says that it came over TCP, where Content-Length is mandatory.
 func (g *guard) inspect(data []byte, stream bool) verdict {

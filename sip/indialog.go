@@ -1,7 +1,6 @@
 package sip
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -96,7 +95,7 @@ func (c *Call) handleBye(t *transaction) {
 // handleReinvite says whether the transaction must be kept for the ACK.
 func (c *Call) handleReinvite(t *transaction) bool {
 	switch c.state {
-	case proceeding, accepted: // §14.2: the first INVITE is not answered yet
+	case dialling, proceeding, accepted: // §14.2: the first INVITE is not answered yet
 		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
 		return false
 	case ending:
@@ -199,8 +198,8 @@ func (c *Call) noticeHold() {
 }
 
 // reasonOf reads the Reason header (RFC 3326).
-func reasonOf(req *gosip.Request) Cause {
-	h := headerOf(req, "Reason", "")
+func reasonOf(m gosip.Message) Cause {
+	h := headerOf(m, "Reason", "")
 	if h == nil {
 		return Cause{}
 	}
@@ -252,48 +251,60 @@ func (c *Call) sendBye(cause Cause) {
 	})
 }
 
-// transact sends a request and waits for its final answer.
+// transact sends a request inside the dialog and waits for its final answer. Challenges are answered (§22).
 func (c *Call) transact(req *gosip.Request) (int, error) {
-	ctx, cancel := context.WithTimeout(c.stack.root, transactionTimeout)
-	defer cancel()
-	if l, ok := c.stack.listenerFor(*c.snapshot.Load()); ok {
-		select {
-		case <-l.ready: // a call may be resumed and ended before Run has begun
-		case <-ctx.Done():
-			return 0, fmt.Errorf("%s: %w", req.Method, ctx.Err())
-		}
-	}
-	tx, err := c.stack.layer.Request(ctx, req)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", req.Method, err)
-	}
-	defer tx.Terminate()
 	for {
+		res, err := c.stack.exchange(c.trunk, req)
+		if err != nil {
+			return 0, err
+		}
+		if res.StatusCode != 401 && res.StatusCode != 407 {
+			return res.StatusCode, nil
+		}
+		next := make(chan *gosip.Request, 1)
+		if !c.inbox.put(func() {
+			var again *gosip.Request
+			defer func() { next <- again }()
+			again = c.authorise(req, res)
+		}) {
+			return res.StatusCode, nil
+		}
 		select {
-		case res := <-tx.Responses():
-			if !res.IsProvisional() {
-				return res.StatusCode, nil
-			}
-		case <-tx.Done():
-			return 0, fmt.Errorf("%s: %w", req.Method, tx.Err())
-		case <-ctx.Done():
-			return 0, fmt.Errorf("%s: %w", req.Method, ctx.Err())
+		case req = <-next:
+		case <-c.done:
+			return res.StatusCode, nil
+		}
+		if req == nil {
+			return res.StatusCode, nil
 		}
 	}
 }
 
+// authorise is req again with an answer to the challenge in res; nil if we have none.
+func (c *Call) authorise(req *gosip.Request, res *gosip.Response) *gosip.Request {
+	if c.trunk == nil || !c.auth.challenged(res, c.trunk.Auth) {
+		return nil
+	}
+	return c.auth.again(req, c.nextCSeq(), c.trunk.Auth)
+}
+
 // request builds a request inside the dialog (§12.2.1.1).
 func (c *Call) request(method gosip.RequestMethod) (*gosip.Request, error) {
-	d := &c.dialog
-	if c.cseq == 0 && d.Confirmed && c.invite == nil {
-		c.cseq = d.LocalCSeq // resumed: above everything that may have been used
+	req, err := c.dialog.request(c.stack, method, c.nextCSeq())
+	if err == nil && c.trunk != nil {
+		c.auth.apply(req, c.trunk.Auth)
 	}
+	return req, err
+}
+
+// nextCSeq takes a sequence number, and reserves more before the last one is used.
+func (c *Call) nextCSeq() uint32 {
 	c.cseq++
-	if c.cseq > d.LocalCSeq {
-		d.LocalCSeq += cseqBlock
+	if c.cseq > c.dialog.LocalCSeq {
+		c.dialog.LocalCSeq += cseqBlock
 		c.changed()
 	}
-	return d.request(c.stack, method, c.cseq)
+	return c.cseq
 }
 
 // request builds a request inside dialog d with this sequence number.
@@ -392,7 +403,7 @@ func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes 
 		return
 	}
 	if d.Remote.IsValid() {
-		if conn, err := s.transports.GetConnection("tcp", d.Remote.String()); err == nil {
+		if conn, err := s.transports.GetConnection(string(d.Transport), d.Remote.String()); err == nil {
 			_, _ = conn.TryClose() // only asked whether it lives
 			req.SetDestination(d.Remote.String())
 		}

@@ -1,6 +1,7 @@
 package sip_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -197,6 +198,85 @@ func TestBaresipTalks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// startBaresip runs baresip until the test ends and returns what it said by then.
+func startBaresip(t *testing.T, dir string) (stop func() string) {
+	t.Helper()
+	cmd := exec.Command(tool(t, "baresip"), "-f", dir, "-v")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	in, err := cmd.StdinPipe() // without one it ends at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop = sync.OnceValue(func() string {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = in.Close()
+		kill := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
+		defer kill.Stop()
+		_ = cmd.Wait()
+		return out.String()
+	})
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
+func TestBaresipIsCalled(t *testing.T) {
+	tool(t, "baresip")
+	for _, tr := range []sip.Transport{sip.UDP, sip.TCP} {
+		t.Run(string(tr), func(t *testing.T) {
+			dir := baresipFolder(t, ";transport="+string(tr), "answermode=auto;audio_codecs=PCMA")
+			stop := startBaresip(t, dir)
+			config := testConfig(tr)
+			config.Trunks[0].Proxy, config.Trunks[0].Transport = listeningAt(t, dir), tr
+			b := newBed(t, config, nil)
+			s := b.dial(sip.DialRequest{Trunk: "lab", Number: "bob", From: sip.Caller{Number: "1000", DisplayName: "Room"}})
+			s.wants(sip.Answered{})
+			m := s.Media()
+			if f := m.Format(); f.Codec != "PCMA" || f.DTMF == 0 {
+				t.Errorf("format = %+v", f)
+			}
+			s.echo(m)
+			time.Sleep(time.Second)
+			m.SendDigit('7')
+			time.Sleep(500 * time.Millisecond)
+			_ = s.Hangup(sip.CauseNormal)
+			s.wants(sip.Ended{})
+			out := stop()
+			if !strings.Contains(out, "received event: '7' (end=1)") {
+				t.Errorf("baresip heard no key:\n%s", tail(out, 3000))
+			}
+			dumps, _ := filepath.Glob(filepath.Join(dir, "dump-*-dec.wav"))
+			if len(dumps) != 1 {
+				t.Fatalf("baresip left %v\n%s", dumps, tail(out, 3000))
+			}
+			if pcm := readWAV(t, dumps[0]); len(pcm) < 8000 || power(pcm[3000:7000], 440) < 0.7 { // its own tone, echoed
+				t.Errorf("baresip heard %d samples, power of its tone %.2f", len(pcm), power(pcm[min(len(pcm), 3000):min(len(pcm), 7000)], 440))
+			}
+		})
+	}
+}
+
+func listeningAt(t *testing.T, dir string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "config"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _, _ := strings.Cut(strings.TrimPrefix(string(b), "sip_listen "), "\n")
+	for range 100 { // UDP or TCP: it binds both
+		if c, err := net.Dial("tcp", addr); err == nil {
+			_ = c.Close()
+			return addr
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("baresip does not listen on %s", addr)
+	return ""
 }
 
 func TestBaresipHearsKeys(t *testing.T) {

@@ -200,6 +200,7 @@ func (c *Call) screen() *refusal {
 // negotiate answers body, or makes an offer when it is empty.
 func (c *Call) negotiate(body []byte, local LocalState) ([]byte, *Negotiated, *refusal) {
 	if len(body) == 0 {
+		local.Codecs = local.Codecs[:1] // the format must be known now, and not when the ACK comes
 		own, n := Offer(local)
 		return own, n, nil
 	}
@@ -343,7 +344,9 @@ func (c *Call) handleAck(req *gosip.Request) {
 // takeAnswer completes our own offer.
 func (c *Call) takeAnswer(ack *gosip.Request) bool {
 	m := c.media.Load()
-	n, err := TakeAnswer(ack.Body(), c.dialog.Media.Format, c.local(m.LocalAddr().Port()))
+	local := c.local(m.LocalAddr().Port())
+	local.Codecs = []string{c.dialog.Media.Format.Codec}
+	n, err := TakeAnswer(ack.Body(), local)
 	if err != nil {
 		c.log.Info("answer in ACK not usable", "err", err)
 		return false
@@ -400,6 +403,8 @@ func (c *Call) hangup(cause Cause) error {
 			code = cause.Code
 		}
 		return c.reject(refuse(code, statusText(code)))
+	case dialling:
+		c.giveUpDialling(cause)
 	case answered: // §15: not before the ACK came or the 2xx timed out
 		c.byeWhen, c.goodbye = true, cause
 	case confirmed:

@@ -6,10 +6,13 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
 )
 
 // Resume rebuilds a call from its saved dialog after a restart, or on another machine with the same addresses. The call
-// is up at once: it answers requests of the phone and can hang up. [Call.OpenMedia] brings its audio back.
+// is up at once: it answers requests of the phone and can hang up. [Call.OpenMedia] brings its audio back. A call we
+// dialled and nobody had answered goes on with [Call.SendInvite], or ends with [Call.Hangup].
 func (s *Stack) Resume(d Dialog) (*Call, error) {
 	if d.CallID == "" || d.LocalTag == "" || d.RemoteTarget == "" {
 		return nil, fmt.Errorf("resume %s: the dialog is not complete", shortID(d.CallID))
@@ -29,6 +32,16 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	for i := range s.config.Trunks {
 		if s.config.Trunks[i].Name == d.Info.Trunk {
 			c.trunk = &s.config.Trunks[i]
+		}
+	}
+	if d.Role == UAC && !d.Confirmed {
+		if c.trunk == nil || c.trunk.Proxy == "" {
+			return nil, fmt.Errorf("resume %s: %w", shortID(d.CallID), ErrNoTrunk)
+		}
+		c.state, c.dialog.Confirmed = dialling, false
+		c.out = &outgoing{
+			request: DialRequest{Trunk: d.Info.Trunk, Number: d.Info.Dialled, From: d.Info.Caller}, trunk: c.trunk,
+			acks: map[string]*gosip.Request{}, resumed: true,
 		}
 	}
 	c.hold = d.Media.RemoteSilent || d.Media.Format.Codec != "" && !d.Media.Direction.Sends()
@@ -77,7 +90,7 @@ func (c *Call) reopenMedia() error {
 	if c.media.Load() != nil {
 		return nil
 	}
-	if c.state != confirmed {
+	if c.state != confirmed && c.state != dialling {
 		return c.stateError()
 	}
 	d := c.dialog.Media

@@ -127,6 +127,8 @@ type guardedConn struct {
 	left  func()
 	once  sync.Once
 
+	reading func() // called at each read: sipgo knows the connection by then
+
 	turn chan struct{} // cap 1, full during a write: one that waits must not get the next one's deadline
 
 	pending []byte    // only Read touches it
@@ -157,6 +159,9 @@ func (c *guardedConn) Write(b []byte) (int, error) {
 }
 
 func (c *guardedConn) Read(b []byte) (int, error) {
+	if c.reading != nil {
+		c.reading()
+	}
 	for {
 		c.keepAlive()
 		size, v := c.guard.frame(c.pending)

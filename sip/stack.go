@@ -15,6 +15,7 @@ import (
 	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 )
 
@@ -34,6 +35,10 @@ type Stack struct {
 	ports    *ports
 	invites  *rate.Limiter // nil = no limit
 
+	neighbours *neighbours
+	resolver   resolver
+	connecting singleflight.Group           // one connection to one address at a time
+	outgoing   map[Transport]*outgoingConns // those we open, by transport
 	listeners  []listener
 	transports *gosip.TransportLayer
 	layer      *gosip.TransactionLayer
@@ -99,7 +104,9 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	}
 	s := &Stack{
 		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine),
-		byID: map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
+		neighbours: &neighbours{trunks: c.Trunks}, resolver: net.DefaultResolver,
+		outgoing: map[Transport]*outgoingConns{},
+		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
 	}
 	s.root, s.stop = context.WithCancel(context.Background())
 	if n := c.Limits.InvitesPerSecond; n > 0 {
@@ -112,7 +119,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	s.transports.OnMessage(s.prepare) // before the transaction layer's own
 	s.layer = gosip.NewTransactionLayer(s.transports,
 		gosip.WithTransactionLayerLogger(discard),
-		gosip.WithTransactionLayerUnhandledResponseHandler(func(*gosip.Response) {}))
+		gosip.WithTransactionLayerUnhandledResponseHandler(s.stray))
 	s.layer.OnRequest(s.serve)
 	return s
 }
@@ -134,6 +141,9 @@ func (s *Stack) bind(l Listen) error {
 			transport: TCP, addr: addrPortOf(ln.Addr()), conns: &guardedListener{Listener: ln, guard: s.guard()},
 			ready: closedChannel(),
 		})
+		if s.outgoing[TCP] == nil {
+			s.outgoing[TCP] = newOutgoingConns(ln.Addr())
+		}
 	}
 	return nil
 }
@@ -158,7 +168,7 @@ func closedChannel() chan struct{} {
 func (s *Stack) guard() *guard {
 	parser := gosip.NewParser()
 	parser.MaxMessageLength = s.config.Limits.MessageBytes
-	return &guard{limits: s.config.Limits, trunks: s.config.Trunks, counters: s.counters, parser: parser}
+	return &guard{neighbours: s.neighbours, limits: s.config.Limits, counters: s.counters, parser: parser}
 }
 
 // Addr is the bound address of the first listener with this transport.
@@ -182,6 +192,9 @@ func (s *Stack) Run(ctx context.Context) error {
 				failed <- fmt.Errorf("sip: %s %v: %w", l.transport, l.addr, err)
 			}
 		})
+	}
+	for t, own := range s.outgoing {
+		listening.Go(func() { _ = s.listen(listener{transport: t, conns: own}) }) // it ends with its Close
 	}
 	var err error
 	select {
@@ -225,6 +238,9 @@ func (s *Stack) listen(l listener) error {
 
 func (s *Stack) closeSockets() error {
 	var errs []error
+	for _, own := range s.outgoing {
+		errs = append(errs, own.Close())
+	}
 	for _, l := range s.listeners {
 		if l.packets != nil {
 			errs = append(errs, l.packets.Close())
@@ -389,7 +405,7 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		s.respond(req, tx, refuse(400, statusText(400)))
 		return
 	}
-	trunk := (&guard{trunks: s.config.Trunks}).trunkOf(source.Addr())
+	trunk := s.neighbours.trunkOf(source.Addr())
 	if trunk == nil { // came over a connection we opened to somebody who is no trunk any more
 		s.respond(req, tx, refuse(403, statusText(403)))
 		return
@@ -415,15 +431,9 @@ func (s *Stack) admit(c *Call, req *gosip.Request) *refusal {
 	if s.byInvite[id] != nil {
 		return refuse(482, "Loop Detected") // §8.2.2.2: the same request by another path
 	}
-	onTrunk := 0
-	for _, other := range s.byID {
-		if other.trunk == c.trunk {
-			onTrunk++
-		}
-	}
 	switch {
 	case s.closed, s.draining, len(s.byID) >= s.config.Limits.Calls,
-		c.trunk.MaxCalls > 0 && onTrunk >= c.trunk.MaxCalls,
+		s.busy(c.trunk),
 		s.invites != nil && !s.invites.Allow():
 		return refuse(503, statusText(503), retry)
 	}
@@ -432,6 +442,32 @@ func (s *Stack) admit(c *Call, req *gosip.Request) *refusal {
 	s.byInvite[id] = c
 	s.calls.Go(c.run)
 	return nil
+}
+
+// busy says that a trunk has all the calls it may have; called with mu held.
+func (s *Stack) busy(trunk *Trunk) bool {
+	n := 0
+	for _, other := range s.byID {
+		if other.trunk == trunk {
+			n++
+		}
+	}
+	return trunk.MaxCalls > 0 && n >= trunk.MaxCalls
+}
+
+// stray takes a response nobody waits for any more: a 2xx that another phone sends late must still be hung up.
+func (s *Stack) stray(res *gosip.Response) {
+	if res.CSeq() == nil || res.CSeq().MethodName != gosip.INVITE || res.CallID() == nil || res.From() == nil || res.Via() == nil {
+		return
+	}
+	tag, _ := res.From().Params.Get("tag")
+	branch, _ := res.Via().Params.Get("branch")
+	s.mu.Lock()
+	c := s.byID[dialogID{res.CallID().Value(), tag}]
+	s.mu.Unlock()
+	if c != nil && c.out != nil {
+		c.inbox.put(func() { c.handleResponse(branch, res) })
+	}
 }
 
 func inviteOf(req *gosip.Request) inviteID {

@@ -16,9 +16,13 @@ type Stats struct {
 	Refused        map[int]uint64    // requests refused, by status code
 	Invites        uint64            // new calls
 	Answered       uint64
-	NoAck          uint64 // answers never acknowledged
-	Panics         uint64 // bugs: recovered, the call concerned ended
-	MediaStrangers uint64 // RTP from sources that are not the phone
+	Dialled        uint64         // calls we began
+	DialAnswered   uint64         // of these
+	DialRefused    map[int]uint64 // of these, by status code; 408 and 503 may be ours
+	Forks          uint64         // second answers, hung up
+	NoAck          uint64         // answers never acknowledged
+	Panics         uint64         // bugs: recovered, the call concerned ended
+	MediaStrangers uint64         // RTP from sources that are not the phone
 	MediaMalformed uint64
 	MediaHeld      uint64 // packets not sent because of hold
 	MediaSendFails uint64
@@ -36,15 +40,17 @@ const (
 
 type counters struct {
 	messages, invites, answered, noAck, panics atomic.Uint64
+	dialled, dialAnswered, forks               atomic.Uint64
 	media                                      mediaTotals
 
 	mu      sync.Mutex
 	dropped map[string]uint64
 	refused map[int]uint64
+	unhappy map[int]uint64 // dialled calls that were refused
 }
 
 func newCounters() *counters {
-	return &counters{dropped: map[string]uint64{}, refused: map[int]uint64{}}
+	return &counters{dropped: map[string]uint64{}, refused: map[int]uint64{}, unhappy: map[int]uint64{}}
 }
 
 func (c *counters) drop(reason string) {
@@ -59,12 +65,19 @@ func (c *counters) refuse(code int) {
 	c.mu.Unlock()
 }
 
+func (c *counters) dialRefused(code int) {
+	c.mu.Lock()
+	c.unhappy[code]++
+	c.mu.Unlock()
+}
+
 func (c *counters) stats() Stats {
 	c.mu.Lock()
-	dropped, refused := maps.Clone(c.dropped), maps.Clone(c.refused)
+	dropped, refused, unhappy := maps.Clone(c.dropped), maps.Clone(c.refused), maps.Clone(c.unhappy)
 	c.mu.Unlock()
 	return Stats{
 		Messages: c.messages.Load(), Dropped: dropped, Refused: refused,
+		Dialled: c.dialled.Load(), DialAnswered: c.dialAnswered.Load(), DialRefused: unhappy, Forks: c.forks.Load(),
 		Invites: c.invites.Load(), Answered: c.answered.Load(), NoAck: c.noAck.Load(), Panics: c.panics.Load(),
 		MediaStrangers: c.media.strangers.Load(), MediaMalformed: c.media.malformed.Load(),
 		MediaHeld: c.media.held.Load(), MediaSendFails: c.media.sendFails.Load(),

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -104,8 +105,18 @@ func (c *checker) sip(s *SIP) {
 }
 
 func (c *checker) trunk(key string, t Trunk) {
-	if len(t.Networks) == 0 {
-		c.wrong(key+".networks", "name the networks its signalling comes from, for example [198.51.100.7/32]")
+	if len(t.Networks) == 0 && t.Proxy == "" {
+		c.wrong(key+".networks", "name the networks its signalling comes from, for example [198.51.100.7/32], or a proxy to call")
+	}
+	c.oneOf(key+".transport", t.Transport, "", "udp", "tcp")
+	host := t.Proxy
+	if h, _, err := net.SplitHostPort(t.Proxy); err == nil {
+		host = h
+	}
+	c.host(key+".proxy", host)
+	c.host(key+".domain", t.Domain)
+	if t.MaxCalls < 0 {
+		c.wrong(key+".max_calls", "must not be negative")
 	}
 	for i, network := range t.Networks {
 		if _, err := netip.ParsePrefix(network); err != nil {

@@ -73,6 +73,12 @@ type Trunk struct {
 	SymmetricRTP bool     `yaml:"symmetric_rtp"`
 	ShowNumbers  bool     `yaml:"show_numbers"`
 	DTMF         string   `yaml:"dtmf"`
+	Proxy        string   `yaml:"proxy"`
+	Transport    string   `yaml:"transport"`
+	Domain       string   `yaml:"domain"`
+	Username     string   `yaml:"username"`
+	Password     string   `yaml:"password"`
+	MaxCalls     int      `yaml:"max_calls"`
 
 	IgnoreAssertedIdentity bool `yaml:"ignore_asserted_identity"`
 }

@@ -1,0 +1,120 @@
+package sip
+
+import (
+	"log/slog"
+	"strings"
+
+	"github.com/icholy/digest"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// Credentials are what a trunk knows us by (RFC 3261 §22, RFC 8760).
+type Credentials struct {
+	Username string
+	Password string
+}
+
+// LogValue keeps the password out of logs.
+func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.Username) }
+
+// String keeps the password out of logs written with fmt, too.
+func (c Credentials) String() string { return c.Username }
+
+// auth keeps what others have challenged us with, so that later requests carry an answer from the start. Its zero value
+// is ready; one goroutine uses it.
+type auth struct{ challenges []*challenge }
+
+// challenge is one realm's, of the far end (WWW-Authenticate) or of a proxy.
+type challenge struct {
+	*digest.Challenge
+	proxy bool
+	count int // uses of the nonce (nc)
+	tries int // refused in a row
+}
+
+// maxTries: a second challenge of one realm is an expired nonce, the third is a wrong password.
+const maxTries = 2
+
+// challenged takes a 401 or 407 and says whether it is worth to ask again.
+func (a *auth) challenged(res *gosip.Response, who Credentials) bool {
+	if who.Username == "" {
+		return false
+	}
+	name, proxy := "WWW-Authenticate", false
+	if res.StatusCode == 407 {
+		name, proxy = "Proxy-Authenticate", true
+	}
+	usable := false
+	seen := map[string]bool{}
+	for _, h := range res.GetHeaders(name) { // RFC 8760 §2.4: the first we know is the best
+		chal, err := digest.ParseChallenge(h.Value())
+		if err != nil || seen[chal.Realm] {
+			continue
+		}
+		for i := range chal.QOP {
+			chal.QOP[i] = strings.TrimSpace(chal.QOP[i])
+		}
+		if !digest.CanDigest(chal) {
+			continue
+		}
+		seen[chal.Realm] = true
+		usable = a.note(chal, proxy) || usable
+	}
+	return usable
+}
+
+// note remembers a challenge; it is false when the answer to one of this realm was just refused.
+func (a *auth) note(chal *digest.Challenge, proxy bool) bool {
+	for _, old := range a.challenges {
+		if old.proxy != proxy || old.Realm != chal.Realm {
+			continue
+		}
+		if old.tries++; old.tries > maxTries || old.count == 1 && !chal.Stale {
+			return false // a fresh nonce was answered, and that was not good enough
+		}
+		old.Challenge, old.count = chal, 0
+		return true
+	}
+	a.challenges = append(a.challenges, &challenge{Challenge: chal, proxy: proxy})
+	return true
+}
+
+// accepted: the answers were good.
+func (a *auth) accepted() {
+	for _, c := range a.challenges {
+		c.tries = 0
+	}
+}
+
+// apply answers the known challenges in req.
+func (a *auth) apply(req *gosip.Request, who Credentials) {
+	for _, c := range a.challenges {
+		c.count++
+		cred, err := digest.Digest(c.Challenge, digest.Options{
+			Method: string(req.Method), URI: req.Recipient.String(), Count: c.count,
+			Username: who.Username, Password: who.Password,
+		})
+		if err != nil {
+			continue // auth-int needs a body reader; nobody asks for it alone
+		}
+		name := "Authorization"
+		if c.proxy {
+			name = "Proxy-Authorization"
+		}
+		req.AppendHeader(gosip.NewHeader(name, cred.String()))
+	}
+}
+
+// again is req with answers to the challenges, as a new transaction with this sequence number.
+func (a *auth) again(req *gosip.Request, cseq uint32, who Credentials) *gosip.Request {
+	next := req.Clone()
+	for _, name := range []string{"Authorization", "Proxy-Authorization"} {
+		for next.RemoveHeader(name) {
+		}
+	}
+	next.Via().Params.Add("branch", newBranch())
+	next.CSeq().SeqNo = cseq
+	a.apply(next, who)
+	return next
+}

@@ -1,0 +1,621 @@
+package sip
+
+import (
+	"cmp"
+	"context"
+	crand "crypto/rand"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// DialRequest says whom to call, and as whom.
+type DialRequest struct {
+	Trunk  string // by name
+	Number Number // what the trunk is asked for
+	From   Caller // who is shown; Private shows nobody
+	// RingTimeout ends a call that nobody answers; 0 = 3 minutes.
+	RingTimeout time.Duration
+	// AllowRedirect judges the number a 3xx names; the call then goes there, over the same trunk. nil refuses them all:
+	// who pays for a call must have said where it may go. It must not block.
+	AllowRedirect func(Number) bool
+}
+
+// Errors of Dial.
+var (
+	// ErrNoTrunk: no trunk of that name, or none that calls can be sent to.
+	ErrNoTrunk = errors.New("no such trunk for outgoing calls")
+	// ErrFull: as many calls as are allowed, or the stack is draining.
+	ErrFull = errors.New("no more calls now")
+)
+
+const (
+	ringTimeout  = 3 * time.Minute // RFC 3261 §16.6 gives proxies at least as much (timer C)
+	cancelWait   = 64 * t1         // §9.1: for the 487
+	maxRedirects = 5
+)
+
+// outgoing is an INVITE of ours and what has become of it. Only run touches it.
+type outgoing struct {
+	request DialRequest
+	trunk   *Trunk
+	req     *gosip.Request // the last one sent
+	branch  string
+	targets []target // where it may go, the first in use; nil = not asked yet
+	sent    bool
+	resumed bool // a process before us has sent it
+
+	answered  bool // by any response: CANCEL may go (§9.1)
+	final     bool // no more is expected from this branch
+	cancel    bool // end it as soon as that is possible
+	cancelled bool // CANCEL was sent
+	giveUp    time.Time
+	early     string // the description of early media
+
+	code      int                       // of the last provisional response told
+	acks      map[string]*gosip.Request // ACKs sent, by remote tag: of the answer and of forks
+	redirects int
+}
+
+// Dial prepares a call to the phone network: the trunk is chosen, media ports are bound, the offer is made. Nothing is
+// sent before [Call.SendInvite], so that [Call.Dialog] can be saved first. ctx is for Dial alone; [Call.Hangup] ends
+// the call at any time. What happens then comes as [Provisional], [Answered] or [Refused], and [Ended] last.
+func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	trunk := s.trunkNamed(r.Trunk)
+	if trunk == nil || trunk.Proxy == "" {
+		return nil, fmt.Errorf("dial over %q: %w", clip(r.Trunk), ErrNoTrunk)
+	}
+	if r.Number == "" {
+		return nil, errors.New("dial: no number")
+	}
+	l, ok := s.listenerFor(Dialog{Transport: trunk.transport()})
+	if !ok {
+		return nil, fmt.Errorf("dial over %q: not listening on %s", r.Trunk, trunk.transport())
+	}
+	c := s.newOutgoing(trunk, l, r)
+	if err := c.openOffer(); err != nil {
+		return nil, fmt.Errorf("dial over %q: %w", r.Trunk, err)
+	}
+	c.publish()
+	if err := s.admitOutgoing(c); err != nil {
+		c.media.Load().close(false)
+		return nil, fmt.Errorf("dial over %q: %w", r.Trunk, err)
+	}
+	return c, nil
+}
+
+func (s *Stack) newOutgoing(trunk *Trunk, l listener, r DialRequest) *Call {
+	id := dialogID{strings.ToLower(crand.Text()), newTag()}
+	c := &Call{
+		stack: s, trunk: trunk, id: id, inbox: newInbox(), done: make(chan struct{}), state: dialling,
+		out: &outgoing{request: r, trunk: trunk, acks: map[string]*gosip.Request{}},
+	}
+	c.info = Info{Trunk: trunk.Name, Dialled: r.Number, Caller: r.From, CallID: id.callID}
+	c.log = s.log.With("call", shortID(id.callID), "trunk", trunk.Name)
+	target := gosip.Uri{Scheme: "sip", User: userOf(string(r.Number)), Host: trunk.domain()}
+	c.dialog = Dialog{
+		CallID: id.callID, LocalTag: id.localTag, Role: UAC,
+		LocalURI: s.callingParty(trunk, l, r.From), RemoteURI: "<" + target.String() + ">", RemoteTarget: target.String(),
+		LocalCSeq: cseqBlock, InviteCSeq: 1, InviteBranch: newBranch(),
+		Transport: l.transport, LocalSocket: l.addr, Contact: s.contact(l.transport, l.addr), Info: c.info,
+	}
+	c.dialog.Media.MediaIndex = -1
+	c.cseq = 1
+	return c
+}
+
+// callingParty is our From.
+func (s *Stack) callingParty(trunk *Trunk, l listener, from Caller) string {
+	if from.Private { // RFC 3323 §4.1.1.3
+		return `"Anonymous" <sip:anonymous@anonymous.invalid>`
+	}
+	user := string(from.Number)
+	if user == "" {
+		user = trunk.Auth.Username
+	}
+	host, _ := s.sentBy(l.addr)
+	if trunk.Domain != "" {
+		host = trunk.Domain
+	}
+	uri := gosip.Uri{Scheme: "sip", User: userOf(user), Host: bracketed(host)}
+	if name := plainText(from.DisplayName); name != "" {
+		return `"` + name + `" <` + uri.String() + ">"
+	}
+	return "<" + uri.String() + ">"
+}
+
+func bracketed(host string) string {
+	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
+		return "[" + host + "]"
+	}
+	return host
+}
+
+// userOf makes text fit for the user part of a SIP address (RFC 3261 §25.1).
+func userOf(s string) string {
+	var b strings.Builder
+	for _, r := range []byte(s) {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.IndexByte("-_.!~*'()&=+$,;?/", r) >= 0:
+			b.WriteByte(r)
+		default:
+			fmt.Fprintf(&b, "%%%02X", r)
+		}
+	}
+	return b.String()
+}
+
+// openOffer binds the media ports and makes our offer.
+func (c *Call) openOffer() error {
+	rtpc, rtcpc, err := c.stack.ports.open()
+	if err != nil {
+		return err
+	}
+	m := c.newMedia(rtpc, rtcpc)
+	local := c.local(m.LocalAddr().Port())
+	local.SessionID = rand.Uint64N(1 << 62) // an identifier, not a secret
+	body, n := Offer(local)
+	c.dialog.Media.SessionID = local.SessionID
+	c.take(m, body, nil, n)
+	c.media.Store(m)
+	m.start()
+	return nil
+}
+
+func (s *Stack) admitOutgoing(c *Call) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.draining || len(s.byID) >= s.config.Limits.Calls || s.busy(c.trunk) {
+		return ErrFull
+	}
+	s.counters.dialled.Add(1)
+	s.byID[c.id] = c
+	s.calls.Go(c.run)
+	return nil
+}
+
+// SendInvite sends the INVITE of a call made with [Stack.Dial]. It does not wait for an answer. A resumed call that was
+// not answered goes on with it, too: the INVITE is the same as before the restart, so the other side takes it for a
+// repeated one and says again what it said.
+func (c *Call) SendInvite() error { return c.do(c.sendInvite) }
+
+func (c *Call) sendInvite() error {
+	o := c.out
+	if c.state != dialling || o.sent {
+		return c.stateError()
+	}
+	if o.resumed && c.media.Load() == nil {
+		if err := c.reopenMedia(); err != nil {
+			return err
+		}
+	}
+	o.sent = true
+	o.giveUp = time.Now().Add(cmp.Or(o.request.RingTimeout, ringTimeout))
+	c.log.Info("call began", "dialled", c.info.Dialled, "transport", c.dialog.Transport)
+	c.locate()
+	return nil
+}
+
+// locate asks where the trunk is and sends the INVITE there. Names may take their time.
+func (c *Call) locate() {
+	c.stack.calls.Go(func() {
+		ctx, cancel := context.WithTimeout(c.stack.root, lookupTimeout)
+		defer cancel()
+		targets, err := c.stack.locate(ctx, c.out.trunk)
+		c.inbox.put(func() {
+			switch {
+			case c.state != dialling:
+			case err != nil:
+				c.log.Warn("trunk not found", "err", err)
+				c.refused(503, "", nil)
+			default:
+				c.out.targets = targets
+				c.invitePhone()
+			}
+		})
+	})
+}
+
+// invitePhone sends the INVITE to the first target.
+func (c *Call) invitePhone() {
+	o := c.out
+	if o.cancel && !o.resumed {
+		c.end()
+		return
+	}
+	req, err := c.inviteRequest()
+	if err != nil {
+		c.log.Warn("no INVITE possible", "err", err)
+		c.refused(500, "", nil)
+		return
+	}
+	branch := c.dialog.InviteBranch
+	o.req, o.branch, o.answered, o.final = req, branch, false, false
+	c.publish()
+	c.stack.calls.Go(func() {
+		tx, err := c.stack.begin(c.stack.root, c.out.trunk, req)
+		if err != nil {
+			c.inbox.put(func() { c.unanswered(branch, err) })
+			return
+		}
+		tx.OnRetransmission(func(res *gosip.Response) { c.inbox.put(func() { c.handleResponse(branch, res) }) })
+		c.follow(tx, branch)
+	})
+}
+
+// inviteRequest builds the INVITE from the dialog, the same again after a restart.
+func (c *Call) inviteRequest() (*gosip.Request, error) {
+	d := &c.dialog
+	req, err := d.request(c.stack, gosip.INVITE, d.InviteCSeq)
+	if err != nil {
+		return nil, err
+	}
+	req.Via().Params.Add("branch", d.InviteBranch)
+	t := c.out.targets[0]
+	d.Remote = t.addr
+	req.SetDestination(t.addr.String())
+	req.AppendHeader(allowHeader())
+	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
+	req.SetBody([]byte(d.Media.LocalSDP))
+	c.auth.apply(req, c.out.trunk.Auth)
+	return req, nil
+}
+
+// follow hands on the responses of a client transaction for as long as it lasts: it also acknowledges repeated refusals.
+func (c *Call) follow(tx *gosip.ClientTx, branch string) {
+	defer tx.Terminate()
+	for {
+		select {
+		case res := <-tx.Responses():
+			c.inbox.put(func() { c.handleResponse(branch, res) })
+		case <-tx.Done():
+			c.inbox.put(func() { c.unanswered(branch, tx.Err()) })
+			return
+		case <-c.stack.root.Done():
+			return
+		}
+	}
+}
+
+// handleResponse takes a response to the INVITE.
+func (c *Call) handleResponse(branch string, res *gosip.Response) {
+	o := c.out
+	code := res.StatusCode
+	if code >= 200 && code < 300 {
+		c.phoneAnswered(res)
+		return
+	}
+	if o == nil || c.state != dialling || branch != o.branch || o.final {
+		return
+	}
+	o.answered = true
+	switch {
+	case code < 200:
+		if o.cancel {
+			c.sendCancel()
+		}
+		if code > 100 {
+			c.provisional(res)
+		}
+	default:
+		o.final = true
+		c.phoneRefused(res)
+	}
+}
+
+// provisional: it rings, or there is something to hear before the answer.
+func (c *Call) provisional(res *gosip.Response) {
+	o := c.out
+	if contentType(res) == sdpType && string(res.Body()) != o.early && c.takePhoneAnswer(res.Body()) {
+		o.early = string(res.Body())
+		o.code = 0 // say it, even after another 183
+		if c.nextRTCP.IsZero() {
+			c.nextRTCP = time.Now().Add(rtcpInterval)
+		}
+	}
+	if res.StatusCode != o.code && !o.cancel {
+		o.code = res.StatusCode
+		c.emit(Provisional{res.StatusCode, o.early != ""})
+	}
+}
+
+// takePhoneAnswer makes the phone's description effective.
+func (c *Call) takePhoneAnswer(body []byte) bool {
+	m := c.media.Load()
+	if m == nil {
+		return false
+	}
+	local := c.local(m.LocalAddr().Port())
+	local.MediaIndex = -1
+	n, err := TakeAnswer(body, local)
+	if err != nil {
+		c.log.Info("answer not usable", "err", err)
+		return false
+	}
+	c.take(m, []byte(c.dialog.Media.LocalSDP), body, n)
+	return true
+}
+
+// phoneAnswered takes a 2xx: the first makes the call, a repeated one wants its ACK again, another one is from a phone
+// that a proxy had ring, too, and is hung up (§13.2.2.4).
+func (c *Call) phoneAnswered(res *gosip.Response) {
+	if res.To() == nil || res.CSeq() == nil || c.out == nil {
+		return
+	}
+	tag, _ := res.To().Params.Get("tag")
+	if ack := c.out.acks[tag]; ack != nil {
+		c.write(ack)
+		return
+	}
+	if c.state != dialling {
+		c.endFork(res, tag)
+		return
+	}
+	c.out.final = true
+	c.dialog.establish(res, tag)
+	c.dialog.Since = time.Now()
+	c.acknowledge(&c.dialog, res)
+	c.state = confirmed
+	c.stack.counters.dialAnswered.Add(1)
+	c.nextRTCP = time.Now().Add(rtcpInterval)
+	switch {
+	case c.out.cancel: // our CANCEL was too late
+		c.changed()
+		c.sendBye(c.goodbye)
+	case len(res.Body()) > 0 && !c.takePhoneAnswer(res.Body()), len(res.Body()) == 0 && c.out.early == "":
+		cause := Cause{"SIP", 488, "No usable answer"}
+		c.emit(Failed{cause})
+		c.sendBye(cause)
+	default:
+		c.changed()
+		c.emit(Answered{})
+		c.noticeHold()
+	}
+}
+
+// establish completes the dialog with what a 2xx says (§12.1.2).
+func (d *Dialog) establish(res *gosip.Response, tag string) {
+	d.RemoteTag, d.Confirmed = tag, true
+	if h := res.Contact(); h != nil && h.Address.Host != "" {
+		d.RemoteTarget = h.Address.String()
+	}
+	d.RouteSet = nil
+	for _, h := range res.GetHeaders("Record-Route") {
+		d.RouteSet = append(d.RouteSet, splitAddresses(h.Value())...)
+	}
+	slices.Reverse(d.RouteSet)
+	d.PeerAllow, d.PeerSupported = listHeader(res, "Allow", ""), listHeader(res, "Supported", "k")
+}
+
+// splitAddresses cuts a comma-separated list of addresses.
+func splitAddresses(list string) []string {
+	var out []string
+	for list != "" {
+		one := firstOf(list)
+		out = append(out, strings.TrimSpace(one))
+		list = strings.TrimPrefix(list[len(one):], ",")
+	}
+	return out
+}
+
+// acknowledge sends the ACK of a 2xx and keeps it.
+func (c *Call) acknowledge(d *Dialog, res *gosip.Response) {
+	ack, err := d.request(c.stack, gosip.ACK, res.CSeq().SeqNo)
+	if err != nil {
+		c.log.Warn("no ACK possible", "err", err)
+		return
+	}
+	if c.out.req != nil { // §22.1: the same credentials as the INVITE
+		for _, name := range []string{"Authorization", "Proxy-Authorization"} {
+			for _, h := range c.out.req.GetHeaders(name) {
+				ack.AppendHeader(gosip.NewHeader(name, h.Value()))
+			}
+		}
+	}
+	c.out.acks[d.RemoteTag] = ack
+	c.write(ack)
+}
+
+// write sends a request that gets no response. What is sent next comes behind it.
+func (c *Call) write(req *gosip.Request) {
+	ctx, cancel := context.WithTimeout(c.stack.root, connectTimeout)
+	defer cancel()
+	if err := c.stack.connect(ctx, c.trunk, req); err != nil {
+		c.log.Info("request not sent", "method", string(req.Method), "err", err)
+		return
+	}
+	if err := c.stack.transports.WriteMsg(req.Clone()); err != nil { // it is a copy: a transport may fill in what misses
+		c.log.Info("request not sent", "method", string(req.Method), "err", err)
+	}
+}
+
+// endFork acknowledges and hangs up one answer too many.
+func (c *Call) endFork(res *gosip.Response, tag string) {
+	d := c.dialog.clone()
+	d.establish(res, tag)
+	c.acknowledge(&d, res)
+	c.log.Info("a second phone answered")
+	bye, err := d.request(c.stack, gosip.BYE, res.CSeq().SeqNo+1)
+	if err != nil {
+		return
+	}
+	c.stack.counters.forks.Add(1)
+	c.stack.calls.Go(func() { _, _ = c.stack.exchange(c.trunk, bye) })
+}
+
+// phoneRefused decides on a final refusal: try otherwise, or give up.
+func (c *Call) phoneRefused(res *gosip.Response) {
+	o := c.out
+	switch code := res.StatusCode; {
+	case o.cancel:
+		c.end()
+	case (code == 401 || code == 407) && c.auth.challenged(res, o.trunk.Auth):
+		c.inviteAgain()
+	case code >= 300 && code < 400 && c.redirected(res):
+		c.inviteAgain()
+	case code == 503 && len(o.targets) > 1: // RFC 3263 §4.3
+		o.targets = o.targets[1:]
+		c.inviteAgain()
+	default:
+		c.refused(code, res.Reason, res)
+	}
+}
+
+// inviteAgain sends a new INVITE for the same call: it is not yet a dialog (§8.1.3.4, §22.2).
+func (c *Call) inviteAgain() {
+	if c.cseq++; c.cseq > c.dialog.LocalCSeq {
+		c.dialog.LocalCSeq += cseqBlock
+	}
+	c.dialog.InviteCSeq, c.dialog.InviteBranch = c.cseq, newBranch()
+	c.changed()
+	c.invitePhone()
+}
+
+// redirected says that a 3xx names a number this call may go to.
+func (c *Call) redirected(res *gosip.Response) bool {
+	o := c.out
+	contact := res.Contact()
+	if contact == nil || o.request.AllowRedirect == nil || o.redirects == maxRedirects {
+		return false
+	}
+	number := userPart(&contact.Address)
+	if number == "" || !o.request.AllowRedirect(number) {
+		return false
+	}
+	o.redirects++
+	c.log.Info("call redirected", "code", res.StatusCode, "number", number)
+	target := gosip.Uri{Scheme: "sip", User: userOf(string(number)), Host: o.trunk.domain()}
+	c.dialog.RemoteTarget = target.String()
+	return true
+}
+
+// unanswered: a transaction ended without a final response.
+func (c *Call) unanswered(branch string, err error) {
+	o := c.out
+	if c.state != dialling || branch != o.branch || o.final {
+		return
+	}
+	o.final = true
+	timeout := errors.Is(err, gosip.ErrTransactionTimeout)
+	c.log.Info("INVITE unanswered", "err", err, "target", o.targets[0].addr)
+	switch {
+	case o.cancel:
+		c.end()
+	case len(o.targets) > 1:
+		o.targets = o.targets[1:]
+		c.inviteAgain()
+	case timeout:
+		c.refused(408, "", nil)
+	default:
+		c.refused(503, "", nil)
+	}
+}
+
+// refused ends a call that did not come about. res is nil when the refusal is our own.
+func (c *Call) refused(code int, reason string, res *gosip.Response) {
+	if reason = plainText(reason); reason == "" {
+		reason = statusText(code)
+	}
+	e := Refused{Code: code, Reason: reason, Local: res == nil}
+	if res != nil {
+		e.Cause = reasonOf(res)
+		if h := headerOf(res, "Retry-After", ""); h != nil {
+			e.RetryAfter = retryAfter(h.Value())
+		}
+	}
+	c.log.Info("call refused", "code", code, "cause", e.Cause.String(), "local", e.Local)
+	c.stack.counters.dialRefused(code)
+	c.goodbye = Cause{"SIP", code, reason}
+	c.emit(e)
+	c.end()
+}
+
+// retryAfter reads "18000;duration=3600" and "120 (in a meeting)".
+func retryAfter(v string) time.Duration {
+	n := strings.IndexFunc(v, func(r rune) bool { return r < '0' || r > '9' })
+	if n >= 0 {
+		v = v[:n]
+	}
+	seconds, err := strconv.ParseUint(v, 10, 31)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// giveUpDialling ends a call we dialled and that is not up: CANCEL, when a response has come (§9.1).
+func (c *Call) giveUpDialling(cause Cause) {
+	o := c.out
+	if o.cancel {
+		return
+	}
+	o.cancel = true
+	c.goodbye = cause
+	switch {
+	case !o.sent && o.resumed: // CANCEL needs the transaction that died with the process before us
+		o.sent = true
+		o.giveUp = time.Now().Add(cancelWait)
+		c.locate()
+	case !o.sent, o.targets == nil && !o.resumed:
+		c.end()
+	case o.answered:
+		c.sendCancel()
+	default:
+		o.giveUp = time.Now().Add(cancelWait)
+	}
+}
+
+// sendCancel ends the INVITE on its way; the refusal it brings, or an answer that crossed it, decides what comes next.
+func (c *Call) sendCancel() {
+	o := c.out
+	if o.final || o.cancelled {
+		return
+	}
+	o.cancelled = true
+	o.giveUp = time.Now().Add(cancelWait)
+	cancel := gosip.NewRequest(gosip.CANCEL, *o.req.Recipient.Clone())
+	for _, name := range []string{"Via", "Route", "From", "To", "Call-ID"} {
+		gosip.CopyHeaders(name, o.req, cancel)
+	}
+	maxForwards := gosip.MaxForwardsHeader(70)
+	cancel.AppendHeader(&maxForwards)
+	cancel.AppendHeader(&gosip.CSeqHeader{SeqNo: c.dialog.InviteCSeq, MethodName: gosip.CANCEL})
+	if v := c.goodbye.header(); v != "" {
+		cancel.AppendHeader(gosip.NewHeader("Reason", v))
+	}
+	cancel.SetBody(nil)
+	cancel.SetTransport(o.req.Transport())
+	cancel.SetDestination(o.req.Destination())
+	cancel.Laddr = o.req.Laddr
+	c.stack.calls.Go(func() {
+		if _, err := c.stack.exchange(c.out.trunk, cancel); err != nil {
+			c.log.Info("CANCEL unanswered", "err", err)
+		}
+	})
+}
+
+// tickDial: nobody answers, or nothing comes of a CANCEL.
+func (c *Call) tickDial(now time.Time) {
+	o := c.out
+	if c.state != dialling || o.giveUp.IsZero() || now.Before(o.giveUp) {
+		return
+	}
+	if o.cancel {
+		c.end()
+		return
+	}
+	c.log.Info("nobody answers")
+	c.stack.counters.dialRefused(408)
+	c.emit(Refused{Code: 408, Reason: statusText(408), Local: true})
+	c.giveUpDialling(Cause{"SIP", 408, "No answer"})
+}

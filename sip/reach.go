@@ -1,0 +1,297 @@
+package sip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+const (
+	lookupTimeout  = 10 * time.Second
+	connectTimeout = 10 * time.Second
+)
+
+// target is one place where a trunk may be reached.
+type target struct {
+	addr netip.AddrPort
+	name string // what its certificate must say
+}
+
+// resolver finds addresses; *net.Resolver has it.
+type resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
+}
+
+// neighbours knows whose messages are heard: the trunks' networks, and the addresses their proxies turned out to have.
+type neighbours struct {
+	trunks []Trunk
+
+	mu    sync.RWMutex
+	found map[string][]netip.Addr // by name of the trunk, the latest last
+}
+
+// maxFound is how many addresses of one trunk's proxy are remembered: a few more than a name has.
+const maxFound = 16
+
+func (n *neighbours) trunkOf(a netip.Addr) *Trunk {
+	a = a.Unmap()
+	for i := range n.trunks {
+		if n.trunks[i].contains(a) {
+			return &n.trunks[i]
+		}
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for i := range n.trunks {
+		if slices.Contains(n.found[n.trunks[i].Name], a) {
+			return &n.trunks[i]
+		}
+	}
+	return nil
+}
+
+func (n *neighbours) find(trunk *Trunk, targets []target) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.found == nil {
+		n.found = map[string][]netip.Addr{}
+	}
+	list := n.found[trunk.Name]
+	for _, t := range targets {
+		list = slices.DeleteFunc(list, func(a netip.Addr) bool { return a == t.addr.Addr() })
+		list = append(list, t.addr.Addr())
+	}
+	n.found[trunk.Name] = list[max(0, len(list)-maxFound):]
+}
+
+func (s *Stack) trunkNamed(name string) *Trunk {
+	for i := range s.config.Trunks {
+		if s.config.Trunks[i].Name == name {
+			return &s.config.Trunks[i]
+		}
+	}
+	return nil
+}
+
+// locate finds where a trunk's proxy is (RFC 3263 §4.2, without NAPTR: the transport is configured): an address as it
+// is, a name with a port by A and AAAA, a name alone by SRV and then by A and AAAA.
+func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
+	host, port := hostAndPort(trunk.Proxy)
+	var out []target
+	if addr, err := netip.ParseAddr(host); err == nil {
+		out = []target{{netip.AddrPortFrom(addr.Unmap(), cmpPort(port, trunk.transport())), host}}
+	} else if port == 0 {
+		out = s.services(ctx, trunk, host)
+	}
+	if len(out) == 0 {
+		addrs, err := s.addresses(ctx, host)
+		if err != nil {
+			return nil, fmt.Errorf("locate trunk %s: %w", trunk.Name, err)
+		}
+		for _, a := range addrs {
+			out = append(out, target{netip.AddrPortFrom(a, cmpPort(port, trunk.transport())), host})
+		}
+	}
+	s.neighbours.find(trunk, out)
+	return out, nil
+}
+
+// services asks for SRV records; the resolver sorts them by priority and weight (RFC 2782).
+func (s *Stack) services(ctx context.Context, trunk *Trunk, host string) []target {
+	service, proto := "sip", string(trunk.transport())
+	if trunk.transport() == TLS {
+		service, proto = "sips", "tcp"
+	}
+	_, records, err := s.resolver.LookupSRV(ctx, service, proto, host)
+	if err != nil {
+		return nil // most names have none
+	}
+	var out []target
+	for _, r := range records {
+		addrs, err := s.addresses(ctx, strings.TrimSuffix(r.Target, "."))
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			out = append(out, target{netip.AddrPortFrom(a, r.Port), host}) // RFC 5922 §7.1: the name asked for, not the server's
+		}
+	}
+	return out
+}
+
+func (s *Stack) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
+	addrs, err := s.resolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a.Is4() != s.config.RTP.Advertise.Unmap().Is4() }), nil
+}
+
+func hostAndPort(s string) (string, uint16) {
+	if host, port, err := net.SplitHostPort(s); err == nil {
+		n, _ := strconv.ParseUint(port, 10, 16)
+		return host, uint16(n)
+	}
+	return strings.Trim(s, "[]"), 0
+}
+
+func cmpPort(port uint16, t Transport) uint16 {
+	switch {
+	case port != 0:
+		return port
+	case t == TLS:
+		return 5061
+	}
+	return 5060
+}
+
+// begin sends a request as a client transaction.
+func (s *Stack) begin(ctx context.Context, trunk *Trunk, req *gosip.Request) (*gosip.ClientTx, error) {
+	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	if err := s.connect(connecting, trunk, req); err != nil {
+		return nil, fmt.Errorf("%s: %w", req.Method, err)
+	}
+	tx, err := s.layer.Request(connecting, req)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", req.Method, err)
+	}
+	return tx, nil
+}
+
+// exchange sends a request other than INVITE and waits for its final answer, or for timer F.
+func (s *Stack) exchange(trunk *Trunk, req *gosip.Request) (*gosip.Response, error) {
+	ctx, cancel := context.WithTimeout(s.root, transactionTimeout)
+	defer cancel()
+	tx, err := s.begin(ctx, trunk, req)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Terminate()
+	for {
+		select {
+		case res := <-tx.Responses():
+			if !res.IsProvisional() {
+				return res, nil
+			}
+		case <-tx.Done():
+			return nil, fmt.Errorf("%s: %w", req.Method, tx.Err())
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s: %w", req.Method, ctx.Err())
+		}
+	}
+}
+
+// connect makes sure that a request can leave: that the UDP socket is known to sipgo (a call may be resumed and ended
+// before Run has begun), or that there is a connection to where it goes.
+func (s *Stack) connect(ctx context.Context, trunk *Trunk, req *gosip.Request) error {
+	t := Transport(strings.ToLower(req.Transport()))
+	l, ok := s.listenerFor(Dialog{Transport: t, LocalSocket: addrPortOf(&net.UDPAddr{IP: req.Laddr.IP, Port: req.Laddr.Port})})
+	if !ok {
+		return fmt.Errorf("not listening on %s", t)
+	}
+	select {
+	case <-l.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if t == UDP {
+		return nil
+	}
+	addr, err := s.destination(ctx, req, t)
+	if err != nil {
+		return err
+	}
+	if conn, err := s.transports.GetConnection(string(t), addr.String()); err == nil {
+		_, _ = conn.TryClose() // only asked whether it lives
+		return nil
+	}
+	_, err, _ = s.connecting.Do(string(t)+addr.String(), func() (any, error) { return nil, s.open(ctx, trunk, t, addr) })
+	return err
+}
+
+// destination resolves where a request goes.
+func (s *Stack) destination(ctx context.Context, req *gosip.Request, t Transport) (netip.AddrPort, error) {
+	host, port := hostAndPort(req.Destination())
+	if a, err := netip.ParseAddr(host); err == nil {
+		return netip.AddrPortFrom(a.Unmap(), cmpPort(port, t)), nil
+	}
+	addrs, err := s.addresses(ctx, host)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if len(addrs) == 0 {
+		return netip.AddrPort{}, fmt.Errorf("%s has no address for us", clip(host))
+	}
+	addr := netip.AddrPortFrom(addrs[0], cmpPort(port, t))
+	req.SetDestination(addr.String())
+	return addr, nil
+}
+
+// open makes a connection and gives it to sipgo as though it had come in: so the guard cuts and judges what comes over
+// it, too.
+func (s *Stack) open(ctx context.Context, trunk *Trunk, t Transport, addr netip.AddrPort) error {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return err
+	}
+	began := make(chan struct{})
+	guarded := newGuardedConn(conn, s.guard(), func() {})
+	guarded.reading = sync.OnceFunc(func() { close(began) })
+	own := s.outgoing[t]
+	select {
+	case own.conns <- guarded:
+	case <-own.closed:
+		return errors.Join(net.ErrClosed, conn.Close())
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), conn.Close())
+	}
+	select {
+	case <-began:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), conn.Close())
+	}
+}
+
+// outgoingConns is a listener whose connections are those we have opened ourselves.
+type outgoingConns struct {
+	conns  chan net.Conn // open fills it, Accept drains it
+	closed chan struct{}
+	once   sync.Once
+	addr   net.Addr
+}
+
+func newOutgoingConns(addr net.Addr) *outgoingConns {
+	return &outgoingConns{conns: make(chan net.Conn), closed: make(chan struct{}), addr: addr}
+}
+
+func (o *outgoingConns) Accept() (net.Conn, error) {
+	select {
+	case c := <-o.conns:
+		return c, nil
+	case <-o.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (o *outgoingConns) Close() error {
+	o.once.Do(func() { close(o.closed) })
+	return nil
+}
+
+func (o *outgoingConns) Addr() net.Addr { return o.addr }
