@@ -244,6 +244,7 @@ func (m *Membership) deliverToDevice(sender id.UserID, senderDevice id.DeviceID,
 		err = errors.New("content names another device than olm")
 	}
 	if err != nil {
+		m.host.Metrics().SignalsDropped.Add(1)
 		m.log.Debug("signal refused", "from", userName(sender), "device", senderDevice, "type", evtType, "err", err)
 		return
 	}

@@ -149,7 +149,8 @@ var errSignalTooBig = errors.New("signal has more than any client sends")
 // decodeSignal reads a to-device call event. Device is what the content says it comes from.
 func decodeSignal(evtType string, content json.RawMessage) (sig mesh.Signal, device id.DeviceID, err error) {
 	var c signalContent
-	if err := json.Unmarshal(content, &c); err != nil {
+	// A field of another type than it should be is left out; json goes on with the rest.
+	if err := json.Unmarshal(content, &c); err != nil && !isWrongType(err) {
 		return sig, "", fmt.Errorf("decode %s: %w", evtType, err)
 	}
 	sig = mesh.Signal{
@@ -187,6 +188,11 @@ func decodeSignal(evtType string, content json.RawMessage) (sig mesh.Signal, dev
 		return mesh.Signal{}, "", fmt.Errorf("decode %s: %w", evtType, errSignalTooBig)
 	}
 	return sig, c.DeviceID, nil
+}
+
+func isWrongType(err error) bool {
+	_, wrongType := errors.AsType[*json.UnmarshalTypeError](err)
+	return wrongType
 }
 
 func tooBig(sig mesh.Signal) bool {

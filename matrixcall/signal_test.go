@@ -2,6 +2,7 @@ package matrixcall
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -86,13 +87,41 @@ func TestSignalsOfBothClientsAreRead(t *testing.T) {
 func TestMonstrousSignalsAreRefused(t *testing.T) {
 	long := strings.Repeat("x", maxSDP+1)
 	for _, content := range []string{
-		`[]`, `null and void`, `{"call_id":7}`, `{"call_id":"` + long + `"}`,
+		`null and void`, `{`, ``, `{"call_id":"` + long + `"}`,
 		`{"offer":{"type":"offer","sdp":"` + long + `"}}`,
 		`{"candidates":[` + strings.TrimSuffix(strings.Repeat(`{"candidate":"c"},`, maxSignalCandidates+1), ",") + `]}`,
 		`{"candidates":[{"candidate":"` + long + `"}]}`,
 	} {
 		if sig, _, err := decodeSignal(typeInvite, json.RawMessage(content)); err == nil {
 			t.Errorf("decodeSignal(%.60q) = %+.60v, want an error", content, sig)
+		}
+	}
+}
+
+// A field of the wrong type costs only itself.
+func TestWrongTypesAreLeftOut(t *testing.T) {
+	fields := []string{
+		"call_id", "conf_id", "version", "party_id", "device_id", "sender_session_id", "dest_session_id", "seq", "lifetime",
+		"invitee", "offer", "answer", "description", "capabilities", "candidates", "reason", "selected_party_id",
+		"sdp_stream_metadata", "org.matrix.msc3077.sdp_stream_metadata", "org.matrix.msgid", "asserted_identity",
+	}
+	for _, field := range fields {
+		for _, value := range []string{`7`, `-1e400`, `1.5`, `"x"`, `true`, `null`, `[]`, `[7]`, `{}`, `{"sdp":7,"type":[]}`, `{"a":7}`, `[{"candidate":7}]`} {
+			content := fmt.Sprintf(`{%q:%s,"reason":"why","conf_id":"conf"}`, field, value)
+			for evtType := range signalKinds {
+				sig, _, err := decodeSignal(evtType, json.RawMessage(content))
+				if err != nil && value != `-1e400` {
+					t.Errorf("decodeSignal(%s, %s) = %v", evtType, content, err)
+				}
+				if err == nil && (sig.ConfID != "conf" || sig.Reason != "why") {
+					t.Errorf("decodeSignal(%s, %s) lost the other fields: %+v", evtType, content, sig)
+				}
+			}
+		}
+	}
+	for _, content := range []string{`[]`, `"x"`, `7`, `null`, `{}`} {
+		if sig, _, err := decodeSignal(typeInvite, json.RawMessage(content)); err != nil || sig.CallID != "" {
+			t.Errorf("decodeSignal(%s) = %+v, %v, want a signal without call id", content, sig, err)
 		}
 	}
 }

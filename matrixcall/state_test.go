@@ -393,6 +393,48 @@ func TestPutMemberKeepsWhatIsNotOurs(t *testing.T) {
 	})
 }
 
+// FuzzMemberContent edits member events that anybody may have written: ours is in it once afterwards, what has expired is
+// not, and doing it again changes nothing.
+func FuzzMemberContent(f *testing.F) {
+	for _, content := range []string{
+		``, `{}`, `{"m.calls":{}}`, `{"m.calls":[7,{"m.call_id":"conf","m.devices":[{"device_id":"D","expires_ts":1}]}]}`,
+		`{"m.calls":[{"m.call_id":"conf","m.devices":[{"device_id":"X","expires_ts":9007199254740991},{"device_id":"X"}]}]}`,
+		`{"m.calls":[{"m.call_id":"other","m.devices":[{"device_id":"D","expires_ts":9007199254740991}]}]}`,
+	} {
+		f.Add([]byte(content))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		now := time.UnixMilli(1 << 40)
+		edit := MemberEdit{ConfID: "conf", Drop: []id.DeviceID{"D"}, Add: &MemberCallDevice{DeviceID: "D", ExpiresTS: 1 << 41}}
+		once, _ := edit.apply(content, now)
+		text, err := json.Marshal(once)
+		if err != nil {
+			t.Fatalf("content after %q: %v", content, err)
+		}
+		again, found := edit.apply(text, now)
+		if second, err := json.Marshal(again); err != nil || !found || !sameJSON(second, text) {
+			t.Errorf("%q became\n%s and then\n%s, %v", content, text, second, err)
+		}
+		ours := 0
+		for _, call := range memberCalls(text) {
+			for _, d := range call.Devices {
+				if call.CallID == "conf" && d.DeviceID == "D" {
+					ours++
+				}
+				if !d.expires().After(now) {
+					t.Errorf("%q: an expired device stays: %s", content, text)
+				}
+			}
+		}
+		if ours != 1 {
+			t.Errorf("%q: our entry is %d times in %s", content, ours, text)
+		}
+		state := newSnapshot()
+		state.put(stateEvent(callType, "conf", "@a:x", 1, string(content)))
+		state.call(plainService(), "conf")
+	})
+}
+
 func sameJSON(a, b []byte) bool {
 	var x, y any
 	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)

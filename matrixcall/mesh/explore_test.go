@@ -5,9 +5,12 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 )
 
 // TestReachableStatesKeepTheInvariants walks breadth first through what can happen to a mesh with one peer (and a
@@ -16,8 +19,11 @@ import (
 //   - a wanted peer is connected, or has a deadline, or rests until it moves;
 //   - an active mesh has a deadline, or a write of its entry under way;
 //   - at most one connection per peer, opened and closed in pairs, and nothing is asked of a closed one;
+//   - at most one live call id per peer: while a connection is open, the peer gets its call id and no other, but for the
+//     refusal of another;
 //   - a call's seq begins at 0 and never skips; only an identical invite repeats one;
 //   - PeerConnected and PeerGone come in pairs;
+//   - what waits (early signals, gaps, orphans, queues, candidates) stays within its bounds;
 //   - after leaving nothing is sent, and Done is said once, last.
 func TestReachableStatesKeepTheInvariants(t *testing.T) {
 	for _, self := range []Device{{"@_sip:x", "GHOST"}, {"@zed:x", "GHOST"}} {
@@ -49,10 +55,11 @@ type world struct {
 // observer sees only effects.
 type observer struct {
 	open      map[Conn]Device
+	live      map[Device]string // the call id of the open connection, once it was used
 	pending   map[Conn][]string // results owed by the shell, in order
 	entry     []string          // results of state writes owed
-	next      map[string]int    // by call: next seq
-	first     map[string]string // by call: the invite as sent
+	next      map[Conn]int      // next seq
+	first     map[Conn]string   // the invite as sent
 	connected map[Peer]bool
 	quiet     bool // leaving has begun
 	done      bool
@@ -62,7 +69,7 @@ type observer struct {
 
 func (o observer) clone() observer {
 	o.open, o.next, o.first = maps.Clone(o.open), maps.Clone(o.next), maps.Clone(o.first)
-	o.connected = maps.Clone(o.connected)
+	o.connected, o.live = maps.Clone(o.connected), maps.Clone(o.live)
 	pending := make(map[Conn][]string, len(o.pending))
 	for c, p := range o.pending {
 		pending[c] = slices.Clone(p)
@@ -77,8 +84,8 @@ func newWorld(self Device) world {
 		state: New(Config{Self: self, ConfID: "conf", Session: "g", CallPrefix: "m", StreamID: "stream", Created: true}),
 		now:   epoch,
 		obs: observer{
-			open: map[Conn]Device{}, pending: map[Conn][]string{}, next: map[string]int{}, first: map[string]string{},
-			connected: map[Peer]bool{},
+			open: map[Conn]Device{}, pending: map[Conn][]string{}, next: map[Conn]int{}, first: map[Conn]string{},
+			connected: map[Peer]bool{}, live: map[Device]string{},
 		},
 	}
 }
@@ -119,6 +126,7 @@ func (o *observer) one(e Effect) error {
 		if err := o.ask(e.Conn, ""); err != nil {
 			return err
 		}
+		delete(o.live, o.open[e.Conn])
 		delete(o.open, e.Conn)
 		delete(o.pending, e.Conn)
 	case Send:
@@ -171,27 +179,90 @@ func (o *observer) send(e Send) error {
 	if sig.ConfID != "conf" || sig.SenderSession == "" || sig.DestSession == "" || sig.CallID == "" {
 		return fmt.Errorf("incomplete envelope")
 	}
+	if err := o.oneCall(e); err != nil {
+		return err
+	}
 	if !sig.Kind.numbered() {
 		if sig.Seq != NoSeq {
 			return fmt.Errorf("has a seq")
 		}
 		return nil
 	}
-	key := sig.CallID
+	conn, open := o.connOf(e.To)
+	if live := o.live[e.To]; !open || live != "" && live != sig.CallID {
+		if sig.Seq != 0 {
+			return fmt.Errorf("a refusal with seq %d, want 0", sig.Seq)
+		}
+		return nil
+	}
 	said := describeSend(Send{To: e.To, Signal: sig}) + sig.SDP.Text
 	switch {
 	case e.Repeat:
-		if o.first[key] != said || o.next[key] != 1 {
-			return fmt.Errorf("repeats what is not the only thing said: %q", o.first[key])
+		if o.first[conn] != said || o.next[conn] != 1 {
+			return fmt.Errorf("repeats what is not the only thing said: %q", o.first[conn])
 		}
 		return nil
-	case sig.Seq != o.next[key]:
-		return fmt.Errorf("seq %d, want %d", sig.Seq, o.next[key])
+	case sig.Seq != o.next[conn]:
+		return fmt.Errorf("seq %d, want %d", sig.Seq, o.next[conn])
 	}
-	o.next[key]++
+	o.next[conn]++
 	if sig.Kind == Invite {
-		o.first[key] = said
+		o.first[conn] = said
 		o.call = sig.CallID
+	}
+	return nil
+}
+
+func (o *observer) connOf(dev Device) (Conn, bool) {
+	for conn, other := range o.open {
+		if other == dev {
+			return conn, true
+		}
+	}
+	return 0, false
+}
+
+// oneCall checks that a device hears of one call at a time. Hangup and Reject of another are refusals.
+func (o *observer) oneCall(e Send) error {
+	if k := e.Signal.Kind; k == Hangup || k == Reject {
+		return nil
+	}
+	_, open := o.connOf(e.To)
+	switch live := o.live[e.To]; {
+	case !open:
+		return fmt.Errorf("sent without a connection")
+	case live == "":
+		o.live[e.To] = e.Signal.CallID
+	case live != e.Signal.CallID:
+		return fmt.Errorf("the call with it is %s", live)
+	}
+	return nil
+}
+
+// bounded checks that what waits stays within its bounds.
+func (s State) bounded() error {
+	bytes := 0
+	for _, e := range s.early {
+		bytes += e.sig.size()
+	}
+	if len(s.early) > maxEarly || bytes > maxEarlyBytes {
+		return fmt.Errorf("%d early signals, %d bytes", len(s.early), bytes)
+	}
+	if len(s.peers) > s.cfg.MaxPeers || len(s.refused) > len(s.members) || len(s.lost) > len(s.members) {
+		return fmt.Errorf("%d peers, %d refused, %d lost of %d members", len(s.peers), len(s.refused), len(s.lost), len(s.members))
+	}
+	for _, p := range s.peers {
+		if n := p.buffered(); n > maxBufferedPeer || len(p.tracks) > maxTracks {
+			return fmt.Errorf("%s: %d bytes wait, %d tracks", p.Peer, n, len(p.tracks))
+		}
+		for _, t := range p.tracks {
+			if len(t.held) > maxHeld || len(t.orphans) > maxOrphans || len(t.seen) > maxSeen {
+				return fmt.Errorf("%s: held %d, orphans %d, seen %d", p.Peer, len(t.held), len(t.orphans), len(t.seen))
+			}
+		}
+		if l := p.link; l != nil && (len(l.waiting) > maxCandidates || len(l.queue) > maxQueue || len(l.streams) > maxStreams) {
+			return fmt.Errorf("%s: %d candidates, %d queued, %d streams", p.Peer, len(l.waiting), len(l.queue), len(l.streams))
+		}
 	}
 	return nil
 }
@@ -199,6 +270,9 @@ func (o *observer) send(e Send) error {
 // holds checks a state.
 func (w world) holds() error {
 	s := w.state
+	if err := s.bounded(); err != nil {
+		return err
+	}
 	deadline := s.Deadline()
 	if (s.active() || s.phase == leaving) && deadline.IsZero() && !s.entry.writing {
 		return fmt.Errorf("%s without a deadline", s.phase)
@@ -370,6 +444,76 @@ func FuzzStep(f *testing.F) {
 		})
 	})
 }
+
+// FuzzHostileSignals lets the fuzzer say what two members and a stranger send, field by field: any kind, call, session,
+// number, size. The shell keeps its part. Four bytes make one signal.
+func FuzzHostileSignals(f *testing.F) {
+	f.Add([]byte("\x01\x02\x03\x04\x01\x00\x00\x00\x02\x10\x20\x30"))
+	f.Add([]byte(strings.Repeat("\x11\x00\x07\xff", 200)))
+	f.Fuzz(func(t *testing.T, script []byte) {
+		hostileWalk(t, script[:min(len(script), 4*400)])
+	})
+}
+
+func TestHostileSignalsKeepTheInvariants(t *testing.T) {
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		script := make([]byte, 4*400)
+		for i := range script {
+			script[i] = byte(r.IntN(256))
+		}
+		hostileWalk(t, script)
+	}
+}
+
+func hostileWalk(t *testing.T, script []byte) {
+	w := newWorld(Device{"@kim:x", "GHOST"})
+	w = w.take(t, happening{name: "join", event: Join{}})
+	w = w.take(t, happening{name: "written", event: entryResult(w.obs.entry[0], "")})
+	w = w.take(t, happening{name: "members", event: RoomState{Members: []Member{
+		{Peer: alice, Expires: epoch.Add(10 * time.Hour)},
+		{Peer: bob, Expires: epoch.Add(10 * time.Hour)},
+		{Peer: Peer{Device{"@zoe:x", "Z"}, "s1"}, Expires: epoch.Add(10 * time.Hour)},
+	}}})
+	for ; len(script) >= 4; script = script[4:] {
+		w = w.take(t, happening{name: "hostile", event: hostileSignal([4]byte(script), w.state.session)})
+		switch next := w.happenings(); {
+		case len(next) == 0:
+			return
+		case script[3]&0xf0 == 0: // the shell does what it owes, or time passes
+			i := int(script[3]&0xf) % len(next)
+			if name := next[i].name; name != "leave" && name != "abandon" && name != "ended" {
+				w = w.take(t, next[i])
+			}
+		case script[3]&0xf0 == 0x10:
+			w.now = w.now.Add(time.Duration(script[3]&0xf) * time.Second)
+		}
+	}
+}
+
+// hostileSignal makes a signal of four bytes: who and what, which call and session, which number and size, the rest.
+func hostileSignal(b [4]byte, session string) Received {
+	from := []Device{alice.Device, bob.Device, {"@zoe:x", "Z"}, {"@eve:x", "E" + fmtDevice(b[1])}}[b[0]&3]
+	calls := []string{"a1", "a2", "m1", "m2", "z1", "z2", "", strings.Repeat("c", 255)}
+	sig := Signal{
+		Kind: Kind(b[0]>>2) % (Replaces + 1), ConfID: "conf", CallID: calls[b[1]&7],
+		SenderSession: []string{"s1", "s1", "s2", ""}[b[1]>>3&3], DestSession: []string{session, session, "", "other"}[b[1]>>5&3],
+		Seq:        []int{NoSeq, 0, 1, 2, 3, 7, 1 << 30, int(b[3])}[b[2]&7],
+		Candidates: make([]Candidate, int(b[2]>>3&3)*21), Reason: []string{"", ReasonICEFailed, ReasonReplaced, "?"}[b[3]&3],
+		Selected: []string{"", "GHOST", "OTHER"}[int(b[3])%3],
+		SDP:      SDP{Type: []string{"offer", "answer", "", "pranswer"}[b[3]>>2&3]},
+	}
+	sig.SDP.Text = []string{"", "v=0\nm=audio\n", strings.Repeat("m=audio\n", 40), strings.Repeat("a=x\n", 12000)}[b[2]>>5&3]
+	if b[2]&0x80 != 0 {
+		sig.Streams = make(map[string]Stream)
+		for n := range int(b[3]) % 20 {
+			sig.Streams[strconv.Itoa(n)] = Stream{Purpose: UserMedia, AudioMuted: new(n%2 == 0)}
+		}
+	}
+	return Received{From: from, Signal: sig}
+}
+
+func fmtDevice(b byte) id.DeviceID { return id.DeviceID(strconv.Itoa(int(b))) }
 
 // walk goes through a number of happenings.
 func walk(t *testing.T, self Device, length int, choose func(n int) int) {

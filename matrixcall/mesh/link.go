@@ -82,6 +82,9 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 		case l.call == sig.CallID:
 			m.drop(p.Device, sig, "repeated")
 			return
+		case !p.calls.take(invitePace, m.now):
+			m.drop(p.Device, sig, "too many invites")
+			return
 		case l.phase == invited && l.call < sig.CallID:
 			// Both clients: the lower call id wins.
 			m.decline(p.Peer, sig.CallID, ReasonReplaced)
@@ -93,8 +96,11 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 			// Not sent yet, or up: the peer begins anew, as matrix-js-sdk does.
 			m.end(p, ReasonReplaced, quietly)
 		}
+	} else if !p.calls.take(invitePace, m.now) {
+		m.drop(p.Device, sig, "too many invites")
+		return
 	}
-	if sig.SDP.Text == "" || sig.SDP.Type != "offer" {
+	if sig.SDP.Text == "" || sig.SDP.Type != "offer" || CountMedia(sig.SDP.Text) > maxMedia {
 		m.decline(p.Peer, sig.CallID, ReasonBadOffer)
 		p.finish(sig.CallID)
 		m.expectAgain(p, calleePatience)
@@ -158,7 +164,7 @@ func (m *machine) drainQueue(p *peer) {
 // answerReceived completes our invite. A second answer is ignored.
 func (m *machine) answerReceived(p *peer, sig Signal) {
 	l := p.link
-	if l.phase != invited || sig.SDP.Text == "" {
+	if l.phase != invited || sig.SDP.Text == "" || CountMedia(sig.SDP.Text) > maxMedia {
 		m.drop(p.Device, sig, "no answer wanted")
 		return
 	}
@@ -185,14 +191,15 @@ func (m *machine) answerReceived(p *peer, sig Signal) {
 // candidatesReceived passes candidates on, once there is a remote description they belong to.
 func (m *machine) candidatesReceived(p *peer, sig Signal) {
 	l := p.link
+	if l.candidates+len(sig.Candidates) > maxCandidates {
+		m.drop(p.Device, sig, "too many candidates")
+		return
+	}
+	l.candidates += len(sig.Candidates)
 	if l.phase != offering && l.phase != invited {
 		if len(sig.Candidates) > 0 {
 			m.do(AddCandidates{Conn: l.conn, Candidates: sig.Candidates})
 		}
-		return
-	}
-	if len(l.waiting)+len(sig.Candidates) > maxCandidates {
-		m.drop(p.Device, sig, "too many candidates")
 		return
 	}
 	l.waiting = append(l.waiting, sig.Candidates...)
@@ -357,7 +364,7 @@ func (m *machine) end(p *peer, reason string, f farewell) {
 		m.do(PeerGone{Peer: p.Peer, Reason: reason})
 		m.lose(p)
 		if m.now.Sub(l.since) >= steadyAfter {
-			p.tries = 0
+			p.tries, m.fruitless = 0, 0
 		}
 	}
 	p.link = nil

@@ -24,6 +24,7 @@ func (m *machine) roomState(ev RoomState) {
 		}
 		m.members[mem.Device] = mem
 	}
+	maps.DeleteFunc(m.refused, func(p Peer, _ int) bool { return m.members[p.Device].Peer != p })
 	if !listed && m.entry.session == m.session && !m.entry.writing && m.due(m.entry.written.Add(entryRetry)) {
 		m.do(Note{Device: m.cfg.Self, Text: "our member entry was gone"})
 		m.writeEntry()
@@ -67,15 +68,16 @@ func (m *machine) reconcilePeers() {
 			m.end(p, ReasonUserHangup, politely)
 			delete(m.peers, p.Device)
 		case mem.Session != p.Session:
-			m.end(p, "new_session", quietly) // a clean slate on both sides, nothing to say
-			delete(m.peers, p.Device)
+			m.end(p, ReasonNewSession, quietly) // a clean slate on both sides, nothing to say
+			m.addPeer(mem)
+			m.peers[p.Device].former = p.Session
 		case !mem.Expires.Equal(p.expires):
 			p.expires = mem.Expires
 			m.wake(p)
 		}
 	}
 	for _, mem := range m.sortedMembers() {
-		if m.peers[mem.Device] == nil && m.wanted(mem) && len(m.peers) < m.cfg.MaxPeers {
+		if m.peers[mem.Device] == nil && m.wanted(mem) && m.roomFor(mem.User) {
 			m.addPeer(mem)
 		}
 	}
@@ -185,7 +187,7 @@ func (m *machine) calleeOverdue(p *peer) {
 			return
 		}
 	}
-	if m.rotated >= maxRotations {
+	if m.fruitless >= maxRotations {
 		p.resting = true
 		return
 	}

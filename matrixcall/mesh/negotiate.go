@@ -12,8 +12,10 @@ func (m *machine) negotiateReceived(p *peer, sig Signal) {
 	switch {
 	case sig.SDP.Text == "":
 		m.drop(p.Device, sig, "no description")
+	case CountMedia(sig.SDP.Text) > maxMedia:
+		m.drop(p.Device, sig, "too many media sections")
 	case l.phase == answering || l.neg == makingAnswer:
-		if len(l.queue) >= maxQueue {
+		if len(l.queue) >= maxQueue || !p.mayKeep(sig) {
 			m.drop(p.Device, sig, "too many offers")
 			return
 		}
@@ -25,11 +27,14 @@ func (m *machine) negotiateReceived(p *peer, sig Signal) {
 		m.tellMuted(p)
 		l.neg, l.negUntil = stable, zero
 		l.asked = true
+		l.candidates = 0
 		m.do(ApplyAnswer{Conn: l.conn, Answer: sig.SDP.Text})
 	case sig.SDP.Type != "offer":
 		m.drop(p.Device, sig, "answer to nothing")
 	case l.neg != stable && l.inviter:
 		m.drop(p.Device, sig, "offers crossed")
+	case !p.offers.take(offerPace, m.now):
+		m.drop(p.Device, sig, "too many offers")
 	default:
 		m.offerReceived(p, sig)
 	}
@@ -49,7 +54,10 @@ func (m *machine) offerReceived(p *peer, sig Signal) {
 	m.tellMuted(p)
 	l.neg = makingAnswer
 	l.negUntil = m.now.Add(shellPatience)
-	l.reoffer = zero
+	l.reoffer, l.candidates = zero, 0
+	if !l.restart.IsZero() {
+		l.restart = m.now.Add(restartAfter) // this may be the peer's restart: do not spoil it with ours
+	}
 	m.do(CreateAnswer{Conn: l.conn, Offer: sig.SDP.Text, Rollback: crossed})
 }
 

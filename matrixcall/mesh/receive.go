@@ -35,10 +35,20 @@ func (m *machine) receiveFromMember(from Device, sig Signal) {
 	p := m.peers[from]
 	switch {
 	case p != nil && (sig.SenderSession == "" || sig.SenderSession == p.Session):
+		if !p.signals.take(signalPace, m.now) {
+			m.drop(from, sig, "too many signals")
+			return
+		}
 		m.inOrder(p, sig)
-	case p == nil && listed && m.wanted(mem) && len(m.peers) >= m.cfg.MaxPeers:
+	case p != nil && sig.SenderSession == p.former && sig.Kind != Invite && sig.Kind != Candidates:
+		m.drop(from, sig, "of a past session")
+	case p == nil && listed && m.wanted(mem) && !m.roomFor(mem.User):
 		m.drop(from, sig, "too many peers")
-		if sig.Kind == Invite {
+		if sig.Kind == Invite && m.refused[mem.Peer] < maxRefusals {
+			if m.refused == nil {
+				m.refused = make(map[Peer]int)
+			}
+			m.refused[mem.Peer]++
 			m.decline(mem.Peer, sig.CallID, ReasonUserBusy)
 		}
 	default:
@@ -50,15 +60,16 @@ func (m *machine) receiveFromMember(from Device, sig Signal) {
 func (m *machine) holdEarly(from Device, sig Signal) {
 	same := 0
 	for _, e := range m.early {
-		if e.from == from {
+		if e.from.User == from.User {
 			same++
 		}
 	}
-	if len(m.early) >= maxEarly || same >= maxEarlyDevice {
+	if same >= maxEarlyUser {
 		m.drop(from, sig, "too many early signals")
 		return
 	}
 	m.early = append(m.early, early{from: from, sig: sig, until: m.now.Add(earlyPatience)})
+	m.evictEarly()
 	m.readAgain()
 }
 
@@ -109,7 +120,7 @@ func (m *machine) inOrder(p *peer, sig Signal) {
 	if !t.started {
 		t.started, t.next = true, sig.Seq
 	}
-	if sig.Seq > t.next && len(t.held) < maxHeld {
+	if sig.Seq > t.next && len(t.held) < maxHeld && p.mayKeep(sig) {
 		i, _ := slices.BinarySearchFunc(t.held, sig, func(a, b Signal) int { return cmp.Compare(a.Seq, b.Seq) })
 		t.held = slices.Insert(t.held, i, sig)
 		if t.gap.IsZero() {
@@ -204,12 +215,12 @@ func (m *machine) dispatch(p *peer, sig Signal) {
 		m.end(p, cmp.Or(sig.Reason, ReasonUserHangup), quietly)
 	case SelectAnswer:
 		if sig.Selected != "" && sig.Selected != string(m.cfg.Self.ID) {
-			m.end(p, "answered_elsewhere", quietly)
+			m.end(p, ReasonElsewhere, quietly)
 		}
 	case Replaces:
 		// matrix-js-sdk's transfer ends its side without a hangup. We do not offer to be transferred.
 		m.do(Note{Device: p.Device, Text: "peer transfers itself away"})
-		m.end(p, "transferred", politely)
+		m.end(p, ReasonTransferred, politely)
 	case Other, AssertedIdentity, Invite:
 	}
 }
@@ -220,7 +231,7 @@ func (m *machine) orphan(p *peer, sig Signal) {
 	case Hangup, Reject:
 		p.finish(sig.CallID)
 	case Candidates, Negotiate, Metadata:
-		if t := p.track(sig.CallID); len(t.orphans) < maxOrphans {
+		if t := p.track(sig.CallID); len(t.orphans) < maxOrphans && p.mayKeep(sig) {
 			t.orphans = append(t.orphans, sig)
 			return
 		}

@@ -45,21 +45,6 @@ const (
 	lostCounts      = 60 * time.Second // how long a peer whose connection broke is still counted among the people
 )
 
-// Bounds of what others can make us keep.
-const (
-	maxEarly       = 128 // signals from devices that are no members yet
-	maxEarlyDevice = 16
-	maxTracks      = 4 // call ids per peer
-	maxHeld        = 16
-	maxOrphans     = 8
-	maxSeen        = 64
-	maxCandidates  = 64
-	maxQueue       = 16
-	maxStreams     = 16
-	maxReoffers    = 5
-	maxRotations   = 3
-)
-
 var backoff = [...]time.Duration{time.Second, 5 * time.Second, 15 * time.Second}
 
 type phase uint8
@@ -88,11 +73,12 @@ type State struct {
 
 	identity Identity // asserted last
 
-	session  string // our present session id
-	entry    entry
-	until    time.Time // leaving: give up
-	rotated  int
-	rotation time.Time // of the last rotation
+	session   string // our present session id
+	entry     entry
+	until     time.Time // leaving: give up
+	rotated   int       // rotations in all
+	fruitless int       // rotations since a connection was last steady
+	rotation  time.Time // of the last rotation
 
 	known    bool // a room state was read
 	members  map[Device]Member
@@ -103,6 +89,7 @@ type State struct {
 	lastConn Conn
 	people   int
 	lost     map[Peer]loss // peers that were connected and are not now
+	refused  map[Peer]int  // how often members were told that there is no room for them
 }
 
 // loss is a peer whose connection ended while its member entry stands: a client that crashed leaves one for an hour.
@@ -132,6 +119,7 @@ type early struct {
 // peer is a wanted device.
 type peer struct {
 	Peer
+	former  string    // its session before this one: what still comes from it is late
 	expires time.Time // as last seen in its entry
 	invites bool      // we invite
 	tries   int       // links that ended since the peer was last steadily connected
@@ -141,6 +129,8 @@ type peer struct {
 	watch   time.Time // when to reset our session
 	tracks  []track
 	link    *link
+
+	signals, calls, offers allowance
 }
 
 // track is the order of one call_id's incoming signals.
@@ -189,16 +179,17 @@ func (n negotiation) String() string {
 
 // link is one attempt to reach a peer.
 type link struct {
-	conn     Conn
-	call     string
-	inviter  bool // ours is the invite
-	phase    linkPhase
-	deadline time.Time // of the phase; when connected, of a disconnection
-	repeat   time.Time
-	invite   Signal // as sent
-	seq      int    // of our next signal
-	waiting  []Candidate
-	queue    []Signal // signals for after makingAnswer
+	conn       Conn
+	call       string
+	inviter    bool // ours is the invite
+	phase      linkPhase
+	deadline   time.Time // of the phase; when connected, of a disconnection
+	repeat     time.Time
+	invite     Signal // as sent
+	seq        int    // of our next signal
+	waiting    []Candidate
+	candidates int      // since the peer's last description
+	queue      []Signal // signals for after makingAnswer
 
 	neg       negotiation
 	negUntil  time.Time
@@ -291,6 +282,7 @@ func (s State) clone() State {
 	s.members = maps.Clone(s.members)
 	s.early = slices.Clone(s.early)
 	s.lost = maps.Clone(s.lost)
+	s.refused = maps.Clone(s.refused)
 	peers := make(map[Device]*peer, len(s.peers))
 	for dev, p := range s.peers {
 		q := *p

@@ -3,6 +3,7 @@ package mesh
 import (
 	"hash/fnv"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -223,10 +224,11 @@ func (m *machine) closeAll(reason string) {
 // rotate takes a new session id: the universal reset, every peer starts anew (rule). It resets all of them, so it is
 // the last resort.
 func (m *machine) rotate() {
-	m.closeAll("new_session")
+	m.closeAll(ReasonNewSession)
 	m.rotated++
+	m.fruitless++
 	m.rotation = m.now
-	m.session = m.cfg.Session + "r" + string('0'+rune(m.rotated))
+	m.session = m.cfg.Session + "r" + strconv.Itoa(m.rotated)
 	m.writeEntry()
 }
 

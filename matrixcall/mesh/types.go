@@ -148,13 +148,16 @@ const (
 	ReasonCreateOffer   = "create_offer"
 	ReasonCreateAnswer  = "create_answer"
 	ReasonSignalling    = "signalling_timeout"
+	ReasonNewSession    = "new_session"
+	ReasonElsewhere     = "answered_elsewhere"
+	ReasonTransferred   = "transferred"
 	ReasonAbandoned     = "abandoned" // never sent
 )
 
 // stays says whether a link that ended for this reason is left alone: the other side did it on purpose.
 func stays(reason string) bool {
 	switch reason {
-	case ReasonUserHangup, "answered_elsewhere", ReasonReplaced, ReasonUserBusy, "transferred", "new_session", "":
+	case ReasonUserHangup, ReasonElsewhere, ReasonReplaced, ReasonUserBusy, ReasonTransferred, ReasonNewSession, "":
 		return true
 	}
 	return false

@@ -1,0 +1,125 @@
+package mesh
+
+import (
+	"time"
+
+	"maunium.net/go/mautrix/id"
+)
+
+// Bounds of what others can make us keep.
+const (
+	maxEarly        = 128 // signals from devices that are no members yet
+	maxEarlyUser    = 24
+	maxEarlyBytes   = 1 << 20
+	maxUserPeers    = 8 // devices of one user that we connect to
+	maxTracks       = 4 // call ids per peer
+	maxHeld         = 16
+	maxOrphans      = 8
+	maxSeen         = 64
+	maxCandidates   = 128 // per description of the peer's
+	maxQueue        = 16
+	maxBufferedPeer = 256 << 10 // bytes of all signals of a peer that wait for something
+	maxStreams      = 16
+	maxMedia        = 16 // media sections of a description; a browser with everything switched on has four
+	maxReoffers     = 5
+	maxRotations    = 3 // without a steady connection in between
+	maxRefusals     = 3 // times we tell one session that there is no room
+)
+
+// Paces: so many at once, then one per interval. Above what either client does at its worst (matrix-js-sdk calls again
+// every 5 s, hydrogen three times in a second), far below what would cost the other peers anything: an invite is a
+// PeerConnection, an offer a negotiation and a message back.
+var (
+	signalPace = pace{burst: 100, every: 200 * time.Millisecond}
+	invitePace = pace{burst: 8, every: 5 * time.Second}
+	offerPace  = pace{burst: 12, every: 2 * time.Second}
+)
+
+type pace struct {
+	burst int
+	every time.Duration
+}
+
+// allowance is how much of a pace has been used up: until when the sender is busy by it. The zero value is unused.
+type allowance struct{ busy time.Time }
+
+// take says whether one more is within the pace, and counts it if so.
+func (a *allowance) take(p pace, now time.Time) bool {
+	busy := a.busy
+	if busy.Before(now) {
+		busy = now
+	}
+	if busy.Sub(now) > time.Duration(p.burst-1)*p.every {
+		return false
+	}
+	a.busy = busy.Add(p.every)
+	return true
+}
+
+// size is about how many bytes a signal keeps in memory.
+func (sig Signal) size() int {
+	const envelope = 512
+	n := envelope + len(sig.SDP.Text)
+	for _, c := range sig.Candidates {
+		n += 64 + len(c.Line)
+	}
+	for key := range sig.Streams {
+		n += 64 + len(key)
+	}
+	return n
+}
+
+// mayKeep says whether another signal of the peer may wait for something.
+func (p *peer) mayKeep(sig Signal) bool { return p.buffered()+sig.size() <= maxBufferedPeer }
+
+// buffered is the size of all signals of the peer that wait for something.
+func (p *peer) buffered() (bytes int) {
+	add := func(signals []Signal) {
+		for _, sig := range signals {
+			bytes += sig.size()
+		}
+	}
+	for _, t := range p.tracks {
+		add(t.held)
+		add(t.orphans)
+	}
+	if p.link != nil {
+		add(p.link.queue)
+	}
+	return bytes
+}
+
+// roomFor says whether another device of the user may become a peer.
+func (m *machine) roomFor(user id.UserID) bool {
+	same := 0
+	for dev := range m.peers {
+		if dev.User == user {
+			same++
+		}
+	}
+	return len(m.peers) < m.cfg.MaxPeers && same < maxUserPeers
+}
+
+// evictEarly keeps the early signals within bounds: the greediest user's oldest go first, so that a stranger with many
+// messages cannot crowd out a client whose invite is faster than its member entry.
+func (m *machine) evictEarly() {
+	for {
+		total, bytes := len(m.early), 0
+		perUser := make(map[id.UserID]int)
+		for _, e := range m.early {
+			bytes += e.sig.size()
+			perUser[e.from.User] += e.sig.size()
+		}
+		if total <= maxEarly && bytes <= maxEarlyBytes {
+			return
+		}
+		victim := 0
+		for i, e := range m.early {
+			if perUser[e.from.User] > perUser[m.early[victim].from.User] {
+				victim = i
+			}
+		}
+		m.drop(m.early[victim].from, m.early[victim].sig, "too many early signals")
+		m.early = append(m.early[:victim:victim], m.early[victim+1:]...)
+	}
+}
