@@ -1,0 +1,83 @@
+package command
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Level is what somebody may do. Each includes those before it.
+type Level uint8
+
+const (
+	LevelNone   Level = iota
+	LevelView         // who, help
+	LevelManage       // hang up, mute, keys, PIN, admit
+	LevelCall         // place calls: this costs money
+	LevelAdmin
+)
+
+var levelNames = [...]string{"none", "view", "manage", "call", "admin"}
+
+func (l Level) String() string {
+	if int(l) < len(levelNames) {
+		return levelNames[l]
+	}
+	return fmt.Sprint("unknown ", uint8(l))
+}
+
+// MarshalText writes the name.
+func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// UnmarshalText reads a level of the configuration.
+func (l *Level) UnmarshalText(text []byte) error {
+	i := slices.Index(levelNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("%q is not one of %s", text, strings.Join(levelNames[:], ", "))
+	}
+	*l = Level(i)
+	return nil
+}
+
+// Permissions say who may do what: keys are "*" for everybody, a server (example.org), a room (!room:example.org), a user
+// (@user:example.org). The most exact one counts: the user, else the room, else the server, else "*"; so a room's entry
+// raises or lowers everybody in it but those who are named. No entry means LevelNone.
+type Permissions map[string]Level
+
+// Level is what a user may do in a room.
+func (p Permissions) Level(user, room string) Level {
+	localpart, server, found := strings.Cut(user, ":")
+	if !found || len(localpart) < 2 || localpart[0] != '@' || server == "" {
+		return LevelNone // not a user id: nothing below could be meant
+	}
+	for _, key := range []string{user, room, server, "*"} {
+		if level, ok := p[key]; ok && key != "" {
+			return level
+		}
+	}
+	return LevelNone
+}
+
+// Check says, in words for an admin, which key can't be meant.
+func (p Permissions) Check() error {
+	for _, key := range slices.Sorted(maps.Keys(p)) {
+		localpart, server, isID := strings.Cut(key, ":")
+		switch {
+		case key == "*":
+		case strings.HasPrefix(key, "#"):
+			return fmt.Errorf("%q is an alias, which may move; write the room's id (!…)", key)
+		case strings.HasPrefix(key, "@"):
+			if !isID || len(localpart) < 2 || server == "" {
+				return fmt.Errorf("%q is not a user id like @user:example.org", key)
+			}
+		case strings.HasPrefix(key, "!"): // of newer rooms without a server
+			if len(localpart) < 2 {
+				return fmt.Errorf("%q is not a room id like !room:example.org", key)
+			}
+		case key == "" || strings.ContainsAny(key, "@!*/ ") || strings.ToLower(key) != key:
+			return fmt.Errorf("%q is not \"*\", a server, a room id or a user id", key)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,170 @@
+package number
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nyaruka/phonenumbers"
+)
+
+// Policy says which numbers may be called. The zero value with a Country allows ordinary numbers of that country and
+// nothing else.
+type Policy struct {
+	Country string   `yaml:"country"` // where the trunks are: whose numbers are dialled without a prefix
+	Allow   []string `yaml:"allow"`   // prefixes (+49) and countries (FR); empty = Country
+	Deny    []string `yaml:"deny"`    // prefixes and countries; they win over Allow
+	// DenyKinds are kinds of numbers, see [Kinds]; nil = [DefaultDenyKinds]. A prefix in Allow that is longer than its
+	// country's code allows its numbers whatever their kind: who writes "+49900123" means it.
+	DenyKinds []string `yaml:"deny_kinds"`
+}
+
+// DefaultDenyKinds are numbers that cost the caller more than a call, and such as the metadata does not know: thieves like
+// both.
+func DefaultDenyKinds() []string {
+	return []string{"premium", "shared_cost", "personal", "pager", "company", "voicemail", "unknown"}
+}
+
+// satellites and global services: E.164 country codes without a country, all expensive. They need a prefix of their own.
+var worldwide = []string{"+800", "+808", "+870", "+878", "+881", "+882", "+883", "+888", "+979"}
+
+// Reason is why a number may not be called: for metrics.
+type Reason string
+
+const (
+	EmergencyNumber Reason = "emergency number"
+	NotAllowed      Reason = "not in an allowed range"
+	Denied          Reason = "in a denied range"
+	DeniedKind      Reason = "of a denied kind"
+)
+
+// Refusal is a number that may not be called, with words for the room. It does not quote the number.
+type Refusal struct {
+	Reason Reason
+	Text   string
+}
+
+func (r *Refusal) Error() string { return r.Text }
+
+// Emergency refuses what reaches the police or a fire brigade, as typed: this bridge does not know where the caller is and
+// may be down.
+func (p Policy) Emergency(typed string) error {
+	digits := strings.Map(func(r rune) rune {
+		if isDigit(r) {
+			return r
+		}
+		return -1
+	}, typed)
+	refusal := &Refusal{EmergencyNumber, "Emergency numbers can't be called from here. Use a telephone."}
+	if slices.Contains([]string{"112", "911", "999", "000"}, digits) {
+		return refusal // whatever the country: 112 works in every mobile network, the others are known from films
+	}
+	bare := digits
+	if n, err := phonenumbers.Parse(typed, p.Country); err == nil { // +49 112, 0 112
+		bare = phonenumbers.GetNationalSignificantNumber(n)
+		region := phonenumbers.GetRegionCodeForCountryCode(int(n.GetCountryCode()))
+		if phonenumbers.IsEmergencyNumber(bare, region) {
+			return refusal
+		}
+	}
+	for _, country := range append([]string{p.Country}, p.countries()...) {
+		if country == "" {
+			continue
+		}
+		withoutZeros := strings.TrimLeft(digits, "0") // a trunk's rules or an exchange may take them away
+		if phonenumbers.ConnectsToEmergencyNumber(digits, country) || phonenumbers.IsEmergencyNumber(bare, country) ||
+			phonenumbers.IsEmergencyNumber(withoutZeros, country) {
+			return refusal
+		}
+	}
+	return nil
+}
+
+// Check refuses a number that the policy does not allow.
+func (p Policy) Check(n E164) error {
+	if err := p.Emergency(string(n)); err != nil {
+		return err
+	}
+	parsed, err := parse(string(n), "")
+	if err != nil {
+		return &Refusal{NotAllowed, "That is not a telephone number."}
+	}
+	country := phonenumbers.GetRegionCodeForNumber(parsed)
+	if country == "" || country == "ZZ" {
+		country = phonenumbers.GetRegionCodeForCountryCode(int(parsed.GetCountryCode()))
+	}
+	if longestMatch(p.Deny, string(n), country) != "" {
+		return &Refusal{Denied, "Numbers of this range may not be called."}
+	}
+	allow := p.Allow
+	if len(allow) == 0 && p.Country != "" {
+		allow = []string{p.Country}
+	}
+	match := longestMatch(allow, string(n), country)
+	code := fmt.Sprintf("+%d", parsed.GetCountryCode())
+	switch {
+	case match == "":
+		return &Refusal{NotAllowed, "Numbers of this country or range may not be called from here."}
+	case strings.HasPrefix(match, "+") && len(match) > len(code):
+		return nil
+	case slices.Contains(worldwide, code) && match != code:
+		return &Refusal{NotAllowed, "Satellite and worldwide numbers may not be called from here."}
+	}
+	if kind := kindOf(parsed); slices.Contains(p.denyKinds(), kind) {
+		return &Refusal{DeniedKind, fmt.Sprintf("Numbers of this kind (%s) may not be called.", strings.ReplaceAll(kind, "_", " "))}
+	}
+	return nil
+}
+
+// CheckPolicy says, in words for an admin, what is wrong with the policy.
+func (p Policy) CheckPolicy() error {
+	if p.Country != "" && !knownCountry(p.Country) {
+		return fmt.Errorf("country: %q is not a country like DE", p.Country)
+	}
+	for name, list := range map[string][]string{"allow": p.Allow, "deny": p.Deny} {
+		for _, entry := range list {
+			digits, isPrefix := strings.CutPrefix(entry, "+")
+			if isPrefix && strings.Trim(digits, "0123456789") != "" || !isPrefix && !knownCountry(entry) {
+				return fmt.Errorf("%s: %q is neither a prefix like +49 nor a country like DE", name, entry)
+			}
+		}
+	}
+	for _, kind := range p.DenyKinds {
+		if _, ok := kinds[kind]; !ok {
+			return fmt.Errorf("deny_kinds: %q is not one of %s", kind, strings.Join(Kinds(), ", "))
+		}
+	}
+	return nil
+}
+
+func (p Policy) denyKinds() []string {
+	if p.DenyKinds == nil {
+		return DefaultDenyKinds()
+	}
+	return p.DenyKinds
+}
+
+// countries are those that the policy names.
+func (p Policy) countries() (list []string) {
+	for _, entry := range slices.Concat(p.Allow, p.Deny) {
+		if !strings.HasPrefix(entry, "+") {
+			list = append(list, entry)
+		}
+	}
+	return list
+}
+
+// longestMatch is the entry that fits a number best, "" if none: the longest prefix, else the country.
+func longestMatch(entries []string, number, country string) string {
+	best := ""
+	for _, entry := range entries {
+		prefix := strings.HasPrefix(entry, "+")
+		switch {
+		case prefix && strings.HasPrefix(number, entry) && (len(entry) > len(best) || !strings.HasPrefix(best, "+")):
+			best = entry
+		case !prefix && best == "" && entry == country:
+			best = entry
+		}
+	}
+	return best
+}
