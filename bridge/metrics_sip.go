@@ -24,6 +24,7 @@ var (
 	sipAnswered = prometheus.NewDesc("trunkline_sip_answered_total", "Calls answered.", nil, nil)
 	sipNoAck    = prometheus.NewDesc("trunkline_sip_no_ack_total", "Answers never acknowledged.", nil, nil)
 	sipPanics   = prometheus.NewDesc("trunkline_sip_panics_total", "Bugs that ended one call.", nil, nil)
+	rtpForged   = prometheus.NewDesc("trunkline_rtp_forged_total", "SRTP packets that are not authentic, or come again.", nil, nil)
 	rtpStranger = prometheus.NewDesc("trunkline_rtp_strangers_total", "RTP packets from sources that are not the phone.", nil, nil)
 	rtpBad      = prometheus.NewDesc("trunkline_rtp_malformed_total", "RTP packets that could not be read.", nil, nil)
 	rtpUnsent   = prometheus.NewDesc("trunkline_rtp_send_failures_total", "RTP packets that could not be sent.", nil, nil)
@@ -32,7 +33,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c sipCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		sipCalls, sipPorts, sipMessages, sipDropped, sipRefused, sipInvites, sipDialled, sipReached, sipUnhappy, sipAnswered, sipNoAck, sipPanics, rtpStranger, rtpBad, rtpUnsent,
+		sipCalls, sipPorts, sipMessages, sipDropped, sipRefused, sipInvites, sipDialled, sipReached, sipUnhappy, sipAnswered, sipNoAck, sipPanics, rtpStranger, rtpForged, rtpBad, rtpUnsent,
 	} {
 		ch <- d
 	}
@@ -65,6 +66,7 @@ func (c sipCollector) Collect(ch chan<- prometheus.Metric) {
 	count(sipAnswered, s.Answered)
 	count(sipNoAck, s.NoAck)
 	count(sipPanics, s.Panics)
+	count(rtpForged, s.MediaForged)
 	count(rtpStranger, s.MediaStrangers)
 	count(rtpBad, s.MediaMalformed)
 	count(rtpUnsent, s.MediaSendFails)

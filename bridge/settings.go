@@ -1,8 +1,12 @@
 package bridge
 
 import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"maunium.net/go/mautrix/appservice"
 
@@ -44,6 +48,10 @@ func sipConfig(c config.Config) (sip.Config, error) {
 			out.Advertise = own.String()
 		}
 	}
+	var err error
+	if out.TLS, err = tlsConfig(c.SIP.TLS); err != nil {
+		return out, fmt.Errorf("sip.tls: %w", err)
+	}
 	addr, err := netip.ParseAddr(c.RTP.Address)
 	if err != nil {
 		return out, fmt.Errorf("rtp.address: %w", err)
@@ -62,6 +70,12 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		trunk.Proxy, trunk.Domain, trunk.Transport = t.Proxy, t.Domain, sip.Transport(t.Transport)
 		trunk.Auth = sip.Credentials{Username: t.Username, Password: t.Password}
 		trunk.MaxCalls = t.MaxCalls
+		if t.SRTP != "off" {
+			trunk.SRTP = sip.SRTPMode(t.SRTP)
+		}
+		if trunk.TLS, trunk.ClientCAs, err = trunkTLS(t, out.TLS); err != nil {
+			return out, fmt.Errorf("tls of trunk %s: %w", t.Name, err)
+		}
 		if t.DTMF == "info" {
 			trunk.DTMF = sip.DTMFInfo
 		}
@@ -76,4 +90,49 @@ func sipConfig(c config.Config) (sip.Config, error) {
 	}
 	out.Limits.Calls = c.Calls.MaxLegs + 50 // the bridge itself says busy first, with a count
 	return out, nil
+}
+
+// tlsConfig reads certificate, key and CA.
+func tlsConfig(files config.TLS) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if files.Certificate != "" {
+		pair, err := tls.LoadX509KeyPair(files.Certificate, files.Key)
+		if err != nil {
+			return nil, err
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	var err error
+	c.RootCAs, err = authorities(files.CA)
+	return c, err
+}
+
+// authorities reads CA certificates; nil without a file.
+func authorities(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s holds no certificate", file)
+	}
+	return pool, nil
+}
+
+// trunkTLS is how connections to a trunk are secured, and who must have signed its certificate when it connects.
+func trunkTLS(t config.Trunk, ours *tls.Config) (*tls.Config, *x509.CertPool, error) {
+	own, err := tlsConfig(t.TLS)
+	if err != nil {
+		return nil, nil, err
+	}
+	if own.Certificates == nil {
+		own.Certificates = ours.Certificates
+	}
+	own.RootCAs = cmp.Or(own.RootCAs, ours.RootCAs)
+	theirs, err := authorities(t.ClientCA)
+	return own, theirs, err
 }

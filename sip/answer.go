@@ -20,7 +20,14 @@ type LocalState struct {
 	SDPVersion uint64 // of the last description we sent, 0 = none yet
 	LocalSDP   string // that description, whole
 	MediaIndex int    // the m= line in use; -1 = choose
+
+	SRTP   SRTPMode
+	Secure bool     // the signalling is: keys may be in descriptions
+	Keys   []string // ours, one for each suite
 }
+
+// encrypts says that keys may be offered and taken.
+func (l LocalState) encrypts() bool { return l.SRTP != SRTPOff && l.Secure }
 
 // Negotiated is what offer and answer agreed on.
 type Negotiated struct {
@@ -32,6 +39,7 @@ type Negotiated struct {
 	RemoteSilent bool      // the phone named address 0.0.0.0: send nothing
 	MediaIndex   int
 	SDPVersion   uint64
+	Crypto       Crypto
 }
 
 // NotAcceptable says why an offer cannot be answered; the INVITE gets a 488 with its text in a Warning header.
@@ -79,7 +87,7 @@ func Answer(offer []byte, local LocalState) ([]byte, *Negotiated, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	index, err := chooseMedia(o, local.MediaIndex)
+	index, err := chooseMedia(o, local)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -100,20 +108,39 @@ func Answer(offer []byte, local LocalState) ([]byte, *Negotiated, error) {
 	return body, n, nil
 }
 
-// chooseMedia finds the audio stream we take: the one in use if it is still there, else the first usable one.
-func chooseMedia(o *SDP, current int) (int, error) {
-	usable := func(m *MediaLine) bool { return m.Kind == "audio" && m.Proto == "RTP/AVP" && m.Port != 0 }
-	if current >= 0 && current < len(o.Media) && usable(&o.Media[current]) {
-		return current, nil
-	}
-	secure := false
-	for i := range o.Media {
-		if usable(&o.Media[i]) {
-			return i, nil
+// chooseMedia finds the audio stream we take: the one in use if it is still there, else the first encrypted one, else
+// the first usable one.
+func chooseMedia(o *SDP, local LocalState) (int, error) {
+	secure := func(m *MediaLine) bool { return local.encrypts() && cryptoOf(m, local.Keys).on() }
+	usable := func(m *MediaLine) bool {
+		switch {
+		case m.Kind != "audio" || m.Port == 0:
+			return false
+		case m.Proto == "RTP/SAVP", local.SRTP == SRTPRequired && m.Proto == "RTP/AVP":
+			return secure(m)
 		}
-		secure = secure || o.Media[i].Kind == "audio" && strings.Contains(o.Media[i].Proto, "SAVP")
+		return m.Proto == "RTP/AVP"
 	}
-	if secure {
+	if i := local.MediaIndex; i >= 0 && i < len(o.Media) && usable(&o.Media[i]) {
+		return i, nil
+	}
+	plain, audio := -1, false
+	for i := range o.Media {
+		switch m := &o.Media[i]; {
+		case usable(m) && secure(m):
+			return i, nil
+		case usable(m) && plain < 0:
+			plain = i
+		default:
+			audio = audio || m.Kind == "audio" && m.Port != 0
+		}
+	}
+	switch {
+	case plain >= 0:
+		return plain, nil
+	case audio && local.SRTP == SRTPRequired:
+		return 0, &NotAcceptable{302, "SRTP is required here, with keys in SDP over TLS"}
+	case audio:
 		// RFC 3264 §6 would let us answer port 0; with no other stream a clear refusal serves the caller better.
 		return 0, &NotAcceptable{302, "SRTP is not offered here, use RTP/AVP"}
 	}
@@ -146,6 +173,9 @@ func negotiate(o *SDP, index int, local LocalState) (*Negotiated, error) {
 	theirs := o.direction(m)
 	n.Direction = directionOf(theirs.Receives(), theirs.Sends() && !local.Hold) // RFC 3264 §6.1
 	n.RemoteRTCP, n.RTCPMux = rtcpAddr(m, n.Remote)
+	if local.encrypts() {
+		n.Crypto = cryptoOf(m, local.Keys)
+	}
 	return n, nil
 }
 
@@ -283,14 +313,18 @@ func Offer(local LocalState) ([]byte, *Negotiated) {
 		MediaIndex: 0,
 	}
 	body, version := local.render(func(b *strings.Builder) {
-		writeOffer(b, codecs, n.Direction, local.Addr.Port())
+		local.writeOffer(b, codecs, n.Direction)
 	})
 	n.SDPVersion = version
 	return body, n
 }
 
-func writeOffer(b *strings.Builder, codecs []string, d Direction, port uint16) {
-	fmt.Fprintf(b, "m=audio %d RTP/AVP", port)
+func (l LocalState) writeOffer(b *strings.Builder, codecs []string, d Direction) {
+	proto := "RTP/AVP" // with a=crypto, too: who knows no SRTP does without
+	if l.SRTP == SRTPRequired {
+		proto = "RTP/SAVP"
+	}
+	fmt.Fprintf(b, "m=audio %d %s", l.Addr.Port(), proto)
 	for _, name := range codecs {
 		c, _ := codecNamed(name)
 		fmt.Fprintf(b, " %d", c.static)
@@ -302,6 +336,11 @@ func writeOffer(b *strings.Builder, codecs []string, d Direction, port uint16) {
 	}
 	fmt.Fprintf(b, "a=rtpmap:%[1]d telephone-event/%[2]d\r\na=fmtp:%[1]d 0-15\r\n", ourDTMFPayload, clockRate)
 	fmt.Fprintf(b, "a=ptime:%d\r\na=%s\r\na=rtcp-mux\r\n", ourPtime, d)
+	if l.encrypts() {
+		for i, key := range l.Keys {
+			writeCrypto(b, i+1, suites[i].name, key)
+		}
+	}
 }
 
 // TakeAnswer completes an offer of local's codecs with the phone's answer. The first codec of the answer that we offered
@@ -314,7 +353,8 @@ func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 	if len(a.Media) == 0 || a.Media[0].Port == 0 {
 		return nil, &NotAcceptable{304, "The answer refuses audio"}
 	}
-	if a.Media[0].Kind != "audio" || a.Media[0].Proto != "RTP/AVP" {
+	proto := a.Media[0].Proto
+	if a.Media[0].Kind != "audio" || proto != "RTP/AVP" && (proto != "RTP/SAVP" || !local.encrypts()) {
 		return nil, fmt.Errorf("%w: the answer is not to our offer", errSDP)
 	}
 	var common []string
@@ -330,6 +370,9 @@ func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 	n, err := negotiate(a, 0, local)
 	if err != nil {
 		return nil, err
+	}
+	if !n.Crypto.on() && (proto == "RTP/SAVP" || local.SRTP == SRTPRequired) {
+		return nil, &NotAcceptable{302, "The answer has no usable key"}
 	}
 	n.SDPVersion = local.SDPVersion
 	return n, nil
@@ -371,6 +414,9 @@ func writeAudio(b *strings.Builder, offered *MediaLine, n *Negotiated, port uint
 	fmt.Fprintf(b, "a=ptime:%d\r\na=%s\r\n", ourPtime, n.Direction)
 	if n.RTCPMux {
 		b.WriteString("a=rtcp-mux\r\n")
+	}
+	if n.Crypto.on() {
+		writeCrypto(b, n.Crypto.Tag, n.Crypto.Suite, n.Crypto.Local)
 	}
 }
 

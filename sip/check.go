@@ -58,7 +58,11 @@ func checkRequest(req *gosip.Request) *refusal {
 	}
 	switch strings.ToLower(req.Recipient.Scheme) {
 	case "sip", "tel":
-	default: // sips needs TLS on every hop, and we have none
+	case "sips": // TLS on every hop (RFC 5630)
+		if !strings.EqualFold(req.Transport(), string(TLS)) {
+			return refuse(416, "Unsupported URI Scheme")
+		}
+	default:
 		return refuse(416, "Unsupported URI Scheme")
 	}
 	if missing := unsupported(req); len(missing) > 0 {

@@ -2,6 +2,8 @@ package sip
 
 import (
 	"cmp"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -19,6 +21,8 @@ const (
 	TLS Transport = "tls"
 )
 
+func (t Transport) known() bool { return t == UDP || t == TCP || t == TLS }
+
 // Listen is one socket on which the stack hears SIP.
 type Listen struct {
 	Transport Transport
@@ -28,7 +32,8 @@ type Listen struct {
 // Config is everything the stack must know before it opens a socket.
 type Config struct {
 	Listen    []Listen
-	Advertise string // host put into Contact and Via; "" = the address of the listener
+	TLS       *tls.Config // of our TLS sockets: at least a certificate
+	Advertise string      // host put into Contact and Via; "" = the address of the listener
 	RTP       RTPConfig
 	Trunks    []Trunk
 	UserAgent string // "" = "Trunkline"
@@ -57,6 +62,9 @@ type Trunk struct {
 	// TrustIdentity takes the caller's number from P-Asserted-Identity (RFC 3325) or Remote-Party-ID, in the INVITE and later.
 	TrustIdentity bool
 
+	// SRTP says whether its sound is encrypted; it needs TLS.
+	SRTP SRTPMode
+
 	// DTMF says how keys are sent to the phone; "" = RFC 4733, or INFO if the phone has no telephone-event.
 	DTMF DTMF
 
@@ -66,7 +74,13 @@ type Trunk struct {
 	Transport Transport
 	// Domain is the host part of the addresses in our calls; "" = the proxy's in what we ask for, our own in From.
 	Domain string
-	Auth   Credentials // what we answer to a 401 or 407
+	// TLS is how connections to it are secured: its CA, our certificate. nil = the system's CAs, no certificate. The name
+	// its certificate must have is the proxy's, unless ServerName says another.
+	TLS *tls.Config
+	// ClientCAs, when set, make it show a certificate of theirs when it connects to us.
+	ClientCAs *x509.CertPool
+
+	Auth Credentials // what we answer to a 401 or 407
 
 	MaxCalls int // 0 = only Limits.Calls holds
 }
@@ -122,8 +136,11 @@ func (c Config) check() error {
 		errs = append(errs, errors.New("sip: no listen address"))
 	}
 	for _, l := range c.Listen {
-		if l.Transport != UDP && l.Transport != TCP {
+		if !l.Transport.known() {
 			errs = append(errs, fmt.Errorf("sip: unknown transport %q", l.Transport))
+		}
+		if l.Transport == TLS && (c.TLS == nil || len(c.TLS.Certificates) == 0 && c.TLS.GetCertificate == nil) {
+			errs = append(errs, errors.New("sip: listening for TLS needs a certificate"))
 		}
 		if !l.Addr.Addr().IsValid() {
 			errs = append(errs, fmt.Errorf("sip: listen address %q is not an IP address and port", l.Addr))
@@ -146,6 +163,15 @@ func (c Config) check() error {
 		}
 		if host, _ := hostAndPort(t.Proxy); !validHost(host) || !validHost(t.Domain) {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: proxy %q or domain %q is not a host name or address", t.Name, t.Proxy, t.Domain))
+		}
+		if t.Transport != "" && !t.Transport.known() {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown transport %q", t.Name, t.Transport))
+		}
+		switch {
+		case t.SRTP != SRTPOff && t.SRTP != SRTPOptional && t.SRTP != SRTPRequired:
+			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown srtp mode %q", t.Name, t.SRTP))
+		case t.SRTP == SRTPRequired && t.Proxy != "" && t.Transport != TLS:
+			errs = append(errs, fmt.Errorf("sip: trunk %q: srtp needs transport tls, else everybody on the way can read its keys", t.Name))
 		}
 		if t.DTMF != DTMFAuto && t.DTMF != DTMFInfo {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown dtmf mode %q", t.Name, t.DTMF))

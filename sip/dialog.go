@@ -70,8 +70,9 @@ type MediaState struct {
 	SessionID    uint64    `json:"session_id"`    // of our o= line
 	SDPVersion   uint64    `json:"sdp_version"`   // of our o= line
 	MediaIndex   int       `json:"media_index"`   // which m= line is ours
-	PeerOffers   int       `json:"peer_offers"`   // offers answered so far
-	Symmetric    bool      `json:"symmetric"`     // of the trunk when the call began
+	Crypto       Crypto    `json:"crypto,omitzero"`
+	PeerOffers   int       `json:"peer_offers"` // offers answered so far
+	Symmetric    bool      `json:"symmetric"`   // of the trunk when the call began
 }
 
 // Format is how audio goes to and from the phone.

@@ -2,6 +2,7 @@ package sip_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ type bed struct {
 	stack  *sip.Stack
 	calls  chan *served
 	invite func(*served) // what the application does with a call; nil = answer
+	source netip.AddrPort
 }
 
 // served is a call as the application sees it.
@@ -53,11 +55,18 @@ func loopback(t sip.Transport) []sip.Listen {
 }
 
 func testConfig(t sip.Transport) sip.Config {
-	return sip.Config{
+	config := sip.Config{
 		Listen: loopback(t),
 		RTP:    sip.RTPConfig{Addr: netip.MustParseAddr("127.0.0.1"), PortMin: 34000, PortMax: 34999},
 		Trunks: []sip.Trunk{{Name: "lab", Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/24")}}},
 	}
+	if t == sip.TLS {
+		theCA := authorityOnce()
+		config.TLS = &tls.Config{Certificates: []tls.Certificate{theCA.certificate("bridge")}}
+		config.Trunks[0].TLS = &tls.Config{RootCAs: theCA.pool()}
+		config.Trunks[0].SRTP = sip.SRTPRequired
+	}
+	return config
 }
 
 func newBed(t testing.TB, config sip.Config, invite func(*served)) *bed {
@@ -166,6 +175,14 @@ func (b *bed) dial(r sip.DialRequest) *served {
 		b.Fatal(err)
 	}
 	return s
+}
+
+// firstSource is where the first call came from.
+func (b *bed) firstSource(now netip.AddrPort) netip.AddrPort {
+	if !b.source.IsValid() {
+		b.source = now
+	}
+	return b.source
 }
 
 func (b *bed) addr(t sip.Transport) string { return b.stack.Addr(t).String() }

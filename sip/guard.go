@@ -3,6 +3,7 @@ package sip
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 
@@ -14,6 +15,7 @@ type guard struct {
 	*neighbours
 	limits   Limits
 	counters *counters
+	log      *slog.Logger
 	parser   *gosip.Parser
 }
 

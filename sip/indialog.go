@@ -387,13 +387,10 @@ func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes 
 			next = uri
 		}
 	}
-	port := next.Port
-	if port == 0 {
-		port = 5060
-	}
-	req.SetDestination(strings.Trim(next.Host, "[]") + ":" + strconv.Itoa(port))
+	port := cmpPort(uint16(next.Port), d.Transport)
+	req.SetDestination(strings.Trim(next.Host, "[]") + ":" + strconv.Itoa(int(port)))
 	if a, err := netip.ParseAddr(strings.Trim(next.Host, "[]")); err == nil {
-		req.SetDestination(netip.AddrPortFrom(a, uint16(port)).String())
+		req.SetDestination(netip.AddrPortFrom(a, port).String())
 		if a.IsPrivate() && d.Remote.IsValid() && !d.Remote.Addr().IsPrivate() && !d.Remote.Addr().IsLoopback() {
 			req.SetDestination(d.Remote.String())
 		}

@@ -126,6 +126,7 @@ module aufile.so
 module aubridge.so
 module sndfile.so
 module uuid.so
+module srtp.so
 module_tmp account.so
 module_app menu.so
 `
@@ -134,9 +135,14 @@ module_app menu.so
 func baresipFolder(t *testing.T, uri, account string) string {
 	t.Helper()
 	dir, port := t.TempDir(), freePort(t)
+	config := fmt.Sprintf(baresipConfig, port, dir)
+	if strings.Contains(uri, "tls") {
+		files := authorityOnce().files(t, dir, "baresip")
+		config += "sip_certificate " + files.both + "\nsip_cafile " + files.ca + "\n"
+	}
 	writeWAV(t, filepath.Join(dir, "tone.wav"), tone(440, 30*time.Second))
 	files := map[string]string{
-		"config":   fmt.Sprintf(baresipConfig, port, dir),
+		"config":   config,
 		"accounts": fmt.Sprintf("<sip:bob@127.0.0.1:%d%s>;regint=0;%s\n", port, uri, account),
 		"contacts": "",
 	}
@@ -160,7 +166,7 @@ func freePort(t *testing.T) int {
 
 func TestBaresipTalks(t *testing.T) {
 	baresip := tool(t, "baresip")
-	for _, tr := range []sip.Transport{sip.UDP, sip.TCP} {
+	for _, tr := range []sip.Transport{sip.UDP, sip.TCP, sip.TLS} {
 		t.Run(string(tr), func(t *testing.T) {
 			var heard func() []int16
 			var stop func()
@@ -176,7 +182,11 @@ func TestBaresipTalks(t *testing.T) {
 				s.mu.Unlock()
 				_ = s.SendAnswer()
 			})
-			dir := baresipFolder(t, ";transport="+string(tr), "audio_codecs=PCMU")
+			account := "audio_codecs=PCMU"
+			if tr == sip.TLS {
+				account += ";mediaenc=srtp-mand"
+			}
+			dir := baresipFolder(t, ";transport="+string(tr), account)
 			cmd := exec.Command(baresip, "-f", dir, "-v", "-t", "4", "-e", fmt.Sprintf("/dial sip:1000@%s;transport=%s", b.addr(tr), tr))
 			out, err := cmd.CombinedOutput()
 			if err != nil {
@@ -184,6 +194,9 @@ func TestBaresipTalks(t *testing.T) {
 			}
 			s := b.call()
 			s.wants(sip.Acked{})
+			if crypto := s.Dialog().Media.Crypto; (crypto.Suite != "") != (tr == sip.TLS) {
+				t.Errorf("encrypted with %q", crypto.Suite)
+			}
 			s.wants(sip.Bye{})
 			stop()
 			if n := heard(); len(n) < 16000 || power(n[4000:12000], 440) < 0.7 {
@@ -227,16 +240,23 @@ func startBaresip(t *testing.T, dir string) (stop func() string) {
 
 func TestBaresipIsCalled(t *testing.T) {
 	tool(t, "baresip")
-	for _, tr := range []sip.Transport{sip.UDP, sip.TCP} {
+	for _, tr := range []sip.Transport{sip.UDP, sip.TCP, sip.TLS} {
 		t.Run(string(tr), func(t *testing.T) {
-			dir := baresipFolder(t, ";transport="+string(tr), "answermode=auto;audio_codecs=PCMA")
+			account := "answermode=auto;audio_codecs=PCMA"
+			if tr == sip.TLS {
+				account += ";mediaenc=srtp-mand"
+			}
+			dir := baresipFolder(t, ";transport="+string(tr), account)
 			stop := startBaresip(t, dir)
 			config := testConfig(tr)
-			config.Trunks[0].Proxy, config.Trunks[0].Transport = listeningAt(t, dir), tr
+			config.Trunks[0].Proxy, config.Trunks[0].Transport = listeningAt(t, dir, tr), tr
 			b := newBed(t, config, nil)
 			s := b.dial(sip.DialRequest{Trunk: "lab", Number: "bob", From: sip.Caller{Number: "1000", DisplayName: "Room"}})
 			s.wants(sip.Answered{})
 			m := s.Media()
+			if crypto := s.Dialog().Media.Crypto; (crypto.Suite != "") != (tr == sip.TLS) {
+				t.Errorf("encrypted with %q", crypto.Suite)
+			}
 			if f := m.Format(); f.Codec != "PCMA" || f.DTMF == 0 {
 				t.Errorf("format = %+v", f)
 			}
@@ -261,13 +281,16 @@ func TestBaresipIsCalled(t *testing.T) {
 	}
 }
 
-func listeningAt(t *testing.T, dir string) string {
+func listeningAt(t *testing.T, dir string, tr sip.Transport) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "config"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr, _, _ := strings.Cut(strings.TrimPrefix(string(b), "sip_listen "), "\n")
+	if ap := netip.MustParseAddrPort(addr); tr == sip.TLS {
+		addr = netip.AddrPortFrom(ap.Addr(), ap.Port()+1).String()
+	}
 	for range 100 { // UDP or TCP: it binds both
 		if c, err := net.Dial("tcp", addr); err == nil {
 			_ = c.Close()

@@ -173,7 +173,18 @@ func (c *Call) local(port uint16) LocalState {
 	if c.trunk != nil {
 		codecs = c.trunk.codecs()
 	}
+	mode := SRTPOff
+	if c.trunk != nil {
+		mode = c.trunk.SRTP
+	}
+	if c.srtpKeys == nil && mode != SRTPOff {
+		c.srtpKeys = newKeys()
+		if i := suiteNamed(d.Crypto.Suite); i >= 0 {
+			c.srtpKeys[i] = d.Crypto.Local // resumed: RFC 4568 §6.4, the key stays when nothing changes
+		}
+	}
 	return LocalState{
+		SRTP: mode, Secure: c.dialog.Transport == TLS, Keys: c.srtpKeys,
 		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, port),
 		Codecs: codecs, Current: d.Format.Codec,
 		SessionID: d.SessionID, SDPVersion: d.SDPVersion, LocalSDP: d.LocalSDP, MediaIndex: d.MediaIndex,
@@ -224,7 +235,7 @@ func (c *Call) take(m *Media, own, theirs []byte, n *Negotiated) {
 	d.Local = m.LocalAddr()
 	d.Advertised = netip.AddrPortFrom(c.stack.config.RTP.Advertise, m.LocalAddr().Port())
 	d.LocalSDP, d.SDPVersion, d.MediaIndex = string(own), n.SDPVersion, n.MediaIndex
-	d.Format, d.Direction, d.RemoteSilent = n.Format, n.Direction, n.RemoteSilent
+	d.Format, d.Direction, d.RemoteSilent, d.Crypto = n.Format, n.Direction, n.RemoteSilent, n.Crypto
 	if len(theirs) > 0 {
 		d.RemoteSDP = string(theirs)
 		d.PeerOffers++

@@ -37,16 +37,21 @@ type Media struct {
 	rx     receivedStats
 	digits digitReader // only readRTP uses it
 	keys   digitWriter
+	secure protection
 	closed bool
 }
 
 // mediaTotals count over all calls of a stack.
 type mediaTotals struct {
+	forged    atomic.Uint64 // SRTP that is not authentic, or a replay
 	strangers atomic.Uint64 // packets from sources that are not the phone
 	malformed atomic.Uint64 // not RTP, or a payload type nobody agreed on
 	held      atomic.Uint64 // packets of ours not sent because of hold
 	sendFails atomic.Uint64
 }
+
+// maxRTP leaves room for the tag of SRTP.
+const maxRTP = 1460
 
 // errMediaClosed is returned by WriteRTP after the call ended.
 var errMediaClosed = fmt.Errorf("media: %w", net.ErrClosed)
@@ -76,11 +81,12 @@ func (m *Media) apply(n Negotiated, allowed func(netip.Addr) bool, now time.Time
 		m.rx.lastHeard = now
 	}
 	m.neg = n
+	err := m.secure.use(n.Crypto)
 	m.sendTo = n.Remote
 	if m.lock.locked.IsValid() && allowed != nil && m.lock.locked != n.Remote {
 		m.sendTo = m.lock.locked // still the learned address
 	}
-	if n.RemoteSilent || !n.Remote.Addr().IsValid() || !n.Direction.Sends() {
+	if n.RemoteSilent || !n.Remote.Addr().IsValid() || !n.Direction.Sends() || err != nil { // keys were checked when read; if ever, silence is better than sound in clear
 		m.sendTo = netip.AddrPort{}
 	}
 }
@@ -123,11 +129,15 @@ func (m *Media) WriteRTP(p *rtp.Packet) error {
 	if m.keys.active() {
 		p = m.keys.replace(p, m.neg.Format)
 	}
-	n, err := p.MarshalTo(m.buf[:])
+	n, err := p.MarshalTo(m.buf[:maxRTP])
 	if err != nil {
 		return fmt.Errorf("write RTP: %w", err)
 	}
-	if _, err := m.rtp.WriteToUDPAddrPort(m.buf[:n], m.sendTo); err != nil {
+	sealed, err := m.secure.seal(m.buf[:], n)
+	if err != nil {
+		return fmt.Errorf("write RTP: %w", err)
+	}
+	if _, err := m.rtp.WriteToUDPAddrPort(sealed, m.sendTo); err != nil {
 		m.stats.sendFails.Add(1) // the phone's port may be closed for a moment (ICMP): the next packet may get through
 		return fmt.Errorf("write RTP to phone: %w", err)
 	}
@@ -181,12 +191,19 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 		m.receivedRTCP(b, from)
 		return
 	}
+	now := time.Now()
+	m.mu.Lock()
+	b, authentic := m.secure.open(b)
+	if !authentic {
+		m.mu.Unlock()
+		m.stats.forged.Add(1)
+		return
+	}
 	if err := p.Unmarshal(b); err != nil || p.Version != 2 {
+		m.mu.Unlock()
 		m.stats.malformed.Add(1)
 		return
 	}
-	now := time.Now()
-	m.mu.Lock()
 	ok, learned := m.lock.accept(from, p.SSRC, p.SequenceNumber, now)
 	if learned && m.lock.allowed != nil && m.sendTo.IsValid() {
 		m.sendTo = from // symmetric RTP (RFC 4961)

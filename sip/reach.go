@@ -1,7 +1,9 @@
 package sip
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -21,10 +23,7 @@ const (
 )
 
 // target is one place where a trunk may be reached.
-type target struct {
-	addr netip.AddrPort
-	name string // what its certificate must say
-}
+type target struct{ addr netip.AddrPort }
 
 // resolver finds addresses; *net.Resolver has it.
 type resolver interface {
@@ -89,7 +88,7 @@ func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 	host, port := hostAndPort(trunk.Proxy)
 	var out []target
 	if addr, err := netip.ParseAddr(host); err == nil {
-		out = []target{{netip.AddrPortFrom(addr.Unmap(), cmpPort(port, trunk.transport())), host}}
+		out = []target{{netip.AddrPortFrom(addr.Unmap(), cmpPort(port, trunk.transport()))}}
 	} else if port == 0 {
 		out = s.services(ctx, trunk, host)
 	}
@@ -99,7 +98,7 @@ func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 			return nil, fmt.Errorf("locate trunk %s: %w", trunk.Name, err)
 		}
 		for _, a := range addrs {
-			out = append(out, target{netip.AddrPortFrom(a, cmpPort(port, trunk.transport())), host})
+			out = append(out, target{netip.AddrPortFrom(a, cmpPort(port, trunk.transport()))})
 		}
 	}
 	s.neighbours.find(trunk, out)
@@ -123,7 +122,7 @@ func (s *Stack) services(ctx context.Context, trunk *Trunk, host string) []targe
 			continue
 		}
 		for _, a := range addrs {
-			out = append(out, target{netip.AddrPortFrom(a, r.Port), host}) // RFC 5922 §7.1: the name asked for, not the server's
+			out = append(out, target{netip.AddrPortFrom(a, r.Port)})
 		}
 	}
 	return out
@@ -249,6 +248,13 @@ func (s *Stack) open(ctx context.Context, trunk *Trunk, t Transport, addr netip.
 	if err != nil {
 		return err
 	}
+	if t == TLS {
+		secured := tls.Client(conn, s.clientTLS(trunk, addr))
+		if err := secured.HandshakeContext(ctx); err != nil {
+			return errors.Join(fmt.Errorf("TLS with %v: %w", addr, err), conn.Close())
+		}
+		conn = secured
+	}
 	began := make(chan struct{})
 	guarded := newGuardedConn(conn, s.guard(), func() {})
 	guarded.reading = sync.OnceFunc(func() { close(began) })
@@ -265,6 +271,38 @@ func (s *Stack) open(ctx context.Context, trunk *Trunk, t Transport, addr netip.
 		return nil
 	case <-ctx.Done():
 		return errors.Join(ctx.Err(), conn.Close())
+	}
+}
+
+// clientTLS is how we secure a connection to a trunk.
+func (s *Stack) clientTLS(trunk *Trunk, addr netip.AddrPort) *tls.Config {
+	c := &tls.Config{}
+	name := addr.Addr().String()
+	if trunk != nil {
+		if trunk.TLS != nil {
+			c = trunk.TLS.Clone()
+		}
+		if host, _ := hostAndPort(trunk.Proxy); host != "" {
+			name = host // RFC 5922 §7.1: the name asked for, whatever records it led to
+		}
+	}
+	c.ServerName = cmp.Or(c.ServerName, name)
+	c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
+	return c
+}
+
+// securer secures connections that come in; nil for a transport that is not.
+func (s *Stack) securer(t Transport) func(net.Conn, *Trunk) *tls.Conn {
+	if t != TLS {
+		return nil
+	}
+	return func(conn net.Conn, trunk *Trunk) *tls.Conn {
+		c := s.config.TLS.Clone()
+		c.MinVersion = max(c.MinVersion, tls.VersionTLS12)
+		if trunk.ClientCAs != nil {
+			c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, trunk.ClientCAs
+		}
+		return tls.Server(conn, c)
 	}
 }
 

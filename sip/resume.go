@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
@@ -27,6 +28,9 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	}
 	c.dialog.LocalSocket = l.addr
 	c.dialog.Contact = s.contact(d.Transport, l.addr)
+	if strings.HasPrefix(d.Contact, "<sips:") {
+		c.dialog.Contact = "<sips:trunkline@" + s.hostPort(l.addr) + ">"
+	}
 	c.dialog.Confirmed = true
 	c.dialog.LocalCSeq += cseqBlock
 	for i := range s.config.Trunks {
@@ -103,7 +107,9 @@ func (c *Call) reopenMedia() error {
 	m.apply(Negotiated{
 		Format: d.Format, Remote: d.Remote, RemoteRTCP: d.RemoteRTCP, RTCPMux: d.RTCPMux, Direction: d.Direction,
 		RemoteSilent: d.RemoteSilent, MediaIndex: d.MediaIndex, SDPVersion: d.SDPVersion,
+		Crypto: d.Crypto,
 	}, c.learnable(), now)
+	m.searchRollover(now.Sub(c.dialog.Since))
 	m.relock(d.Learned)
 	c.media.Store(m)
 	m.start()
@@ -122,6 +128,15 @@ func (m *Media) relock(learned netip.AddrPort) {
 	if m.lock.allowed != nil && m.sendTo.IsValid() {
 		m.sendTo = learned
 	}
+}
+
+// searchRollover allows for as many turns of the phone's sequence numbers as a call of this age may have seen.
+func (m *Media) searchRollover(age time.Duration) {
+	const shortestTurn = 65536 * 10 * time.Millisecond
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.secure.rollovers = uint32(min(age/shortestTurn, 1000)) + 1
+	m.secure.tries = maxRolloverTries
 }
 
 // NewSSRC returns a random SSRC that is not in not.

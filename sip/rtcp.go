@@ -96,9 +96,11 @@ func (m *Media) sendReport(now time.Time, bye bool) {
 		m.mu.Unlock()
 		return
 	}
-	packets := m.compound(now, bye)
+	b, err := rtcp.Marshal(m.compound(now, bye))
+	if err == nil {
+		b, err = m.secure.sealRTCP(b)
+	}
 	m.mu.Unlock()
-	b, err := rtcp.Marshal(packets)
 	if err != nil {
 		return
 	}
@@ -165,6 +167,11 @@ func (m *Media) receivedRTCP(b []byte, from netip.AddrPort) {
 	}
 	if from.Addr() != host {
 		m.stats.strangers.Add(1)
+		return
+	}
+	b, authentic := m.secure.openRTCP(b)
+	if !authentic {
+		m.stats.forged.Add(1)
 		return
 	}
 	packets, err := rtcp.Unmarshal(b)

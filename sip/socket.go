@@ -2,6 +2,8 @@ package sip
 
 import (
 	"bytes"
+	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -60,7 +62,8 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 // guardedListener accepts connections of trunks only, and only so many.
 type guardedListener struct {
 	net.Listener
-	guard *guard
+	guard  *guard
+	secure func(net.Conn, *Trunk) *tls.Conn // nil = TCP
 
 	mu    sync.Mutex
 	conns map[netip.Addr]int
@@ -78,16 +81,28 @@ func (l *guardedListener) Accept() (net.Conn, error) {
 			continue
 		}
 		host := addrPortOf(conn.RemoteAddr()).Addr()
+		trunk := l.guard.trunkOf(host)
 		switch {
-		case l.guard.trunkOf(host) == nil:
+		case trunk == nil:
 			l.guard.counters.drop(dropUnknownSource)
 		case !l.enter(host):
 			l.guard.counters.drop(dropConnections)
 		default:
-			return newGuardedConn(conn, l.guard, func() { l.leave(host) }), nil
+			return l.accepted(conn, trunk, host), nil
 		}
 		_ = conn.Close()
 	}
+}
+
+func (l *guardedListener) accepted(conn net.Conn, trunk *Trunk, host netip.Addr) net.Conn {
+	leave := func() { l.leave(host) }
+	if l.secure == nil {
+		return newGuardedConn(conn, l.guard, leave)
+	}
+	secured := l.secure(conn, trunk)
+	c := newGuardedConn(secured, l.guard, leave)
+	c.handshake = secured.HandshakeContext
+	return c
 }
 
 func (l *guardedListener) enter(host netip.Addr) bool {
@@ -127,7 +142,8 @@ type guardedConn struct {
 	left  func()
 	once  sync.Once
 
-	reading func() // called at each read: sipgo knows the connection by then
+	reading   func()                      // called at each read: sipgo knows the connection by then
+	handshake func(context.Context) error // still to be made, by the first read; nil = none
 
 	turn chan struct{} // cap 1, full during a write: one that waits must not get the next one's deadline
 
@@ -162,6 +178,11 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 	if c.reading != nil {
 		c.reading()
 	}
+	if c.handshake != nil {
+		if err := c.shakeHands(); err != nil {
+			return 0, io.EOF
+		}
+	}
 	for {
 		c.keepAlive()
 		size, v := c.guard.frame(c.pending)
@@ -189,6 +210,22 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 		}
 		c.consume(size)
 	}
+}
+
+// handshakeTimeout is how long a TLS handshake may take.
+const handshakeTimeout = 10 * time.Second
+
+// shakeHands is done here and not in Accept, which has others to attend to.
+func (c *guardedConn) shakeHands() error {
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+	defer cancel()
+	err := c.handshake(ctx)
+	c.handshake = nil
+	if err != nil {
+		c.guard.counters.drop(dropHandshake)
+		c.guard.log.Info("TLS handshake failed", "peer", c.RemoteAddr().String(), "err", err)
+	}
+	return err
 }
 
 // fill reads more of a message. Between messages it may wait for ever: a connection may be silent for a whole call.

@@ -132,17 +132,17 @@ func (s *Stack) bind(l Listen) error {
 			return fmt.Errorf("sip: listen: %w", err)
 		}
 		s.addPackets(conn)
-	case TCP:
+	case TCP, TLS:
 		ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(l.Addr))
 		if err != nil {
 			return fmt.Errorf("sip: listen: %w", err)
 		}
 		s.listeners = append(s.listeners, listener{
-			transport: TCP, addr: addrPortOf(ln.Addr()), conns: &guardedListener{Listener: ln, guard: s.guard()},
-			ready: closedChannel(),
+			transport: l.Transport, addr: addrPortOf(ln.Addr()), ready: closedChannel(),
+			conns: &guardedListener{Listener: ln, guard: s.guard(), secure: s.securer(l.Transport)},
 		})
-		if s.outgoing[TCP] == nil {
-			s.outgoing[TCP] = newOutgoingConns(ln.Addr())
+		if s.outgoing[l.Transport] == nil {
+			s.outgoing[l.Transport] = newOutgoingConns(ln.Addr())
 		}
 	}
 	return nil
@@ -168,7 +168,7 @@ func closedChannel() chan struct{} {
 func (s *Stack) guard() *guard {
 	parser := gosip.NewParser()
 	parser.MaxMessageLength = s.config.Limits.MessageBytes
-	return &guard{neighbours: s.neighbours, limits: s.config.Limits, counters: s.counters, parser: parser}
+	return &guard{neighbours: s.neighbours, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser}
 }
 
 // Addr is the bound address of the first listener with this transport.
@@ -230,8 +230,11 @@ func (s *Stack) closeTransports(listening *sync.WaitGroup) {
 }
 
 func (s *Stack) listen(l listener) error {
-	if l.transport == UDP {
+	switch l.transport {
+	case UDP:
 		return s.transports.ServeUDP(l.packets)
+	case TLS:
+		return s.transports.ServeTLS(l.conns) // what it accepts is secured already
 	}
 	return s.transports.ServeTCP(l.conns)
 }
@@ -490,10 +493,18 @@ func (s *Stack) forget(c *Call) {
 // contact is our address for a dialog that came to this listener.
 func (s *Stack) contact(t Transport, local netip.AddrPort) string {
 	uri := "sip:trunkline@" + s.hostPort(local)
-	if t == TCP {
-		uri += ";transport=tcp"
+	if t != UDP {
+		uri += ";transport=" + string(t)
 	}
 	return "<" + uri + ">"
+}
+
+// contactFor is our address in answer to a request: secure if it was asked for securely (§12.1.1).
+func (s *Stack) contactFor(req *gosip.Request, t Transport, local netip.AddrPort) string {
+	if strings.EqualFold(req.Recipient.Scheme, "sips") {
+		return "<sips:trunkline@" + s.hostPort(local) + ">"
+	}
+	return s.contact(t, local)
 }
 
 func (s *Stack) hostPort(local netip.AddrPort) string {

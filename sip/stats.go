@@ -24,6 +24,7 @@ type Stats struct {
 	Panics         uint64         // bugs: recovered, the call concerned ended
 	MediaStrangers uint64         // RTP from sources that are not the phone
 	MediaMalformed uint64
+	MediaForged    uint64 // SRTP that is not authentic, or comes again
 	MediaHeld      uint64 // packets not sent because of hold
 	MediaSendFails uint64
 }
@@ -36,6 +37,7 @@ const (
 	dropKeepalive     = "keepalive"
 	dropConnections   = "too many connections"
 	dropSlow          = "incomplete message"
+	dropHandshake     = "TLS handshake"
 )
 
 type counters struct {
@@ -80,6 +82,7 @@ func (c *counters) stats() Stats {
 		Dialled: c.dialled.Load(), DialAnswered: c.dialAnswered.Load(), DialRefused: unhappy, Forks: c.forks.Load(),
 		Invites: c.invites.Load(), Answered: c.answered.Load(), NoAck: c.noAck.Load(), Panics: c.panics.Load(),
 		MediaStrangers: c.media.strangers.Load(), MediaMalformed: c.media.malformed.Load(),
-		MediaHeld: c.media.held.Load(), MediaSendFails: c.media.sendFails.Load(),
+		MediaForged: c.media.forged.Load(),
+		MediaHeld:   c.media.held.Load(), MediaSendFails: c.media.sendFails.Load(),
 	}
 }

@@ -89,10 +89,14 @@ func (c *checker) sip(s *SIP) {
 	}
 	for i, l := range s.Listen {
 		key := fmt.Sprintf("sip.listen[%d]", i)
-		c.oneOf(key+".transport", l.Transport, "udp", "tcp")
+		c.oneOf(key+".transport", l.Transport, "udp", "tcp", "tls")
+		if l.Transport == "tls" && s.TLS.Certificate == "" {
+			c.wrong("sip.tls.certificate", "a tls socket needs one")
+		}
 		c.addrPort(key+".address", l.Address)
 	}
 	c.host("sip.advertise", s.Advertise)
+	c.pair("sip.tls", s.TLS)
 	names := map[string]bool{}
 	for i, t := range s.Trunks {
 		key := fmt.Sprintf("sip.trunks[%d]", i)
@@ -104,11 +108,22 @@ func (c *checker) sip(s *SIP) {
 	}
 }
 
+func (c *checker) pair(key string, t TLS) {
+	if (t.Certificate == "") != (t.Key == "") {
+		c.wrong(key, "certificate and key go together")
+	}
+}
+
 func (c *checker) trunk(key string, t Trunk) {
 	if len(t.Networks) == 0 && t.Proxy == "" {
 		c.wrong(key+".networks", "name the networks its signalling comes from, for example [198.51.100.7/32], or a proxy to call")
 	}
-	c.oneOf(key+".transport", t.Transport, "", "udp", "tcp")
+	c.oneOf(key+".transport", t.Transport, "", "udp", "tcp", "tls")
+	c.oneOf(key+".srtp", t.SRTP, "", "off", "optional", "required")
+	if t.SRTP == "required" && t.Proxy != "" && t.Transport != "tls" {
+		c.wrong(key+".srtp", "needs transport tls, else everybody on the way can read its keys")
+	}
+	c.pair(key+".tls", t.TLS)
 	host := t.Proxy
 	if h, _, err := net.SplitHostPort(t.Proxy); err == nil {
 		host = h

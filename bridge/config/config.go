@@ -56,6 +56,7 @@ type Database struct {
 
 type SIP struct {
 	Listen    []Listen `yaml:"listen"`
+	TLS       TLS      `yaml:"tls"`
 	Advertise string   `yaml:"advertise"`
 	UserAgent string   `yaml:"user_agent"`
 	Trunks    []Trunk  `yaml:"trunks"`
@@ -64,6 +65,13 @@ type SIP struct {
 type Listen struct {
 	Transport string `yaml:"transport"`
 	Address   string `yaml:"address"`
+}
+
+// TLS names files in PEM.
+type TLS struct {
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	CA          string `yaml:"ca"`
 }
 
 type Trunk struct {
@@ -79,6 +87,9 @@ type Trunk struct {
 	Username     string   `yaml:"username"`
 	Password     string   `yaml:"password"`
 	MaxCalls     int      `yaml:"max_calls"`
+	SRTP         string   `yaml:"srtp"`
+	TLS          TLS      `yaml:"tls"`
+	ClientCA     string   `yaml:"client_ca"`
 
 	IgnoreAssertedIdentity bool `yaml:"ignore_asserted_identity"`
 }
