@@ -1,11 +1,21 @@
 package bridge
 
 import (
+	"strconv"
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"trunkline/db"
+	"trunkline/matrixcall"
+	"trunkline/sip"
 )
 
-// metrics are what the bridge itself counts. The other names are in metrics_sip.go and matrixcall/metrics.go.
+// The names of all metrics are in this file: they are an interface to dashboards. Most are counted elsewhere and read
+// here when somebody asks.
+
+// metrics are what the bridge itself counts.
 type metrics struct {
 	registry *prometheus.Registry
 	ended    *prometheus.CounterVec
@@ -27,23 +37,197 @@ func newMetrics(b *Bridge) *metrics {
 			Buckets: []float64{.1, .2, .4, .8, 1.5, 3, 6, 12, 30},
 		}),
 	}
-	gauge := func(name, help string, value func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
-	}
-	counter := func(name, help string, value func() float64) prometheus.Collector {
-		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value)
-	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.ended, m.refused, m.setup,
-		gauge("trunkline_legs", "Live legs.", func() float64 { return float64(len(b.liveLegs())) }),
-		counter("trunkline_media_frames_late_total", "Frames mixed late because the loop was held up.",
-			func() float64 { return float64(b.studio.Stats().Late) }),
-		counter("trunkline_media_frames_skipped_total", "Frames given up after a longer hold-up.",
-			func() float64 { return float64(b.studio.Stats().Skipped) }),
-		counter("trunkline_media_inbox_overflow_total", "Packets dropped because a worker's inbox was full.",
-			func() float64 { return float64(b.studio.Stats().Overflow) }),
-		sipCollector{b.phones}, journalCollector{b.journal}, matrixCollector{b.matrix.Metrics()},
+		mediaReadings(b), sipReadings(b.phones), databaseReadings(b.journal),
+		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)
 	return m
+}
+
+func mediaReadings(b *Bridge) readings {
+	studio := func(value func(studioStats) uint64) func() uint64 {
+		return func() uint64 { return value(b.studio.Stats()) }
+	}
+	return readings{
+		gauge("trunkline_legs", "Live legs.", func() float64 { return float64(len(b.liveLegs())) }),
+		counter("trunkline_media_frames_late_total", "Frames mixed late because the loop was held up.",
+			studio(func(s studioStats) uint64 { return s.Late })),
+		counter("trunkline_media_frames_skipped_total", "Frames given up after a longer hold-up.",
+			studio(func(s studioStats) uint64 { return s.Skipped })),
+		counter("trunkline_media_inbox_overflow_total", "Packets dropped because a worker's inbox was full.",
+			studio(func(s studioStats) uint64 { return s.Overflow })),
+	}
+}
+
+func sipReadings(stack *sip.Stack) readings {
+	stat := func(value func(sip.Stats) uint64) func() uint64 {
+		return func() uint64 { return value(stack.Stats()) }
+	}
+	return readings{
+		gauge("trunkline_sip_calls", "Calls in any state.", func() float64 { return float64(stack.Stats().Calls) }),
+		gauge("trunkline_sip_rtp_port_pairs", "RTP port pairs in use.", func() float64 { return float64(stack.Stats().RTPPorts) }),
+		counter("trunkline_sip_messages_total", "SIP messages let through to the parser.",
+			stat(func(s sip.Stats) uint64 { return s.Messages })),
+		counters("trunkline_sip_dropped_total", "Messages dropped without an answer.", "reason",
+			func() map[string]uint64 { return stack.Stats().Dropped }),
+		counters("trunkline_sip_refused_total", "Requests refused.", "code",
+			func() map[string]uint64 { return byCode(stack.Stats().Refused) }),
+		counter("trunkline_sip_invites_total", "New calls.", stat(func(s sip.Stats) uint64 { return s.Invites })),
+		counter("trunkline_sip_dialled_total", "Calls we began.", stat(func(s sip.Stats) uint64 { return s.Dialled })),
+		counter("trunkline_sip_dial_answered_total", "Of these, answered.", stat(func(s sip.Stats) uint64 { return s.DialAnswered })),
+		counters("trunkline_sip_dial_refused_total", "Of these, refused or never answered.", "code",
+			func() map[string]uint64 { return byCode(stack.Stats().DialRefused) }),
+		counter("trunkline_sip_answered_total", "Calls answered.", stat(func(s sip.Stats) uint64 { return s.Answered })),
+		counter("trunkline_sip_no_ack_total", "Answers never acknowledged.", stat(func(s sip.Stats) uint64 { return s.NoAck })),
+		counter("trunkline_sip_panics_total", "Bugs that ended one call.", stat(func(s sip.Stats) uint64 { return s.Panics })),
+		counter("trunkline_rtp_strangers_total", "RTP packets from sources that are not the phone.",
+			stat(func(s sip.Stats) uint64 { return s.MediaStrangers })),
+		counter("trunkline_rtp_forged_total", "SRTP packets that are not authentic, or come again.",
+			stat(func(s sip.Stats) uint64 { return s.MediaForged })),
+		counter("trunkline_rtp_malformed_total", "RTP packets that could not be read.",
+			stat(func(s sip.Stats) uint64 { return s.MediaMalformed })),
+		counter("trunkline_rtp_send_failures_total", "RTP packets that could not be sent.",
+			stat(func(s sip.Stats) uint64 { return s.MediaSendFails })),
+	}
+}
+
+func byCode(counts map[int]uint64) map[string]uint64 {
+	named := make(map[string]uint64, len(counts))
+	for code, n := range counts {
+		named[strconv.Itoa(code)] = n
+	}
+	return named
+}
+
+func databaseReadings(journal *db.Journal) readings {
+	return readings{
+		gauge("trunkline_database_writes_waiting", "Writes that are not in the database yet.",
+			func() float64 { return float64(journal.Stats().Waiting) }),
+		gauge("trunkline_database_away_seconds", "For how long the database has not answered; 0 = it does.",
+			func() float64 { return journal.Stats().Away.Seconds() }),
+		counters("trunkline_database_writes_total",
+			"Writes by what became of them: written, merged into a later one, rejected by the database, refused because too many waited.",
+			"result", func() map[string]uint64 {
+				s := journal.Stats()
+				return map[string]uint64{"written": s.Written, "merged": s.Merged, "rejected": s.Rejected, "refused": s.Refused}
+			}),
+		counter("trunkline_database_outages_total", "How often the database did not answer.",
+			func() uint64 { return journal.Stats().Outages }),
+	}
+}
+
+// homeserverReadings are about what goes to and comes from the homeserver.
+func homeserverReadings(m *matrixcall.Metrics) readings {
+	return readings{
+		load("trunkline_matrix_transactions_total", "Transactions taken from the homeserver.", &m.Transactions),
+		load("trunkline_matrix_transactions_repeated_total", "Transactions seen before and ignored.", &m.TransactionsRepeated),
+		load("trunkline_matrix_transactions_refused_total", "Transactions refused for a bad token or body.", &m.TransactionsRefused),
+		load("trunkline_matrix_room_events_total", "Room events handled.", &m.RoomEvents),
+		load("trunkline_matrix_room_events_repeated_total", "Room events seen before and ignored.", &m.RoomEventsRepeated),
+		load("trunkline_matrix_room_events_dropped_total", "Room events dropped because a room's queue was full.", &m.RoomEventsDropped),
+		load("trunkline_matrix_state_reads_total", "Times a room's state was read.", &m.StateReads),
+		load("trunkline_matrix_polls_total", "Sync requests for to-device messages.", &m.Polls),
+		load("trunkline_matrix_poll_failures_total", "Sync requests that failed.", &m.PollFailures),
+		load("trunkline_matrix_poll_rescues_total", "To-device messages found only by a sync that did not wait.", &m.PollRescues),
+		load("trunkline_matrix_kicks_total", "Common looks of all pollers.", &m.Kicks),
+		load("trunkline_matrix_messages_received_total", "Call messages handed to a conference.", &m.MessagesReceived),
+		load("trunkline_matrix_messages_refused_total", "To-device messages that failed a check.", &m.MessagesRefused),
+		load("trunkline_matrix_messages_undecryptable_total", "To-device messages olm could not read.", &m.MessagesUndecryptable),
+		load("trunkline_matrix_messages_repeated_total", "Replayed olm messages.", &m.MessagesRepeated),
+		load("trunkline_matrix_messages_unclaimed_total", "Call messages for no conference of the ghost.", &m.MessagesUnclaimed),
+		load("trunkline_matrix_messages_sent_total", "Call messages accepted by the homeserver.", &m.MessagesSent),
+		load("trunkline_matrix_messages_sent_plain_total", "Call messages sent without encryption.", &m.MessagesSentPlain),
+		load("trunkline_matrix_messages_failed_total", "Call messages given up.", &m.MessagesFailed),
+		load("trunkline_matrix_send_requests_total", "sendToDevice requests.", &m.SendRequests),
+		load("trunkline_matrix_send_retries_total", "sendToDevice requests repeated.", &m.SendRetries),
+		load("trunkline_matrix_key_queries_total", "Users whose device keys were asked for.", &m.KeyQueries),
+		load("trunkline_matrix_one_time_key_uploads_total", "Top-ups of one-time keys.", &m.OneTimeKeyUploads),
+		load("trunkline_matrix_fallback_key_uploads_total", "Fallback keys published.", &m.FallbackKeyUploads),
+		load("trunkline_matrix_ghost_devices_created_total", "Ghost devices made.", &m.GhostsCreated),
+		load("trunkline_matrix_turn_requests_total", "Questions for TURN servers.", &m.TURNRequests),
+		load("trunkline_matrix_turn_failures_total", "Questions for TURN servers without an answer that can be used.", &m.TURNFailures),
+		gauge("trunkline_matrix_ghosts_polling", "Ghosts reading to-device messages now.",
+			func() float64 { return float64(m.GhostsPolling.Load()) }),
+	}
+}
+
+// peerReadings are about the connections of all ghosts.
+func peerReadings(m *matrixcall.Metrics) readings {
+	return readings{
+		{
+			prometheus.NewDesc("trunkline_peers", "PeerConnections now, by what they are doing.", []string{"state"}, nil),
+			func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+				for s := range m.Peers {
+					ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(m.Peers[s].Load()), matrixcall.PeerState(s).String())
+				}
+			},
+		},
+		{
+			prometheus.NewDesc("trunkline_peer_connect_seconds", "From the first look at a peer to a connection that stands.", nil, nil),
+			func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+				count, sum, buckets := m.ConnectTime.Snapshot()
+				ch <- prometheus.MustNewConstHistogram(d, count, sum, buckets)
+			},
+		},
+		load("trunkline_peers_connected_total", "Connections that came to stand.", &m.PeersConnected),
+		counters("trunkline_peers_failed_total", "Connections that ended without ever standing, by reason.", "reason", m.PeersFailed.Snapshot),
+		counters("trunkline_peers_gone_total", "Connections that stood and ended, by reason.", "reason", m.PeersGone.Snapshot),
+		load("trunkline_peers_retried_total", "Further attempts to reach the same session of a peer.", &m.PeersRetried),
+		load("trunkline_peer_renegotiations_total", "Later offers of ours.", &m.Renegotiations),
+		load("trunkline_peer_ice_restarts_total", "Later offers of ours with new ICE credentials.", &m.ICERestarts),
+		load("trunkline_peer_packets_received_total", "RTP packets of peers, sound and keys.", &m.PacketsReceived),
+		load("trunkline_peer_packets_sent_total", "RTP packets to peers.", &m.PacketsSent),
+		counters("trunkline_signals_received_total", "Call signals received, by kind.", "kind", m.SignalsReceived.Snapshot),
+		counters("trunkline_signals_sent_total", "Call signals sent, by kind.", "kind", m.SignalsSent.Snapshot),
+		counters("trunkline_signals_dropped_total", "Call signals a conference had no use for, by reason.", "reason", m.SignalsDropped.Snapshot),
+		load("trunkline_signals_repeated_total", "Invites repeated because the peer did not stir.", &m.InvitesRepeated),
+		load("trunkline_sessions_rotated_total", "Times a ghost took a new session id to be called again.", &m.SessionsRotated),
+	}
+}
+
+// reading is one metric that is counted elsewhere.
+type reading struct {
+	desc *prometheus.Desc
+	read func(*prometheus.Desc, chan<- prometheus.Metric)
+}
+
+func gauge(name, help string, value func() float64) reading {
+	return reading{prometheus.NewDesc(name, help, nil, nil), func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value())
+	}}
+}
+
+func counter(name, help string, value func() uint64) reading {
+	return reading{prometheus.NewDesc(name, help, nil, nil), func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value()))
+	}}
+}
+
+func load(name, help string, value *atomic.Uint64) reading { return counter(name, help, value.Load) }
+
+func counters(name, help, label string, values func() map[string]uint64) reading {
+	return reading{prometheus.NewDesc(name, help, []string{label}, nil), func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+		for value, n := range values() {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), value)
+		}
+	}}
+}
+
+// readings are a prometheus.Collector.
+type readings []reading
+
+// Describe implements prometheus.Collector.
+func (all readings) Describe(ch chan<- *prometheus.Desc) {
+	for _, r := range all {
+		ch <- r.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (all readings) Collect(ch chan<- prometheus.Metric) {
+	for _, r := range all {
+		r.read(r.desc, ch)
+	}
 }

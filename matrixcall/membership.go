@@ -49,8 +49,11 @@ type Membership struct {
 	writeErr error            // of the last write of room state that failed
 	speakers map[PeerKey]bool // who is speaking
 
+	connected atomic.Int64 // peers
+
 	state mesh.State              // only run touches this
 	conns map[mesh.Conn]*peerConn // only run touches this
+	tried map[mesh.Device]string  // only run touches this: the session of the last connection to each device
 	told  bool                    // only run touches this: joined was answered
 
 	leaveErr error // only run writes this; read once done is closed
@@ -143,9 +146,9 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 		},
 		inbox: newInbox[mesh.Event](), writes: newInbox[func(context.Context)](),
 		joined: make(chan error, 1), done: make(chan struct{}), conns: make(map[mesh.Conn]*peerConn),
-		speakers: make(map[PeerKey]bool),
+		speakers: make(map[PeerKey]bool), tried: make(map[mesh.Device]string),
 	}
-	m.log = host.logger().With("ghost", userName(m.info.Ghost), "conf", call.ConfID)
+	m.log = host.logger().With("ghost", userName(m.info.Ghost), "conf_id", call.ConfID)
 	m.signals = newSignaller(m)
 	stream := "ghost-" + newID()
 	var err error
@@ -195,6 +198,7 @@ func (m *Membership) WriteRTP(packet *rtp.Packet) error {
 	if err := m.track.WriteRTP(packet); err != nil && !errors.Is(err, io.ErrClosedPipe) {
 		return err
 	}
+	m.host.Metrics().PacketsSent.Add(uint64(max(m.connected.Load(), 0)))
 	return nil
 }
 
@@ -244,10 +248,13 @@ func (m *Membership) deliverToDevice(sender id.UserID, senderDevice id.DeviceID,
 		err = errors.New("content names another device than olm")
 	}
 	if err != nil {
-		m.host.Metrics().SignalsDropped.Add(1)
-		m.log.Debug("signal refused", "from", userName(sender), "device", senderDevice, "type", evtType, "err", err)
+		m.host.Metrics().SignalsDropped.Add("malformed")
+		m.log.Debug("signal refused", "peer", userName(sender), "device", senderDevice, "type", evtType, "err", err)
 		return
 	}
+	m.host.Metrics().SignalsReceived.Add(sig.Kind.String())
+	m.log.Debug("signal in", "peer", userName(sender), "device", senderDevice, "session", sig.SenderSession,
+		"call_id", sig.CallID, "kind", sig.Kind, "seq", sig.Seq, "reason", sig.Reason)
 	m.inbox.put(mesh.Received{From: mesh.Device{User: sender, ID: senderDevice}, Signal: sig})
 }
 
@@ -314,6 +321,9 @@ func (m *Membership) step(ctx context.Context, ev mesh.Event) {
 	state, effects := mesh.Step(m.state, time.Now(), ev)
 	m.state = state
 	m.mu.Lock()
+	if state.Session() != m.info.SessionID {
+		m.host.Metrics().SessionsRotated.Add(1)
+	}
 	m.info.SessionID, m.info.Expires = state.Session(), state.Expires()
 	m.mu.Unlock()
 	for _, effect := range effects {
@@ -335,6 +345,9 @@ func (m *Membership) perform(effect mesh.Effect) {
 	case mesh.ReadState:
 		m.host.refreshState(m)
 	case mesh.Send:
+		if e.Repeat {
+			m.host.Metrics().InvitesRepeated.Add(1)
+		}
 		m.signals.send(e)
 	case mesh.Joined:
 		m.told = true
@@ -342,10 +355,10 @@ func (m *Membership) perform(effect mesh.Effect) {
 	case mesh.Done:
 		m.doneJoining(e.Err)
 	case mesh.PeerConnected:
-		m.log.Debug("peer connected", "peer", userName(e.Peer.User), "device", e.Peer.ID)
+		m.connected.Add(1)
 		m.opts.OnEvent(PeerConnected{Peer: peerKey(e.Peer)})
 	case mesh.PeerGone:
-		m.log.Debug("peer gone", "peer", userName(e.Peer.User), "device", e.Peer.ID, "cause", e.Reason)
+		m.connected.Add(-1)
 		m.opts.OnEvent(PeerGone{Peer: peerKey(e.Peer), Reason: e.Reason})
 	case mesh.PeerMuted:
 		m.opts.OnEvent(PeerMuted{Peer: peerKey(e.Peer), Muted: e.Muted})
@@ -358,8 +371,8 @@ func (m *Membership) perform(effect mesh.Effect) {
 	case mesh.Note:
 		m.log.Info("call", "peer", userName(e.Device.User), "device", e.Device.ID, "note", e.Text)
 	case mesh.Dropped:
-		m.host.Metrics().SignalsDropped.Add(1)
-		m.log.Debug("signal dropped", "from", userName(e.From.User), "device", e.From.ID, "kind", e.Kind, "cause", e.Why)
+		m.host.Metrics().SignalsDropped.Add(e.Why)
+		m.log.Debug("signal dropped", "peer", userName(e.From.User), "device", e.From.ID, "kind", e.Kind, "reason", e.Why)
 	}
 }
 
@@ -443,6 +456,10 @@ func (m *Membership) write(ctx context.Context) {
 func (m *Membership) performConn(ctx context.Context, effect mesh.Effect) bool {
 	switch e := effect.(type) {
 	case mesh.Open:
+		if m.tried[e.Peer.Device] == e.Peer.Session {
+			m.host.Metrics().PeersRetried.Add(1)
+		}
+		m.tried[e.Peer.Device] = e.Peer.Session
 		c := m.newConn(e)
 		m.conns[e.Conn] = c
 		c.start(ctx, &m.wg)
@@ -464,7 +481,7 @@ func (m *Membership) performConn(ctx context.Context, effect mesh.Effect) bool {
 		c.try("candidates", func() error { return c.addCandidates(e.Candidates) })
 	case mesh.Close:
 		c := m.conns[e.Conn]
-		c.cancel()
+		c.cancel(closeReason(e.Reason))
 		delete(m.conns, e.Conn)
 		m.mu.Lock()
 		delete(m.speakers, c.peer)
@@ -477,8 +494,8 @@ func (m *Membership) performConn(ctx context.Context, effect mesh.Effect) bool {
 
 func (m *Membership) newConn(e mesh.Open) *peerConn {
 	c := &peerConn{
-		id: e.Conn, peer: peerKey(e.Peer), engine: m.host.rtcEngine(), track: m.track,
-		log:    m.log.With("peer", userName(e.Peer.User), "device", e.Peer.ID),
+		id: e.Conn, peer: peerKey(e.Peer), engine: m.host.rtcEngine(), track: m.track, metrics: m.host.Metrics(),
+		log:    m.log.With("peer", userName(e.Peer.User), "device", e.Peer.ID, "session", e.Peer.Session, "call_id", e.Call),
 		report: m.inbox.put, event: m.opts.OnEvent, packet: m.opts.OnPacket,
 		turn: func(ctx context.Context) []TURNServer {
 			servers, err := m.host.turnServers(ctx, m.ghost)

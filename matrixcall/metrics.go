@@ -1,13 +1,15 @@
 package matrixcall
 
 import (
-	"iter"
+	"maps"
+	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Metrics counts what the Matrix side has done since the program started. All
-// fields may be read at any time; All gives them with the names Prometheus
-// shall know them by.
+// fields may be read at any time. The names Prometheus knows them by are the
+// bridge's.
 type Metrics struct {
 	Transactions          atomic.Uint64 // transactions taken from the homeserver
 	TransactionsRepeated  atomic.Uint64 // seen before, ignored
@@ -25,7 +27,9 @@ type Metrics struct {
 	MessagesUndecryptable atomic.Uint64 // olm could not read them
 	MessagesRepeated      atomic.Uint64 // olm replays
 	MessagesUnclaimed     atomic.Uint64 // call messages no conference wanted
-	SignalsDropped        atomic.Uint64 // call messages a conference had no use for
+	SignalsReceived       Counts        // by kind: of the messages received, those that could be read
+	SignalsSent           Counts        // by kind: handed to the homeserver, repetitions included
+	SignalsDropped        Counts        // by reason: signals a conference had no use for
 	MessagesSent          atomic.Uint64 // messages accepted by the homeserver
 	MessagesSentPlain     atomic.Uint64 // of these, unencrypted
 	MessagesFailed        atomic.Uint64 // given up
@@ -36,68 +40,103 @@ type Metrics struct {
 	FallbackKeyUploads    atomic.Uint64 // fallback keys published
 	GhostsCreated         atomic.Uint64 // devices made
 	GhostsPolling         atomic.Int64  // ghosts reading to-device messages now
+
+	Peers           [peerStates]atomic.Int64 // PeerConnections now, by PeerState
+	PeersConnected  atomic.Uint64            // connections that came to stand
+	PeersFailed     Counts                   // by reason: connections that ended without ever standing
+	PeersGone       Counts                   // by reason: connections that stood and ended
+	PeersRetried    atomic.Uint64            // further attempts to reach the same session of a peer
+	ConnectTime     Histogram                // from the first look at a peer to a connection that stands
+	InvitesRepeated atomic.Uint64            // identical ones, while the peer does not stir
+	Renegotiations  atomic.Uint64            // later offers of ours
+	ICERestarts     atomic.Uint64            // of these, with new ICE credentials
+	SessionsRotated atomic.Uint64            // times the watchdog took a new session id to be called again
+	PacketsReceived atomic.Uint64            // RTP of peers, sound and keys
+	PacketsSent     atomic.Uint64            // RTP to peers, each counted
+	TURNRequests    atomic.Uint64            // questions for TURN servers
+	TURNFailures    atomic.Uint64            // of these, without an answer that can be used
 }
 
-// Kind tells a counter, which only grows, from a gauge.
-type Kind uint8
+// PeerState is what a PeerConnection is doing.
+type PeerState uint8
 
-// The kinds of a metric.
+// The states of a PeerConnection.
 const (
-	Counter Kind = iota
-	Gauge
+	PeerNegotiating  PeerState = iota // descriptions are on their way
+	PeerConnecting                    // ICE and DTLS are at work
+	PeerUp                            // media can flow
+	PeerDisconnected                  // ICE hears nothing any more
+	peerStates
 )
 
-// Metric is one value with what a Prometheus endpoint has to say about it.
-type Metric struct {
-	Name  string
-	Help  string
-	Kind  Kind
-	Value float64
+func (s PeerState) String() string {
+	return [...]string{"negotiating", "connecting", "connected", "disconnected"}[s]
 }
 
-// All yields every metric. The names are an interface to dashboards: they are
-// written here and nowhere else.
-func (m *Metrics) All() iter.Seq[Metric] {
-	counters := []struct {
-		name, help string
-		value      *atomic.Uint64
-	}{
-		{"trunkline_matrix_transactions_total", "Transactions taken from the homeserver.", &m.Transactions},
-		{"trunkline_matrix_transactions_repeated_total", "Transactions seen before and ignored.", &m.TransactionsRepeated},
-		{"trunkline_matrix_transactions_refused_total", "Transactions refused for a bad token or body.", &m.TransactionsRefused},
-		{"trunkline_matrix_room_events_total", "Room events handled.", &m.RoomEvents},
-		{"trunkline_matrix_room_events_repeated_total", "Room events seen before and ignored.", &m.RoomEventsRepeated},
-		{"trunkline_matrix_room_events_dropped_total", "Room events dropped because a room's queue was full.", &m.RoomEventsDropped},
-		{"trunkline_matrix_state_reads_total", "Times a room's state was read.", &m.StateReads},
-		{"trunkline_matrix_polls_total", "Sync requests for to-device messages.", &m.Polls},
-		{"trunkline_matrix_poll_failures_total", "Sync requests that failed.", &m.PollFailures},
-		{"trunkline_matrix_poll_rescues_total", "To-device messages found only by a sync that did not wait.", &m.PollRescues},
-		{"trunkline_matrix_kicks_total", "Common looks of all pollers.", &m.Kicks},
-		{"trunkline_matrix_messages_received_total", "Call messages handed to a conference.", &m.MessagesReceived},
-		{"trunkline_matrix_messages_refused_total", "To-device messages that failed a check.", &m.MessagesRefused},
-		{"trunkline_matrix_messages_undecryptable_total", "To-device messages olm could not read.", &m.MessagesUndecryptable},
-		{"trunkline_matrix_messages_repeated_total", "Replayed olm messages.", &m.MessagesRepeated},
-		{"trunkline_matrix_messages_unclaimed_total", "Call messages for no conference of the ghost.", &m.MessagesUnclaimed},
-		{"trunkline_matrix_signals_dropped_total", "Call messages a conference had no use for.", &m.SignalsDropped},
-		{"trunkline_matrix_messages_sent_total", "Call messages accepted by the homeserver.", &m.MessagesSent},
-		{"trunkline_matrix_messages_sent_plain_total", "Call messages sent without encryption.", &m.MessagesSentPlain},
-		{"trunkline_matrix_messages_failed_total", "Call messages given up.", &m.MessagesFailed},
-		{"trunkline_matrix_send_requests_total", "sendToDevice requests.", &m.SendRequests},
-		{"trunkline_matrix_send_retries_total", "sendToDevice requests repeated.", &m.SendRetries},
-		{"trunkline_matrix_key_queries_total", "Users whose device keys were asked for.", &m.KeyQueries},
-		{"trunkline_matrix_one_time_key_uploads_total", "Top-ups of one-time keys.", &m.OneTimeKeyUploads},
-		{"trunkline_matrix_fallback_key_uploads_total", "Fallback keys published.", &m.FallbackKeyUploads},
-		{"trunkline_matrix_ghost_devices_created_total", "Ghost devices made.", &m.GhostsCreated},
+// Counts is a counter with one label, whose values are words of ours, never a stranger's: their number is bounded. The
+// zero value works.
+type Counts struct {
+	mu sync.Mutex
+	n  map[string]uint64 // guarded by mu
+}
+
+// Add counts one.
+func (c *Counts) Add(label string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = make(map[string]uint64)
 	}
-	return func(yield func(Metric) bool) {
-		for _, c := range counters {
-			if !yield(Metric{c.name, c.help, Counter, float64(c.value.Load())}) {
-				return
-			}
+	c.n[label]++
+}
+
+// Load is the sum of all labels.
+func (c *Counts) Load() uint64 {
+	var sum uint64
+	for _, n := range c.Snapshot() {
+		sum += n
+	}
+	return sum
+}
+
+// Snapshot is the count of each label.
+func (c *Counts) Snapshot() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.n)
+}
+
+// Histogram counts durations by their length. The zero value works.
+type Histogram struct {
+	mu      sync.Mutex
+	buckets [len(histogramBounds)]uint64 // guarded by mu: how many are not longer than each bound
+	count   uint64                       // guarded by mu
+	sum     time.Duration                // guarded by mu
+}
+
+// histogramBounds are the buckets' upper bounds in seconds.
+var histogramBounds = [...]float64{.1, .25, .5, 1, 2, 4, 8, 15, 30, 60}
+
+// Add counts a duration.
+func (h *Histogram) Add(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.count++
+	h.sum += d
+	for i, bound := range histogramBounds {
+		if d.Seconds() <= bound {
+			h.buckets[i]++
 		}
-		yield(Metric{
-			"trunkline_matrix_ghosts_polling", "Ghosts reading to-device messages now.",
-			Gauge, float64(m.GhostsPolling.Load()),
-		})
 	}
+}
+
+// Snapshot returns how many durations there were, their sum in seconds, and how many were not longer than each bound.
+func (h *Histogram) Snapshot() (count uint64, sum float64, buckets map[float64]uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	buckets = make(map[float64]uint64, len(histogramBounds))
+	for i, bound := range histogramBounds {
+		buckets[bound] = h.buckets[i]
+	}
+	return h.count, h.sum.Seconds(), buckets
 }

@@ -18,23 +18,30 @@ import (
 // peerConn is one PeerConnection. Its goroutine does what is asked of it, one thing after the other; results go back
 // as events. It never sends candidates later: descriptions leave when gathering is complete.
 type peerConn struct {
-	id     mesh.Conn
-	peer   PeerKey
-	engine *engine
-	log    *slog.Logger
-	report func(mesh.Event)           // puts
-	event  func(Event)                // puts
-	packet func(PeerKey, *rtp.Packet) // puts
-	speaks func(bool)                 // puts
-	track  webrtc.TrackLocal          // shared by all connections of the ghost
-	turn   func(context.Context) []TURNServer
+	id      mesh.Conn
+	peer    PeerKey
+	engine  *engine
+	log     *slog.Logger
+	metrics *Metrics
+	report  func(mesh.Event)           // puts
+	event   func(Event)                // puts
+	packet  func(PeerKey, *rtp.Packet) // puts
+	speaks  func(bool)                 // puts
+	track   webrtc.TrackLocal          // shared by all connections of the ghost
+	turn    func(context.Context) []TURNServer
 
 	ctx    context.Context // ends when the connection shall close
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	tasks  *inbox[func()]
-	wait   time.Duration              // for candidates; only run touches this
-	pc     *webrtc.PeerConnection     // only run touches this
-	offer  *webrtc.SessionDescription // an offer of ours the peer has not answered; only run touches this
+
+	// Only run touches what follows.
+	wait    time.Duration // for candidates
+	pc      *webrtc.PeerConnection
+	offer   *webrtc.SessionDescription // an offer of ours the peer has not answered
+	inviter bool
+	state   PeerState
+	times   peerTimes
+	pairs   candidatePairs // as seen last
 
 	readers sync.WaitGroup
 	mu      sync.Mutex
@@ -43,8 +50,10 @@ type peerConn struct {
 
 // start runs the connection in wg until close.
 func (c *peerConn) start(ctx context.Context, wg *sync.WaitGroup) {
-	c.ctx, c.cancel = context.WithCancel(ctx)
+	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.tasks = newInbox[func()]()
+	c.times.opened = time.Now()
+	c.metrics.Peers[c.state].Add(1)
 	wg.Go(c.run)
 }
 
@@ -66,7 +75,9 @@ func (c *peerConn) run() {
 }
 
 func (c *peerConn) shut() {
-	c.cancel()
+	c.cancel(nil)
+	c.ended()
+	c.metrics.Peers[c.state].Add(-1)
 	if c.pc == nil {
 		return
 	}
@@ -133,8 +144,9 @@ func (c *peerConn) open(inviter bool) error {
 	if err != nil {
 		return err
 	}
-	c.pc = pc
+	c.pc, c.inviter = pc, inviter
 	pc.OnConnectionStateChange(c.stateChanged)
+	pc.OnICEConnectionStateChange(c.iceChanged)
 	pc.OnTrack(c.trackAdded)
 	sender, err := pc.AddTrack(c.track)
 	if err != nil {
@@ -159,17 +171,6 @@ func discard(sender *webrtc.RTPSender) {
 	}
 }
 
-func (c *peerConn) stateChanged(s webrtc.PeerConnectionState) {
-	switch s {
-	case webrtc.PeerConnectionStateConnected:
-		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Up})
-	case webrtc.PeerConnectionStateDisconnected:
-		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Disconnected})
-	case webrtc.PeerConnectionStateFailed, webrtc.PeerConnectionStateClosed:
-		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Failed})
-	}
-}
-
 // createOffer makes an offer. The first one is set at once, which starts the gathering. Later ones are only kept until
 // the peer answers: pion cannot take back an offer that was set, and one that is not set needs no taking back.
 func (c *peerConn) createOffer(restart bool) error {
@@ -178,6 +179,12 @@ func (c *peerConn) createOffer(restart bool) error {
 		return err
 	}
 	first := c.pc.CurrentLocalDescription() == nil
+	if !first {
+		c.metrics.Renegotiations.Add(1)
+	}
+	if restart {
+		c.metrics.ICERestarts.Add(1)
+	}
 	if first || restart {
 		gathered := webrtc.GatheringCompletePromise(c.pc)
 		if first {
@@ -249,6 +256,7 @@ func (c *peerConn) createAnswer(offer string) error {
 	if err := c.await(gathered); err != nil {
 		return err
 	}
+	c.isDescribed()
 	sdp := sentCopy(c.pc.LocalDescription().SDP)
 	c.report(mesh.AnswerReady{Conn: c.id, SDP: sdp, Audio: mesh.LocalAudio(sdp)})
 	return nil
@@ -265,6 +273,7 @@ func (c *peerConn) applyAnswer(answer string) error {
 	if err := c.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeAnswer, SDP: answer}); err != nil {
 		return err
 	}
+	c.isDescribed()
 	c.report(mesh.AnswerApplied{Conn: c.id, Audio: mesh.RemoteAudio(answer)})
 	return nil
 }

@@ -161,7 +161,7 @@ func chromiumPeer(t *testing.T, e *engine) (*chromiumConn, *chromiumTold) {
 	}
 	told := &chromiumTold{mesh: make(chan mesh.Event, 100)}
 	c := &chromiumConn{told: told, peerConn: &peerConn{
-		id: 1, engine: e, log: testLog(t), track: track,
+		id: 1, engine: e, log: testLog(t), metrics: new(Metrics), track: track,
 		report: func(ev mesh.Event) { told.mesh <- ev },
 		event: func(ev Event) {
 			told.mu.Lock()
@@ -183,7 +183,7 @@ func chromiumPeer(t *testing.T, e *engine) (*chromiumConn, *chromiumTold) {
 }
 
 func (c *chromiumConn) hangUp() {
-	c.cancel()
+	c.cancel(nil)
 	c.wg.Wait()
 }
 

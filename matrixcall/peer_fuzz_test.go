@@ -46,7 +46,7 @@ func stranger(t *testing.T, e *engine, log *slog.Logger, inviter bool, tasks fun
 		t.Fatal(err)
 	}
 	c := &peerConn{
-		engine: e, log: log, track: track, report: func(mesh.Event) {}, event: func(Event) {},
+		engine: e, log: log, metrics: new(Metrics), track: track, report: func(mesh.Event) {}, event: func(Event) {},
 		packet: func(PeerKey, *rtp.Packet) {}, turn: func(context.Context) []TURNServer { return nil },
 	}
 	var wg sync.WaitGroup
@@ -55,7 +55,7 @@ func stranger(t *testing.T, e *engine, log *slog.Logger, inviter bool, tasks fun
 	tasks(c)
 	done := make(chan struct{})
 	c.tasks.put(func() { close(done) })
-	for _, wait := range []func(){func() { <-done }, func() { c.cancel(); wg.Wait() }} {
+	for _, wait := range []func(){func() { <-done }, func() { c.cancel(nil); wg.Wait() }} {
 		waited := make(chan struct{})
 		go func() { wait(); close(waited) }()
 		select {

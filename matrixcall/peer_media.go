@@ -92,6 +92,7 @@ func isTimeout(err error) bool {
 }
 
 func (r *trackReader) pass(packet *rtp.Packet) {
+	r.conn.metrics.PacketsReceived.Add(1)
 	switch payload := packet.PayloadType & 0x7f; {
 	case r.opus[payload]:
 		r.weigh(packet)

@@ -71,7 +71,7 @@ func TestLevelIsReadWithoutAllocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	var level uint8
-	conn := &peerConn{packet: func(_ PeerKey, p *rtp.Packet) { level = p.GetExtension(LevelExtension)[0] & 0x7F }}
+	conn := &peerConn{metrics: new(Metrics), packet: func(_ PeerKey, p *rtp.Packet) { level = p.GetExtension(LevelExtension)[0] & 0x7F }}
 	r := &trackReader{conn: conn, levelID: 3}
 	r.opus[111] = true
 	packet := &rtp.Packet{}

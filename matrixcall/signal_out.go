@@ -61,6 +61,11 @@ func (s *signaller) start(ctx context.Context) <-chan struct{} {
 
 func (s *signaller) sendAll(ctx context.Context) {
 	for batch := s.queue.take(); len(batch) > 0; batch = s.queue.take() {
+		for _, e := range batch {
+			s.m.host.Metrics().SignalsSent.Add(e.Signal.Kind.String())
+			s.m.log.Debug("signal out", "peer", userName(e.To.User), "device", e.To.ID, "session", e.Signal.DestSession,
+				"call_id", e.Signal.CallID, "kind", e.Signal.Kind, "seq", e.Signal.Seq, "reason", e.Signal.Reason)
+		}
 		messages, cause := s.encode(batch)
 		failed := failures(s.m.host.SendToDevice(ctx, s.m.ghost, messages), len(messages))
 		s.mu.Lock()
@@ -73,7 +78,8 @@ func (s *signaller) sendAll(ctx context.Context) {
 		for _, n := range slices.Sorted(maps.Keys(failed)) {
 			e := cause[n]
 			if ctx.Err() == nil {
-				s.m.log.Warn("signal not sent", "peer", userName(e.To.User), "device", e.To.ID, "kind", e.Signal.Kind, "err", failed[n])
+				s.m.log.Warn("signal not sent", "peer", userName(e.To.User), "device", e.To.ID, "session", e.Signal.DestSession,
+					"call_id", e.Signal.CallID, "kind", e.Signal.Kind, "seq", e.Signal.Seq, "err", failed[n])
 			}
 			if e.Signal.Kind != mesh.AssertedIdentity { // a name that is not shown is no reason to end a call
 				s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})

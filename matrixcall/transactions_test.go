@@ -1,7 +1,6 @@
 package matrixcall
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -361,22 +360,5 @@ func TestConfigIsChecked(t *testing.T) {
 		if err := config.check(); err == nil {
 			t.Errorf("configuration %+v was accepted", config)
 		}
-	}
-}
-
-func TestMetricsHaveNames(t *testing.T) {
-	var m Metrics
-	m.Polls.Add(3)
-	var text bytes.Buffer
-	seen := make(map[string]bool)
-	for metric := range m.All() {
-		if seen[metric.Name] || metric.Help == "" {
-			t.Errorf("metric %+v is double or has no help", metric)
-		}
-		seen[metric.Name] = true
-		fmt.Fprintln(&text, metric.Name, metric.Value)
-	}
-	if !strings.Contains(text.String(), "trunkline_matrix_polls_total 3\n") {
-		t.Errorf("metrics %s", text.String())
 	}
 }

@@ -130,6 +130,7 @@ type (
 	Open struct {
 		Conn    Conn
 		Peer    Peer
+		Call    string // for the log
 		Inviter bool
 	}
 	// CreateOffer makes and sets a local offer. Result: OfferReady.
@@ -156,7 +157,10 @@ type (
 		Candidates []Candidate
 	}
 	// Close ends a connection; nothing more is asked of it. No result.
-	Close struct{ Conn Conn }
+	Close struct {
+		Conn   Conn
+		Reason string // for the log
+	}
 
 	// Joined says that we are a member now.
 	Joined struct{}

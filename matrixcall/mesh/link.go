@@ -43,7 +43,7 @@ func (m *machine) ourStreams() map[string]Stream {
 func (m *machine) invite(p *peer) {
 	l := m.newLink(p, m.newCallID(), offering)
 	l.inviter = true
-	m.do(Open{Conn: l.conn, Peer: p.Peer, Inviter: true}, CreateOffer{Conn: l.conn})
+	m.do(Open{Conn: l.conn, Peer: p.Peer, Call: l.call, Inviter: true}, CreateOffer{Conn: l.conn})
 }
 
 func (m *machine) newLink(p *peer, call string, ph linkPhase) *link {
@@ -108,7 +108,7 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 	}
 	l := m.newLink(p, sig.CallID, answering)
 	l.mergeStreams(sig.Streams)
-	m.do(Open{Conn: l.conn, Peer: p.Peer}, CreateAnswer{Conn: l.conn, Offer: sig.SDP.Text})
+	m.do(Open{Conn: l.conn, Peer: p.Peer, Call: l.call}, CreateAnswer{Conn: l.conn, Offer: sig.SDP.Text})
 	t := p.track(sig.CallID)
 	orphans := t.orphans
 	t.orphans = nil
@@ -359,7 +359,7 @@ func (m *machine) end(p *peer, reason string, f farewell) {
 			m.send(p, Signal{Kind: Reject, Reason: reason})
 		}
 	}
-	m.do(Close{Conn: l.conn})
+	m.do(Close{Conn: l.conn, Reason: reason})
 	if l.announced {
 		m.do(PeerGone{Peer: p.Peer, Reason: reason})
 		m.lose(p)

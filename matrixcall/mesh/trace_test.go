@@ -288,6 +288,10 @@ func describe(e Effect) string {
 		return fmt.Sprintf("put member session=%s until=%s", e.Session, e.Expires.Sub(epoch))
 	case Send:
 		return describeSend(e)
+	case Open: // its call id is in the invite, the reason of a Close in the hangup
+		return fmt.Sprintf("open {Conn:%d Peer:%s Inviter:%t}", e.Conn, e.Peer, e.Inviter)
+	case Close:
+		return fmt.Sprintf("close {Conn:%d}", e.Conn)
 	case AddCandidates:
 		return fmt.Sprintf("add %d candidates to %d", len(e.Candidates), e.Conn)
 	case ApplyAnswer:

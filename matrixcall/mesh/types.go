@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf16"
@@ -153,6 +154,26 @@ const (
 	ReasonTransferred   = "transferred"
 	ReasonAbandoned     = "abandoned" // never sent
 )
+
+// IsFailure says whether a link that ended for this reason ended by mishap.
+func IsFailure(reason string) bool {
+	switch reason {
+	case ReasonICEFailed, ReasonInviteTimeout, ReasonBadOffer, ReasonCreateOffer, ReasonCreateAnswer, ReasonSignalling:
+		return true
+	}
+	return false
+}
+
+// KnownReason says whether a reason is one of those the clients know, or of ours. A peer can send any.
+func KnownReason(reason string) bool {
+	return IsFailure(reason) || stays(reason) || slices.Contains(clientReasons, reason)
+}
+
+// clientReasons are those that only clients give (MSC2746, and both clients' lists).
+var clientReasons = []string{
+	"local_offer_failed", "no_user_media", "unknown_devices", "send_invite", "send_answer", "set_local_description",
+	"ice_timeout", "user_media_failed", "unknown_error",
+}
 
 // stays says whether a link that ended for this reason is left alone: the other side did it on purpose.
 func stays(reason string) bool {
