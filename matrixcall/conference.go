@@ -48,7 +48,8 @@ type (
 		Peer PeerKey
 		On   bool
 	}
-	// People is the number of users in the conference that are not our ghosts, sent whenever it changes.
+	// People is the number of users in the conference that are not our ghosts: sent as soon as it is known, be it 0, and
+	// whenever it changes.
 	People struct{ N int }
 	// CallEnded says that the conference is over for this ghost without Leave; the membership has cleaned up.
 	CallEnded struct{ Reason string }

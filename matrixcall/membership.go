@@ -56,6 +56,8 @@ type Membership struct {
 	tried map[mesh.Device]string  // only run touches this: the session of the last connection to each device
 	told  bool                    // only run touches this: joined was answered
 
+	counted bool // only run touches this: the owner knows how many people are in the conference
+
 	leaveErr error // only run writes this; read once done is closed
 }
 
@@ -331,6 +333,10 @@ func (m *Membership) step(ctx context.Context, ev mesh.Event) {
 			m.perform(effect)
 		}
 	}
+	if _, read := ev.(mesh.RoomState); read && !m.counted {
+		m.counted = true
+		m.opts.OnEvent(People{N: 0})
+	}
 }
 
 // perform does what does not concern a connection. Nothing in it blocks.
@@ -363,6 +369,7 @@ func (m *Membership) perform(effect mesh.Effect) {
 	case mesh.PeerMuted:
 		m.opts.OnEvent(PeerMuted{Peer: peerKey(e.Peer), Muted: e.Muted})
 	case mesh.People:
+		m.counted = true
 		m.opts.OnEvent(People{N: e.N})
 	case mesh.CallEnded:
 		m.opts.OnEvent(CallEnded{Reason: e.Reason})

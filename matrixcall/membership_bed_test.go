@@ -160,6 +160,19 @@ func (p *phone) people() int {
 	return 0
 }
 
+// counts is how often the phone was told how many people there are.
+func (p *phone) counts() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, ev := range p.events {
+		if _, ok := ev.(People); ok {
+			n++
+		}
+	}
+	return n
+}
+
 func (p *phone) heard(user id.UserID) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -48,6 +48,17 @@ func leave(t *testing.T, p *phone) {
 	synctest.Wait()
 }
 
+func TestAGhostAloneIsToldSoOnce(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		p := bed.join("@_sip_1:x")
+		time.Sleep(3 * time.Minute) // the room's state is read again every minute
+		if p.counts() != 1 || p.people() != 0 {
+			t.Errorf("told %d times, last of %d people; want once, of nobody", p.counts(), p.people())
+		}
+		leave(t, p)
+	})
+}
+
 func TestGhostInvitesAndBothHear(t *testing.T) {
 	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
 		alice := bed.browser("@alice:x", "10.1.0.2", nil)
