@@ -23,6 +23,7 @@ var (
 	serverName  = regexp.MustCompile(`^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?$`)
 	phoneNumber = regexp.MustCompile(`^[A-Za-z0-9+*#_.!~'()&=$,?/-]+$`)    // RFC 3261 §25.1: user, unescaped, no parameters
 	separated   = regexp.MustCompile(`^[0-9+*#.()-]*[.()-][0-9+*#.()-]*$`) // a number with visual separators (RFC 3966 §5.1.1)
+	contentURI  = regexp.MustCompile(`^mxc://[^/\s]+/[A-Za-z0-9_-]+$`) // Matrix specification, "Content repository"
 	hostName    = regexp.MustCompile(`^[A-Za-z0-9.-]+$`)
 )
 
@@ -71,6 +72,9 @@ func (c *checker) homeserver(cfg *Config) {
 	}
 	c.localpart("appservice.bot", a.Bot)
 	c.localpart("appservice.ghost_prefix", a.GhostPrefix)
+	if a.GhostAvatar != "" && !contentURI.MatchString(a.GhostAvatar) {
+		c.wrong("appservice.ghost_avatar", "%q is not an address of uploaded content like mxc://example.org/abc", a.GhostAvatar)
+	}
 	if strings.HasPrefix(a.Bot, a.GhostPrefix) {
 		c.wrong("appservice.bot", "must not begin with ghost_prefix %q", a.GhostPrefix)
 	}
@@ -200,6 +204,28 @@ func (c *checker) calls(k *Calls) {
 			c.wrong("calls."+d.key, "must be at least %v", d.least)
 		}
 	}
+	c.options("calls", &k.Options)
+}
+
+// The longest that options may ask for. Callers of most trunks are cut off after three minutes of ringing.
+const (
+	longestRing    = 10 * time.Minute
+	longestRefusal = 30 * time.Second
+)
+
+func (c *checker) options(key string, o *Options) {
+	if o.Intent != "" {
+		c.oneOf(key+".intent", o.Intent, IntentRing, IntentPrompt)
+	}
+	if d := o.RingTimeout; d != nil && (*d < time.Second || *d > longestRing) {
+		c.wrong(key+".ring_timeout", "must be from 1s to %v", longestRing)
+	}
+	if d := o.RefusalTone; d != nil && (*d < 0 || *d > longestRefusal) {
+		c.wrong(key+".refusal_tone", "must be from 0s to %v", longestRefusal)
+	}
+	if o.ToneZone != "" {
+		c.oneOf(key+".tone_zone", o.ToneZone, ZoneEurope, ZoneNorthAmerica)
+	}
 }
 
 func (c *checker) routes(routes []Route) {
@@ -218,6 +244,7 @@ func (c *checker) routes(routes []Route) {
 		if len(r.Room) < 2 || r.Room[0] != '#' && r.Room[0] != '!' {
 			c.wrong(key+".room", "%q is not a room alias (#…) or room id (!…)", r.Room)
 		}
+		c.options(key, &r.Options)
 	}
 }
 

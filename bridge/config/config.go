@@ -47,6 +47,7 @@ type AppService struct {
 	Bot          string `yaml:"bot"`
 	BotName      string `yaml:"bot_name"`
 	GhostPrefix  string `yaml:"ghost_prefix"`
+	GhostAvatar  string `yaml:"ghost_avatar"`
 }
 
 type Database struct {
@@ -123,11 +124,15 @@ type Calls struct {
 	EmptyTimeout time.Duration `yaml:"empty_timeout"`
 	Longest      time.Duration `yaml:"longest"`
 	KeepHistory  time.Duration `yaml:"keep_history"`
+
+	Options `yaml:",inline"`
 }
 
 type Route struct {
 	Number string `yaml:"number"`
 	Room   string `yaml:"room"`
+
+	Options `yaml:",inline"`
 }
 
 type Admin struct {

@@ -55,7 +55,11 @@ func keysOf(typ reflect.Type, path string) []string {
 	case reflect.Struct:
 		var keys []string
 		for f := range typ.Fields() {
-			keys = append(keys, keysOf(f.Type, strings.TrimPrefix(path+"."+f.Tag.Get("yaml"), "."))...)
+			name := path
+			if tag := f.Tag.Get("yaml"); tag != ",inline" {
+				name = strings.TrimPrefix(path+"."+tag, ".")
+			}
+			keys = append(keys, keysOf(f.Type, name)...)
 		}
 		return keys
 	case reflect.Slice:
@@ -82,6 +86,12 @@ calls: {longest: 90m}
 routes:
   - number: "+49301234567"
     room: "#meeting:example.org"
+    intent: m.prompt
+    ring_timeout: 90s
+    ring_notice: false
+    early_media: false
+    refusal_tone: 0s
+    tone_zone: north_america
 `
 	c, err := Parse("config.yaml", []byte(text))
 	if err != nil {
@@ -89,6 +99,42 @@ routes:
 	}
 	if c.Calls.Longest != 90*time.Minute || c.SIP.Trunks[0].Name != "carrier" || c.Routes[0].Number != "+49301234567" {
 		t.Errorf("Parse = %+v", c)
+	}
+}
+
+func TestARouteTakesFromCallsWhatItLeavesOut(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(smallest+`
+calls: {ring_timeout: 20s, early_media: false}
+routes: [{number: "1", room: "#a:b", intent: m.prompt, refusal_tone: 0s}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.Routes[0].Options.Over(c.Calls.Options)
+	want := Options{
+		Intent: IntentPrompt, RingTimeout: new(20 * time.Second), RingNotice: new(true), EarlyMedia: new(false),
+		RefusalTone: new(time.Duration(0)), ToneZone: ZoneEurope,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("options (-want +got):\n%s", diff)
+	}
+}
+
+func TestOptionsOfTheDatabaseAreJSON(t *testing.T) {
+	got, err := ParseOptions(`{"intent": "m.prompt", "ring_timeout": "90s", "early_media": false}`)
+	want := Options{Intent: IntentPrompt, RingTimeout: new(90 * time.Second), EarlyMedia: new(false)}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("ParseOptions (-want +got):\n%s%v", diff, err)
+	}
+	for _, empty := range []string{"", "{}"} {
+		if got, err := ParseOptions(empty); got != (Options{}) || err != nil {
+			t.Errorf("ParseOptions(%q) = %+v, %v", empty, got, err)
+		}
+	}
+	for _, bad := range []string{"[", `{"intent": "m.room"}`, `{"ring": 1}`, `{"ring_timeout": "0s"}`, `[]`} {
+		if _, err := ParseOptions(bad); err == nil {
+			t.Errorf("ParseOptions(%q) has no complaint", bad)
+		}
 	}
 }
 
@@ -105,7 +151,7 @@ sip:
     - networks: [carrier.example.org]
 rtp: {port_min: 80, port_max: 70}
 routes:
-  - {number: "1 2", room: meeting}
+  - {number: "1 2", room: meeting, intent: m.room, ring_timeout: 1h}
 log: {level: loud}
 `
 	_, err := Parse("config.yaml", []byte(text))
@@ -127,14 +173,16 @@ log: {level: loud}
 		"config.yaml:11: rtp.port_max: 70 is not a port",
 		"config.yaml:13: routes[0].number: \"1 2\" is not a number",
 		"config.yaml:13: routes[0].room: \"meeting\" is not a room alias",
+		"config.yaml:13: routes[0].intent: \"m.room\" is not one of m.ring, m.prompt",
+		"config.yaml:13: routes[0].ring_timeout: must be from 1s to 10m0s",
 		"config.yaml:14: log.level: \"loud\" is not one of debug, info, warn, error",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 14 {
-		t.Errorf("%d problems, want 14:\n%v", len(problems.List), err)
+	if len(problems.List) != 16 {
+		t.Errorf("%d problems, want 16:\n%v", len(problems.List), err)
 	}
 }
 
