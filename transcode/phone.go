@@ -123,6 +123,22 @@ func (p *Phone) Playing() bool { return p.player.Playing() }
 // StopTone ends the tone.
 func (p *Phone) StopTone() { p.player.Stop() }
 
+// Level is how loud the phone was in the last frame, dBov.
+func (p *Phone) Level() int8 { return p.voice.level }
+
+// Next is the config with which another desk takes the phone over: what it and its peers are sent goes on as one stream.
+func (p *Phone) Next() PhoneConfig {
+	c := p.config
+	c.FirstSeq, c.FirstTimestamp = p.packet.SequenceNumber, p.packet.Timestamp
+	if p.stats.Frames > 0 {
+		c.FirstSeq++
+		c.FirstTimestamp += FrameSamples
+	}
+	c.PeerFirstSeq = p.peerPacket.SequenceNumber + 1
+	c.PeerFirstTimestamp = p.peerPacket.Timestamp + FrameSamples*opusClock
+	return c
+}
+
 // Stats returns the counters.
 func (p *Phone) Stats() PhoneStats {
 	s := p.stats
