@@ -10,9 +10,11 @@ import (
 
 	"github.com/pion/rtp"
 
+	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
 	"trunkline/matrixcall"
 	"trunkline/sip"
+	"trunkline/transcode"
 )
 
 // actor is one leg: a goroutine that owns the leg's state and its one timer. Everything else sends it events.
@@ -22,8 +24,8 @@ type actor struct {
 	log    *slog.Logger
 	call   *sip.Call
 	info   sip.Info
-	epoch  int64 // of its rows
-	inbox  *inbox[report]
+	epoch  int64          // of its rows
+	inbox  *inbox[func()] // run does what comes, in order
 	trace  *trace
 	begun  time.Time
 
@@ -34,25 +36,25 @@ type actor struct {
 	voice atomic.Pointer[voice] // set by the actor, read by whoever brings packets
 
 	join joining // the attempt to enter the room's call
+	ring ring
 
-	// The bridge's mutex guards these three. The actor itself may read target, for it alone writes it.
+	// The bridge's mutex guards these. The actor itself may read target, for it alone writes it.
 	target   string // the room's alias or id, once routed
+	phase    leg.Phase
 	people   int
+	counted  chan struct{} // closed once people is known
 	gathered *gathering
 
-	// Only run and what it calls touch what follows.
+	// Only run and what it calls touch what follows, and joinRoom reads the first two.
+	options  config.Options // of the route, all set
+	name     string         // of the caller, as the room sees it
 	state    leg.State
 	media    *sip.Media
+	early    *voice                // at a desk of its own, while the phone hears tones of ours
+	stream   transcode.PhoneConfig // towards the phone, when it has begun
 	answered time.Time
 	saves    int    // how many were begun
 	unsent   uint64 // packets that could be sent neither to the phone nor to peers
-}
-
-// report is an event with what must be noted before Step sees it.
-type report struct {
-	event leg.Event
-	note  func()
-	save  int // which save it is the result of, 0 = of none
 }
 
 // errForgotten is the cause of a leg's context.
@@ -64,16 +66,19 @@ func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 	a := &actor{
 		id: id, bridge: b, call: call, info: info, epoch: 1,
 		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
-		inbox: newInbox[report](), trace: newTrace(), begun: time.Now(),
-		ctx: ctx, stop: stop,
+		inbox: newInbox[func()](), trace: newTrace(), begun: time.Now(),
+		ctx: ctx, stop: stop, counted: make(chan struct{}),
 		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
+		name: ghostName(info.Caller, b.showNumbers[info.Trunk]),
 	}
 	a.tell(leg.Invited) // before anything that the phone may report
 	return a
 }
 
 // tell puts an event into the inbox; it never blocks.
-func (a *actor) tell(kind leg.EventKind) { a.inbox.Put(report{event: leg.Event{Kind: kind}}) }
+func (a *actor) tell(kind leg.EventKind) { a.tellEvent(leg.Event{Kind: kind}) }
+
+func (a *actor) tellEvent(ev leg.Event) { a.inbox.Put(func() { a.step(ev) }) }
 
 // run is the actor's loop; it returns when the leg is forgotten.
 func (a *actor) run() {
@@ -87,8 +92,8 @@ func (a *actor) run() {
 			a.abandon()
 			return
 		case <-a.inbox.Some():
-			for _, r := range a.inbox.Take() {
-				a.hear(r)
+			for _, do := range a.inbox.Take() {
+				do()
 			}
 		case <-timer.C:
 			a.step(leg.Event{Kind: leg.Tick})
@@ -99,18 +104,9 @@ func (a *actor) run() {
 	}
 }
 
-func (a *actor) hear(r report) {
-	if r.save != 0 && r.save != a.saves {
-		return // a later one is under way, which is the one that counts
-	}
-	if r.note != nil {
-		r.note()
-	}
-	a.step(r.event)
-}
-
 // abandon ends the actor without a word to phone, room and database.
 func (a *actor) abandon() {
+	a.stopTone()
 	a.stopMedia()
 	if a.join.cancel != nil {
 		a.join.cancel(errLegEnds)
@@ -126,8 +122,11 @@ func (a *actor) step(ev leg.Event) {
 	a.state, effects = leg.Step(a.state, now, ev)
 	a.trace.add(now, ev, effects, a.state)
 	a.log.Debug("leg step", "event", ev, "state", a.state)
-	if before != leg.Talking && a.state.Phase == leg.Talking {
-		a.answered = now
+	if a.state.Phase != before {
+		if a.state.Phase == leg.Talking {
+			a.answered = now
+		}
+		a.bridge.entered(a, a.state.Phase)
 	}
 	for _, e := range effects {
 		a.perform(e)
@@ -150,9 +149,11 @@ func (a *actor) fromPhone(ev sip.Event) {
 	case sip.DialogChanged:
 		a.tell(leg.DialogChanged)
 	case sip.MediaChanged:
-		a.inbox.Put(report{event: leg.Event{Kind: leg.DialogChanged}, note: func() { a.setFormat(ev.Format) }})
+		a.inbox.Put(func() { a.setFormat(ev.Format) })
+		a.tell(leg.DialogChanged)
 	case sip.Hold:
-		a.inbox.Put(report{event: leg.Event{Kind: leg.DialogChanged}, note: func() { a.hold(ev.On) }})
+		a.inbox.Put(func() { a.hold(ev.On) })
+		a.tell(leg.DialogChanged)
 	}
 }
 
@@ -169,6 +170,10 @@ func (a *actor) fromRoom(ev matrixcall.Event) {
 	case matrixcall.PeerMuted:
 		if v := a.voice.Load(); v != nil {
 			v.PeerMuted(deviceOf(ev.Peer), ev.Muted)
+		}
+	case matrixcall.Digit:
+		if v := a.voice.Load(); v != nil {
+			v.opts.Press(ev.Digit)
 		}
 	case matrixcall.CallEnded:
 		a.tell(leg.CallEnded)

@@ -50,6 +50,8 @@ type process struct {
 const (
 	goodNumber  = "100"
 	otherNumber = "200" // leads to a room that forbids calls
+	ringNumber  = "500" // leads to the room of goodNumber, and rings
+	plainNumber = "501" // the same without early media
 	lostNumber  = "300" // leads to a room that does not exist
 )
 
@@ -67,7 +69,7 @@ sip:
   trunks: [{name: lab, networks: [127.0.0.0/8]}]
 rtp: {address: 127.0.0.1}
 webrtc: {addresses: [127.0.0.1], loopback: true}
-calls: {empty_timeout: 300ms, max_legs: 3}
+calls: {empty_timeout: 300ms, max_legs: 3, refusal_tone: 1500ms}
 admin: {listen: ""}
 `, b.hs.URL(), b.hs.Domain(), ports[0], ports[0], filepath.Join(t.TempDir(), "t.db"), b.sip, b.sip)
 	var err error
@@ -80,9 +82,11 @@ admin: {listen: ""}
 	b.room = b.hs.Room(owner.UserID, homeserver.CallRoom(b.bot()))
 	strict := b.hs.Room(owner.UserID, homeserver.CreateRoom{Invite: []id.UserID{b.bot()}})
 	b.cfg.Routes = []config.Route{
-		{Number: goodNumber, Room: string(b.room)},
+		{Number: goodNumber, Room: string(b.room), Options: config.Options{Intent: config.IntentPrompt}},
 		{Number: otherNumber, Room: string(strict)},
 		{Number: lostNumber, Room: "#nowhere:" + b.hs.Domain()},
+		{Number: ringNumber, Room: string(b.room)},
+		{Number: plainNumber, Room: string(b.room), Options: config.Options{EarlyMedia: new(false)}},
 	}
 	b.start()
 	t.Cleanup(b.stop)
@@ -171,12 +175,33 @@ func (b *bed) phone(number string) *phone.Phone {
 	return p
 }
 
+// begin dials without waiting for the answer.
+func (b *bed) begin(p *phone.Phone, number string) *phone.Call {
+	b.t.Helper()
+	call, err := p.Begin(b.ctx(), b.sip, phone.Invite{Number: number})
+	if err != nil {
+		b.t.Fatalf("dial %s: %v", number, err)
+	}
+	b.t.Cleanup(func() { b.hangUp(call) })
+	return call
+}
+
+// hangUp ends a call that the test left open, so that the bridge need not find out that the phone is gone.
+func (b *bed) hangUp(call *phone.Call) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.t.Context()), patience)
+	defer cancel()
+	if err := call.Hangup(ctx); err != nil {
+		b.t.Logf("hang up: %v", err)
+	}
+}
+
 func (b *bed) dial(p *phone.Phone, number string) *phone.Call {
 	b.t.Helper()
 	call, err := p.Dial(b.ctx(), b.sip, number)
 	if err != nil {
 		b.t.Fatalf("dial %s: %v", number, err)
 	}
+	b.t.Cleanup(func() { b.hangUp(call) })
 	return call
 }
 
@@ -269,4 +294,8 @@ func freePorts(t *testing.T, n int) []int {
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports
+}
+
+func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), patience)
 }

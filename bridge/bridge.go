@@ -57,20 +57,21 @@ type Bridge struct {
 
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
 
-	mu      sync.Mutex // guards what follows
-	legs    map[leg.ID]*actor
-	rooms   map[id.RoomID]*gathering
-	past    []*actor                // the last legs that ended, for their traces
-	ghosts  map[string]bool         // localparts in use
-	told    map[id.RoomID]time.Time // rooms that were told why phones can't come in, and when
-	closing bool
-	ready   bool
+	mu        sync.Mutex // guards what follows
+	legs      map[leg.ID]*actor
+	rooms     map[id.RoomID]*gathering
+	past      []*actor                  // the last legs that ended, for their traces
+	ghosts    map[string]bool           // localparts in use
+	told      map[id.RoomID]time.Time   // rooms that were told why phones can't come in, and when
+	announced map[id.RoomID][]time.Time // when a room was told of a call
+	closing   bool
+	ready     bool
 }
 
 // gathering is who is in one room's conference, as far as legs need to know.
 type gathering struct {
 	room   id.RoomID
-	legs   map[*actor]bool
+	legs   map[*actor]bool // true = answered: a phone that rings is no company
 	people int
 }
 
@@ -87,7 +88,8 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		},
 		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool),
 		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
-		told: make(map[id.RoomID]time.Time), abandoned: make(chan struct{}),
+		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
+		abandoned: make(chan struct{}),
 	}
 	for _, t := range cfg.SIP.Trunks {
 		b.showNumbers[t.Name] = t.ShowNumbers
@@ -98,8 +100,9 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		return nil, err
 	}
 	b.journal = db.NewJournal(b.store, log)
-	b.routes = newRoutes(cfg.Routes, b.store)
-	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.journal, b.store.Shared(), matrixcall.Options{}, log); err != nil {
+	b.routes = newRoutes(cfg, b.store)
+	heard := matrixcall.Options{OnMessage: b.message, OnReaction: b.reaction}
+	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.journal, b.store.Shared(), heard, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
 	}
 	phoneSide, err := sipConfig(cfg)
@@ -277,7 +280,8 @@ func (b *Bridge) Invite(call *sip.Call) {
 // refuse answers a call that will not be: with the status that fits the cause, and for passing ones when to try again.
 func (b *Bridge) refuse(call *sip.Call, cause leg.Cause) {
 	code, reason := cause.Refusal()
-	var headers []string
+	q850, text := cause.Q850()
+	headers := []string{fmt.Sprintf("Reason: Q.850;cause=%d;text=%q", q850, text)} // RFC 6432
 	if code == 503 {
 		headers = []string{"Retry-After: " + strconv.Itoa(retryAfter)}
 	}
@@ -296,7 +300,7 @@ func (b *Bridge) gather(a *actor, room id.RoomID) {
 		g = &gathering{room: room, legs: make(map[*actor]bool)}
 		b.rooms[room] = g
 	}
-	g.legs[a] = true
+	g.legs[a] = a.phase == leg.Talking
 	a.gathered = g
 	g.people = max(g.people, a.people)
 	g.tell()
@@ -323,16 +327,42 @@ func (b *Bridge) people(a *actor, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	a.people = n
+	select {
+	case <-a.counted:
+	default:
+		close(a.counted)
+	}
 	if g := a.gathered; g != nil {
 		g.people = n
 		g.tell()
 	}
 }
 
+// entered notes that a leg is in another phase: one that is answered is company for the others.
+func (b *Bridge) entered(a *actor, phase leg.Phase) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a.phase = phase
+	if g := a.gathered; g != nil && g.legs[a] != (phase == leg.Talking) {
+		g.legs[a] = phase == leg.Talking
+		g.tell()
+	}
+}
+
 // tell puts the number of others to each leg.
 func (g *gathering) tell() {
-	for a := range g.legs {
-		a.inbox.Put(report{event: leg.Event{Kind: leg.CompanyIs, N: g.people + len(g.legs) - 1}})
+	answered := 0
+	for _, up := range g.legs {
+		if up {
+			answered++
+		}
+	}
+	for a, up := range g.legs {
+		others := g.people + answered
+		if up {
+			others--
+		}
+		a.tellEvent(leg.Event{Kind: leg.CompanyIs, N: others})
 	}
 }
 

@@ -128,7 +128,7 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 func TestRouteInTheDatabaseLeadsToItsRoom(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	if err := b.process.bridge.store.PutRoute(t.Context(), db.Route{Number: "400", Room: string(b.room)}); err != nil {
+	if err := b.process.bridge.store.PutRoute(t.Context(), db.Route{Number: "400", Room: string(b.room), Options: `{"intent": "m.prompt"}`}); err != nil {
 		t.Fatal(err)
 	}
 	b.dial(b.phone("1"), "400")

@@ -15,6 +15,7 @@ import (
 const (
 	databasePatience = 5 * time.Second  // a query that takes longer counts as failed
 	leavePatience    = 30 * time.Second // shorter than leg.Rules.Release
+	countPatience    = 3 * time.Second  // to learn who is in a call that was joined
 	retryAfter       = 10               // seconds, told to phones that are refused for now
 )
 
@@ -35,6 +36,14 @@ func (a *actor) perform(e leg.Effect) {
 		a.startMedia()
 	case leg.StopMedia:
 		a.stopMedia()
+	case leg.PlayTone:
+		a.playTone(e.Tone)
+	case leg.StopTone:
+		a.stopTone()
+	case leg.RingRoom:
+		a.ringRoom()
+	case leg.RingOver:
+		a.ringOver(e.Cause)
 	case leg.RefusePhone:
 		a.bridge.refuse(a.call, e.Cause)
 	case leg.HangUpPhone:
@@ -61,7 +70,8 @@ type joining struct {
 	cancel context.CancelCauseFunc
 	over   chan struct{}
 
-	ghost      string                     // localpart reserved for this leg
+	localpart  string                     // of the ghost, reserved for this leg
+	ghost      *matrixcall.Ghost          // nil when there is none yet
 	saved      *matrixcall.MembershipInfo // what was stored before the room could see it, nil = nothing
 	membership *matrixcall.Membership     // nil when joining failed
 }
@@ -90,7 +100,7 @@ func (a *actor) joinRoom() {
 			return // the leg ends already
 		}
 		a.log.Warn("room not joined", "room", a.target, "err", err, "cause", cause)
-		a.inbox.Put(report{event: leg.Event{Kind: leg.RoomRefused, Cause: cause}})
+		a.tellEvent(leg.Event{Kind: leg.RoomRefused, Cause: cause})
 	})
 }
 
@@ -101,14 +111,14 @@ func (a *actor) enterCall(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find room %s: %w", a.target, err)
 	}
-	if a.join.ghost, err = b.reserveGhost(a.info); err != nil {
+	if a.join.localpart, err = b.reserveGhost(a.info); err != nil {
 		return err
 	}
-	name := ghostName(a.info.Caller, b.showNumbers[a.info.Trunk])
-	ghost, err := b.matrix.Ghost(ctx, a.join.ghost, name)
+	ghost, err := b.matrix.Ghost(ctx, a.join.localpart, a.name)
 	if err != nil {
 		return fmt.Errorf("make ghost: %w", err)
 	}
+	a.join.ghost = ghost
 	if err := ghost.EnterRoom(ctx, room); err != nil {
 		return fmt.Errorf("enter room %s: %w", room, err)
 	}
@@ -116,13 +126,18 @@ func (a *actor) enterCall(ctx context.Context) error {
 		return fmt.Errorf("check rights in %s: %w", room, err)
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
-		CreateType: "m.voice", Intent: "m.ring", Name: "Call from " + name,
+		CreateType: "m.voice", Intent: a.options.Intent, Name: "Call from " + a.name,
 		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership(ctx),
 	})
 	if err != nil {
 		return fmt.Errorf("join call in %s: %w", room, err)
 	}
 	a.join.membership = m
+	select { // a room must not be rung where somebody is there already
+	case <-a.counted:
+	case <-time.After(countPatience): // the homeserver is slow to tell: whoever is there is noticed later
+	case <-ctx.Done():
+	}
 	b.gather(a, room)
 	return nil
 }
@@ -170,7 +185,7 @@ func (a *actor) leaveRoom() {
 		if err := a.leaveCall(ctx); err != nil {
 			a.log.Warn("left the call only half; the next start sweeps it", "err", err)
 		}
-		a.bridge.releaseGhost(a.join.ghost)
+		a.bridge.releaseGhost(a.join.localpart)
 		a.tell(leg.RoomLeft)
 	})
 }
@@ -217,10 +232,15 @@ func (a *actor) sendAnswer() {
 }
 
 func (a *actor) startMedia() {
-	format := a.media.Format()
+	if a.stream.SSRC == 0 { // else it has begun with tones
+		format := a.media.Format()
+		a.stream = phoneConfig(codecOf(format), format.PayloadType)
+	}
+	media := a.media
 	v, err := a.bridge.studio.Join(voiceOptions{
-		Room: a.join.membership.Info().Room, Phone: phoneConfig(codecOf(format), format.PayloadType),
-		ToPhone: a.media.WriteRTP, ToPeers: a.join.membership.WriteRTP,
+		Room: a.join.membership.Info().Room, Phone: a.stream,
+		ToPhone: media.WriteRTP, ToPeers: a.join.membership.WriteRTP,
+		Press: func(digit rune) { media.SendDigit(byte(digit)) },
 	})
 	if err != nil {
 		a.note("start media", err)
@@ -249,7 +269,7 @@ func (a *actor) stopMedia() {
 	if v := a.voice.Swap(nil); v != nil {
 		a.media.OnPacket(nil)
 		v.Leave()
-		a.unsent = v.unsent.Load()
+		a.unsent += v.unsent.Load()
 	}
 }
 
@@ -278,7 +298,11 @@ func (a *actor) save() {
 			a.log.Error("leg not saved", "err", err)
 			result = leg.SaveFailed
 		}
-		a.inbox.Put(report{event: leg.Event{Kind: result}, save: number})
+		a.inbox.Put(func() {
+			if number == a.saves { // else a later one is under way, which is the one that counts
+				a.step(leg.Event{Kind: result})
+			}
+		})
 	})
 }
 

@@ -21,6 +21,9 @@ type metrics struct {
 	ended    *prometheus.CounterVec
 	refused  *prometheus.CounterVec
 	setup    prometheus.Histogram
+
+	rings      prometheus.Counter
+	ringsEnded *prometheus.CounterVec
 }
 
 func newMetrics(b *Bridge) *metrics {
@@ -32,14 +35,20 @@ func newMetrics(b *Bridge) *metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_calls_refused_total", Help: "Calls refused before they became a leg, by reason.",
 		}, []string{"reason"}),
+		rings: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trunkline_rings_total", Help: "Rooms rung because nobody was in the call.",
+		}),
+		ringsEnded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_rings_ended_total", Help: "Rings that ended, by how: answered, or why not.",
+		}, []string{"how"}),
 		setup: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "trunkline_setup_seconds", Help: "From INVITE to answer.",
+			Name: "trunkline_setup_seconds", Help: "From INVITE to answer, the time that people need to come included.",
 			Buckets: []float64{.1, .2, .4, .8, 1.5, 3, 6, 12, 30},
 		}),
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup,
+		m.ended, m.refused, m.setup, m.rings, m.ringsEnded,
 		mediaReadings(b), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)

@@ -11,47 +11,74 @@ import (
 
 // routes turn a dialled number into a room: first the config's, then the database's.
 type routes struct {
-	fixed map[string]string
-	store *db.Store
+	fixed    map[string]config.Route
+	defaults config.Options // of numbers whose route leaves something out
+	store    *db.Store
 }
 
-func newRoutes(list []config.Route, store *db.Store) *routes {
-	r := &routes{fixed: make(map[string]string), store: store}
-	for _, route := range list {
-		r.fixed[route.Number] = route.Room
+// route is where a number leads, and how calls to it are treated. All its options are set.
+type route struct {
+	room    string // alias or id, "" when the number leads nowhere
+	options config.Options
+}
+
+func newRoutes(cfg config.Config, store *db.Store) *routes {
+	r := &routes{
+		fixed: make(map[string]config.Route), store: store,
+		defaults: cfg.Calls.Options.Over(config.Default().Calls.Options),
+	}
+	for _, route := range cfg.Routes {
+		r.fixed[route.Number] = route
 	}
 	return r
 }
 
-// Room returns the alias or id that number leads to, "" when it leads nowhere.
-func (r *routes) Room(ctx context.Context, number string) (string, error) {
-	if room := r.fixed[number]; room != "" {
-		return room, nil
+// Find returns the route of a number. With an error that is about its options only, the room is there and the defaults hold.
+func (r *routes) Find(ctx context.Context, number string) (route, error) {
+	if fixed, ok := r.fixed[number]; ok {
+		return route{room: fixed.Room, options: fixed.Options.Over(r.defaults)}, nil
 	}
-	route, err := r.store.Route(ctx, number)
+	stored, err := r.store.Route(ctx, number)
 	if err != nil {
-		return "", fmt.Errorf("find route: %w", err)
+		return route{}, fmt.Errorf("find route: %w", err)
 	}
-	return route.Room, nil
+	options, err := config.ParseOptions(stored.Options)
+	return route{room: stored.Room, options: options.Over(r.defaults)}, err
 }
 
 // route finds the room of the dialled number; a call to nowhere is refused before it becomes a leg.
 func (a *actor) route() bool {
 	ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 	defer cancel()
-	target, err := a.bridge.routes.Room(ctx, string(a.info.Dialled))
+	found, err := a.bridge.routes.Find(ctx, string(a.info.Dialled))
 	cause := leg.NoSuchRoom
-	if err != nil {
+	switch {
+	case err != nil && found.room == "":
 		a.log.Error("no route", "err", err)
 		cause = leg.NotStored
+	case err != nil:
+		a.log.Warn("route has options that make no sense; the defaults hold", "err", err)
 	}
-	if target == "" {
+	if found.room == "" {
 		a.log.Info("number leads nowhere", "dialled", a.info.Dialled)
 		a.bridge.refuse(a.call, cause)
 		return false
 	}
+	a.options = found.options
+	a.state.Rules = a.bridge.rulesFor(found.options)
 	a.bridge.mu.Lock()
-	a.target = target
+	a.target = found.room
 	a.bridge.mu.Unlock()
 	return true
+}
+
+// rulesFor are the limits of a leg whose route has these options.
+func (b *Bridge) rulesFor(o config.Options) leg.Rules {
+	r := b.rules
+	r.Ring = 0
+	if o.Intent == config.IntentRing {
+		r.Ring = *o.RingTimeout
+	}
+	r.Tones, r.Refusal = *o.EarlyMedia, *o.RefusalTone
+	return r
 }

@@ -19,7 +19,7 @@ func (a *actor) row() db.Leg {
 		Created: a.begun, Answered: d.Since, Updated: time.Now(),
 		Direction: "in", Trunk: a.info.Trunk, Dialled: string(a.info.Dialled),
 		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
-		Ghost: a.join.ghost, EndBy: a.state.EndBy,
+		Ghost: a.join.localpart, EndBy: a.state.EndBy,
 		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d),
 	}
 	if m := a.join.membership; m != nil {

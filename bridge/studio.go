@@ -63,6 +63,7 @@ type voiceOptions struct {
 	Phone   transcode.PhoneConfig
 	ToPhone func(*rtp.Packet) error // G.711, called by the worker every 20 ms
 	ToPeers func(*rtp.Packet) error // Opus, while the phone is heard
+	Press   func(digit rune)        // presses a key for the phone; must not block
 }
 
 // voice is one phone on a desk.
@@ -115,8 +116,30 @@ func (s *studio) Join(opts voiceOptions) (*voice, error) {
 	return v, nil
 }
 
-// Leave takes the phone off the desk. Packets that arrive later are dropped.
-func (v *voice) Leave() { v.worker.do(func() { v.worker.leave(v) }) }
+// nobody takes what the peers of a phone would hear where there are none.
+func nobody(*rtp.Packet) error { return nil }
+
+// Leave takes the phone off the desk, and returns the config with which its streams can go on at another one. Packets that
+// arrive later are dropped.
+func (v *voice) Leave() (next transcode.PhoneConfig) {
+	next = v.opts.Phone
+	v.worker.do(func() {
+		if v.phone != nil {
+			next = v.phone.Next()
+		}
+		v.worker.leave(v)
+	})
+	return next
+}
+
+// Play lets the phone, and nobody else, hear a tone instead of the one before.
+func (v *voice) Play(t transcode.Tone) {
+	v.worker.post(func() {
+		if v.conf != nil {
+			v.phone.Play(t)
+		}
+	})
+}
 
 // SetFormat changes the codec towards the phone.
 func (v *voice) SetFormat(codec transcode.Codec, payloadType uint8) {

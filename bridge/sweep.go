@@ -83,6 +83,9 @@ func (b *Bridge) sweepPhones(ctx context.Context, orphans []db.Leg) {
 const orphanPatience = 33 * time.Second
 
 func (b *Bridge) hangUpOrphan(ctx context.Context, l db.Leg) error {
+	if l.Answered.IsZero() {
+		return nil // it was ringing: there is no dialog to end, and its INVITE can't be answered any more
+	}
 	dialog, err := dialogOf(l)
 	if err != nil {
 		return err

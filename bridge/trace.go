@@ -48,6 +48,13 @@ func (t *trace) WriteTo(w io.Writer) (int64, error) {
 	steps := append(append([]step(nil), t.steps[t.next:]...), t.steps[:t.next]...)
 	t.mu.Unlock()
 	var total int64
+	if len(steps) > 0 && steps[0].state.Rules != leg.DefaultRules() {
+		n, err := io.WriteString(w, leg.FormatRules(steps[0].state.Rules))
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
 	for _, s := range steps {
 		n, err := io.WriteString(w, leg.FormatStep(t.begun, s.at, s.event, s.effects, s.state))
 		total += int64(n)

@@ -55,6 +55,16 @@ func (s *Service) CheckRights(ctx context.Context, g *Ghost, room id.RoomID) err
 	return state.rights.check(room, g.user, needed)
 }
 
+// MayTakePart says whether a user is in the room, which the ghost must be in,
+// too, and may be in its calls.
+func (g *Ghost) MayTakePart(ctx context.Context, room id.RoomID, user id.UserID) (bool, error) {
+	state, err := g.service.readState(ctx, g, room)
+	if err != nil {
+		return false, fmt.Errorf("read state of %s: %w", room, tidy(err))
+	}
+	return state.joined[user] == event.MembershipJoin && state.rights.check(room, user, []string{memberType}) == nil, nil
+}
+
 // roomRights is what m.room.create and m.room.power_levels say.
 type roomRights struct {
 	create      *roomEvent

@@ -17,6 +17,7 @@ import (
 	"go.mau.fi/util/dbutil"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/crypto/sql_store_upgrade"
+	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -407,4 +408,18 @@ func (s *Service) NoticeID(ctx context.Context, room id.RoomID, text string) (id
 		return "", fmt.Errorf("notice in %s: %w", room, tidy(err))
 	}
 	return answer.EventID, nil
+}
+
+// EditNotice lets a notice say something else. Clients that know no edits show
+// the new text below.
+func (s *Service) EditNotice(ctx context.Context, room id.RoomID, notice id.EventID, text string) error {
+	content := map[string]any{
+		"msgtype": "m.notice", "body": "* " + text, "m.mentions": struct{}{},
+		"m.new_content": map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}},
+		"m.relates_to":  map[string]any{"rel_type": event.RelReplace, "event_id": notice},
+	}
+	if _, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content); err != nil {
+		return fmt.Errorf("edit notice in %s: %w", room, tidy(err))
+	}
+	return nil
 }

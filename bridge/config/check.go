@@ -23,7 +23,7 @@ var (
 	serverName  = regexp.MustCompile(`^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?$`)
 	phoneNumber = regexp.MustCompile(`^[A-Za-z0-9+*#_.!~'()&=$,?/-]+$`)    // RFC 3261 §25.1: user, unescaped, no parameters
 	separated   = regexp.MustCompile(`^[0-9+*#.()-]*[.()-][0-9+*#.()-]*$`) // a number with visual separators (RFC 3966 §5.1.1)
-	contentURI  = regexp.MustCompile(`^mxc://[^/\s]+/[A-Za-z0-9_-]+$`) // Matrix specification, "Content repository"
+	contentURI  = regexp.MustCompile(`^mxc://[^/\s]+/[A-Za-z0-9_-]+$`)     // Matrix specification, "Content repository"
 	hostName    = regexp.MustCompile(`^[A-Za-z0-9.-]+$`)
 )
 

@@ -24,6 +24,9 @@ const (
 	numbers     = 60
 )
 
+// ringNumber leads to the same room as the number does, and rings it where the number waits in the call.
+func ringNumber(number int) string { return fmt.Sprint("9", number) }
+
 func aliasName(number int) string { return fmt.Sprintf("line-%d", number) }
 
 const (
@@ -112,10 +115,12 @@ func (b *Bridge) configure(homeserver string) error {
 	b.as, b.admin = ports[0], ports[1]
 	b.lab.sipAddress = fmt.Sprintf("127.0.0.1:%d", sip)
 	rtp := 20000 + (ports[1]%100)*100 // a range of this lab's own, most likely
-	routes := make([]map[string]string, numbers)
-	for i := range routes {
-		n := firstNumber + i
-		routes[i] = map[string]string{"number": fmt.Sprint(n), "room": "#" + aliasName(n) + ":" + labDomain}
+	var routes []map[string]string
+	for n := firstNumber; n < firstNumber+numbers; n++ {
+		room := "#" + aliasName(n) + ":" + labDomain
+		routes = append(routes,
+			map[string]string{"number": fmt.Sprint(n), "room": room, "intent": "m.prompt"},
+			map[string]string{"number": ringNumber(n), "room": room, "intent": "m.ring", "ring_timeout": "20s", "refusal_tone": "3s"})
 	}
 	config, err := yaml.Marshal(map[string]any{
 		"homeserver": map[string]any{"address": homeserver, "domain": labDomain},

@@ -32,7 +32,8 @@ type User struct {
 // Room is a room with the number that leads to it.
 type Room struct {
 	ID     id.RoomID
-	Number string // "" without a bridge
+	Number string // waits in the room's call, as in a conference; "" without a bridge
+	Ring   string // another number: rings the room while nobody is in its call
 }
 
 // RoomOptions say who is in a room. The zero value needs an owner.
@@ -96,7 +97,7 @@ func (l *Lab) NewRoom(ctx context.Context, opts RoomOptions) (*Room, error) {
 		if number >= firstNumber+numbers {
 			return nil, fmt.Errorf("make a room: the bridge has routes for %d rooms only", numbers)
 		}
-		room.Number = fmt.Sprint(number)
+		room.Number, room.Ring = fmt.Sprint(number), ringNumber(number)
 		body["room_alias_name"] = aliasName(number)
 		invite = append(invite, l.bridge.Bot())
 	}

@@ -35,6 +35,7 @@ type audio struct {
 	keys     []byte         // to be pressed
 	press    *press
 	rec      recorder
+	keypad   keypad
 	sent     int
 	received int
 	idle     chan struct{} // closed when queue and keys are empty
@@ -54,9 +55,16 @@ func (a *audio) port() uint16 { return a.conn.LocalAddr().(*net.UDPAddr).AddrPor
 
 func (a *audio) start(c codec, dtmf uint8, remote netip.AddrPort) {
 	a.mu.Lock()
-	a.started, a.codec, a.dtmf, a.remote = time.Now(), c, dtmf, remote
-	a.rec.began = a.started
+	running := !a.started.IsZero()
+	a.codec, a.dtmf, a.remote = c, dtmf, remote
+	if !running {
+		a.started = time.Now()
+		a.rec.began = a.started
+	}
 	a.mu.Unlock()
+	if running {
+		return
+	}
 	a.wg.Go(a.send)
 	a.wg.Go(a.receive)
 }
@@ -211,9 +219,27 @@ func (a *audio) receive() {
 		a.received++
 		if p.PayloadType == a.codec.pt {
 			a.rec.write(&p, a.codec, time.Now())
+		} else if a.dtmf != 0 && p.PayloadType == a.dtmf {
+			a.keypad.hear(&p)
 		}
 		a.mu.Unlock()
 	}
+}
+
+// keypad reads the keys that the far end presses (RFC 4733): all packets of one press have its timestamp.
+type keypad struct {
+	keys []byte
+	ssrc uint32
+	ts   uint32
+	last bool // an event was heard before
+}
+
+func (k *keypad) hear(p *rtp.Packet) {
+	if len(p.Payload) < 4 || p.Payload[0] > 15 || k.last && k.ssrc == p.SSRC && k.ts == p.Timestamp {
+		return
+	}
+	k.last, k.ssrc, k.ts = true, p.SSRC, p.Timestamp
+	k.keys = append(k.keys, "0123456789*#ABCD"[p.Payload[0]])
 }
 
 // recorder lays packets out by their timestamps on a line that began with the call.
@@ -224,6 +250,8 @@ type recorder struct {
 	ts    uint32 // timestamp that belongs at sample at
 	at    int
 	known bool
+
+	streams int
 }
 
 // slack is how far timestamps and arrival may disagree before arrival is believed: a restarted or paused sender.
@@ -232,6 +260,9 @@ const slack = 300 * Rate / 1000
 func (r *recorder) write(p *rtp.Packet, c codec, now time.Time) {
 	arrival := int(now.Sub(r.began)*Rate/time.Second) - len(p.Payload)
 	at := r.at + int(int32(p.Timestamp-r.ts))
+	if !r.known || p.SSRC != r.ssrc {
+		r.streams++
+	}
 	if !r.known || p.SSRC != r.ssrc || at-arrival > slack || arrival-at > slack {
 		r.known, r.ssrc, r.ts, r.at = true, p.SSRC, p.Timestamp, max(arrival, 0)
 		at = r.at

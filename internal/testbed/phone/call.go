@@ -17,14 +17,16 @@ import (
 
 // Call is one call of a phone.
 type Call struct {
-	phone  *Phone
-	audio  *audio
-	done   chan struct{}
-	callID string
-	tag    string
-	number string
-	bridge string
-	invite *sip.Request
+	phone   *Phone
+	audio   *audio
+	done    chan struct{}
+	tried   chan struct{} // closed when the call is answered, or will not be
+	failure error         // why not; read once tried is closed
+	callID  string
+	tag     string
+	number  string
+	bridge  string
+	invite  *sip.Request
 
 	mu        sync.Mutex
 	target    sip.Uri
@@ -41,10 +43,24 @@ type Call struct {
 	ackBody   []byte
 	seen2xx   int
 	reinvited int
+	statuses  []int // provisional ones
 }
 
 // Done is closed when the call is over, whoever ended it.
 func (c *Call) Done() <-chan struct{} { return c.done }
+
+// Answered waits for the answer; its error is why there is none, a [*StatusError] when the bridge refused.
+func (c *Call) Answered() error {
+	<-c.tried
+	return c.failure
+}
+
+// Provisional are the statuses that came before the answer.
+func (c *Call) Provisional() []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.statuses)
+}
 
 // Ended says why the call is over; "" while it is not.
 func (c *Call) Ended() string {
@@ -77,11 +93,25 @@ func (c *Call) Wait(ctx context.Context) error {
 	}
 }
 
-// Heard is everything since the answer as 8 kHz PCM; where nothing came there is silence.
+// Heard is everything since the answer, or since early media began, as 8 kHz PCM; where nothing came there is silence.
 func (c *Call) Heard() []int16 {
 	c.audio.mu.Lock()
 	defer c.audio.mu.Unlock()
 	return c.audio.rec.heard(time.Now())
+}
+
+// Keys are those that the bridge has pressed for us, as RFC 4733 events.
+func (c *Call) Keys() string {
+	c.audio.mu.Lock()
+	defer c.audio.mu.Unlock()
+	return string(c.audio.keypad.keys)
+}
+
+// Streams counts the RTP streams (SSRCs) that came one after another.
+func (c *Call) Streams() int {
+	c.audio.mu.Lock()
+	defer c.audio.mu.Unlock()
+	return c.audio.rec.streams
 }
 
 // Packets counts RTP packets sent and received.
@@ -351,7 +381,7 @@ func (c *Call) startAudio() {
 	c.mu.Lock()
 	k, dtmf, remote := c.codec, c.dtmf, c.remote
 	c.mu.Unlock()
-	c.audio.start(k, dtmf, remote)
+	c.audio.start(k, dtmf, remote) // once; early media goes on
 }
 
 func (c *Call) end(why string) {

@@ -174,6 +174,19 @@ func (p *Phone) Dial(ctx context.Context, bridge, number string) (*Call, error) 
 
 // DialWith is Dial with a choice of manners.
 func (p *Phone) DialWith(ctx context.Context, bridge string, inv Invite) (*Call, error) {
+	c, err := p.Begin(ctx, bridge, inv)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Answered(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Begin is DialWith for who wants to hear what comes before the answer: it returns when the INVITE is on its way. When ctx
+// ends before the answer, the call is cancelled.
+func (p *Phone) Begin(ctx context.Context, bridge string, inv Invite) (*Call, error) {
 	c, err := p.newCall(bridge, inv)
 	if err != nil {
 		return nil, err
@@ -183,10 +196,12 @@ func (p *Phone) DialWith(ctx context.Context, bridge string, inv Invite) (*Call,
 		c.end("not sent")
 		return nil, fmt.Errorf("phone: dial: %w", err)
 	}
-	if err := c.await(ctx, tx, inv); err != nil {
-		c.end("not answered")
-		return nil, err
-	}
+	p.wg.Go(func() {
+		defer close(c.tried)
+		if c.failure = c.await(ctx, tx, inv); c.failure != nil {
+			c.end("not answered")
+		}
+	})
 	return c, nil
 }
 
@@ -206,7 +221,7 @@ func (p *Phone) newCall(bridge string, inv Invite) (*Call, error) {
 	if err != nil {
 		return nil, fmt.Errorf("phone: bridge address: %w", err)
 	}
-	c := &Call{phone: p, audio: a, done: make(chan struct{}), tag: rand.Text(), cseq: 1, number: inv.Number, bridge: bridge, direction: "sendrecv"}
+	c := &Call{phone: p, audio: a, done: make(chan struct{}), tried: make(chan struct{}), tag: rand.Text(), cseq: 1, number: inv.Number, bridge: bridge, direction: "sendrecv"}
 	c.callID = inv.CallID
 	if c.callID == "" {
 		c.callID = rand.Text()
@@ -318,10 +333,16 @@ func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) 
 			return fmt.Errorf("phone: dial: CANCEL without effect: %w", ctx.Err())
 		case <-tx.Done():
 			return fmt.Errorf("phone: dial: %w", tx.Err())
+		case <-c.done:
+			tx.Terminate()
+			return fmt.Errorf("phone: dial: %s", c.Ended())
 		case res := <-tx.Responses():
 			switch {
 			case res.StatusCode < 200:
 				heard = true
+				if err := c.early(res); err != nil {
+					return err
+				}
 				if inv.OnStatus != nil {
 					inv.OnStatus(res.StatusCode)
 				}
@@ -337,6 +358,21 @@ func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) 
 			}
 		}
 	}
+}
+
+// early begins to listen, and to send silence, when a provisional answer brings the bridge's description.
+func (c *Call) early(res *sip.Response) error {
+	c.mu.Lock()
+	c.statuses = append(c.statuses, res.StatusCode)
+	c.mu.Unlock()
+	if len(res.Body()) == 0 {
+		return nil
+	}
+	if err := c.takeSDP(res.Body()); err != nil {
+		return err
+	}
+	c.startAudio()
+	return nil
 }
 
 // answered takes the 200: it acknowledges it, again whenever it comes again, and begins to talk.

@@ -1,0 +1,186 @@
+package bridge
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/leg"
+	"trunkline/matrixcall"
+)
+
+const (
+	noticePatience = 10 * time.Second
+	declineCommand = "!sip decline"
+	// maxAsked bounds the questions to the homeserver whether somebody may decline, at a time for one leg.
+	maxAsked = 4
+	// ringNotices in ringNoticePeriod are the most that one room gets to read; more calls than that ring without a notice.
+	ringNotices      = 10
+	ringNoticePeriod = 10 * time.Minute
+)
+
+// declineKeys are the reactions that decline a call, without variation selectors.
+var declineKeys = map[string]bool{"❌": true, "✖": true, "🚫": true, "⛔": true, "👎": true, "📵": true, "🔕": true}
+
+// ring is what a leg that rings in its room must remember.
+type ring struct {
+	// The bridge's mutex guards these three.
+	on     bool
+	notice id.EventID // ours that says who calls; "" = not posted
+	call   id.EventID // the m.call event
+
+	// Only the actor touches these.
+	posted chan struct{} // closed when the notice was posted or could not be; nil = never rang
+	asked  int           // questions under way whether somebody may decline
+	by     id.UserID     // who declined
+}
+
+// ringRoom tells the room who calls, and lets its members decline.
+func (a *actor) ringRoom() {
+	if a.ring.posted != nil {
+		return
+	}
+	b, info := a.bridge, a.join.membership.Info()
+	b.metrics.rings.Inc()
+	a.log.Info("room is rung", "room", a.target, "timeout", a.state.Rules.Ring)
+	b.mu.Lock()
+	a.ring.on, a.ring.call = true, info.CallEvent
+	b.mu.Unlock()
+	posted := make(chan struct{})
+	a.ring.posted = posted
+	if !*a.options.RingNotice || !b.mayAnnounce(info.Room) {
+		close(posted)
+		return
+	}
+	text := "Call from " + a.name + ": join the call to answer. To decline, react with ❌ or write " + declineCommand + "."
+	a.wg.Go(func() {
+		defer close(posted)
+		ctx, cancel := context.WithTimeout(a.ctx, noticePatience)
+		defer cancel()
+		notice, err := b.matrix.NoticeID(ctx, info.Room, text)
+		a.note("tell the room who calls", err)
+		b.mu.Lock()
+		a.ring.notice = notice
+		b.mu.Unlock()
+	})
+}
+
+// ringOver lets the notice say how the ring ended.
+func (a *actor) ringOver(how leg.Cause) {
+	b := a.bridge
+	b.mu.Lock()
+	was := a.ring.on
+	a.ring.on = false
+	b.mu.Unlock()
+	if !was {
+		return
+	}
+	b.metrics.ringsEnded.WithLabelValues(string(how)).Inc()
+	a.log.Info("ring is over", "how", how)
+	room, posted, text := a.join.membership.Info().Room, a.ring.posted, "Call from "+a.name+": "+ringOutcome(how, a.ring.by)+"."
+	a.wg.Go(func() {
+		<-posted
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)
+		defer cancel()
+		b.mu.Lock()
+		notice := a.ring.notice
+		b.mu.Unlock()
+		if notice != "" {
+			a.note("tell the room how the ring ended", b.matrix.EditNotice(ctx, room, notice, text))
+		}
+	})
+}
+
+// ringOutcome is how a ring ended, for the people in the room.
+func ringOutcome(how leg.Cause, by id.UserID) string {
+	switch how {
+	case leg.Answered:
+		return "answered"
+	case leg.Declined:
+		return "declined by " + string(by)
+	case leg.NobodyAnswered:
+		return "missed, nobody answered"
+	case leg.Cancelled, leg.PhoneLeft:
+		return "missed, the caller hung up"
+	case leg.EndedInRoom:
+		return "ended in the room"
+	}
+	return "failed, " + string(how)
+}
+
+// mayAnnounce says whether a room may be told of one more call, and counts it.
+func (b *Bridge) mayAnnounce(room id.RoomID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	recent := b.announced[room][:0]
+	for _, at := range b.announced[room] {
+		if now.Sub(at) < ringNoticePeriod {
+			recent = append(recent, at)
+		}
+	}
+	if len(recent) >= ringNotices {
+		b.announced[room] = recent
+		return false
+	}
+	b.announced[room] = append(recent, now)
+	return true
+}
+
+// reaction hears of every reaction in every room. It must not block.
+func (b *Bridge) reaction(r matrixcall.RoomReaction) {
+	if declineKeys[strings.ReplaceAll(r.Key, "\ufe0f", "")] {
+		b.decline(r.Room, r.Sender, func(ring *ring) bool { return r.Target == ring.notice || r.Target == ring.call })
+	}
+}
+
+// message hears of every text message in every room. It must not block.
+func (b *Bridge) message(m matrixcall.RoomMessage) {
+	if strings.EqualFold(strings.Join(strings.Fields(m.Body), " "), declineCommand) {
+		b.decline(m.Room, m.Sender, func(*ring) bool { return true })
+	}
+}
+
+// decline tells the legs that ring in the room, and are meant, that a member does not want them.
+func (b *Bridge) decline(room id.RoomID, member id.UserID, meant func(*ring) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.rooms[room]
+	if g == nil {
+		return
+	}
+	for a := range g.legs {
+		if a.ring.on && meant(&a.ring) {
+			a.inbox.Put(func() { a.declineFor(member) })
+		}
+	}
+}
+
+// declineFor asks whether the member may take part in the call at all, and if so ends the ring.
+func (a *actor) declineFor(member id.UserID) {
+	if a.state.Phase != leg.Ringing || a.ring.asked >= maxAsked {
+		return
+	}
+	a.ring.asked++
+	ghost, room := a.join.ghost, a.join.membership.Info().Room
+	a.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(a.ctx, noticePatience)
+		defer cancel()
+		may, err := ghost.MayTakePart(ctx, room, member)
+		a.inbox.Put(func() {
+			a.ring.asked--
+			switch {
+			case err != nil:
+				a.log.Warn("could not ask whether a member may decline", "member", member, "err", err)
+			case !may:
+				a.log.Info("a member who may not take part wants to decline", "member", member)
+			case a.state.Phase == leg.Ringing:
+				a.log.Info("call is declined", "member", member)
+				a.ring.by = member
+				a.step(leg.Event{Kind: leg.RoomDeclined})
+			}
+		})
+	})
+}
