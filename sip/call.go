@@ -46,6 +46,7 @@ type Call struct {
 	goodbye   Cause    // why the call ends
 	byeWhen   bool     // hang up as soon as the answer is acknowledged
 	failed    bool     // Failed was said after a panic
+	hasMoved  bool     // resumed with other addresses than the phone knows
 	keys      infoKeys // keys to be sent as INFO
 	srtpKeys  []string // ours, one for each suite
 	auth      auth     // who has challenged us
@@ -126,7 +127,7 @@ func dialogOf(s *Stack, info Info, req *gosip.Request, local, source netip.AddrP
 	d := Dialog{
 		CallID: req.CallID().Value(), LocalTag: localTag, RemoteTag: remoteTag, Role: UAS,
 		LocalURI: addressOf(req.To()), RemoteURI: addressOf(req.From()),
-		RemoteCSeq: req.CSeq().SeqNo, Transport: t, LocalSocket: local, Remote: source,
+		Vias: viasOf(req), RemoteCSeq: req.CSeq().SeqNo, Transport: t, LocalSocket: local, Remote: source,
 		Contact: s.contactFor(req, t, local), InviteBranch: branch, InviteCSeq: req.CSeq().SeqNo, Info: info,
 		PeerAllow: listHeader(req, "Allow", ""), PeerSupported: listHeader(req, "Supported", "k"),
 	}

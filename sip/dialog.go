@@ -32,6 +32,7 @@ type Dialog struct {
 	Remote      netip.AddrPort `json:"remote"`       // where the phone was last heard from
 	Contact     string         `json:"contact"`      // ours, as sent
 
+	Vias          []string `json:"vias,omitempty"` // of an INVITE whose answer is not acknowledged
 	InviteBranch  string   `json:"invite_branch,omitempty"`
 	InviteCSeq    uint32   `json:"invite_cseq,omitempty"`
 	PeerAllow     []string `json:"peer_allow,omitempty"`
@@ -89,6 +90,7 @@ const cseqBlock = 10
 
 func (d Dialog) clone() Dialog {
 	d.RouteSet = slices.Clone(d.RouteSet)
+	d.Vias = slices.Clone(d.Vias)
 	d.PeerAllow = slices.Clone(d.PeerAllow)
 	d.PeerSupported = slices.Clone(d.PeerSupported)
 	return d

@@ -344,7 +344,7 @@ func (c *Call) handleAck(req *gosip.Request) {
 		return // of a re-INVITE
 	}
 	c.state = confirmed
-	c.dialog.Confirmed = true
+	c.dialog.Confirmed, c.dialog.Vias = true, nil
 	c.publish()
 	c.emit(Acked{})
 	if c.byeWhen {

@@ -33,6 +33,7 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	}
 	c.dialog.Confirmed = true
 	c.dialog.LocalCSeq += cseqBlock
+	c.hasMoved = c.moved(d)
 	for i := range s.config.Trunks {
 		if s.config.Trunks[i].Name == d.Info.Trunk {
 			c.trunk = &s.config.Trunks[i]
@@ -50,6 +51,12 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	}
 	c.hold = d.Media.RemoteSilent || d.Media.Format.Codec != "" && !d.Media.Direction.Sends()
 	c.log = s.log.With("call", shortID(d.CallID), "trunk", d.Info.Trunk)
+	if d.Role == UAS && !d.Confirmed && len(d.Vias) > 0 {
+		c.dialog.Confirmed = false
+		if err := c.revive(); err != nil {
+			return nil, fmt.Errorf("resume %s: %w", shortID(d.CallID), err)
+		}
+	}
 	c.publish()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,11 +101,16 @@ func (c *Call) reopenMedia() error {
 	if c.media.Load() != nil {
 		return nil
 	}
-	if c.state != confirmed && c.state != dialling {
+	if c.state != confirmed && c.state != dialling && c.state != accepted {
 		return c.stateError()
 	}
 	d := c.dialog.Media
 	rtpc, rtcpc, err := c.stack.ports.reopen(d.Local)
+	if err != nil && c.state == confirmed { // another call's by now: the phone is told of other ports
+		c.log.Warn("media gets other ports", "err", err)
+		c.hasMoved = true
+		rtpc, rtcpc, err = c.stack.ports.open()
+	}
 	if err != nil {
 		return err
 	}

@@ -380,22 +380,19 @@ func (c *Call) answered(tx sip.ClientTransaction, res *sip.Response, inv Invite,
 	c.mu.Lock()
 	c.establish(res)
 	c.mu.Unlock()
-	c.phone.wg.Go(func() {
-		for {
-			select {
-			case again := <-tx.Responses():
-				if again.IsSuccess() {
-					c.count2xx()
-					if !inv.NoACK {
-						c.ack(again)
-					}
-				}
-			case <-tx.Done():
-				return
-			case <-c.done:
-				tx.Terminate()
-				return
+	tx.OnRetransmission(func(again *sip.Response) {
+		if again.IsSuccess() {
+			c.count2xx()
+			if !inv.NoACK {
+				c.ack(again)
 			}
+		}
+	})
+	c.phone.wg.Go(func() {
+		select {
+		case <-tx.Done():
+		case <-c.done:
+			tx.Terminate()
 		}
 	})
 	if err := c.takeSDP(res.Body()); err != nil {

@@ -1,0 +1,138 @@
+package sip
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// heardLately is how new a phone's last packet must be for it to count as there although it does not answer.
+const heardLately = 5 * time.Second
+
+// Refresh asks the phone of a resumed call whether it still has the dialog, and tells it our addresses if they have
+// changed: with UPDATE (RFC 3311), or re-INVITE where the phone knows no UPDATE or must hear a new address. It does not wait.
+// A phone that does not know the dialog any more (481, 408; RFC 3261 §12.2.1.2) is [Failed].
+func (c *Call) Refresh() error { return c.do(c.refresh) }
+
+func (c *Call) refresh() error {
+	if c.state != confirmed {
+		return c.stateError()
+	}
+	if c.hasMoved || !slices.ContainsFunc(c.dialog.PeerAllow, func(m string) bool { return strings.EqualFold(m, "UPDATE") }) {
+		return c.reinvite()
+	}
+	req, err := c.request(gosip.UPDATE)
+	if err != nil {
+		return err
+	}
+	c.stack.calls.Go(func() {
+		code, err := c.transact(req)
+		c.inbox.put(func() { c.refreshed(code, err) })
+	})
+	return nil
+}
+
+// reinvite offers the session as it is.
+func (c *Call) reinvite() error {
+	m := c.media.Load()
+	if m == nil {
+		return ErrState
+	}
+	own := []byte(c.dialog.Media.LocalSDP)
+	if c.hasMoved {
+		var n *Negotiated
+		own, n = Offer(c.local(m.LocalAddr().Port()))
+		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion, c.dialog.Media.MediaIndex = string(own), n.SDPVersion, 0
+		c.changed() // before the phone can know
+	}
+	req, err := c.request(gosip.INVITE)
+	if err != nil {
+		return err
+	}
+	req.AppendHeader(allowHeader())
+	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
+	req.SetBody(own)
+	c.stack.calls.Go(func() { c.followReinvite(req) })
+	return nil
+}
+
+// followReinvite brings what comes of a re-INVITE to the call, for as long as its 2xx may be repeated.
+func (c *Call) followReinvite(req *gosip.Request) {
+	tx, err := c.stack.begin(c.stack.root, c.trunk, req)
+	if err != nil {
+		c.inbox.put(func() { c.refreshed(0, err) })
+		return
+	}
+	defer tx.Terminate()
+	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(res) }) }
+	tx.OnRetransmission(take)
+	answered := false
+	for {
+		select {
+		case res := <-tx.Responses():
+			if !res.IsProvisional() {
+				answered = true
+				take(res)
+			}
+		case <-tx.Done():
+			if err := tx.Err(); err != nil && !answered {
+				c.inbox.put(func() { c.refreshed(0, err) })
+			}
+			return
+		case <-c.stack.root.Done():
+			return
+		}
+	}
+}
+
+// reinvited takes the final response to a re-INVITE. Each 2xx gets an ACK (§13.2.2.4).
+func (c *Call) reinvited(res *gosip.Response) {
+	if !res.IsSuccess() || res.CSeq() == nil {
+		c.refreshed(res.StatusCode, nil)
+		return
+	}
+	if ack, err := c.dialog.request(c.stack, gosip.ACK, res.CSeq().SeqNo); err != nil {
+		c.log.Warn("no ACK possible", "err", err)
+	} else {
+		c.write(ack)
+	}
+	if m := c.media.Load(); m != nil && c.dialog.Media.MediaIndex == 0 && len(res.Body()) > 0 {
+		n, err := TakeAnswer(res.Body(), c.local(m.LocalAddr().Port()))
+		if err != nil {
+			c.log.Info("answer to re-INVITE not usable", "err", err)
+		} else {
+			c.renegotiated(m, []byte(c.dialog.Media.LocalSDP), res.Body(), n)
+		}
+	}
+	if h := res.Contact(); h != nil && h.Address.Host != "" {
+		c.dialog.RemoteTarget = h.Address.String()
+	}
+	c.hasMoved = false
+	c.changed()
+	c.refreshed(res.StatusCode, nil)
+}
+
+// refreshed judges what the phone says to a refresh.
+func (c *Call) refreshed(code int, err error) {
+	m := c.media.Load()
+	switch {
+	case c.state != confirmed:
+	case err != nil && m != nil && m.silentFor(time.Now()) < heardLately:
+		c.log.Info("phone does not answer, but is heard", "err", err)
+	case err != nil, code == 408, code == 481:
+		c.log.Info("phone has lost the call", "code", code, "err", err)
+		c.emit(Failed{Cause{"SIP", 481, "Dialog lost"}})
+	case code == 491: // §14.1: it is offering, too
+		pause := rand.N(2 * time.Second)
+		c.stack.calls.Go(func() {
+			if pauseFor(c.stack.root, pause) {
+				c.inbox.put(func() { _ = c.refresh() }) // a call that ended meanwhile needs none
+			}
+		})
+	default:
+		c.log.Debug("phone has the call", "code", code)
+	}
+}

@@ -1,0 +1,220 @@
+package sip_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"trunkline/internal/testbed/phone"
+	"trunkline/sip"
+)
+
+// doomed is a stack whose process dies before the phone knows more than until does.
+type doomed struct {
+	*bed
+	config sip.Config
+	crash  func()
+}
+
+func newDoomed(t *testing.T, tr sip.Transport, until func(*served)) *doomed {
+	t.Helper()
+	config := testConfig(tr)
+	d := &doomed{bed: &bed{TB: t, calls: make(chan *served, 1), invite: until}}
+	stack, err := sip.New(config, d.bed, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.stack = stack
+	config.Listen[0].Addr = stack.Addr(tr)
+	d.config = config
+	ctx, crash := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- stack.Run(ctx) }()
+	d.crash = func() {
+		crash()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		ended <- nil
+	}
+	t.Cleanup(d.crash)
+	return d
+}
+
+// successor starts a stack on the same address with the call of a dead one, as its database had it.
+func (d *doomed) successor(saved sip.Dialog, change func(*sip.Dialog)) *served {
+	d.Helper()
+	text, err := json.Marshal(saved)
+	if err != nil {
+		d.Fatal(err)
+	}
+	var dialog sip.Dialog
+	if err := json.Unmarshal(text, &dialog); err != nil {
+		d.Fatal(err)
+	}
+	if change != nil {
+		change(&dialog)
+	}
+	d.crash()
+	b := newBed(d, d.config, nil)
+	call, err := b.stack.Resume(dialog)
+	if err != nil {
+		d.Fatal(err)
+	}
+	again := &served{Call: call, bed: b, events: make(chan sip.Event, 64)}
+	call.OnEvent(func(e sip.Event) { again.events <- e })
+	return again
+}
+
+// dialled is how a Dial in the background went.
+type dialled struct {
+	call *phone.Call
+	err  error
+}
+
+func (d *doomed) dial(p *phone.Phone, tr sip.Transport) chan dialled {
+	to := d.stack.Addr(tr).String()
+	result := make(chan dialled, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+		defer cancel()
+		call, err := p.Dial(ctx, to, "1000")
+		result <- dialled{call, err}
+	}()
+	return result
+}
+
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func TestRefreshAsksThePhoneWhetherItHasTheCall(t *testing.T) {
+	for name, change := range map[string]func(*sip.Dialog){
+		"UPDATE":    func(d *sip.Dialog) { d.PeerAllow = []string{"INVITE", "update"} },
+		"re-INVITE": func(d *sip.Dialog) { d.PeerAllow = nil },
+		"moved": func(d *sip.Dialog) { // from another address, by a process that used these ports for itself
+			d.PeerAllow, d.Contact = []string{"UPDATE"}, "<sip:trunkline@127.0.0.9:5060>"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDoomed(t, sip.UDP, nil)
+			p := d.phone(phone.Config{})
+			call, err := p.Dial(timeout(t, 5*time.Second), d.addr(sip.UDP), "1000")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := d.call()
+			s.wants(sip.Acked{})
+			again := d.successor(s.Dialog(), change)
+			m, err := again.OpenMedia()
+			if err != nil {
+				t.Fatal(err)
+			}
+			again.echo(m)
+			if err := again.Refresh(); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the phone to be asked", func() bool { return call.Reinvited() == 1 })
+			time.Sleep(700 * time.Millisecond) // a 200 without ACK would come again
+			if n := call.Reinvited(); n != 1 {
+				t.Errorf("the phone was asked %d times", n)
+			}
+			call.Play(tone(440, time.Second))
+			before := len(call.Heard())
+			time.Sleep(700 * time.Millisecond)
+			if got := power(call.Heard()[before+1600:before+4000], 440); got < 0.8 {
+				t.Errorf("power of our tone after the refresh = %.2f, want 1", got)
+			}
+			if err := call.Hangup(timeout(t, 5*time.Second)); err != nil {
+				t.Error(err)
+			}
+			again.wants(sip.Bye{})
+		})
+	}
+}
+
+func TestCallThatThePhoneHasLostFails(t *testing.T) {
+	for name, allow := range map[string][]string{"UPDATE": {"UPDATE"}, "re-INVITE": nil} {
+		t.Run(name, func(t *testing.T) {
+			d := newDoomed(t, sip.UDP, nil)
+			p := d.phone(phone.Config{})
+			if _, err := p.Dial(timeout(t, 5*time.Second), d.addr(sip.UDP), "1000"); err != nil {
+				t.Fatal(err)
+			}
+			s := d.call()
+			s.wants(sip.Acked{})
+			again := d.successor(s.Dialog(), func(d *sip.Dialog) { d.CallID, d.PeerAllow = d.CallID+"x", allow })
+			if _, err := again.OpenMedia(); err != nil {
+				t.Fatal(err)
+			}
+			if err := again.Refresh(); err != nil {
+				t.Fatal(err)
+			}
+			again.wants(sip.Failed{})
+		})
+	}
+}
+
+func TestUnansweredCallIsRefusedAfterARestart(t *testing.T) {
+	d := newDoomed(t, sip.UDP, func(s *served) { _ = s.Ring() })
+	result := d.dial(d.phone(phone.Config{}), sip.UDP)
+	s := d.call()
+	time.Sleep(100 * time.Millisecond) // the 180 is there: the phone repeats nothing any more
+	again := d.successor(s.Dialog(), nil)
+	if err := again.Reject(503, "", "Retry-After: 10"); err != nil {
+		t.Fatal(err)
+	}
+	again.wants(sip.Ended{})
+	var refused *phone.StatusError
+	if got := <-result; !errors.As(got.err, &refused) || refused.Code != 503 {
+		t.Errorf("Dial = %v, want 503", got.err)
+	}
+}
+
+// The process may die between saving and sending, or before it knows that the answer got through: the successor answers
+// (again), and the phone is up either way.
+func TestAnswerIsSentAgainAfterARestart(t *testing.T) {
+	for name, first := range map[string]func(*served){
+		"never sent": func(s *served) { _, _, _ = s.Accept() },
+		"sent":       func(s *served) { _, _, _ = s.Accept(); time.Sleep(100 * time.Millisecond); _ = s.SendAnswer() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDoomed(t, sip.UDP, first)
+			result := d.dial(d.phone(phone.Config{}), sip.UDP)
+			s := d.call()
+			await(t, "the answer to be made", func() bool { return s.Dialog().Media.LocalSDP != "" })
+			saved := s.Dialog()
+			if saved.Confirmed {
+				t.Fatal("the dialog is confirmed too early for this test")
+			}
+			time.Sleep(300 * time.Millisecond) // so that a 200 has had its ACK
+			again := d.successor(saved, nil)
+			m, err := again.OpenMedia()
+			if err != nil {
+				t.Fatal(err)
+			}
+			again.echo(m)
+			if err := again.SendAnswer(); err != nil {
+				t.Fatal(err)
+			}
+			again.wants(sip.Acked{})
+			got := <-result
+			if got.err != nil {
+				t.Fatal(got.err)
+			}
+			if err := again.Hangup(sip.CauseNormal); err != nil {
+				t.Fatal(err)
+			}
+			again.wants(sip.Ended{})
+			<-got.call.Done()
+		})
+	}
+}

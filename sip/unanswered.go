@@ -1,0 +1,125 @@
+package sip
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// revive gives a resumed call its INVITE back, which the process before had not answered, or whose answer was not
+// acknowledged: responses find their way by the Via headers alone (RFC 3261 §18.2.2). The call can be refused, or answered
+// with the same description as before; a phone that had that answer acknowledges it again (§13.2.2.4).
+func (c *Call) revive() error {
+	req, err := c.dialog.invite()
+	if err != nil {
+		return err
+	}
+	l, _ := c.stack.listenerFor(c.dialog)
+	c.invite = newTransaction(req, &statelessTx{stack: c.stack, listener: l})
+	c.state, c.prepared = proceeding, nil
+	if sdp := c.dialog.Media.LocalSDP; sdp != "" {
+		c.state, c.prepared = accepted, []byte(sdp)
+	}
+	return nil
+}
+
+// invite is the INVITE of a dialog as far as responses need it.
+func (d *Dialog) invite() (*gosip.Request, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "INVITE sip:trunkline@invalid SIP/2.0\r\n")
+	for _, via := range d.Vias {
+		fmt.Fprintf(&b, "Via: %s\r\n", via)
+	}
+	for _, route := range d.RouteSet {
+		fmt.Fprintf(&b, "Record-Route: %s\r\n", route)
+	}
+	fmt.Fprintf(&b, "From: %s\r\nTo: %s\r\nCall-ID: %s\r\nCSeq: %d INVITE\r\nContent-Length: 0\r\n\r\n",
+		withTag(d.RemoteURI, d.RemoteTag), withTag(d.LocalURI, d.LocalTag), d.CallID, d.InviteCSeq)
+	message, err := gosip.NewParser().ParseSIP([]byte(b.String()))
+	if err != nil {
+		return nil, fmt.Errorf("stored INVITE: %w", err)
+	}
+	req, ok := message.(*gosip.Request)
+	if !ok || req.Via() == nil {
+		return nil, fmt.Errorf("stored INVITE: no Via")
+	}
+	req.SetTransport(strings.ToUpper(string(d.Transport)))
+	req.SetSource(d.Remote.String())
+	if d.Media.PeerOffers > 0 {
+		req.SetBody([]byte(d.Media.RemoteSDP)) // says that the offer was theirs
+	}
+	return req, nil
+}
+
+// viasOf are the Via headers of a request, top first.
+func viasOf(req *gosip.Request) []string {
+	var vias []string
+	for _, h := range req.GetHeaders("Via") {
+		vias = append(vias, h.Value())
+	}
+	return vias
+}
+
+// statelessTx answers a request whose transaction died with its process.
+type statelessTx struct {
+	gosip.ServerTransaction // nil: the rest has nobody to ask
+	stack                   *Stack
+	listener                listener
+}
+
+// resend is when a refusal goes out: nobody hears its ACK, and over UDP one copy may be lost.
+var resend = []time.Duration{0, t1, 2 * t1}
+
+func (tx *statelessTx) Respond(res *gosip.Response) error {
+	pauses := resend[:1] // a 2xx is repeated by the call
+	if res.StatusCode >= 300 && tx.listener.transport == UDP {
+		pauses = resend
+	}
+	tx.stack.calls.Go(func() {
+		for _, pause := range pauses {
+			if !pauseFor(tx.stack.root, pause) {
+				return
+			}
+			if err := tx.write(res); err != nil {
+				tx.stack.log.Debug("response not sent", "code", res.StatusCode, "err", err)
+			}
+		}
+	})
+	return nil
+}
+
+// write sends from the listener's own socket: sipgo knows the way back only to who has sent something to this process. A
+// connection of another transport died with the process before, unless the phone has opened it again.
+func (tx *statelessTx) write(res *gosip.Response) error {
+	if tx.listener.transport != UDP {
+		return tx.stack.transports.WriteMsg(res)
+	}
+	to, err := netip.ParseAddrPort(res.Destination())
+	if err != nil {
+		return err
+	}
+	_, err = tx.listener.packets.WriteTo([]byte(res.String()), net.UDPAddrFromAddrPort(to))
+	return err
+}
+
+func pauseFor(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// moved says that the phone knows us by other addresses than we have now.
+func (c *Call) moved(before Dialog) bool {
+	now := netip.AddrPortFrom(c.stack.config.RTP.Advertise, before.Media.Local.Port())
+	return c.dialog.Contact != before.Contact || before.Media.Advertised.IsValid() && now != before.Media.Advertised
+}
