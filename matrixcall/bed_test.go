@@ -151,8 +151,13 @@ func registration(url, domain string) *appservice.Registration {
 // synctest bubble, or wherever.
 func fakeBed(t testing.TB) *bed {
 	t.Helper()
+	return fakeBedWith(t, homeserver.Config{})
+}
+
+func fakeBedWith(t testing.TB, cfg homeserver.Config) *bed {
+	t.Helper()
 	b := &bed{TB: t, store: newMemory(), olm: openOlm(t), handler: new(swappable), plain: true}
-	b.fake = homeserver.Start(t, homeserver.Config{})
+	b.fake = homeserver.Start(t, cfg)
 	b.url, b.domain, b.web = b.fake.URL(), b.fake.Domain(), b.fake.Net().Client().Transport
 	l, err := b.fake.Net().Listen("bridge:80")
 	if err != nil {
@@ -268,6 +273,7 @@ type heard struct {
 	kind      string
 	content   json.RawMessage
 	encrypted bool
+	at        time.Time
 }
 
 // person makes a user. With olm the client has device keys and encrypts.
@@ -335,7 +341,7 @@ func (p *person) sync(ctx context.Context) {
 }
 
 func (p *person) take(ctx context.Context, e *event.Event) {
-	h := heard{sender: e.Sender, kind: e.Type.Type, content: e.Content.VeryRaw}
+	h := heard{sender: e.Sender, kind: e.Type.Type, content: e.Content.VeryRaw, at: time.Now()}
 	e.Type.Class = event.ToDeviceEventType
 	_ = e.Content.ParseRaw(e.Type)
 	if e.Type == event.ToDeviceEncrypted {
@@ -348,7 +354,7 @@ func (p *person) take(ctx context.Context, e *event.Event) {
 		if opened == nil {
 			return
 		}
-		h = heard{opened.Sender, opened.Type.Type, opened.Content.VeryRaw, true}
+		h = heard{opened.Sender, opened.Type.Type, opened.Content.VeryRaw, true, time.Now()}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -435,7 +441,7 @@ func (e *ear) Info() MembershipInfo { return e.info }
 func (e *ear) deliverToDevice(sender id.UserID, device id.DeviceID, kind string, content json.RawMessage, encrypted bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.messages = append(e.messages, heard{sender, kind, content, encrypted})
+	e.messages = append(e.messages, heard{sender, kind, content, encrypted, time.Now()})
 	e.devices = append(e.devices, device)
 }
 

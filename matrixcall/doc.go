@@ -29,8 +29,8 @@
 // the homeserver, so the state of a room with a live call is read again when a
 // ghost joins, after a gap and every minute.
 //
-// To-device messages come by /sync, one poller per ghost that is in a call,
-// never by transaction: Synapse loses messages there as soon as one client
+// To-device messages come by sliding sync or, where there is none, by /sync,
+// one poller per ghost that is in a call, never by transaction: Synapse loses messages there as soon as one client
 // signals two ghosts at once. They leave through one gate that lets a single
 // sendToDevice request pass at a time, because parallel ones reach some
 // clients late. Devices with keys get olm, others plain messages if the
@@ -38,6 +38,6 @@
 //
 // Followed are the application service and client-server APIs of the Matrix
 // specification v1.17, MSC3401 (group calls), MSC3077 (streams), MSC2746
-// (version 1 calls), MSC4190 and MSC4326 (devices of ghosts) and MSC4147
-// (device keys inside olm messages).
+// (version 1 calls), MSC4190 and MSC4326 (devices of ghosts), MSC4147 (device
+// keys inside olm messages) and MSC4186 (sliding sync).
 package matrixcall

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,22 +19,25 @@ import (
 
 // Ghost is a Matrix user with one device that stands for a phone.
 type Ghost struct {
-	service *Service
-	log     *slog.Logger
-	user    id.UserID
-	device  id.DeviceID
-	asUser  *mautrix.Client // acts as the user: rooms, state, profile
-	asSelf  *mautrix.Client // acts as the user's device: keys, /sync, to-device
-	keys    *keyring
-	outbox  outbox
-	routing sync.Mutex // held while a message is handed to a conference
-	calling slot       // held while a conference begins or ends
+	service   *Service
+	log       *slog.Logger
+	user      id.UserID
+	device    id.DeviceID
+	asUser    *mautrix.Client // acts as the user: rooms, state, profile
+	asSelf    *mautrix.Client // acts as the user's device: keys, /sync, to-device
+	keys      *keyring
+	outbox    outbox
+	strangers strangers
+	routing   sync.Mutex // held while a message is handed to a conference
+	calling   slot       // held while a conference begins or ends
 
 	mu          sync.Mutex // guards the fields below
 	memberships []conference
-	poller      *poller // nil while in no conference
-	name        string  // display name as last set
-	gone        bool    // the device is gone from the homeserver
+	poller      *poller   // nil while in no conference
+	name        string    // display name as last set
+	gone        bool      // the device is gone from the homeserver
+	used        time.Time // when somebody asked for the ghost, or its last conference ended
+	forgotten   bool      // the service does not know this Ghost any more; another may stand for the user
 }
 
 // UserID returns the ghost's user id.
@@ -81,7 +85,8 @@ func (s *Service) ghost(ctx context.Context, user id.UserID, localpart string) (
 		return nil, errClosed
 	}
 	g := s.knownGhost(user)
-	if g == nil {
+	if g == nil || !g.touch() {
+		g = nil
 		device, err := s.store.GhostDevice(ctx, user)
 		if err != nil {
 			return nil, fmt.Errorf("look up device: %w", err)
@@ -118,10 +123,62 @@ func (s *Service) knownGhost(user id.UserID) *Ghost {
 	return s.ghosts[user]
 }
 
+// keep remembers a ghost and forgets those nobody needs. Each phone that ever
+// called would stay otherwise.
 func (s *Service) keep(g *Ghost) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.ghosts[g.user] = g
+	all := slices.Collect(maps.Values(s.ghosts))
+	s.mu.Unlock()
+	s.forgetIdle(all, time.Now())
+}
+
+const (
+	// idleLife is how long a ghost without a conference is kept at hand:
+	// who calls again soon is answered without reading olm's tables.
+	idleLife = 30 * time.Minute
+
+	// maxGhosts is how many are kept; beyond that idleLife is idleLeast.
+	maxGhosts = 256
+	idleLeast = time.Minute
+)
+
+func (s *Service) forgetIdle(ghosts []*Ghost, now time.Time) {
+	life := idleLife
+	if len(ghosts) > maxGhosts {
+		life = idleLeast
+	}
+	for _, g := range ghosts {
+		if !g.forget(now.Add(-life)) {
+			continue
+		}
+		s.mu.Lock()
+		if s.ghosts[g.user] == g {
+			delete(s.ghosts, g.user)
+		}
+		s.mu.Unlock()
+		g.keys.machine.Destroy()
+	}
+}
+
+// touch says that the ghost is needed now; false means that it is too late.
+func (g *Ghost) touch() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.used = time.Now()
+	return !g.forgotten
+}
+
+// forget ends the life of a Ghost that has had nothing to do since then, and
+// says whether it did. The user and its device stay as they are.
+func (g *Ghost) forget(since time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.forgotten || len(g.memberships) > 0 || g.poller != nil || !g.used.Before(since) || g.outbox.busy() {
+		return false
+	}
+	g.forgotten = true
+	return true
 }
 
 // newGhost builds the ghost around a device that is thought to exist.
@@ -137,9 +194,9 @@ func (s *Service) newGhost(ctx context.Context, user id.UserID, device id.Device
 	asSelf.DeviceID, asSelf.SetAppServiceDeviceID = device, true
 	g := &Ghost{
 		service: s, log: s.log.With("ghost", userName(user)), user: user, device: device,
-		asUser: asUser, asSelf: asSelf, calling: newSlot(),
+		asUser: asUser, asSelf: asSelf, calling: newSlot(), used: time.Now(),
 	}
-	g.outbox.ghost = g
+	g.outbox.ghost, g.strangers.ghost = g, g
 	if g.keys, err = newKeyring(ctx, s, asSelf, g.log); err != nil {
 		return nil, fmt.Errorf("load olm account: %w", err)
 	}
@@ -258,6 +315,9 @@ func (g *Ghost) begin(ctx context.Context, m conference) error {
 	defer g.calling.release()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.forgotten {
+		return errGhostForgotten
+	}
 	g.memberships = append(g.memberships, m)
 	if g.poller == nil {
 		g.poller = startPoller(g)
@@ -285,6 +345,7 @@ func (g *Ghost) finish(m conference) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.memberships = slices.DeleteFunc(g.memberships, func(c conference) bool { return c == m })
+	g.used = time.Now()
 }
 
 // conferences returns the memberships the ghost has now.
@@ -297,6 +358,10 @@ func (g *Ghost) conferences() []conference {
 // ErrGhostBusy says that a ghost is in the room's call already: a ghost has one
 // device, so it stands for one phone per room.
 var ErrGhostBusy = errors.New("the ghost is in this room's call already")
+
+// errGhostForgotten says that a Ghost was held too long without being in a
+// call, or has lost its device; Service.Ghost makes another.
+var errGhostForgotten = errors.New("the ghost was idle for too long or lost its device, and must be asked for again")
 
 func (g *Ghost) isIn(room id.RoomID) bool {
 	return slices.ContainsFunc(g.conferences(), func(c conference) bool { return c.Info().Room == room })

@@ -5,10 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/crypto"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
@@ -39,23 +42,29 @@ func (g *Ghost) receive(ctx context.Context, message toDeviceEvent) (routed bool
 	}
 	opened, err := g.keys.open(ctx, message)
 	switch {
+	case errors.Is(err, errRepeated):
+		s.metrics.MessagesRepeated.Add(1)
+		return false, nil
+	case errors.Is(err, errUnreadable):
+		s.metrics.MessagesUndecryptable.Add(1)
+		g.log.Debug("olm message cannot be read", "sender", userName(message.Sender), "err", err)
+		return false, nil
+	case errors.Is(err, errOlmsOwn):
+		return false, nil
 	case err != nil:
 		return false, err
-	case opened == nil || !isCallType(opened.Type.Type):
+	case !isCallType(opened.Type.Type):
 		return false, nil
 	}
-	device, err := g.senderOf(ctx, opened)
-	switch {
-	case err != nil:
-		return false, err
-	case device == nil:
-		s.refuse(g, message.Sender, "olm message from a device nobody knows")
-		return false, nil
-	}
+	return g.strangers.receive(opened), nil
+}
+
+// routeOlm hands on an olm message whose sender is known.
+func (g *Ghost) routeOlm(opened *crypto.DecryptedOlmEvent, device *id.Device) bool {
 	return g.route(callMessage{
-		sender: message.Sender, device: device.DeviceID, kind: opened.Type.Type,
+		sender: opened.Sender, device: device.DeviceID, kind: opened.Type.Type,
 		content: opened.Content.VeryRaw, encrypted: true,
-	}), nil
+	})
 }
 
 // readPatience is how long reading one message may take.
@@ -112,68 +121,71 @@ func (s *Service) refuse(g *Ghost, sender id.UserID, why string) {
 	g.log.Debug("message refused", "sender", userName(sender), "why", why)
 }
 
+var (
+	errUnreadable = errors.New("olm message cannot be read")
+	errRepeated   = errors.New("olm message was read before")
+	errOlmsOwn    = errors.New("olm message is for olm itself")
+)
+
 // open decrypts an olm message and checks what the specification wants
 // checked (mautrix does): sender, recipient, both ed25519 keys and
-// sender_device_keys. nil without an error means there is nothing to do: not
-// readable, a repeat, or something of olm's own.
+// sender_device_keys. What fails that, or cannot be read at all, is
+// errUnreadable for ever, a repeat is errRepeated, a room key or the like
+// errOlmsOwn; any other error is ours, and the message must come again.
 func (k *keyring) open(ctx context.Context, message toDeviceEvent) (*crypto.DecryptedOlmEvent, error) {
 	sealed := &event.Event{Sender: message.Sender, Type: event.ToDeviceEncrypted}
-	metrics := &k.service.metrics
 	if err := json.Unmarshal(message.Content, &sealed.Content); err != nil {
-		metrics.MessagesUndecryptable.Add(1)
-		return nil, nil
+		return nil, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	if err := sealed.Content.ParseRaw(event.ToDeviceEncrypted); err != nil {
-		metrics.MessagesUndecryptable.Add(1)
-		return nil, nil
+		return nil, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	content, ok := sealed.Content.Parsed.(*event.EncryptedEventContent)
 	if !ok || content.Algorithm != id.AlgorithmOlmV1 {
-		metrics.MessagesUndecryptable.Add(1)
-		return nil, nil
+		return nil, fmt.Errorf("%w: not olm", errUnreadable)
 	}
+	ctx, cancel := context.WithTimeout(ctx, readPatience)
+	defer cancel()
 	if err := k.account.acquire(ctx); err != nil {
 		return nil, err
 	}
 	defer k.account.release()
-	// A message that is half read when the call ends would be lost: olm
-	// reads everything once.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readPatience)
-	defer cancel()
-	known, err := k.seen(ctx, content)
-	if err != nil {
+	switch known, err := k.seen(ctx, content); {
+	case err != nil:
 		return nil, err
+	case known:
+		return nil, errRepeated
 	}
-	if known {
-		metrics.MessagesRepeated.Add(1)
-		return nil, nil
-	}
-	opened := k.unseal(ctx, sealed)
-	if opened != nil {
+	opened, failed := k.unseal(ctx, sealed)
+	switch {
+	case opened != nil:
 		return opened, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case failed:
+		return nil, errUnreadable
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if known, err = k.seen(ctx, content); err != nil {
-		return nil, err
-	}
-	if !known {
-		metrics.MessagesUndecryptable.Add(1)
-		k.log.Debug("olm message cannot be read", "sender", userName(message.Sender))
-	}
-	return nil, nil
+	return nil, errOlmsOwn
 }
 
-// unseal is HandleEncryptedEvent for input that is not trusted.
-func (k *keyring) unseal(ctx context.Context, sealed *event.Event) (opened *crypto.DecryptedOlmEvent) {
+// unseal is HandleEncryptedEvent for input that is not trusted. mautrix
+// returns nothing for what it keeps to itself, like room keys, and nothing for
+// what it refuses; that it logs as an error.
+func (k *keyring) unseal(ctx context.Context, sealed *event.Event) (opened *crypto.DecryptedOlmEvent, failed bool) {
+	var complained atomic.Bool // a session that is repaired complains from another goroutine
 	defer func() {
 		if r := recover(); r != nil {
 			k.log.Warn("olm stumbled over a message", "sender", userName(sealed.Sender), "panic", fmt.Sprint(r))
-			opened = nil
+			opened, failed = nil, true
 		}
 	}()
-	return k.machine.HandleEncryptedEvent(ctx, sealed)
+	log := k.machine.Log.Hook(zerolog.HookFunc(func(_ *zerolog.Event, level zerolog.Level, _ string) {
+		if level >= zerolog.ErrorLevel {
+			complained.Store(true)
+		}
+	}))
+	opened = k.machine.HandleEncryptedEvent(log.WithContext(ctx), sealed)
+	return opened, complained.Load()
 }
 
 // seen says whether the message was decrypted before: the olm store keeps the
@@ -189,19 +201,4 @@ func (k *keyring) seen(ctx context.Context, content *event.EncryptedEventContent
 	}
 	at, err := k.machine.CryptoStore.GetOlmHash(ctx, sha256.Sum256(ciphertext))
 	return !at.IsZero(), err
-}
-
-// senderOf returns the device that sent an olm message: the owner of its
-// curve25519 key, with the ed25519 key the message names. mautrix lets
-// messages of unknown devices pass and asks for keys only once; a client that
-// has just logged in deserves another try.
-func (g *Ghost) senderOf(ctx context.Context, opened *crypto.DecryptedOlmEvent) (*id.Device, error) {
-	if opened.SenderDevice != nil {
-		return opened.SenderDevice, nil
-	}
-	device, err := g.service.directory.owner(ctx, g.keys, opened.Sender, opened.SenderKey)
-	if err != nil || device == nil || device.SigningKey != opened.Keys.Ed25519 {
-		return nil, err
-	}
-	return device, nil
 }

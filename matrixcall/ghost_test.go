@@ -1,6 +1,7 @@
 package matrixcall
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -259,6 +260,71 @@ func TestDisplayNameIsWrittenOnlyWhenItChanges(t *testing.T) {
 		}
 		if n := names(); n != 2 {
 			t.Errorf("name written %d times after a change, want 2", n)
+		}
+	})
+}
+
+// TestIdleGhostsAreForgotten: each phone that ever called would stay in memory otherwise.
+func TestIdleGhostsAreForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, talking, e := oneCall(b)
+		held := b.ghost("_sip_held")
+		time.Sleep(idleLife / 2)
+		for n := range 5 {
+			b.ghost(fmt.Sprintf("_sip_once%d", n))
+		}
+		known := func() int {
+			b.service.mu.Lock()
+			defer b.service.mu.Unlock()
+			return len(b.service.ghosts)
+		}
+		if n := known(); n != 7 {
+			t.Errorf("%d ghosts kept, want all 7", n)
+		}
+		time.Sleep(idleLife/2 + time.Minute)
+		b.ghost("_sip_once0")
+		if n := known(); n != 6 {
+			t.Errorf("%d ghosts kept, want all but the one nobody asked for in %v", n, idleLife)
+		}
+		time.Sleep(idleLife + time.Minute)
+		again := b.ghost("_sip_held")
+		if n := known(); n != 2 {
+			t.Errorf("%d ghosts kept, want the one in a call and the one just asked for", n)
+		}
+		if again == held || again.device != held.device {
+			t.Errorf("ghost is %p with device %s, want another than %p with its device %s", again, again.device, held, held.device)
+		}
+		// Whoever still holds the old one hears of it: two of them would
+		// spoil each other's olm sessions.
+		if err := held.begin(t.Context(), &ear{}); !errors.Is(err, errGhostForgotten) {
+			t.Errorf("begin = %v, want %v", err, errGhostForgotten)
+		}
+		if b.ghost("_sip_one") != talking {
+			t.Error("a ghost in a call was replaced")
+		}
+		b.service.detachConference(e)
+		b.ghost("_sip_once1")
+		if known() != 3 {
+			t.Error("a ghost was forgotten right after its call")
+		}
+	})
+}
+
+func TestNotTooManyGhostsAreKept(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.start()
+		for n := range maxGhosts + 50 {
+			g, err := b.service.newGhost(t.Context(), id.NewUserID(fmt.Sprintf("_sip_many%d", n), b.domain), "D")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.service.keep(g)
+			time.Sleep(time.Second)
+		}
+		b.service.mu.Lock()
+		defer b.service.mu.Unlock()
+		if n := len(b.service.ghosts); n > maxGhosts {
+			t.Errorf("%d ghosts kept, want %d at most", n, maxGhosts)
 		}
 	})
 }

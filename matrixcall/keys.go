@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -23,7 +24,10 @@ const (
 	// lowPool when one is due. Each new olm session towards the ghost takes
 	// one; with none left hydrogen loses messages without a word.
 	fullPool = 50
-	lowPool  = 40
+	lowPool  = 45
+
+	// tendPatience is how long a top-up may take.
+	tendPatience = 30 * time.Second
 
 	// fallbackLife is how long a fallback key that replaced a used one
 	// stays at least: whoever claimed the one before must still be
@@ -50,8 +54,9 @@ type keyring struct {
 	// uses one-time keys up) and publishing keys. mautrix locks each of the
 	// two, but not one against the other.
 	account  slot
-	existed  bool      // the account came from the database
-	replaced time.Time // when the fallback key was last replaced; guarded by account
+	tending  atomic.Bool // an upkeep is under way
+	existed  bool        // the account came from the database
+	replaced time.Time   // when the fallback key was last replaced; guarded by account
 }
 
 func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *slog.Logger) (*keyring, error) {
@@ -65,6 +70,7 @@ func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *sl
 	}
 	k.machine.SetBackgroundCtx(s.ctx)
 	k.machine.DisableDeviceChangeKeyRotation = true // no group sessions here
+	k.machine.DisableDecryptKeyFetching = true      // strangers does that, without stopping the others
 	stored, err := k.machine.CryptoStore.GetAccount(ctx)
 	if err != nil {
 		return nil, err
@@ -140,12 +146,30 @@ func (k *keyring) checkPublished(ctx context.Context) error {
 	return nil
 }
 
-// upkeep is topUp and, when the homeserver no longer lists the fallback key
-// as unused, a new one. To be called after each /sync.
-func (k *keyring) upkeep(ctx context.Context, count int, fallbackUsed bool) error {
-	if count >= lowPool && !fallbackUsed {
-		return nil
+// tend is told after each poll what the homeserver has left, and sees to it
+// that there is enough. It does not block, and does not end with the poller:
+// calls can be shorter than an upload.
+func (k *keyring) tend(count int, fallbackUsed bool) {
+	if count >= lowPool && !fallbackUsed || !k.tending.CompareAndSwap(false, true) {
+		return
 	}
+	started := k.service.spawn(func() {
+		defer k.tending.Store(false)
+		ctx, cancel := context.WithTimeout(k.service.ctx, tendPatience)
+		defer cancel()
+		if err := k.upkeep(ctx, fallbackUsed); err != nil && k.service.ctx.Err() == nil {
+			k.log.Warn("keys are low and cannot be replaced", "err", tidy(err)) // the next poll tells again
+		}
+	})
+	if !started {
+		k.tending.Store(false)
+	}
+}
+
+// upkeep is topUp and, when the homeserver no longer lists the fallback key as
+// unused, a new one. It counts for itself: what a poll said may be from before
+// the last upload, and olm forgets the oldest of more than a hundred keys.
+func (k *keyring) upkeep(ctx context.Context, fallbackUsed bool) error {
 	if err := k.account.acquire(ctx); err != nil {
 		return err
 	}
@@ -156,7 +180,11 @@ func (k *keyring) upkeep(ctx context.Context, count int, fallbackUsed bool) erro
 		}
 		k.replaced = time.Now()
 	}
-	return k.topUp(ctx, count)
+	answer, err := k.client.UploadKeys(ctx, &mautrix.ReqUploadKeys{})
+	if err != nil {
+		return fmt.Errorf("count one-time keys: %w", err)
+	}
+	return k.topUp(ctx, answer.OneTimeKeyCounts.SignedCurve25519)
 }
 
 // topUp fills the pool of one-time keys. A fallback key that was made but not
@@ -350,9 +378,11 @@ const (
 	deviceListPause = 10 * time.Second // how soon it is asked for again because a device is missing in it
 	maxDeviceLists  = 10_000
 
-	// awayPatience is how long a foreign homeserver has to tell its users'
-	// keys, awayPause how soon it is asked again when it did not.
+	// awayPatience is how long messages wait for a foreign homeserver to
+	// tell its users' keys, awayLimit how long it has in all, and awayPause
+	// how soon it is asked again when it did not.
 	awayPatience = 3 * time.Second
+	awayLimit    = 20 * time.Second
 	awayPause    = 15 * time.Second
 )
 
@@ -443,31 +473,54 @@ func (d *directory) fresh(name deviceName) bool {
 }
 
 // askServer asks for those devices of one homeserver that are still not known
-// well enough. One that is not ours and does not answer is no error.
+// well enough. One that is not ours and is slow is no error: its users count as
+// away until its answer comes.
 func (d *directory) askServer(ctx context.Context, k *keyring, server string, names []deviceName) error {
-	limited, cancel := ctx, context.CancelFunc(func() {})
-	if server != k.client.UserID.Homeserver() {
-		limited, cancel = context.WithTimeout(ctx, awayPatience)
+	if server == k.client.UserID.Homeserver() {
+		return d.askInTurn(ctx, k, server, names)
 	}
-	defer cancel()
+	began, done := time.Now(), make(chan error, 1)
+	started := k.service.spawn(func() {
+		limited, cancel := context.WithTimeout(k.service.ctx, awayLimit)
+		defer cancel()
+		done <- d.askInTurn(limited, k, server, names)
+	})
+	if !started {
+		return errClosed
+	}
+	patience := time.NewTimer(awayPatience)
+	defer patience.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-patience.C:
+	}
+	var slow []id.UserID
+	for _, name := range names {
+		if d.list(name.User).asked.Before(began) {
+			slow = append(slow, name.User)
+		}
+	}
+	return d.put(ctx, k, slow, nil)
+}
+
+// askInTurn lets one query at a time go to a homeserver, and asks only for
+// what the ones before have not answered.
+func (d *directory) askInTurn(ctx context.Context, k *keyring, server string, names []deviceName) error {
+	release, err := d.asking.acquire(ctx, server)
+	if err != nil {
+		return err
+	}
+	defer release()
 	users := make(map[id.UserID]bool)
-	release, err := d.asking.acquire(limited, server)
-	if err == nil {
-		defer release()
-	}
 	for _, name := range names {
 		if !d.fresh(name) {
 			users[name.User] = true
 		}
 	}
-	ask := slices.Sorted(maps.Keys(users))
-	if err == nil {
-		err = d.ask(limited, k, ask)
-	}
-	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		return d.put(ctx, k, ask, nil)
-	}
-	return err
+	return d.ask(ctx, k, slices.Sorted(maps.Keys(users)))
 }
 
 // ask queries keys.
@@ -510,25 +563,21 @@ func (d *directory) put(ctx context.Context, k *keyring, users []id.UserID, answ
 	return nil
 }
 
-// owner returns the device of user that has the given curve25519 key, asking
-// the homeserver if it is not known. nil means there is none.
-func (d *directory) owner(ctx context.Context, k *keyring, user id.UserID, key id.SenderKey) (*id.Device, error) {
-	for range 2 {
-		list := d.list(user)
-		for _, device := range list.devices {
-			if device.IdentityKey == key {
-				return device, nil
-			}
-		}
-		if time.Since(list.asked) < time.Second || list.away && time.Since(list.asked) < awayPause {
-			break
-		}
-		d.stale.set(user, true)
-		if err := d.askServer(ctx, k, user.Homeserver(), []deviceName{{User: user}}); err != nil {
-			return nil, err
+// owner returns the device of user that has the given curve25519 key, nil if
+// none is known.
+func (d *directory) owner(user id.UserID, key id.SenderKey) *id.Device {
+	for _, device := range d.list(user).devices {
+		if device.IdentityKey == key {
+			return device
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+// askAgain asks for the devices of a user of whom one is not known.
+func (d *directory) askAgain(ctx context.Context, k *keyring, user id.UserID) error {
+	d.stale.set(user, true)
+	return d.askServer(ctx, k, user.Homeserver(), []deviceName{{User: user}})
 }
 
 // changed says that the devices of users are not as they were.

@@ -2,6 +2,7 @@ package matrixcall
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
@@ -15,11 +16,15 @@ import (
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib"
+	"github.com/rs/zerolog"
 	"go.mau.fi/util/dbutil"
 	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/crypto"
+	"maunium.net/go/mautrix/crypto/signatures"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/postgres"
 )
 
@@ -133,9 +138,16 @@ func TestOlmPayloadIsChecked(t *testing.T) {
 				"content": map[string]any{"conf_id": "conf", "device_id": alice.device, "seq": n},
 			}
 			test.change(payload)
-			before := len(e.heard())
+			m := &b.service.metrics
+			counted := func() uint64 { return m.MessagesUndecryptable.Load() + m.MessagesRefused.Load() }
+			before, countedBefore := len(e.heard()), counted()
 			alice.whisper(g, payload)
-			time.Sleep(300 * time.Millisecond)
+			b.eventually(10*time.Second, func() string {
+				if len(e.heard()) == before && counted() == countedBefore {
+					return test.name + ": neither taken nor counted as refused"
+				}
+				return ""
+			})
 			if taken := len(e.heard()) > before; taken != test.taken {
 				t.Errorf("%s: taken %v, want %v", test.name, taken, test.taken)
 			}
@@ -180,8 +192,19 @@ func (p *person) whisper(g *Ghost, payload map[string]any) {
 	}
 }
 
-// TestDeviceThatLogsInLaterIsFound: the first message of a device nobody has
-// heard of comes without its keys, and before the ghost knew of them.
+// as hydrogen writes it: without sender_device_keys.
+func (p *person) hydrogenSays(g *Ghost, n int) map[string]any {
+	return map[string]any{
+		"type": "m.call.candidates", "sender": p.user, "recipient": g.user,
+		"keys":           map[string]any{"ed25519": p.olm.OwnIdentity().SigningKey},
+		"recipient_keys": map[string]any{"ed25519": g.keys.machine.OwnIdentity().SigningKey},
+		"content":        map[string]any{"conf_id": "conf", "device_id": p.device, "seq": n},
+	}
+}
+
+// TestDeviceThatLogsInLaterIsFound: the first messages of a device nobody has
+// heard of come without its keys, right after the ghost was told the user's
+// devices.
 func TestDeviceThatLogsInLaterIsFound(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		_, g, e := oneCall(b)
@@ -189,15 +212,11 @@ func TestDeviceThatLogsInLaterIsFound(t *testing.T) {
 		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), stranger)); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Second)
 		late := b.person("stranger", true) // another device of the same user, with keys
-		ghost := g.keys.machine.OwnIdentity()
-		late.whisper(g, map[string]any{
-			"type": "m.call.candidates", "sender": late.user, "recipient": g.user,
-			"keys": map[string]any{"ed25519": late.olm.OwnIdentity().SigningKey}, "recipient_keys": map[string]any{"ed25519": ghost.SigningKey},
-			"content": map[string]any{"conf_id": "conf", "device_id": late.device, "seq": 0},
-		})
-		b.eventually(5*time.Second, func() string { return sequence(e.heard(), []id.UserID{late.user}, 1) })
+		for n := range 3 {
+			late.whisper(g, late.hydrogenSays(g, n))
+		}
+		b.eventually(5*time.Second, func() string { return sequence(e.heard(), []id.UserID{late.user}, 3) })
 		// And it is written to with olm.
 		plain := b.service.metrics.MessagesSentPlain.Load()
 		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), late)); err != nil {
@@ -209,35 +228,158 @@ func TestDeviceThatLogsInLaterIsFound(t *testing.T) {
 	})
 }
 
-func TestOneTimeKeysAreToppedUp(t *testing.T) {
+// TestUnknownSenderWaitsForItsKeys: olm reads a message once, so one that came
+// while the homeserver could not tell whose it is must be kept.
+func TestUnknownSenderWaitsForItsKeys(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		p, g, e := oneCall(b)
+		bob := b.person("bob", true)
+		outage := b.fake.Break(&homeserver.Fault{Path: "/keys/query", Error: &homeserver.Error{Status: 502, Code: "M_UNKNOWN"}})
+		for n := range 3 {
+			bob.whisper(g, bob.hydrogenSays(g, n))
+		}
+		time.Sleep(15 * time.Second)
+		if n := len(e.heard()); n != 0 {
+			t.Errorf("%d messages of a device nobody knows were taken", n)
+		}
+		p.signal("conf", 0, g)
+		b.eventually(time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 1) })
+		outage.Mend()
+		b.eventually(10*time.Second, func() string { return sequence(e.heard()[1:], []id.UserID{bob.user}, 3) })
+		if n := b.service.metrics.MessagesRefused.Load(); n != 0 {
+			t.Errorf("%d messages refused", n)
+		}
+	})
+}
+
+// TestDeviceWithoutPublishedKeysIsRefused: its keys never come.
+func TestDeviceWithoutPublishedKeysIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, e := oneCall(b)
+		mallory := b.person("mallory", false)
+		nop := zerolog.Nop()
+		mallory.olm = crypto.NewOlmMachine(mallory.client, &nop, crypto.NewMemoryStore(nil), noRooms{})
+		if err := mallory.olm.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer mallory.olm.Destroy()
+		const messages = maxStrange + 3
+		for n := range messages {
+			mallory.whisper(g, mallory.hydrogenSays(g, n))
+		}
+		time.Sleep(time.Second)
+		if n := b.service.metrics.MessagesRefused.Load(); n != messages-maxStrange {
+			t.Errorf("%d messages refused at once, want %d: no more than %d may wait", n, messages-maxStrange, maxStrange)
+		}
+		queries := b.service.metrics.KeyQueries.Load()
+		time.Sleep(strangerPatience + time.Second)
+		if n := b.service.metrics.MessagesRefused.Load(); n != messages {
+			t.Errorf("%d messages refused in the end, want all %d", n, messages)
+		}
+		if n := b.service.metrics.KeyQueries.Load() - queries; n > 10 {
+			t.Errorf("%d key queries for one stranger", n)
+		}
+		if len(e.heard()) != 0 {
+			t.Error("a device nobody knows was heard")
+		}
+	})
+}
+
+// TestPayloadsCarryTheGhostsKeys: js-sdk with rust crypto drops what comes
+// from a device it does not know, unless the payload has the device's keys.
+func TestPayloadsCarryTheGhostsKeys(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, _ := oneCall(b)
+		bob := b.person("bob", true)
+		if err := b.service.SendToDevice(t.Context(), g, to("m.call.invite", candidates(0), bob)); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := bob.client.FullSyncRequest(t.Context(), mautrix.ReqSync{FilterID: pollFilter})
+		if err != nil || len(answer.ToDevice.Events) != 1 {
+			t.Fatalf("bob's inbox: %v, %v", answer, err)
+		}
+		sealed := answer.ToDevice.Events[0]
+		sealed.Type.Class = event.ToDeviceEventType
+		if err := sealed.Content.ParseRaw(sealed.Type); err != nil {
+			t.Fatal(err)
+		}
+		opened := bob.olm.HandleEncryptedEvent(t.Context(), sealed)
+		if opened == nil || opened.SenderDeviceKeys == nil {
+			t.Fatalf("payload %+v has no sender_device_keys", opened)
+		}
+		keys, own := opened.SenderDeviceKeys, g.keys.machine.OwnIdentity()
+		if keys.UserID != g.user || keys.DeviceID != g.device || keys.Keys.GetCurve25519(g.device) != own.IdentityKey ||
+			keys.Keys.GetEd25519(g.device) != own.SigningKey {
+			t.Errorf("sender_device_keys %+v are not the ghost's", keys)
+		}
+		if ok, err := signatures.VerifySignatureJSON(keys, g.user, g.device.String(), own.SigningKey); !ok || err != nil {
+			t.Errorf("sender_device_keys are not signed: %v, %v", ok, err)
+		}
+	})
+}
+
+// TestOneTimeKeysNeverFallBelowHalf has clients begin olm sessions with a
+// ghost, ten in each of many calls, with Synapse 500 in all, and watches what
+// the homeserver has left.
+func TestOneTimeKeysNeverFallBelowHalf(t *testing.T) {
 	everywhere(t, func(t *testing.T, b *bed) {
 		b.start()
-		alice := b.person("alice", false)
-		room := alice.room(b.service.Bot())
+		people := make([]*person, 5)
+		for n := range people {
+			people[n] = b.person(fmt.Sprintf("caller%d", n), true)
+		}
+		room := people[0].room(b.service.Bot())
 		g := b.ghost("_sip_topup")
 		if err := g.EnterRoom(t.Context(), room); err != nil {
 			t.Fatal(err)
 		}
-		b.attach(g, room, "conf")
-		for range 3 {
-			for range fullPool / 2 {
-				if _, err := claim(alice, g.user, g.device); err != nil {
-					t.Fatal(err)
-				}
+		const each = 2
+		calls := 50
+		if b.fake != nil {
+			calls = 10
+		}
+		least := fullPool
+		for call := range calls {
+			e := &ear{info: MembershipInfo{Ghost: g.user, Device: g.device, Room: room, ConfID: "conf"}}
+			if err := b.service.attachConference(t.Context(), e); err != nil {
+				t.Fatal(err)
 			}
-			alice.signal("conf", 0, g) // an answer to the poll tells the count
-			b.eventually(15*time.Second, func() string {
-				count, err := g.keys.client.UploadKeys(t.Context(), &mautrix.ReqUploadKeys{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if n := count.OneTimeKeyCounts.SignedCurve25519; n < lowPool || n > fullPool {
-					return fmt.Sprintf("%d one-time keys, want about %d", n, fullPool)
+			var wg sync.WaitGroup
+			for _, p := range people {
+				wg.Go(func() {
+					for n := range each {
+						p.whisper(g, p.hydrogenSays(g, n))
+					}
+				})
+			}
+			wg.Wait()
+			least = min(least, oneTimeKeys(g))
+			b.eventually(20*time.Second, func() string {
+				if n := len(e.heard()); n != len(people)*each {
+					return fmt.Sprintf("call %d: %d messages heard, want %d", call, n, len(people)*each)
 				}
 				return ""
 			})
+			b.service.detachConference(e)
+		}
+		t.Logf("%d sessions in %d calls: the homeserver never had less than %d one-time keys, %d uploads, fallback key used %d times",
+			calls*each*len(people), calls, least, b.service.metrics.OneTimeKeyUploads.Load(), b.service.metrics.FallbackKeyUploads.Load()-1)
+		if least < fullPool/2 {
+			t.Errorf("%d one-time keys were left, want never less than %d", least, fullPool/2)
+		}
+		if n := b.service.metrics.FallbackKeyUploads.Load(); n != 1 {
+			t.Errorf("%d fallback keys were uploaded, want only the first: it was never needed", n)
 		}
 	})
+}
+
+// oneTimeKeys asks the homeserver how many it has.
+func oneTimeKeys(g *Ghost) int {
+	count, err := g.keys.client.UploadKeys(context.Background(), &mautrix.ReqUploadKeys{})
+	if err != nil {
+		return -1
+	}
+	return count.OneTimeKeyCounts.SignedCurve25519
 }
 
 func TestTwoDevicesNeverShareKeys(t *testing.T) {
@@ -257,7 +399,7 @@ func TestTwoDevicesNeverShareKeys(t *testing.T) {
 // TestSlowForeignHomeserverHoldsUpNobodyElse: keys of its users take a minute.
 func TestSlowForeignHomeserverHoldsUpNobodyElse(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
-		b.web = slowQueries{b.web, "far.test"}
+		b.web = slowQueries{b.web, "far.test", time.Minute}
 		p, g, _ := oneCall(b)
 		second := b.ghost("_sip_two")
 		far := OutMessage{User: "@fay:far.test", Device: "FAR", Type: "m.call.invite", Content: candidates(0)}
@@ -291,27 +433,68 @@ func TestSlowForeignHomeserverHoldsUpNobodyElse(t *testing.T) {
 	})
 }
 
-// slowQueries delays key queries that name a homeserver.
+// TestForeignHomeserverMayTakeLongerThanAMessageWaits: what it answers late
+// counts from then on, not only after another query that is as slow.
+func TestForeignHomeserverMayTakeLongerThanAMessageWaits(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.web = slowQueries{b.web, "far.test", awayPatience + 2*time.Second}
+		_, g, _ := oneCall(b)
+		far := OutMessage{User: "@fay:far.test", Device: "FAR", Type: "m.call.invite", Content: candidates(0)}
+		if err := b.service.SendToDevice(t.Context(), g, []OutMessage{far}); !errors.Is(err, errKeysUnknown) {
+			t.Errorf("first send = %v, want %v", err, errKeysUnknown)
+		}
+		time.Sleep(3 * time.Second)
+		began := time.Now()
+		if err := b.service.SendToDevice(t.Context(), g, []OutMessage{far}); err != nil || time.Since(began) > time.Second {
+			t.Errorf("send after the answer = %v after %v, want success at once", err, time.Since(began))
+		}
+		if n := b.service.metrics.KeyQueries.Load(); n != 1 {
+			t.Errorf("%d key queries, want 1", n)
+		}
+	})
+}
+
+// slowQueries delays key queries that name a homeserver, and answers them for
+// it: its users have no keys.
 type slowQueries struct {
 	http.RoundTripper
 	server string
+	delay  time.Duration
 }
 
 func (s slowQueries) RoundTrip(r *http.Request) (*http.Response, error) {
-	if strings.HasSuffix(r.URL.Path, "/keys/query") {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			return nil, err
-		}
+	if !strings.HasSuffix(r.URL.Path, "/keys/query") {
+		return s.RoundTripper.RoundTrip(r)
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Contains(body, []byte(s.server)) {
 		r = r.Clone(r.Context())
 		r.Body = io.NopCloser(bytes.NewReader(body))
-		if bytes.Contains(body, []byte(s.server)) {
-			select {
-			case <-time.After(time.Minute):
-			case <-r.Context().Done():
-				return nil, r.Context().Err()
-			}
-		}
+		return s.RoundTripper.RoundTrip(r)
 	}
-	return s.RoundTripper.RoundTrip(r)
+	select {
+	case <-time.After(s.delay):
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	var asked struct {
+		Users map[id.UserID]any `json:"device_keys"`
+	}
+	if err := json.Unmarshal(body, &asked); err != nil {
+		return nil, err
+	}
+	for user := range asked.Users {
+		asked.Users[user] = struct{}{}
+	}
+	answer, err := json.Marshal(asked)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{
+		StatusCode: http.StatusOK, Request: r, Header: http.Header{"Content-Type": {"application/json"}},
+		Body: io.NopCloser(bytes.NewReader(answer)), ContentLength: int64(len(answer)),
+	}, nil
 }

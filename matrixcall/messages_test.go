@@ -207,3 +207,29 @@ func TestMessageThatWaitedTooLongIsNotHeard(t *testing.T) {
 		}
 	})
 }
+
+// TestMessageIsHeardOnceOverARestart: the homeserver repeats a transaction
+// whose answer it has lost, to the next process if need be.
+func TestMessageIsHeardOnceOverARestart(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		var l listener
+		b.opts = l.options()
+		b.start()
+		put := func() {
+			t.Helper()
+			body := fmt.Sprintf(`{"events":[{"event_id":"$1","room_id":"!r","origin_server_ts":%d,"sender":"@alice:hs.test",`+
+				`"type":"m.room.message","content":{"msgtype":"m.text","body":"!call"}}]}`, time.Now().UnixMilli())
+			if status, _ := ask(b.service, "PUT", "/_matrix/app/v1/transactions/7", "hs-token-of-the-test", body); status != 200 {
+				t.Fatalf("status %d", status)
+			}
+			synctest.Wait()
+		}
+		put()
+		b.stop(b.service)
+		b.start()
+		put()
+		if messages, _ := l.heard(); len(messages) != 1 {
+			t.Errorf("heard %d times, want once", len(messages))
+		}
+	})
+}

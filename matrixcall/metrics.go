@@ -18,7 +18,7 @@ type Metrics struct {
 	RoomEventsRepeated    atomic.Uint64 // event ids seen before, ignored
 	RoomEventsDropped     atomic.Uint64 // a room's queue was full; its state is read again
 	StateReads            atomic.Uint64 // GET /state
-	Polls                 atomic.Uint64 // /sync requests
+	Polls                 atomic.Uint64 // requests for to-device messages
 	PollFailures          atomic.Uint64 // of these, failed
 	PollRescues           atomic.Uint64 // messages found only by a look without waiting
 	Kicks                 atomic.Uint64 // common looks of all pollers

@@ -4,12 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
-	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 )
 
@@ -17,9 +14,10 @@ const (
 	// pollWait is how long a poll waits for a message while there is
 	// signalling, quietWait after a while without. Synapse sometimes
 	// wakes a poll too early and then lets a message lie until the next
-	// event for that user; an empty poll and the next one miss it. A look
-	// that does not wait always finds it, so one follows every empty poll,
-	// and pollWait is how late a message can be.
+	// event for that user. A look that does not wait always finds it.
+	// Every request of sliding sync begins with one; by /sync one follows
+	// every empty poll, which, like the next one, misses the message. So
+	// pollWait is how late a message can be.
 	pollWait  = 3 * time.Second
 	quietWait = 10 * time.Second
 	quietAge  = 2 * time.Minute
@@ -30,14 +28,13 @@ const (
 
 	// pollDeadline is how much longer than it waits a poll may take.
 	pollDeadline = 20 * time.Second
+
+	savePatience = 5 * time.Second
 )
 
-// pollFilter leaves everything but to-device messages, key counts and device
-// lists out of /sync: 5 ms instead of 600 for a ghost in 50 rooms.
-const pollFilter = `{"room":{"rooms":[]},"presence":{"types":[]},"account_data":{"types":[]}}`
-
-// poller reads the to-device messages of one ghost by /sync while the ghost is
-// in a conference.
+// poller reads the to-device messages of one ghost while the ghost is in a
+// conference: by sliding sync where the homeserver has it, else by /sync (ADR
+// 9). Sliding sync has no looks; a kick begins another poll.
 //
 //	        empty                  empty
 //	look ----------> wait 3…10 s ----------> look …
@@ -50,9 +47,10 @@ type poller struct {
 	end   context.CancelCauseFunc
 	done  chan struct{}
 
-	since string    // only run touches this: next_batch of the last answer
-	saved string    // only run touches this: what the store has
-	heard time.Time // only run touches this: when the last message came
+	since    string    // only run touches this: next of the last answer
+	saved    string    // only run touches this: what the store has
+	position string    // only run touches this: pos of the last sliding answer
+	heard    time.Time // only run touches this: when the last message came
 
 	mu        sync.Mutex
 	interrupt context.CancelCauseFunc // ends the poll under way; guarded by mu
@@ -135,9 +133,17 @@ func (p *poller) run(ctx context.Context) {
 	}
 }
 
-// cycle makes a look without waiting and, if that was empty, a poll that
-// waits until something comes or another ghost's poller got something.
+// cycle makes one poll that waits until something comes or another ghost's poller got something. By /sync a look
+// without waiting goes before it.
 func (p *poller) cycle(ctx context.Context) error {
+	wait := pollWait
+	if time.Since(p.heard) > quietAge {
+		wait = quietWait
+	}
+	if p.ghost.service.sliding.Load() {
+		_, err := p.poll(ctx, wait)
+		return err
+	}
 	first := p.saved == p.since
 	n, err := p.poll(ctx, 0)
 	if err != nil || n > 0 {
@@ -145,10 +151,6 @@ func (p *poller) cycle(ctx context.Context) error {
 			p.ghost.service.metrics.PollRescues.Add(uint64(n))
 		}
 		return err
-	}
-	wait := pollWait
-	if time.Since(p.heard) > quietAge {
-		wait = quietWait
 	}
 	for {
 		n, err = p.poll(ctx, wait)
@@ -158,28 +160,18 @@ func (p *poller) cycle(ctx context.Context) error {
 	}
 }
 
-// poll makes one /sync, handles what it brings and returns how many messages
+// poll makes one request, handles what it brings and returns how many messages
 // that were. Being kicked is no error.
 func (p *poller) poll(ctx context.Context, wait time.Duration) (int, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if wait > 0 && !p.waiting(cancel) {
-		return 0, nil
-	}
-	answer, err := p.sync(ctx, wait)
-	p.mu.Lock()
-	p.interrupt = nil
-	p.mu.Unlock()
+	answer, err := p.request(ctx, wait)
 	switch {
-	case errors.Is(context.Cause(ctx), errKicked):
-		// If there was an answer it is not lost: since has not moved.
+	case errors.Is(err, errKicked): // since has not moved: nothing is lost
 		return 0, nil
 	case isUnknownDevice(err):
 		return 0, errDeviceGone
 	case err != nil:
 		return 0, err
 	}
-	n := len(answer.ToDevice.Events)
 	routed, err := p.handle(ctx, answer)
 	if err != nil {
 		return 0, err
@@ -188,7 +180,31 @@ func (p *poller) poll(ctx context.Context, wait time.Duration) (int, error) {
 		p.heard = time.Now()
 		p.ghost.service.kicker.kick()
 	}
-	return n, nil
+	return len(answer.messages), nil
+}
+
+// request makes one request that a kick can end.
+func (p *poller) request(ctx context.Context, wait time.Duration) (*inboxAnswer, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if wait > 0 && !p.waiting(cancel) {
+		return nil, errKicked
+	}
+	limited, cancelLimited := context.WithTimeout(ctx, wait+pollDeadline)
+	defer cancelLimited()
+	read := p.bySync
+	if p.ghost.service.sliding.Load() {
+		read = p.bySliding
+	}
+	p.ghost.service.metrics.Polls.Add(1)
+	answer, err := read(limited, wait)
+	p.mu.Lock()
+	p.interrupt = nil
+	p.mu.Unlock()
+	if err != nil && errors.Is(context.Cause(ctx), errKicked) {
+		err = errKicked
+	}
+	return answer, err
 }
 
 // waiting announces a poll that may be ended by a kick; false means that a
@@ -216,20 +232,15 @@ func (p *poller) kick() {
 	p.kicked = true
 }
 
-// syncAnswer is what we read of a /sync answer. Message contents stay raw:
-// any client may send anything to a ghost, and one that mautrix cannot parse
-// must not make the whole answer unreadable for ever.
-type syncAnswer struct {
-	NextBatch string `json:"next_batch"`
-	ToDevice  struct {
-		Events []toDeviceEvent `json:"events"`
-	} `json:"to_device"`
-	DeviceLists struct {
-		Changed []id.UserID `json:"changed"`
-		Left    []id.UserID `json:"left"`
-	} `json:"device_lists"`
-	KeyCounts    *map[string]int `json:"device_one_time_keys_count"`
-	FallbackKeys *[]string       `json:"device_unused_fallback_key_types"`
+// inboxAnswer is what we read of an answer. Message contents stay raw: any
+// client may send anything to a ghost, and one that mautrix cannot parse must
+// not make the whole answer unreadable for ever.
+type inboxAnswer struct {
+	next         string // confirms the messages when it is asked with
+	messages     []toDeviceEvent
+	deviceLists  deviceLists
+	keyCounts    *map[string]int
+	fallbackKeys *[]string // unused ones
 }
 
 type toDeviceEvent struct {
@@ -238,59 +249,39 @@ type toDeviceEvent struct {
 	Content json.RawMessage `json:"content"`
 }
 
-func (p *poller) sync(ctx context.Context, wait time.Duration) (*syncAnswer, error) {
-	p.ghost.service.metrics.Polls.Add(1)
-	ctx, cancel := context.WithTimeout(ctx, wait+pollDeadline)
-	defer cancel()
-	query := map[string]string{
-		"timeout": strconv.FormatInt(wait.Milliseconds(), 10), "filter": pollFilter, "set_presence": "offline",
-	}
-	if p.since != "" {
-		query["since"] = p.since
-	}
-	client := p.ghost.asSelf
-	var answer syncAnswer
-	_, err := client.MakeFullRequest(ctx, mautrix.FullRequest{
-		Method: http.MethodGet, URL: client.BuildURLWithQuery(mautrix.ClientURLPath{"v3", "sync"}, query),
-		ResponseJSON: &answer, MaxAttempts: 1,
-	})
-	if err != nil {
-		return nil, err
-	}
-	if answer.NextBatch == "" {
-		return nil, errors.New("sync answer without next_batch")
-	}
-	return &answer, nil
+type deviceLists struct {
+	Changed []id.UserID `json:"changed"`
 }
 
 // handle processes an answer, then stores where it ended: after a crash a
 // message may come twice, but never not at all. The homeserver deletes what
-// it delivered when it sees the new token. routed says that a conference got
-// something.
-func (p *poller) handle(ctx context.Context, answer *syncAnswer) (routed bool, err error) {
+// it delivered when it sees the new token. A poller that is stopped meanwhile
+// finishes the answer first, or its successor would read half of it again.
+// routed says that a conference got something.
+func (p *poller) handle(ctx context.Context, answer *inboxAnswer) (routed bool, err error) {
 	g, s := p.ghost, p.ghost.service
-	s.directory.changed(answer.DeviceLists.Changed)
-	for _, message := range answer.ToDevice.Events {
-		ours, err := g.receive(ctx, message)
+	s.directory.changed(answer.deviceLists.Changed)
+	whole := context.WithoutCancel(ctx)
+	for _, message := range answer.messages {
+		ours, err := g.receive(whole, message)
 		if err != nil {
 			return routed, err
 		}
 		routed = routed || ours
 	}
-	if len(answer.ToDevice.Events) > 0 {
-		if err := s.store.SaveSyncToken(context.WithoutCancel(ctx), g.user, answer.NextBatch); err != nil {
+	if len(answer.messages) > 0 {
+		limited, cancel := context.WithTimeout(whole, savePatience)
+		defer cancel()
+		if err := s.store.SaveSyncToken(limited, g.user, answer.next); err != nil {
 			return routed, err
 		}
-		p.saved = answer.NextBatch
-		g.keys.machine.MarkOlmHashSavePoint(ctx)
+		p.saved = answer.next
+		g.keys.machine.MarkOlmHashSavePoint(limited)
 	}
-	p.since = answer.NextBatch
-	if answer.KeyCounts != nil {
-		fallbackUsed := answer.FallbackKeys != nil && len(*answer.FallbackKeys) == 0
-		if err := g.keys.upkeep(ctx, (*answer.KeyCounts)["signed_curve25519"], fallbackUsed); err != nil {
-			// The messages were fine; the next answer tells again.
-			g.log.Warn("keys are low and cannot be replaced", "err", tidy(err))
-		}
+	p.since = answer.next
+	if answer.keyCounts != nil {
+		fallbackUsed := answer.fallbackKeys != nil && len(*answer.fallbackKeys) == 0
+		g.keys.tend((*answer.keyCounts)["signed_curve25519"], fallbackUsed)
 	}
 	return routed, nil
 }

@@ -62,6 +62,19 @@ func bubble(t *testing.T, test func(t *testing.T, b *bed)) {
 	synctest.Test(t, func(t *testing.T) { test(t, fakeBed(t)) })
 }
 
+// bothWays runs a test in bubbles beside homeservers with and without sliding sync.
+func bothWays(t *testing.T, test func(t *testing.T, b *bed)) {
+	for _, without := range []bool{false, true} {
+		name := "sliding"
+		if without {
+			name = "sync"
+		}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, fakeBedWith(t, homeserver.Config{NoSliding: without})) })
+		})
+	}
+}
+
 // oneCall is a started service with a ghost in a call and a client without
 // encryption in the same room.
 func oneCall(b *bed) (p *person, g *Ghost, e *ear) {
@@ -79,7 +92,7 @@ func oneCall(b *bed) (p *person, g *Ghost, e *ear) {
 }
 
 func TestMessageThatWokeNobodyIsFoundAfterOnePoll(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		p, g, e := oneCall(b)
 		for n := range 10 {
 			b.fake.LoseWakeUps(1)
@@ -90,14 +103,49 @@ func TestMessageThatWokeNobodyIsFoundAfterOnePoll(t *testing.T) {
 				t.Errorf("message %d came after %v, want at most one poll's wait, %v", n, late, pollWait)
 			}
 		}
-		if b.service.metrics.PollRescues.Load() == 0 {
+		if !b.service.sliding.Load() && b.service.metrics.PollRescues.Load() == 0 {
 			t.Error("no message was found by a look without waiting: the test does not test")
 		}
 	})
 }
 
-func TestKickFindsTheOtherGhostsMessage(t *testing.T) {
+// TestSlidingSyncThatIsThereNoMore: a homeserver can be changed under a running bridge, or a proxy before it lets only
+// the paths of the specification pass.
+func TestSlidingSyncThatIsThereNoMore(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
+		_, g, e := oneCall(b)
+		p := b.person("olm", true) // what came by the last request of the one kind comes again by the first of the other
+		if !b.service.sliding.Load() {
+			t.Fatal("the homeserver's announcement was not seen")
+		}
+		p.signal("conf", 0, g)
+		time.Sleep(time.Second)
+		gone := b.fake.Break(&homeserver.Fault{Path: slidingFeature, Error: &homeserver.Error{Status: 404, Code: "M_UNRECOGNIZED"}})
+		for n := range 3 {
+			p.signal("conf", n+1, g)
+			time.Sleep(time.Second)
+		}
+		b.eventually(10*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 4) })
+		if b.service.sliding.Load() {
+			t.Error("still asking by sliding sync")
+		}
+		b.service.detachConference(e)
+		b.stop(b.service)
+		p.signal("conf", 4, g)
+		gone.Mend()
+		b.start()
+		again := b.attach(b.ghost("_sip_one"), e.info.Room, "conf")
+		b.eventually(10*time.Second, func() string {
+			return sequence(append(e.heard(), again.heard()...), []id.UserID{p.user}, 5)
+		})
+		if !b.service.sliding.Load() {
+			t.Error("not asking by sliding sync, which is there again")
+		}
+	})
+}
+
+func TestKickFindsTheOtherGhostsMessage(t *testing.T) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		p, first, e := oneCall(b)
 		second := b.ghost("_sip_two")
 		room := e.info.Room
@@ -118,7 +166,7 @@ func TestKickFindsTheOtherGhostsMessage(t *testing.T) {
 }
 
 func TestJunkDoesNotMakeAllGhostsLook(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		p, g, e := oneCall(b)
 		second := b.ghost("_sip_two")
 		if err := second.EnterRoom(t.Context(), e.info.Room); err != nil {
@@ -141,7 +189,7 @@ func TestJunkDoesNotMakeAllGhostsLook(t *testing.T) {
 }
 
 func TestPollerSleepsLongerInAQuietCall(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		_, _, _ = oneCall(b)
 		time.Sleep(quietAge + time.Minute)
 		before := b.service.metrics.Polls.Load()
@@ -153,7 +201,7 @@ func TestPollerSleepsLongerInAQuietCall(t *testing.T) {
 }
 
 func TestMessagesSurviveHomeserverOutage(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		p, g, e := oneCall(b)
 		p.signal("conf", 0, g)
 		outage := b.fake.Break(&homeserver.Fault{Path: "/sync", User: g.user, Drop: true})
@@ -173,7 +221,7 @@ func TestMessagesSurviveHomeserverOutage(t *testing.T) {
 }
 
 func TestMessageIsNotLostWithTheAnswerThatCarriedIt(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		p, g, e := oneCall(b)
 		late := b.fake.Break(&homeserver.Fault{Path: "/sync", User: g.user, Late: true, Drop: true, Times: 3})
 		b.eventually(30*time.Second, func() string {
@@ -319,7 +367,7 @@ func TestPlainMessagesAreTakenOnlyIfAllowed(t *testing.T) {
 }
 
 func TestGhostOutsideCallsDoesNotPoll(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		p, g, e := oneCall(b)
 		b.service.detachConference(e)
 		p.signal("conf", 0, g)
@@ -337,7 +385,7 @@ func TestGhostOutsideCallsDoesNotPoll(t *testing.T) {
 }
 
 func TestLostDeviceEndsTheConference(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		_, g, e := oneCall(b)
 		b.fake.RemoveDevice(g.user, g.device)
 		b.eventually(30*time.Second, func() string {

@@ -179,6 +179,13 @@ func (o *outbox) put(letters []*letter) error {
 	return nil
 }
 
+// busy says whether anything waits or is under way.
+func (o *outbox) busy() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.running
+}
+
 func (o *outbox) drain() {
 	ctx := o.ghost.service.ctx
 	for {

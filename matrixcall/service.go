@@ -97,6 +97,7 @@ type Service struct {
 	joining  keyedLocks[id.RoomID]
 	session  string        // makes transaction ids differ from those of earlier runs
 	requests atomic.Uint64 // sendToDevice requests of this run
+	sliding  atomic.Bool   // the homeserver has sliding sync
 
 	mu       sync.Mutex // guards the fields below
 	closed   bool       // nothing may be spawned any more
@@ -306,6 +307,7 @@ func (s *Service) checkVersions(ctx context.Context) error {
 	if len(versions.Versions) == 0 {
 		return permanent("%s/_matrix/client/versions is not answered like a Matrix homeserver would", s.cfg.HomeserverURL)
 	}
+	s.sliding.Store(versions.UnstableFeatures[slidingFeature])
 	return nil
 }
 
@@ -403,7 +405,7 @@ func (s *Service) Notice(ctx context.Context, room id.RoomID, text string) error
 // event's id.
 func (s *Service) NoticeID(ctx context.Context, room id.RoomID, text string) (id.EventID, error) {
 	content := map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}}
-	answer, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content)
+	answer, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content, mautrix.ReqSendEvent{TransactionID: s.transactionID()})
 	if err != nil {
 		return "", fmt.Errorf("notice in %s: %w", room, tidy(err))
 	}

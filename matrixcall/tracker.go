@@ -300,7 +300,10 @@ func (s *Service) attach(ctx context.Context, m *Membership) error {
 func (s *Service) attachConference(ctx context.Context, m conference) error {
 	info := m.Info()
 	g := s.knownGhost(info.Ghost)
-	if g == nil || g.device != info.Device {
+	switch {
+	case g == nil:
+		return fmt.Errorf("ghost %s: %w", userName(info.Ghost), errGhostForgotten)
+	case g.device != info.Device:
 		return fmt.Errorf("ghost %s: %w", userName(info.Ghost), errDeviceGone)
 	}
 	if err := g.begin(ctx, m); err != nil {

@@ -77,7 +77,7 @@ func sameToken(a, b string) bool {
 }
 
 // transaction is what of a transaction we read. To-device messages are left
-// out on purpose: Synapse loses some there, so they are read by /sync, and
+// out on purpose: Synapse loses some there, so they are read by polling, and
 // reading both ways would only bring them twice.
 type transaction struct {
 	Events []json.RawMessage `json:"events"`
@@ -172,9 +172,16 @@ func (o *transactionOrder) gap(txnID string) bool {
 // when a phone needs one, never because somebody typed a name.
 func (s *Service) getUser(w http.ResponseWriter, r *http.Request) {
 	user := id.UserID(r.PathValue("user"))
-	s.mu.Lock()
-	known := s.ghosts[user] != nil || user == s.bot.UserID
-	s.mu.Unlock()
+	known := user == s.bot.UserID
+	if !known && s.OwnGhost(user) {
+		device, err := s.store.GhostDevice(r.Context(), user)
+		if err != nil {
+			s.log.Warn("homeserver asked for a ghost", "ghost", userName(user), "err", tidy(err))
+			answerError(w, http.StatusInternalServerError, "M_UNKNOWN", "try again")
+			return
+		}
+		known = device != ""
+	}
 	if !known {
 		answerError(w, http.StatusNotFound, "M_NOT_FOUND", "no such user")
 		return

@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,8 +46,9 @@ const (
 	// noRooms is the filter of a to-device poller, quiet leaves out what the stand-in does not have.
 	noRooms = "&timeout=0&set_presence=offline&filter=" +
 		"%7B%22room%22%3A%7B%22rooms%22%3A%5B%5D%7D%2C%22presence%22%3A%7B%22types%22%3A%5B%5D%7D%2C%22account_data%22%3A%7B%22types%22%3A%5B%5D%7D%7D"
-	poll  = "v3/sync" + ghostOnD1 + noRooms
-	quiet = "v3/sync?timeout=0&set_presence=offline&filter=" +
+	poll    = "v3/sync" + ghostOnD1 + noRooms
+	sliding = "unstable/org.matrix.simplified_msc3575/sync" + ghostOnD1
+	quiet   = "v3/sync?timeout=0&set_presence=offline&filter=" +
 		"%7B%22presence%22%3A%7B%22types%22%3A%5B%5D%7D%2C%22account_data%22%3A%7B%22types%22%3A%5B%5D%7D%7D"
 )
 
@@ -101,6 +103,18 @@ var questions = []question{
 	{"as", "GET", poll + "&since={since}", ""},
 	{"as", "GET", "advance", ""},
 	{"as", "GET", poll + "&since={since}", ""},
+
+	{"as", "POST", sliding, `{"conn_id":"phone","extensions":{"to_device":{"enabled":true},"e2ee":{"enabled":true}}}`},
+	{"as", "POST", "advance", ""},
+	{"alice", "PUT", "v3/sendToDevice/m.x/5", `{"messages":{"@_sip_1:lab.local":{"D1":{"a":5}}}}`},
+	{"as", "POST", sliding + "&timeout=2000&pos={pos}", `{"conn_id":"phone","extensions":{"to_device":{"enabled":true,"since":"{since}"},"e2ee":{"enabled":true}}}`},
+	{"as", "POST", sliding + "&timeout=0&pos={pos}", `{"conn_id":"phone","extensions":{"to_device":{"enabled":true,"since":"{since}"}}}`}, // again
+	{"as", "POST", "advance", ""},
+	{"as", "POST", sliding + "&timeout=10&pos={pos}", `{"conn_id":"phone","extensions":{"to_device":{"enabled":true,"since":"{since}"},"e2ee":{"enabled":true}}}`},
+	{"as", "POST", sliding + "&timeout=0", `{"conn_id":"phone","extensions":{"to_device":{"enabled":true}}}`},
+	{"as", "POST", sliding + "&pos=x", `{"conn_id":"phone"}`},
+	{"as", "POST", sliding, `{"conn_id":"phone","extensions":{"to_device":{"enabled":true,"since":"x"}}}`},
+	{"as", "POST", "unstable/org.matrix.simplified_msc3575/sync" + ghost + "&device_id=D9", `{}`},
 
 	{"alice", "PUT", "v3/sendToDevice/m.x/2", "broken"},
 	{"alice", "PUT", "v3/sendToDevice/m.x/3", empty},
@@ -191,17 +205,20 @@ type asker struct {
 	room   string            // of the last createRoom
 	last   string            // next_batch of the last answer
 	since  map[string]string // {since} of each asker
+
+	pos, lastPos string // {pos} of sliding sync, and that of the last answer
 }
 
 // ask returns status and body. Ids, times and free text, which may differ, are replaced by a word.
 func (a *asker) ask(t *testing.T, q question) map[string]any {
 	t.Helper()
 	if q.path == "advance" {
-		a.since[q.who] = a.last
+		a.since[q.who], a.pos = a.last, a.lastPos
 		return nil
 	}
-	target := a.base + "/_matrix/client/" + strings.NewReplacer("{room}", a.room, "{since}", a.since[q.who]).Replace(q.path)
-	req, err := http.NewRequestWithContext(t.Context(), q.method, target, strings.NewReader(q.body))
+	words := strings.NewReplacer("{room}", a.room, "{since}", a.since[q.who], "{pos}", url.QueryEscape(a.pos))
+	target := a.base + "/_matrix/client/" + words.Replace(q.path)
+	req, err := http.NewRequestWithContext(t.Context(), q.method, target, strings.NewReader(words.Replace(q.body)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,6 +249,10 @@ func (a *asker) ask(t *testing.T, q question) map[string]any {
 		if next, ok := m["next_batch"].(string); ok {
 			a.last = next
 		}
+		if pos, ok := m["pos"].(string); ok {
+			a.lastPos = pos
+			a.last = m["extensions"].(map[string]any)["to_device"].(map[string]any)["next_batch"].(string)
+		}
 	}
 	return map[string]any{"status": resp.StatusCode, "body": plain(body)}
 }
@@ -247,7 +268,7 @@ func plain(v any) any {
 				continue
 			}
 			switch k {
-			case "room_id", "next_batch", "origin_server_ts", "event_id", "error", "device_id", "uris", "username", "password", "filter_id", "body":
+			case "room_id", "next_batch", "pos", "origin_server_ts", "event_id", "error", "device_id", "uris", "username", "password", "filter_id", "body":
 				v[k] = "…"
 			case "changed":
 				slices.SortFunc(v[k].([]any), func(a, b any) int { return strings.Compare(a.(string), b.(string)) })

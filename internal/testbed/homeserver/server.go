@@ -24,6 +24,7 @@ type Config struct {
 	TURN       any           // answer of /voip/turnServer; nil = a STUN address nobody answers; TURN: struct{}{} = Synapse without TURN
 	RetryFirst time.Duration // first pause after a failed transaction, doubled each time up to 512 s; 0 = 2 s as in Synapse
 	Net        *Net          // Start's network; nil = a new one
+	NoSliding  bool          // without simplified sliding sync, as homeservers other than Synapse may be
 }
 
 // Server is the homeserver.
@@ -209,6 +210,9 @@ func (s *Server) routes() {
 		s.mux.HandleFunc(method+" /_matrix/client/v3/"+path, s.authenticated(h))
 	}
 	s.mux.HandleFunc("POST /_matrix/client/v1/appservice/{id}/ping", s.authenticated(s.ping))
+	if !s.cfg.NoSliding {
+		s.mux.HandleFunc("POST /_matrix/client/unstable/"+slidingFeature+"/sync", s.authenticated(s.slidingSync))
+	}
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, nil, unrecognized(http.StatusNotFound))
 	})
@@ -300,7 +304,7 @@ func (s *Server) turnServer(*call) (any, error) { return s.cfg.TURN, nil }
 
 func (s *Server) versions(w http.ResponseWriter, _ *http.Request) {
 	versions := []string{"r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15"}
-	features := map[string]bool{"fi.mau.msc2659.stable": true, "org.matrix.msc4140": false}
+	features := map[string]bool{"fi.mau.msc2659.stable": true, "org.matrix.msc4140": false, slidingFeature: !s.cfg.NoSliding}
 	writeJSON(w, http.StatusOK, map[string]any{"versions": versions, "unstable_features": features})
 }
 
