@@ -2,6 +2,7 @@ package menu
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -22,6 +23,19 @@ const (
 var phaseNames = [...]string{"idle", "asking", "checking", "refused", "lobby", "in call", "leaving", "over"}
 
 func (p Phase) String() string { return name(phaseNames[:], int(p)) }
+
+// MarshalText writes the name, so that a stored state outlives a new order of phases.
+func (p Phase) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads a name.
+func (p *Phase) UnmarshalText(text []byte) error {
+	i := slices.Index(phaseNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("there is no phase %q", text)
+	}
+	*p = Phase(i)
+	return nil
+}
 
 // State is all that Step knows. The zero value with Rules set is a phone that is not answered yet. As JSON it lacks what
 // was typed.

@@ -177,6 +177,26 @@ func TestEmergencyNumbersAreRefusedHoweverWritten(t *testing.T) {
 	}
 }
 
+func TestSIPAddressesOfNamedDomainsMayBeCalled(t *testing.T) {
+	p := Policy{Country: "DE", Domains: []string{"example.org", "pbx.example.org:5061"}}
+	for uri, want := range map[string]Reason{
+		"sip:anna@example.org": "", "sips:anna@pbx.example.org:5061": "", "sip:101@example.org": "",
+		"sip:anna@pbx.example.org": NotAllowed, "sip:anna@evil.org": NotAllowed, "sip:anna@example.org.evil.org": NotAllowed,
+		"sip:+499001234567@example.org": NotAllowed, "sip:00499001234567@example.org": NotAllowed, "sip:9*0900-1234567@example.org": NotAllowed,
+		"sip:112@example.org": EmergencyNumber, "sip:110@example.org": EmergencyNumber,
+		"tel:101": NotAllowed, "sip:@example.org": NotAllowed, "sip:example.org": NotAllowed, "": NotAllowed,
+	} {
+		err := p.CheckAddress(uri)
+		refusal := (*Refusal)(nil)
+		if errors.As(err, &refusal); (err == nil) != (want == "") || err != nil && refusal.Reason != want {
+			t.Errorf("CheckAddress(%q) = %v, want %q", uri, err, want)
+		}
+	}
+	if err := (Policy{}).CheckAddress("sip:anna@example.org"); err == nil {
+		t.Error("no domain is named, and yet one may be called")
+	}
+}
+
 // FuzzParse reads anything: what it takes for a number is one, and every policy has an answer.
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{"+49 30 123456", "030/123456", "0049112", "(0)", "+", "11", "+979123456789", "+1 (212) 555-2368"} {

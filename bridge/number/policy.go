@@ -17,6 +17,7 @@ type Policy struct {
 	// DenyKinds are kinds of numbers, see [Kinds]; nil = [DefaultDenyKinds]. A prefix in Allow that is longer than its
 	// country's code allows its numbers whatever their kind: who writes "+49900123" means it.
 	DenyKinds []string `yaml:"deny_kinds"`
+	Domains   []string `yaml:"domains"` // whose SIP addresses may be called; empty = none
 }
 
 // DefaultDenyKinds are numbers that cost the caller more than a call, and such as the metadata does not know: thieves like
@@ -112,6 +113,26 @@ func (p Policy) Check(n E164) error {
 	}
 	if kind := kindOf(parsed); slices.Contains(p.denyKinds(), kind) {
 		return &Refusal{DeniedKind, fmt.Sprintf("Numbers of this kind (%s) may not be called.", strings.ReplaceAll(kind, "_", " "))}
+	}
+	return nil
+}
+
+// CheckAddress refuses a SIP address (sip:anna@example.org) whose domain is not named, or that is a telephone number in
+// disguise: the other side might well dial it.
+func (p Policy) CheckAddress(uri string) error {
+	scheme, rest, _ := strings.Cut(uri, ":")
+	user, domain, found := strings.Cut(rest, "@")
+	if !found || user == "" || scheme != "sip" && scheme != "sips" {
+		return &Refusal{NotAllowed, "That is not a SIP address."}
+	}
+	if err := p.Emergency(user); err != nil && strings.Trim(user, "+0123456789*#-.()") == "" {
+		return err
+	}
+	if number := strings.Trim(user, "*#"); len(number) > 6 && strings.Trim(number, "+0123456789*#-.()") == "" {
+		return &Refusal{NotAllowed, "Write the telephone number without sip: and domain."}
+	}
+	if !slices.Contains(p.Domains, domain) {
+		return &Refusal{NotAllowed, "SIP addresses of this domain may not be called."}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package pin
 
 import (
 	"container/list"
+	"sync"
 	"time"
 )
 
@@ -30,9 +31,11 @@ func DefaultRates() Rates {
 // most is how many buckets are remembered. Forging more numbers than that empties the trunk's bucket long before.
 const most = 10_000
 
-// Budget limits guessing. It belongs to one goroutine at a time. It is pure but for its own memory: time is an argument.
+// Budget limits guessing. All legs share one; its methods may be called from any goroutine. Time is an argument.
 type Budget struct {
-	rates   Rates
+	rates Rates
+
+	mu      sync.Mutex
 	buckets map[source]*list.Element
 	used    *list.List // of *bucket, least lately used first
 }
@@ -44,6 +47,7 @@ type bucket struct {
 	rate   Rate
 	tokens float64
 	at     time.Time
+	known  bool // the number has entered a right PIN
 }
 
 // NewBudget is full.
@@ -54,6 +58,8 @@ func NewBudget(rates Rates) *Budget {
 // Take takes one try from each bucket that counts, or none if one of them is empty. It is taken before the check, not after
 // a wrong answer, so that many calls at once don't get more.
 func (b *Budget) Take(now time.Time, trunk, number string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	counting := b.counting(now, trunk, number)
 	for _, k := range counting {
 		if k.tokens < 1 {
@@ -66,20 +72,41 @@ func (b *Budget) Take(now time.Time, trunk, number string) bool {
 	return true
 }
 
-// Return gives a try back: the PIN was right, or could not be checked.
+// Return gives a try back: the PIN could not be checked.
 func (b *Budget) Return(now time.Time, trunk, number string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	for _, k := range b.counting(now, trunk, number) {
 		k.tokens = min(k.tokens+1, float64(k.rate.Burst))
 	}
 }
 
-// counting returns the buckets of a caller, refilled.
-func (b *Budget) counting(now time.Time, trunk, number string) [3]*bucket {
-	return [3]*bucket{
-		b.bucket(now, source{"all", ""}, b.rates.All),
-		b.bucket(now, source{"trunk " + trunk, ""}, b.rates.Trunk),
-		b.bucket(now, source{"number " + trunk, number}, b.rates.Number),
+// Right gives a try back and remembers the number: who knew a PIN once is not shut out when somebody else guesses on the
+// same trunk. A thief who forges that number still has only its bucket.
+func (b *Budget) Right(now time.Time, trunk, number string) {
+	b.Return(now, trunk, number)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if number != "" {
+		b.ofNumber(now, trunk, number).known = true
 	}
+}
+
+// counting returns the buckets that count for a caller, refilled. Called with mu held.
+func (b *Budget) counting(now time.Time, trunk, number string) []*bucket {
+	own := b.ofNumber(now, trunk, number)
+	if own.known {
+		return []*bucket{own}
+	}
+	return []*bucket{
+		own,
+		b.bucket(now, source{"trunk " + trunk, ""}, b.rates.Trunk),
+		b.bucket(now, source{"all", ""}, b.rates.All),
+	}
+}
+
+func (b *Budget) ofNumber(now time.Time, trunk, number string) *bucket {
+	return b.bucket(now, source{"number " + trunk, number}, b.rates.Number)
 }
 
 func (b *Budget) bucket(now time.Time, of source, rate Rate) *bucket {
@@ -99,10 +126,12 @@ func (b *Budget) bucket(now time.Time, of source, rate Rate) *bucket {
 	return k
 }
 
-// refill adds what time brought. A clock that went back brings nothing and takes nothing.
+// refill adds what time brought. Calls may be a little out of order; the same time never fills a bucket twice.
 func (k *bucket) refill(now time.Time) {
-	if since := now.Sub(k.at); since > 0 && k.rate.Every > 0 {
-		k.tokens = min(k.tokens+float64(since)/float64(k.rate.Every), float64(k.rate.Burst))
+	since := now.Sub(k.at)
+	if since <= 0 || k.rate.Every <= 0 {
+		return
 	}
+	k.tokens = min(k.tokens+float64(since)/float64(k.rate.Every), float64(k.rate.Burst))
 	k.at = now
 }

@@ -8,10 +8,10 @@
 // trunk, and all together. The caller's loop:
 //
 //	if !budget.Take(now, trunk, number) {
-//		answer "wrong", whatever was typed
+//		return wrong // whatever was typed
 //	}
 //	if key.Matches(stored, scope, typed) { // stored is nil for an unknown room: it takes the same time
-//		budget.Return(now, trunk, number)
+//		budget.Right(now, trunk, number)
 //	}
 package pin
 

@@ -138,8 +138,9 @@ func TestGuessingEmptiesTheBudgetAndTimeFillsIt(t *testing.T) {
 	take(59*time.Second, "a", false)
 	take(60*time.Second, "a", true)
 	take(60*time.Second, "a", false)
-	take(-time.Hour, "a", false) // the clock goes back
-	for i := range 4 {           // the trunk has 5, a took one
+	take(-time.Hour, "a", false) // calls out of order must not fill a bucket twice
+	take(60*time.Second, "a", false)
+	for i := range 4 { // the trunk has 5, a took one
 		take(61*time.Second, fmt.Sprint("b", i), i < 5)
 	}
 	b.Return(epoch.Add(61*time.Second), "carrier", "b0")
@@ -162,6 +163,26 @@ func TestForgedNumbersMeetTheBudgetOfTheTrunkAndNoEndlessMemory(t *testing.T) {
 	}
 	if got := b.used.Len(); got > most || got != len(b.buckets) {
 		t.Errorf("%d buckets remembered, %d in the map, at most %d allowed", got, len(b.buckets), most)
+	}
+}
+
+func TestWhoKnewAPINIsNotShutOutByAThiefOnTheSameTrunk(t *testing.T) {
+	b := NewBudget(Rates{Number: Rate{2, time.Hour}, Trunk: Rate{5, time.Hour}, All: Rate{9, time.Hour}})
+	if !b.Take(epoch, "carrier", "anna") {
+		t.Fatal("the first try is refused")
+	}
+	b.Right(epoch, "carrier", "anna")
+	b.Right(epoch, "carrier", "") // callers without a number are nobody
+	for i := range 20 {
+		b.Take(epoch, "carrier", fmt.Sprint(i))
+	}
+	for i, c := range []struct {
+		number string
+		want   bool
+	}{{"ben", false}, {"", false}, {"anna", true}, {"anna", true}, {"anna", false}} {
+		if got := b.Take(epoch, "carrier", c.number); got != c.want {
+			t.Errorf("%d: %q may try: %t, want %t", i, c.number, got, c.want)
+		}
 	}
 }
 
