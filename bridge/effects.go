@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"trunkline/bridge/leg"
@@ -70,10 +71,10 @@ type joining struct {
 	cancel context.CancelCauseFunc
 	over   chan struct{}
 
-	localpart  string                     // of the ghost, reserved for this leg
-	ghost      *matrixcall.Ghost          // nil when there is none yet
-	saved      *matrixcall.MembershipInfo // what was stored before the room could see it, nil = nothing
-	membership *matrixcall.Membership     // nil when joining failed
+	localpart  string                                    // of the ghost, reserved for this leg
+	ghost      *matrixcall.Ghost                         // nil when there is none yet
+	saved      atomic.Pointer[matrixcall.MembershipInfo] // what was stored before the room could see it, nil = nothing
+	membership *matrixcall.Membership                    // nil when joining failed
 }
 
 // errLegEnds cancels a join that is no longer wanted.
@@ -127,7 +128,7 @@ func (a *actor) enterCall(ctx context.Context) error {
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
 		CreateType: "m.voice", Intent: a.options.Intent, Name: "Call from " + a.name,
-		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership(ctx),
+		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
 	})
 	if err != nil {
 		return fmt.Errorf("join call in %s: %w", room, err)
@@ -145,14 +146,13 @@ func (a *actor) enterCall(ctx context.Context) error {
 // errNotStored says that the database is the reason.
 var errNotStored = errors.New("not stored")
 
-func (a *actor) saveMembership(ctx context.Context) func(matrixcall.MembershipInfo) error {
-	return func(info matrixcall.MembershipInfo) error {
-		if err := a.putMembership(ctx, info); err != nil {
-			return fmt.Errorf("%w: %w", errNotStored, err)
-		}
-		a.join.saved = &info
-		return nil
+// saveMembership runs while the call is joined, and again beside the actor when the ghost moves to another call.
+func (a *actor) saveMembership(ctx context.Context, info matrixcall.MembershipInfo) error {
+	if err := a.putMembership(ctx, info); err != nil {
+		return fmt.Errorf("%w: %w", errNotStored, err)
 	}
+	a.join.saved.Store(&info)
+	return nil
 }
 
 // joinCause says in the leg's terms why the room could not be joined.
@@ -192,19 +192,20 @@ func (a *actor) leaveRoom() {
 
 // leaveCall leaves the call, or what a failed attempt to join left of it. Its row goes only when nothing is left.
 func (a *actor) leaveCall(ctx context.Context) error {
-	if a.join.saved == nil {
+	saved := a.join.saved.Load()
+	if saved == nil {
 		return nil
 	}
 	var err error
 	if m := a.join.membership; m != nil {
 		err = m.Leave(ctx, userHangup)
 	} else {
-		err = a.bridge.matrix.SweepMembership(ctx, *a.join.saved)
+		err = a.bridge.matrix.SweepMembership(ctx, *saved)
 	}
 	if err != nil {
 		return err
 	}
-	return a.bridge.deleteMembership(*a.join.saved, a.epoch)
+	return a.bridge.deleteMembership(*a.join.saved.Load(), a.epoch)
 }
 
 // userHangup is the reason of the hangups to the peers: clients do not call back after it.

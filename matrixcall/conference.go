@@ -70,12 +70,14 @@ func (Failed) isEvent()        {}
 // back into the membership; OnPacket must not keep the packet. Both may be nil.
 //
 // Save is told the membership before anything of it can be seen in the room, so that a process that dies at any moment
-// leaves nothing behind that its successor does not know; an error ends the attempt to join. It may be nil.
+// leaves nothing behind that its successor does not know; an error ends the attempt to join. It is told again, from
+// another goroutine, before the ghost moves to another call of the room (two were created at once, and the people are in
+// the other one). It may be nil.
 type CallOptions struct {
 	CreateType string // m.type of a call we create; "" means m.voice
 	Intent     string // m.intent of a call we create; "" means m.ring
 	Name       string // m.name of a call we create
-	Save       func(MembershipInfo) error
+	Save       func(context.Context, MembershipInfo) error
 	OnEvent    func(Event)
 	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it; see LevelExtension
 

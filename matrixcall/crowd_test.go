@@ -102,7 +102,7 @@ func (c *crowd) soon(err error) {
 // phone makes a ghost that is in the room.
 func (c *crowd) phone(name string) *Ghost {
 	c.Helper()
-	g := c.ghost("_sip_first")
+	g := c.ghost(name)
 	c.soon(g.EnterRoom(c.Context(), c.room))
 	return g
 }
@@ -111,6 +111,7 @@ func (c *crowd) call(g *Ghost, opts CallOptions) *Membership {
 	c.Helper()
 	m, err := g.JoinCall(c.shortly(), c.room, opts)
 	c.soon(err)
+	c.Cleanup(m.Abandon) // when the test has left, this does nothing
 	return m
 }
 
@@ -199,7 +200,7 @@ func takeOver(t *testing.T, c *crowd) {
 	g = c.ghost("_sip_first")
 	rejoined := time.Now()
 	saved := false
-	second := c.call(g, CallOptions{Rejoin: &before, Save: func(i MembershipInfo) error {
+	second := c.call(g, CallOptions{Rejoin: &before, Save: func(_ context.Context, i MembershipInfo) error {
 		saved = i.ConfID == before.ConfID && i.SessionID != before.SessionID && i.CallEvent == before.CallEvent
 		return nil
 	}})
@@ -270,4 +271,56 @@ func TestRejoinOfACallThatHasEndedSaysSo(t *testing.T) {
 			t.Errorf("written although there is no call: %v", sent)
 		}
 	})
+}
+
+// Two phones and a member create calls in the same moment. Her client looks at no second call, so the phones must come to
+// hers.
+func TestPhonesGoToTheCallThatPeopleAreIn(t *testing.T) {
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
+		t.Run(kind.String(), func(t *testing.T) {
+			inCrowd(t, func(t *testing.T, c *crowd) { twoCallsAtOnce(t, c, kind) })
+		})
+	}
+}
+
+func twoCallsAtOnce(t *testing.T, c *crowd, kind member.Kind) {
+	alice := c.enter("alice", kind)
+	var saved []string
+	opts := CallOptions{Save: func(_ context.Context, i MembershipInfo) error {
+		saved = append(saved, i.ConfID)
+		return nil
+	}}
+	first := c.call(c.phone("_sip_first"), opts)
+	ours := first.Info().ConfID
+	hers, err := alice.CreateCall(t.Context(), c.room)
+	c.soon(err)
+	second := c.call(c.phone("_sip_second"), CallOptions{})
+	if ours == hers || second.Info().ConfID == "" {
+		t.Fatalf("calls %s and %s, want two", ours, hers)
+	}
+	time.Sleep(time.Second)
+	c.soon(alice.JoinCall(c.shortly(), c.room))
+	time.Sleep(time.Second)
+	c.connected(first, "alice")
+	c.connected(second, "alice")
+	for _, m := range []*Membership{first, second} {
+		if i := m.Info(); i.ConfID != hers || i.CallEvent != c.stateEvent(callType, hers) || i.Created {
+			t.Errorf("a phone is in %+v, want it in %s", i, hers)
+		}
+		if got := c.entries(m.info.Ghost); len(got) != 1 || !strings.HasPrefix(got[0], hers) {
+			t.Errorf("its entries are %v", got)
+		}
+	}
+	if want := []string{ours, hers}; strings.Join(saved, " ") != strings.Join(want, " ") {
+		t.Errorf("saved %v, want %v", saved, want)
+	}
+	if content := string(c.fake.State(c.room, callType, ours)); !strings.Contains(content, callEnded) {
+		t.Errorf("our call stands although it is empty: %s", content)
+	}
+	c.soon(first.Leave(c.shortly(), ""))
+	c.soon(second.Leave(c.shortly(), ""))
+	if content := string(c.fake.State(c.room, callType, hers)); strings.Contains(content, callEnded) {
+		t.Errorf("we ended her call: %s", content)
+	}
+	c.noComplaints()
 }

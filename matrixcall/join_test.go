@@ -121,7 +121,7 @@ func TestPhonesThatDialTogetherShareOneCall(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if call := state.newestCall(b.service); call.ConfID != "" {
+			if call := state.activeCall(b.service); call.ConfID != "" {
 				return fmt.Sprintf("call %+v has not ended although all have left", call)
 			}
 			return ""

@@ -45,9 +45,11 @@ type Membership struct {
 	forsaken atomic.Bool   // Abandon was called
 	wg       sync.WaitGroup
 
-	mu       sync.Mutex       // guards info.SessionID, info.Expires and what follows
-	writeErr error            // of the last write of room state that failed
-	speakers map[PeerKey]bool // who is speaking
+	mu        sync.Mutex       // guards info, but for Ghost, Device and Room, and what follows
+	writeErr  error            // of the last write of room state that failed
+	speakers  map[PeerKey]bool // who is speaking
+	elsewhere *CallState       // as last delivered
+	unsaved   bool             // info must be saved before our entry is written
 
 	connected atomic.Int64 // peers
 
@@ -55,6 +57,7 @@ type Membership struct {
 	conns map[mesh.Conn]*peerConn // only run touches this
 	tried map[mesh.Device]string  // only run touches this: the session of the last connection to each device
 	told  bool                    // only run touches this: joined was answered
+	past  []string                // only run touches this: conferences we were in before this one
 
 	counted bool // only run touches this: the owner knows how many people are in the conference
 
@@ -92,7 +95,7 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 		return nil, fmt.Errorf("join call in %s: %w", room, err)
 	}
 	if opts.Save != nil { // before anything of it can be seen in the room
-		if err := opts.Save(m.info); err != nil {
+		if err := opts.Save(ctx, m.info); err != nil {
 			return nil, fmt.Errorf("save membership in %s: %w", room, err)
 		}
 	}
@@ -261,7 +264,13 @@ func (m *Membership) deliverToDevice(sender id.UserID, senderDevice id.DeviceID,
 }
 
 func (m *Membership) deliverState(members []MemberDevice, call CallState) {
-	ev := mesh.RoomState{Ended: call.Ended, Out: call.Out}
+	ev := mesh.RoomState{ConfID: call.ConfID, Ended: call.Ended, Out: call.Out}
+	m.mu.Lock()
+	m.elsewhere = call.Elsewhere
+	m.mu.Unlock()
+	if other := call.Elsewhere; other != nil {
+		ev.Elsewhere = mesh.Conference{ID: other.ConfID, Ours: other.Ours}
+	}
 	for _, mem := range members {
 		ev.Members = append(ev.Members, mesh.Member{
 			Peer:    mesh.Peer{Device: mesh.Device{User: mem.User, ID: mem.Device}, Session: mem.Session},
@@ -348,6 +357,10 @@ func (m *Membership) perform(effect mesh.Effect) {
 		m.putMember(nil, mesh.MemberWritten{Removed: true})
 	case mesh.TerminateCall:
 		m.terminate()
+	case mesh.Moved:
+		m.moved(e)
+	case mesh.EndEmpty:
+		m.endEmpty(e)
 	case mesh.ReadState:
 		m.host.refreshState(m)
 	case mesh.Send:
@@ -417,12 +430,16 @@ func (m *Membership) entry(e mesh.PutMember) *MemberCallDevice {
 
 // putMember writes our entry in place of the one that is there; nil removes it.
 func (m *Membership) putMember(device *MemberCallDevice, result mesh.MemberWritten) {
-	edit := MemberEdit{ConfID: m.info.ConfID, Drop: []id.DeviceID{m.info.Device}, Add: device}
+	edit := MemberEdit{ConfID: m.Info().ConfID, Former: m.past, Drop: []id.DeviceID{m.info.Device}, Add: device}
 	if before := m.opts.Rejoin; before != nil {
 		edit.Drop = append(edit.Drop, before.Device) // the ghost may have had to take a new device since
 	}
 	m.writes.put(func(ctx context.Context) {
-		if err := m.host.PutMember(ctx, m.ghost, m.info.Room, edit); err != nil {
+		err := m.saveMove(ctx)
+		if err == nil {
+			err = m.host.PutMember(ctx, m.ghost, m.info.Room, edit)
+		}
+		if err != nil {
 			m.mu.Lock()
 			m.writeErr = err
 			m.mu.Unlock()
@@ -433,12 +450,52 @@ func (m *Membership) putMember(device *MemberCallDevice, result mesh.MemberWritt
 	})
 }
 
+// moved takes note that we are in another call now.
+func (m *Membership) moved(e mesh.Moved) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.past = append(m.past, e.From)
+	m.info.ConfID, m.info.Created, m.info.CallEvent = e.To.ID, e.To.Ours, ""
+	if call := m.elsewhere; call != nil && call.ConfID == e.To.ID {
+		m.info.CallEvent = call.Event
+		m.call = CallContent{Intent: call.Intent, Type: call.Type, Name: call.Name}
+	}
+	m.unsaved = true
+	m.log.Info("moved to the call that people are in", "from", e.From, "to", e.To.ID)
+}
+
+// saveMove stores a move before the room can see it.
+func (m *Membership) saveMove(ctx context.Context) error {
+	m.mu.Lock()
+	info, unsaved := m.info, m.unsaved
+	m.mu.Unlock()
+	if !unsaved || m.opts.Save == nil {
+		return nil
+	}
+	if err := m.opts.Save(ctx, info); err != nil {
+		return fmt.Errorf("save membership in %s: %w", info.Room, err)
+	}
+	m.mu.Lock()
+	m.unsaved = false
+	m.mu.Unlock()
+	return nil
+}
+
+// endEmpty ends a call of ours that we moved away from, unless somebody is in it. It may outlive the membership's other
+// work, not the membership.
+func (m *Membership) endEmpty(e mesh.EndEmpty) {
+	info := m.Info()
+	info.ConfID = e.ConfID
+	m.wg.Go(func() { m.host.endEmptyCall(context.Background(), m.ghost, info) })
+}
+
 func (m *Membership) terminate() {
 	content := m.call
 	content.Terminated = callEnded
+	confID := m.Info().ConfID
 	m.writes.put(func(ctx context.Context) {
 		var result mesh.CallWritten
-		if _, err := m.host.PutCall(ctx, m.ghost, m.info.Room, m.info.ConfID, content); err != nil {
+		if _, err := m.host.PutCall(ctx, m.ghost, m.info.Room, confID, content); err != nil {
 			result.Err = err.Error()
 		}
 		m.inbox.put(result)

@@ -295,6 +295,8 @@ func (b *callBed) detach(m *Membership, _ bool) {
 	b.joined = slices.DeleteFunc(b.joined, func(other *Membership) bool { return other == m })
 }
 
+func (b *callBed) endEmptyCall(context.Context, *Ghost, MembershipInfo) {}
+
 func (b *callBed) refreshState(*Membership) { b.spread() }
 func (b *callBed) Metrics() *Metrics        { return &b.metrics }
 func (b *callBed) rtcEngine() *engine       { return b.engine }

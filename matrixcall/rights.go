@@ -49,7 +49,7 @@ func (s *Service) CheckRights(ctx context.Context, g *Ghost, room id.RoomID) err
 	if err != nil {
 		return fmt.Errorf("read state of %s: %w", room, tidy(err))
 	}
-	if state.newestCall(s).ConfID == "" {
+	if state.activeCall(s).ConfID == "" {
 		needed = append(needed, callType)
 	}
 	return state.rights.check(room, g.user, needed)

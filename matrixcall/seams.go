@@ -42,13 +42,17 @@ type CallState struct {
 	Ours   bool // the sender is a ghost of this bridge
 	Ended  bool // m.terminated is truthy, or the event is redacted
 	Out    bool // the ghost itself is no longer joined to the room
+
+	// Elsewhere is another call of the room, the newest that has people in it; nil when there is none.
+	Elsewhere *CallState
 }
 
-// MemberEdit is a change of a ghost's m.call.member event: devices taken out of one call, one put in. What else is in the
-// event stays.
+// MemberEdit is a change of a ghost's m.call.member event: devices taken out of calls, one put in. What else is in the event
+// stays.
 type MemberEdit struct {
 	ConfID string
-	Drop   []id.DeviceID
+	Former []string          // conferences the ghost was in before
+	Drop   []id.DeviceID     // from all of them
 	Add    *MemberCallDevice // nil: none
 }
 
@@ -129,7 +133,8 @@ type callHost interface {
 	stateWriter
 	// turnServers returns the homeserver's TURN servers, cached; none is no error.
 	turnServers(ctx context.Context, ghost *Ghost) ([]TURNServer, error)
-	// activeCall reads the newest call of the room that has not ended; ConfID is "" when there is none.
+	// activeCall reads the room's call: the newest that has not ended and has people in it, else the newest; ConfID is ""
+	// when there is none.
 	activeCall(ctx context.Context, ghost *Ghost, room id.RoomID) (CallState, error)
 	// callState reads one call of the room; ConfID is "" when there is no such call.
 	callState(ctx context.Context, ghost *Ghost, room id.RoomID, confID string) (CallState, error)
@@ -138,6 +143,8 @@ type callHost interface {
 	// detach ends the deliveries and the poller; it returns when no delivery is under way any more. A call of ours that is
 	// empty then is ended, unless somebody else will go on with it (forsaken).
 	detach(m *Membership, forsaken bool)
+	// endEmptyCall ends a call of ours unless somebody is in it.
+	endEmptyCall(ctx context.Context, ghost *Ghost, info MembershipInfo)
 	// refreshState asks for a fresh read of the room's state followed by deliverState. Does not block.
 	refreshState(m *Membership)
 	// rtcEngine is what PeerConnections are made with; the service owns it (newEngine, Close).

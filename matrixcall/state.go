@@ -130,18 +130,45 @@ func truthy(v any) bool {
 	return true
 }
 
-// newestCall returns the newest call that has not ended: a room has one call,
-// and clients that find several take that one.
-func (c *callSnapshot) newestCall(s *Service) CallState {
+// activeCall returns the call a phone should join. A room has one call, and clients that find several when they start take
+// the newest; but one that has people in it is better than a newer one without.
+func (c *callSnapshot) activeCall(s *Service) CallState {
+	calls := c.activeCalls(s)
+	for _, call := range calls {
+		if c.hasPeople(s, call.ConfID) {
+			return call
+		}
+	}
+	return append(calls, CallState{})[0]
+}
+
+// elsewhere returns another call than that one, the newest that has people in it; nil when there is none.
+func (c *callSnapshot) elsewhere(s *Service, confID string) *CallState {
+	for _, call := range c.activeCalls(s) {
+		if call.ConfID != confID && c.hasPeople(s, call.ConfID) {
+			return &call
+		}
+	}
+	return nil
+}
+
+// activeCalls returns the calls that have not ended, the newest first.
+func (c *callSnapshot) activeCalls(s *Service) (calls []CallState) {
 	newest := slices.SortedFunc(maps.Keys(c.calls), func(a, b string) int {
 		return cmp.Or(-cmp.Compare(c.calls[a].Time, c.calls[b].Time), cmp.Compare(a, b))
 	})
 	for _, confID := range newest {
 		if call := c.call(s, confID); !call.Ended {
-			return call
+			calls = append(calls, call)
 		}
 	}
-	return CallState{}
+	return calls
+}
+
+// hasPeople says whether anybody but our ghosts is in a call.
+func (c *callSnapshot) hasPeople(s *Service, confID string) bool {
+	now := time.Now()
+	return slices.ContainsFunc(c.devices(s, confID), func(d MemberDevice) bool { return !d.Ours && d.Expires.After(now) })
 }
 
 // devices lists the devices of a call, of users who are in the room.
@@ -267,7 +294,7 @@ func (s *Service) activeCall(ctx context.Context, ghost *Ghost, room id.RoomID) 
 	if err != nil {
 		return CallState{}, fmt.Errorf("read state of %s: %w", room, tidy(err))
 	}
-	return state.newestCall(s), nil
+	return state.activeCall(s), nil
 }
 
 // callState implements callHost.
@@ -312,7 +339,7 @@ func (e MemberEdit) apply(old json.RawMessage, now time.Time) (content MemberCon
 	for _, call := range memberCalls(old) {
 		kept := MemberCall{CallID: call.CallID}
 		for _, device := range call.Devices {
-			if call.CallID == e.ConfID && slices.Contains(e.Drop, device.DeviceID) {
+			if e.covers(call.CallID) && slices.Contains(e.Drop, device.DeviceID) {
 				found = true
 			} else if device.expires().After(now) {
 				kept.Devices = append(kept.Devices, device.raw)
@@ -332,6 +359,10 @@ func (e MemberEdit) apply(old json.RawMessage, now time.Time) (content MemberCon
 		content.Calls = append(content.Calls, ours)
 	}
 	return content, found
+}
+
+func (e MemberEdit) covers(confID string) bool {
+	return confID == e.ConfID || slices.Contains(e.Former, confID)
 }
 
 // PutCall implements stateWriter.

@@ -57,7 +57,7 @@ func TestNewestActiveCall(t *testing.T) {
 		for _, e := range test.events {
 			state.put(e)
 		}
-		if got := state.newestCall(plainService()).ConfID; got != test.want {
+		if got := state.activeCall(plainService()).ConfID; got != test.want {
 			t.Errorf("%s: newest call %q, want %q", test.name, got, test.want)
 		}
 	}

@@ -287,7 +287,9 @@ func (r *trackedRoom) tell() {
 			devices[confID] = r.state.devices(s, confID)
 		}
 		call := r.state.call(s, confID)
+		call.ConfID = confID // even when there is no such call
 		call.Out = r.state.isOut(c.ghost.user)
+		call.Elsewhere = r.state.elsewhere(s, confID)
 		c.conference.deliverState(devices[confID], call)
 	}
 }
@@ -321,8 +323,8 @@ func (s *Service) attachConference(ctx context.Context, m conference) error {
 
 // detach implements callHost.
 func (s *Service) detach(m *Membership, forsaken bool) {
-	if g, last := s.detachConference(m); g != nil && last && !forsaken && m.info.Created {
-		s.endEmptyCall(g, m.Info())
+	if g, last := s.detachConference(m); g != nil && last && !forsaken && m.Info().Created {
+		s.endEmptyCall(s.ctx, g, m.Info())
 	}
 }
 
@@ -339,11 +341,10 @@ func (s *Service) detachConference(m conference) (g *Ghost, last bool) {
 	return g, last
 }
 
-// endEmptyCall ends a call of ours that nobody is in any more. Each leaving
-// ghost ends the call if it sees itself alone, but ghosts that leave together
-// still see each other.
-func (s *Service) endEmptyCall(g *Ghost, info MembershipInfo) {
-	ctx, cancel := context.WithTimeout(s.ctx, endPatience)
+// endEmptyCall implements callHost. Each leaving ghost ends the call if it sees
+// itself alone, but ghosts that leave together still see each other.
+func (s *Service) endEmptyCall(ctx context.Context, g *Ghost, info MembershipInfo) {
+	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()
 	state, err := s.readState(mautrix.WithMaxRetries(ctx, 0), g, info.Room)
 	if err == nil {

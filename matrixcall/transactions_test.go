@@ -232,7 +232,7 @@ func FuzzTransactionBody(f *testing.F) {
 				state.put(e)
 			}
 		}
-		state.newestCall(s)
+		state.activeCall(s)
 		for _, call := range []string{"c", "conf"} {
 			state.devices(s, call)
 			MemberEdit{ConfID: call}.apply(state.members["@a:b"].Content, time.Now())

@@ -16,9 +16,12 @@ type (
 	Tick struct{}
 	// RoomState is a reading of the room's state.
 	RoomState struct {
+		ConfID  string // the conference it is about; we may have moved on meanwhile
 		Members []Member
 		Ended   bool // the call was terminated or redacted
 		Out     bool // our ghost is no longer in the room
+
+		Elsewhere Conference // another call of the room that has people in it; zero: none
 	}
 	// Received is a to-device signal. From is the sender, proved by olm or claimed by the content.
 	Received struct {
@@ -114,6 +117,13 @@ type (
 	}
 	// RemoveMember removes our member entry. Result: MemberWritten.
 	RemoveMember struct{}
+	// Moved says that we are in another conference now: the next PutMember is for it, and takes us out of the old one.
+	Moved struct {
+		From string
+		To   Conference
+	}
+	// EndEmpty terminates a call that we moved away from, if nobody is in it. No result.
+	EndEmpty struct{ ConfID string }
 	// TerminateCall writes m.terminated. Result: CallWritten.
 	TerminateCall struct{}
 	// ReadState asks for a fresh RoomState, soon.
@@ -201,6 +211,8 @@ type (
 
 func (PutMember) isEffect()     {}
 func (RemoveMember) isEffect()  {}
+func (Moved) isEffect()         {}
+func (EndEmpty) isEffect()      {}
 func (TerminateCall) isEffect() {}
 func (ReadState) isEffect()     {}
 func (Send) isEffect()          {}

@@ -61,6 +61,7 @@ type observer struct {
 	next      map[Conn]int      // next seq
 	first     map[Conn]string   // the invite as sent
 	connected map[Peer]bool
+	conf      string
 	quiet     bool // leaving has begun
 	done      bool
 	call      string // last invite of ours
@@ -85,7 +86,7 @@ func newWorld(self Device) world {
 		now:   epoch,
 		obs: observer{
 			open: map[Conn]Device{}, pending: map[Conn][]string{}, next: map[Conn]int{}, first: map[Conn]string{},
-			connected: map[Peer]bool{}, live: map[Device]string{},
+			connected: map[Peer]bool{}, live: map[Device]string{}, conf: "conf",
 		},
 	}
 }
@@ -140,6 +141,11 @@ func (o *observer) one(e Effect) error {
 		if len(o.open) > 0 {
 			return fmt.Errorf("leaves with open connections %v", o.open)
 		}
+	case Moved:
+		if e.From != o.conf || len(o.open) > 0 {
+			return fmt.Errorf("moves from %s with %d connections open, was in %s", e.From, len(o.open), o.conf)
+		}
+		o.conf = e.To.ID
 	case TerminateCall:
 		o.entry = append(o.entry, "terminate")
 	case PeerConnected:
@@ -176,7 +182,7 @@ func (o *observer) send(e Send) error {
 		return fmt.Errorf("sent after leaving")
 	}
 	sig := e.Signal
-	if sig.ConfID != "conf" || sig.SenderSession == "" || sig.DestSession == "" || sig.CallID == "" {
+	if sig.ConfID != o.conf || sig.SenderSession == "" || sig.DestSession == "" || sig.CallID == "" {
 		return fmt.Errorf("incomplete envelope")
 	}
 	if err := o.oneCall(e); err != nil {
@@ -374,7 +380,7 @@ var (
 
 func (w world) peerHappenings() []happening {
 	roster := func(peers ...Peer) RoomState {
-		ev := RoomState{Members: []Member{{Peer: Peer{w.state.cfg.Self, w.state.session}, Ours: true}}}
+		ev := RoomState{ConfID: w.state.cfg.ConfID, Members: []Member{{Peer: Peer{w.state.cfg.Self, w.state.session}, Ours: true}}}
 		for _, p := range peers {
 			ev.Members = append(ev.Members, Member{Peer: p, Expires: epoch.Add(10 * time.Hour)})
 		}
@@ -385,7 +391,8 @@ func (w world) peerHappenings() []happening {
 		{name: "alice", event: roster(alice)},
 		{name: "alice again", event: roster(again)},
 		{name: "alice and bob", event: roster(alice, bob)},
-		{name: "ended", event: RoomState{Ended: true}},
+		{name: "ended", event: RoomState{ConfID: w.state.cfg.ConfID, Ended: true}},
+		{name: "elsewhere", event: RoomState{ConfID: w.state.cfg.ConfID, Elsewhere: Conference{ID: "conf" + strconv.Itoa(w.state.moves)}}},
 		{name: "mute", event: Mute{Muted: true}},
 		{name: "unmute", event: Mute{}},
 		{name: "assert", event: Assert{Identity{ID: "tel:1"}}},
@@ -397,7 +404,7 @@ func (w world) peerHappenings() []happening {
 				continue
 			}
 			sig := Signal{
-				Kind: kind, ConfID: "conf", CallID: call, SenderSession: "s1", DestSession: w.state.session, Seq: NoSeq,
+				Kind: kind, ConfID: w.state.cfg.ConfID, CallID: call, SenderSession: "s1", DestSession: w.state.session, Seq: NoSeq,
 				SDP: SDP{"offer", "v"}, Reason: "user_busy",
 			}
 			if kind == Answer {
@@ -470,7 +477,7 @@ func hostileWalk(t *testing.T, script []byte) {
 	w := newWorld(Device{"@kim:x", "GHOST"})
 	w = w.take(t, happening{name: "join", event: Join{}})
 	w = w.take(t, happening{name: "written", event: entryResult(w.obs.entry[0], "")})
-	w = w.take(t, happening{name: "members", event: RoomState{Members: []Member{
+	w = w.take(t, happening{name: "members", event: RoomState{ConfID: "conf", Members: []Member{
 		{Peer: alice, Expires: epoch.Add(10 * time.Hour)},
 		{Peer: bob, Expires: epoch.Add(10 * time.Hour)},
 		{Peer: Peer{Device{"@zoe:x", "Z"}, "s1"}, Expires: epoch.Add(10 * time.Hour)},
@@ -637,6 +644,6 @@ func fingerprint(w world) string {
 			fmt.Fprintf(&b, "track %v %d %d\n", t.over, len(t.orphans), len(t.held))
 		}
 	}
-	fmt.Fprintf(&b, "entry %v\n", w.obs.entry)
+	fmt.Fprintf(&b, "entry %v %v %d %v\n", w.obs.entry, s.met, s.moves, len(s.leftBehind))
 	return b.String()
 }

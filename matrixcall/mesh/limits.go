@@ -23,6 +23,7 @@ const (
 	maxMedia        = 16 // media sections of a description; a browser with everything switched on has four
 	maxReoffers     = 5
 	maxRotations    = 3 // without a steady connection in between
+	maxMoves        = 3 // to other calls of the room
 	maxRefusals     = 3 // times we tell one session that there is no room
 )
 

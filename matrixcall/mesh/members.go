@@ -3,6 +3,7 @@ package mesh
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -10,9 +11,16 @@ import (
 
 // roomState takes note of who is listed in the conference.
 func (m *machine) roomState(ev RoomState) {
+	if ev.ConfID != m.cfg.ConfID && !ev.Out {
+		return
+	}
 	m.known = true
 	if ev.Ended || ev.Out {
 		m.ended(ev)
+		return
+	}
+	if ev.Elsewhere.ID != "" && m.shouldMove(ev) {
+		m.move(ev.Elsewhere)
 		return
 	}
 	listed := false
@@ -31,6 +39,35 @@ func (m *machine) roomState(ev RoomState) {
 	}
 	m.reconcilePeers()
 	m.replayEarly()
+}
+
+// shouldMove says whether we are waiting in the wrong call: people are in another one of this room and nobody ever was in
+// ours. That happens when a member and we create a call in the same moment. A client that made its own does not look at a
+// second one (matrix-js-sdk), so we must go where the people are. Later nobody is moved: who leaves a call has left it.
+func (m *machine) shouldMove(ev RoomState) bool {
+	return !m.met && m.moves < maxMoves && !slices.ContainsFunc(ev.Members, m.wanted)
+}
+
+// move changes to another conference. One request takes our entry from here to there.
+func (m *machine) move(to Conference) {
+	m.closeAll(ReasonNewSession)
+	m.do(Moved{From: m.cfg.ConfID, To: to})
+	if m.cfg.Created {
+		m.leftBehind = append(m.leftBehind, m.cfg.ConfID)
+	}
+	m.cfg.ConfID, m.cfg.Created, m.cfg.Fresh = to.ID, to.Ours, false
+	m.members, m.known = nil, false
+	m.moves++
+	m.session = m.cfg.Session + "m" + strconv.Itoa(m.moves)
+	m.writeEntry()
+}
+
+// endLeftBehind terminates the calls we moved away from once our entry there is gone.
+func (m *machine) endLeftBehind() {
+	for _, confID := range m.leftBehind {
+		m.do(EndEmpty{ConfID: confID})
+	}
+	m.leftBehind = nil
 }
 
 func (m *machine) ended(ev RoomState) {
@@ -121,6 +158,7 @@ func (m *machine) countPeople() {
 			users[mem.User] = true
 		}
 	}
+	m.met = m.met || len(users) > 0
 	if len(users) != m.people {
 		m.people = len(users)
 		m.do(People{N: m.people})

@@ -25,6 +25,7 @@ const (
 	entryValidity   = time.Hour
 	entryRenewal    = 45 * time.Minute // ¾ of its life
 	entryRetry      = 30 * time.Second
+	sessionRetry    = 3 * time.Second
 	inviteLifetime  = 60 * time.Second
 	inviteRepeat    = 4 * time.Second
 	shellPatience   = 15 * time.Second // for offers and answers to be made; gathering candidates takes 2 s of it at most
@@ -79,6 +80,10 @@ type State struct {
 	rotated   int       // rotations in all
 	fruitless int       // rotations since a connection was last steady
 	rotation  time.Time // of the last rotation
+
+	met        bool     // somebody was in this conference with us
+	moves      int      // to other conferences
+	leftBehind []string // calls of ours that we moved away from, until our entry there is gone
 
 	known    bool // a room state was read
 	members  map[Device]Member
@@ -281,6 +286,7 @@ func (p *peer) connected() bool { return p.link != nil && p.link.phase == connec
 func (s State) clone() State {
 	s.members = maps.Clone(s.members)
 	s.early = slices.Clone(s.early)
+	s.leftBehind = slices.Clip(s.leftBehind)
 	s.lost = maps.Clone(s.lost)
 	s.refused = maps.Clone(s.refused)
 	peers := make(map[Device]*peer, len(s.peers))

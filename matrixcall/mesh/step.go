@@ -111,6 +111,7 @@ func (m *machine) memberWritten(ev MemberWritten) {
 		m.entry.written = m.now
 		m.entry.stands = m.entry.expires
 		m.entry.next = m.now.Add(entryRenewal - m.jitter())
+		m.endLeftBehind()
 		if m.phase == joining {
 			m.phase = joined
 			m.do(Joined{})
@@ -124,6 +125,8 @@ func (m *machine) memberWritten(ev MemberWritten) {
 		m.entry.tries++
 	case ev.Fatal:
 		m.fail(ev.Err)
+	case m.entry.session != m.session:
+		m.entry.next = m.now.Add(sessionRetry) // nobody can reach us until it is written
 	default:
 		m.entry.next = m.now.Add(entryRetry)
 	}
@@ -173,6 +176,9 @@ func (m *machine) removeEntry() {
 }
 
 func (m *machine) entryRemoved(ev MemberWritten) {
+	if ev.Err == "" {
+		m.endLeftBehind()
+	}
 	switch {
 	case ev.Err == "" && m.empty():
 		m.entry.session = ""

@@ -152,6 +152,11 @@ func (tr *tracer) event(verb string, plain []string, opts map[string]string) Eve
 	case "assert":
 		return Assert{Identity{ID: opts["id"], DisplayName: opts["name"], AvatarURL: opts["avatar"]}}
 	case "state":
+		for _, key := range []string{"elsewhere", "of"} {
+			if other, ok := opts[key]; ok {
+				plain = append(plain, key+"="+other)
+			}
+		}
 		return tr.roomState(plain)
 	case "recv":
 		return tr.received(plain, opts)
@@ -185,7 +190,7 @@ func (tr *tracer) event(verb string, plain []string, opts map[string]string) Eve
 // roomState reads members as user/device/session[,ours][,expires in]. We are among them unless it says unlisted.
 func (tr *tracer) roomState(words []string) RoomState {
 	own := Member{Peer: Peer{tr.state.cfg.Self, tr.state.Session()}, Expires: tr.state.Expires(), Ours: true}
-	ev := RoomState{Members: []Member{own}}
+	ev := RoomState{ConfID: tr.state.cfg.ConfID, Members: []Member{own}}
 	for _, w := range words {
 		switch w {
 		case "unlisted": // we are not in it
@@ -196,6 +201,15 @@ func (tr *tracer) roomState(words []string) RoomState {
 			continue
 		case "out":
 			ev.Out = true
+			continue
+		}
+		if other, ok := strings.CutPrefix(w, "elsewhere="); ok {
+			name, ours := strings.CutSuffix(other, ",ours")
+			ev.Elsewhere = Conference{ID: name, Ours: ours}
+			continue
+		}
+		if conf, ok := strings.CutPrefix(w, "of="); ok {
+			ev.ConfID = conf
 			continue
 		}
 		parts := strings.Split(w, ",")
@@ -231,7 +245,7 @@ func (tr *tracer) received(plain []string, opts map[string]string) Received {
 		seq = NoSeq
 	}
 	sig := Signal{
-		Kind: kind, ConfID: "conf", CallID: tr.callID(opts["call"]), SenderSession: from.Session,
+		Kind: kind, ConfID: tr.state.cfg.ConfID, CallID: tr.callID(opts["call"]), SenderSession: from.Session,
 		DestSession: tr.state.Session(), Seq: seq, Reason: opts["reason"], Selected: opts["selected"],
 		Invitee: id.UserID(opts["invitee"]),
 	}

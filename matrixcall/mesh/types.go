@@ -58,6 +58,12 @@ type Member struct {
 	Ours    bool      // belongs to a ghost of this bridge
 }
 
+// Conference is a call of the room, named by its state key.
+type Conference struct {
+	ID   string
+	Ours bool // ours to terminate
+}
+
 // Conn names a PeerConnection. Numbers are never used again.
 type Conn int
 
