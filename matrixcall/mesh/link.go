@@ -47,7 +47,7 @@ func (m *machine) invite(p *peer) {
 }
 
 func (m *machine) newLink(p *peer, call string, ph linkPhase) *link {
-	p.next, p.warn, p.watch, p.resting = zero, zero, zero, false
+	p.next, p.warn, p.watch, p.resting, p.gaveUp = zero, zero, zero, false, false
 	p.link = &link{conn: m.newConn(), call: call, phase: ph, deadline: m.now.Add(shellPatience)}
 	return p.link
 }
@@ -305,6 +305,8 @@ func (m *machine) connState(p *peer, now Transport) {
 	l := p.link
 	switch {
 	case now == Failed:
+		// Not lost, but closed over there: by a client whose signalling failed, that is alive and should call again.
+		p.gaveUp = !p.invites && l.phase == connected && l.deadline.IsZero()
 		m.end(p, ReasonICEFailed, politely)
 	case now == Up && (l.phase == connecting || l.phase == connected):
 		l.deadline, l.restart = zero, zero

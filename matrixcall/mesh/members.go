@@ -37,6 +37,12 @@ func (m *machine) roomState(ev RoomState) {
 		m.do(Note{Device: m.cfg.Self, Text: "our member entry was gone"})
 		m.writeEntry()
 	}
+	for _, p := range m.peers {
+		// The homeserver is there, so the peer can call again. While it was away nobody could.
+		if again := m.now.Add(gaveUpReturns); p.gaveUp && p.warn.IsZero() && again.Before(p.watch) {
+			p.watch = again
+		}
+	}
 	m.reconcilePeers()
 	m.replayEarly()
 }
@@ -147,6 +153,9 @@ func (m *machine) expect(p *peer, patience time.Duration) {
 	p.next = time.Time{}
 	p.warn = m.now.Add(calleeWarning)
 	p.watch = m.now.Add(patience)
+	if p.gaveUp {
+		p.warn = m.now.Add(gaveUpWarning)
+	}
 }
 
 // countPeople reports the number of users that are not ours.
@@ -216,11 +225,12 @@ func (m *machine) peerDue(p *peer) {
 
 // calleeOverdue deals with a peer that should call us and does not. Hydrogen gives a device up for good after three
 // failures; only a new session id of ours makes it try again. That resets every peer, so it is done only when there
-// is none to lose.
+// is none to lose, or when the peer has shown that it is alive: a second without sound for the others, so that it is not
+// deaf for good.
 func (m *machine) calleeOverdue(p *peer) {
 	p.watch = time.Time{}
 	for _, other := range m.peers {
-		if other.connected() {
+		if other.connected() && !p.gaveUp {
 			p.watch = m.now.Add(calleePatience)
 			return
 		}

@@ -40,6 +40,8 @@ const (
 	readAgainAfter  = 2 * time.Second
 	calleeWarning   = 20 * time.Second
 	calleePatience  = 75 * time.Second
+	gaveUpWarning   = 5 * time.Second  // after a caller closed a link that carried sound, and
+	gaveUpReturns   = 6 * time.Second  // since the homeserver was heard of after that: matrix-js-sdk looks every 5 s
 	calleeReturns   = 25 * time.Second // after a link broke: both clients call again within 5 s, if they will at all
 	rotatePause     = 2 * time.Minute
 	leavePatience   = 30 * time.Second
@@ -130,6 +132,7 @@ type peer struct {
 	tries   int       // links that ended since the peer was last steadily connected
 	next    time.Time // open a link then
 	resting bool      // no more attempts of ours until it moves
+	gaveUp  bool      // it is the caller, has closed a link that carried sound, and has not called since
 	warn    time.Time // we are the callee: when to wonder, and
 	watch   time.Time // when to reset our session
 	tracks  []track
