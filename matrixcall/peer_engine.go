@@ -108,6 +108,9 @@ func (e *engine) settings(cfg ICEConfig, log *slog.Logger) (s webrtc.SettingEngi
 	s.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeUDP4, webrtc.NetworkTypeUDP6})
 	s.DisableActiveTCP(true)
 	s.SetHostAcceptanceMinWait(0)
+	// A browser's checks come before its candidates do, from addresses we do not know yet. Until we choose one it keeps
+	// to its old path, which after an ICE restart leads nowhere: pion's second of waiting is a second of silence.
+	s.SetPrflxAcceptanceMinWait(100 * time.Millisecond)
 	s.SetIncludeLoopbackCandidate(cfg.Loopback)
 	s.SetICEMulticastDNSMode(ice.MulticastDNSModeQueryOnly)
 	if cfg.NoMDNS {
