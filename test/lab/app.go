@@ -16,7 +16,7 @@ type App struct{ *Client }
 // OpenApp opens the application, logs the user in with the password and waits for the list of rooms.
 func (l *Lab) OpenApp(ctx context.Context, user *User, voice *Voice) (*App, error) {
 	tab, closeTab := chromedp.NewContext(l.browser.ctx, chromedp.WithNewBrowserContext())
-	a := &App{&Client{Kind: app, User: user, voice: voice, tab: tab, close: closeTab}}
+	a := &App{&Client{Kind: app, User: user, voice: voice, lab: l, tab: tab, close: closeTab}}
 	l.own("application of "+user.Name, func() error { closeTab(); return nil })
 	if err := a.login(ctx, l); err != nil {
 		return nil, fmt.Errorf("open the application for %s: %w; console: %s", user.Name, err, a.Console())

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,10 @@ import (
 // a route names its room by alias.
 const (
 	firstNumber = 1000
-	numbers     = 60
+	numbers     = 99
+	// The numbers from here on ring for a short time only.
+	firstImpatient = firstNumber + numbers - 15
+	impatience     = "5s"
 )
 
 // ringNumber leads to the same room as the number does, and rings it where the number waits in the call.
@@ -256,3 +260,21 @@ func (l *Lab) Bridge() *Bridge { return l.bridge }
 
 // SIPAddress returns where the bridge takes calls, host:port.
 func (l *Lab) SIPAddress() string { return l.sipAddress }
+
+// Logged tells whether a line of the bridge's log since then has all these words.
+func (b *Bridge) Logged(since time.Time, words ...string) bool {
+	content, err := os.ReadFile(b.log)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(content)) {
+		stamp, _, _ := strings.Cut(strings.TrimPrefix(line, "time="), " ")
+		if at, err := time.Parse(time.RFC3339Nano, stamp); err != nil || at.Before(since.Truncate(time.Millisecond)) {
+			continue
+		}
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			return true
+		}
+	}
+	return false
+}

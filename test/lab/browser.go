@@ -34,7 +34,8 @@ func (l *Lab) startBrowser() error {
 		chromedp.Env("TMPDIR="+l.dir),
 		chromedp.UserDataDir(filepath.Join(l.dir, "chromium")),
 		// js-sdk asks enumerateDevices first and joins muted, for ever connecting, if no microphone is listed.
-		chromedp.Flag("use-fake-device-for-media-stream", true),
+		// Five pictures a second are enough for a camera that nobody looks at.
+		chromedp.Flag("use-fake-device-for-media-stream", "fps=5"),
 		// Gives the microphone permission, which the loopback flag needs, too.
 		chromedp.Flag("use-fake-ui-for-media-stream", true),
 		chromedp.Flag("autoplay-policy", "no-user-gesture-required"),

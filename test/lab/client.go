@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
@@ -24,13 +25,24 @@ const (
 	Hydrogen Kind = "hydrogen" // hydrogen-view-sdk 0.3.1: olm only
 	JSSDK    Kind = "jssdk"    // matrix-js-sdk 43 with useE2eForGroupCall false: plain only
 	JSSDK36  Kind = "jssdk36"  // matrix-js-sdk 36.2 with legacy olm
+	// JSSDKRust is matrix-js-sdk 43 with rust crypto: its device has keys, and its call messages are plain all the same.
+	JSSDKRust Kind = "jssdk-rust"
 )
+
+// page returns the name of the client's page.
+func (k Kind) page() string {
+	if k == JSSDKRust {
+		return string(JSSDK)
+	}
+	return string(k)
+}
 
 // Client is a page with one Matrix client in it, logged in as one user. Use it from one goroutine at a time.
 type Client struct {
 	Kind  Kind
 	User  *User
 	voice *Voice
+	lab   *Lab
 	tab   context.Context
 	close func()
 
@@ -41,7 +53,7 @@ type Client struct {
 // OpenClient opens a page, logs the user in and waits for the first sync. The voice is the user's microphone.
 func (l *Lab) OpenClient(ctx context.Context, kind Kind, user *User, voice *Voice) (*Client, error) {
 	tab, closeTab := chromedp.NewContext(l.browser.ctx, chromedp.WithNewBrowserContext())
-	c := &Client{Kind: kind, User: user, voice: voice, tab: tab, close: closeTab}
+	c := &Client{Kind: kind, User: user, voice: voice, lab: l, tab: tab, close: closeTab}
 	l.own("page of "+user.Name, func() error { closeTab(); return nil })
 	if err := c.open(ctx, l); err != nil {
 		return nil, fmt.Errorf("open %s for %s: %w; console: %s", kind, user.Name, err, c.Console())
@@ -53,8 +65,14 @@ func (c *Client) open(ctx context.Context, l *Lab) error {
 	if err := c.navigate(l); err != nil {
 		return err
 	}
+	return c.start(ctx, l)
+}
+
+// start logs in, in a page that has just been loaded.
+func (c *Client) start(ctx context.Context, l *Lab) error {
 	login := map[string]any{
 		"homeserver": l.Homeserver(), "user": c.User.UserID, "device": c.User.DeviceID, "token": c.User.AccessToken,
+		"crypto": c.Kind == JSSDKRust,
 	}
 	if c.voice != nil {
 		login["voice"] = "/speech/" + c.voice.Name + ".wav"
@@ -75,7 +93,26 @@ func (c *Client) navigate(l *Lab) error {
 	if err != nil {
 		return err
 	}
-	return chromedp.Do(c.tab, chromedp.Navigate(fmt.Sprintf("%s/%s.html", l.pages.url, c.Kind)))
+	return chromedp.Do(c.tab, chromedp.Navigate(fmt.Sprintf("%s/%s.html", l.pages.url, c.Kind.page())))
+}
+
+// Reload loads the page again, as a person does in mid-call, and logs the same device in. The client is in no call then,
+// and what it heard before is forgotten.
+func (c *Client) Reload(ctx context.Context) error {
+	if err := chromedp.Do(c.tab, chromedp.Reload()); err != nil {
+		return fmt.Errorf("reload %s of %s: %w", c.Kind, c.User.Name, err)
+	}
+	if err := c.start(ctx, c.lab); err != nil {
+		return fmt.Errorf("start %s of %s after a reload: %w; console: %s", c.Kind, c.User.Name, err, c.Console())
+	}
+	return nil
+}
+
+// Crash ends the page's process: it can tell nobody. The client is of no use afterwards.
+func (c *Client) Crash() {
+	ctx, cancel := context.WithTimeout(c.tab, 300*time.Millisecond) // who is dead does not answer
+	defer cancel()
+	_, _ = chromedp.Call(ctx, page.Crash, cdp.Empty{})
 }
 
 // Close closes the page, as a person does: nobody is told.
@@ -183,11 +220,45 @@ func (c *Client) Mute(ctx context.Context, quiet bool) error {
 	return c.do(ctx, "peer.mute(%s)", quiet)
 }
 
+// Camera adds the camera to the call or takes it away, which makes the client renegotiate.
+func (c *Client) Camera(ctx context.Context, on bool) error {
+	return c.do(ctx, "peer.camera(%s)", on)
+}
+
+// ShareScreen shows a moving picture as the screen, or ends that.
+func (c *Client) ShareScreen(ctx context.Context, on bool) error {
+	return c.do(ctx, "peer.shareScreen(%s)", on)
+}
+
+// PressDigit presses a key of the call's keypad (RFC 4733). hydrogen has none.
+func (c *Client) PressDigit(ctx context.Context, digit rune) error {
+	return c.do(ctx, "peer.pressDigit(%s)", string(digit))
+}
+
+// RestartICE makes every live connection of the page restart ICE, as a browser does that has changed networks.
+func (c *Client) RestartICE(ctx context.Context) error {
+	return c.do(ctx, "lab.restartICE()")
+}
+
+// Transports names the transports of the page's live connections, ours and the far end's: an ICE restart changes both.
+func (c *Client) Transports(ctx context.Context) ([]string, error) {
+	return evaluate[[]string](ctx, c, "lab.transports()")
+}
+
+// Sent counts the call messages of a type that the client has sent to others than its own user since it was opened.
+func (c *Client) Sent(ctx context.Context, messageType string) (int, error) {
+	return evaluate[int](ctx, c, `peer.capturedMessages().filter((m) => m.direction === ">" && m.type === %s && m.user !== %s).length`,
+		messageType, c.User.UserID)
+}
+
 // Leave leaves the call.
 func (c *Client) Leave(ctx context.Context) error { return c.do(ctx, "peer.leave()") }
 
 // End terminates the call for everyone.
 func (c *Client) End(ctx context.Context) error { return c.do(ctx, "peer.end()") }
+
+// Voice returns what the user's microphone plays.
+func (c *Client) Voice() *Voice { return c.voice }
 
 // Saying tells what the user says: the file runs since the page has opened.
 func (c *Client) Saying(ctx context.Context) (Saying, error) {
@@ -232,6 +303,7 @@ type Peer struct {
 	Device    string `json:"device"`
 	Session   string `json:"session"`
 	Connected bool   `json:"connected"`
+	Muted     bool   `json:"muted"` // as that device says of its microphone
 	Error     string `json:"error"`
 }
 

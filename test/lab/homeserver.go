@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -41,6 +42,8 @@ type RoomOptions struct {
 	Owner     *User
 	Members   []*User // invited and joined
 	Encrypted bool
+	// Impatient rooms ring for five seconds only.
+	Impatient bool
 	// Defaults leaves the power levels alone: ordinary members and ghosts may then not take part in calls.
 	Defaults bool
 }
@@ -71,6 +74,23 @@ func (l *Lab) NewUserNamed(ctx context.Context, localpart string) (*User, error)
 	return &User{Name: localpart, User: u}, nil
 }
 
+// NewDevice logs the user in on another device.
+func (l *Lab) NewDevice(ctx context.Context, user *User) (*User, error) {
+	var login struct {
+		DeviceID    id.DeviceID `json:"device_id"`
+		AccessToken string      `json:"access_token"`
+	}
+	body := map[string]any{
+		"type": "m.login.password", "identifier": map[string]string{"type": "m.id.user", "user": user.Name}, "password": user.Password,
+	}
+	if err := l.API(ctx, user, http.MethodPost, "/v3/login", body, &login); err != nil {
+		return nil, fmt.Errorf("log %s in again: %w", user.Name, err)
+	}
+	other := *user
+	other.DeviceID, other.AccessToken = login.DeviceID, login.AccessToken
+	return &other, nil
+}
+
 // NewRoom makes a room in which members may hold calls. With a bridge the room gets the next number, by an alias that
 // the bridge's routes name, and the bridge's bot is invited.
 func (l *Lab) NewRoom(ctx context.Context, opts RoomOptions) (*Room, error) {
@@ -91,10 +111,14 @@ func (l *Lab) NewRoom(ctx context.Context, opts RoomOptions) (*Room, error) {
 	room := &Room{}
 	if l.bridge != nil {
 		l.mu.Lock()
-		number := l.number
-		l.number++
+		next, end := &l.number, firstImpatient
+		if opts.Impatient {
+			next, end = &l.hasty, firstNumber+numbers
+		}
+		number := *next
+		*next++
 		l.mu.Unlock()
-		if number >= firstNumber+numbers {
+		if number >= end {
 			return nil, fmt.Errorf("make a room: the bridge has routes for %d rooms only", numbers)
 		}
 		room.Number, room.Ring = fmt.Sprint(number), ringNumber(number)
@@ -191,10 +215,17 @@ func (l *Lab) CallTimeline(ctx context.Context, as *User, room id.RoomID) (strin
 	return b.String(), nil
 }
 
-// LastNotice returns the newest notice in the room, "" if there is none.
-func (l *Lab) LastNotice(ctx context.Context, as *User, room id.RoomID) (string, error) {
+// Notice is a message of the bridge to people.
+type Notice struct {
+	ID   id.EventID
+	Body string
+}
+
+// LastNotice returns the newest notice in the room, a zero one if there is none. An edited one has its new text.
+func (l *Lab) LastNotice(ctx context.Context, as *User, room id.RoomID) (Notice, error) {
 	var messages struct {
 		Chunk []struct {
+			ID      id.EventID `json:"event_id"`
 			Content struct {
 				MsgType string `json:"msgtype"`
 				Body    string `json:"body"`
@@ -203,14 +234,22 @@ func (l *Lab) LastNotice(ctx context.Context, as *User, room id.RoomID) (string,
 	}
 	path := "/v3/rooms/" + url.PathEscape(string(room)) + "/messages?dir=b&limit=20"
 	if err := l.API(ctx, as, http.MethodGet, path, nil, &messages); err != nil {
-		return "", err
+		return Notice{}, err
 	}
 	for _, m := range messages.Chunk {
 		if m.Content.MsgType == "m.notice" {
-			return m.Content.Body, nil
+			return Notice{ID: m.ID, Body: m.Content.Body}, nil
 		}
 	}
-	return "", nil
+	return Notice{}, nil
+}
+
+// React sends a reaction to an event.
+func (l *Lab) React(ctx context.Context, as *User, room id.RoomID, target id.EventID, key string) error {
+	path := fmt.Sprintf("/v3/rooms/%s/send/m.reaction/%s", url.PathEscape(string(room)), rand.Text())
+	return l.API(ctx, as, http.MethodPut, path, map[string]any{
+		"m.relates_to": map[string]any{"rel_type": "m.annotation", "event_id": target, "key": key},
+	}, nil)
 }
 
 // API sends a request of the client-server API as a user; path begins after /_matrix/client.

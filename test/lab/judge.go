@@ -48,7 +48,7 @@ func (r Recording) MatchMixed(a, b Saying) (Match, Match) {
 	return ma, mb
 }
 
-// Residual compares with the voice after taking away every trace of the others.
+// compare compares with the voice after taking away every trace of the other.
 func (r Recording) compare(s Saying, other *Saying) (Match, error) {
 	m := Match{Voice: s.Voice.Name}
 	heard := telephoneBand(r.PCM, r.Rate)
@@ -113,16 +113,19 @@ func (v *Voice) samples() ([]float64, error) {
 	return v.source, v.err
 }
 
-// telephoneBand filters to 300–3400 Hz without delay and resamples to judgeRate. The rate must be a multiple of it.
-func telephoneBand(pcm []int16, rate int) []float64 {
-	const reach = 0.008 // seconds of impulse response each side
+// telephoneBand filters to 300–3400 Hz without delay and resamples to judgeRate.
+func telephoneBand(pcm []int16, rate int) []float64 { return bandPass(pcm, rate, 300, 3400, 0.008) }
+
+// bandPass filters without delay and resamples to judgeRate, of which the rate must be a multiple. The impulse response
+// reaches so many seconds to each side.
+func bandPass(pcm []int16, rate int, low, high, reach float64) []float64 {
 	step := rate / judgeRate
 	half := int(reach * float64(rate))
 	taps := make([]float64, 2*half+1)
 	for i := range taps {
 		t := float64(i-half) / float64(rate)
 		hann := 0.5 + 0.5*math.Cos(math.Pi*float64(i-half)/float64(half+1))
-		taps[i] = hann * (lowpass(3400, t) - lowpass(300, t)) / float64(rate)
+		taps[i] = hann * (lowpass(high, t) - lowpass(low, t)) / float64(rate)
 	}
 	out := make([]float64, len(pcm)/step)
 	for n := range out {

@@ -113,3 +113,42 @@ func TestEmptyRecordingHasNoSound(t *testing.T) {
 		t.Errorf("first sound at %s in nothing", at)
 	}
 }
+
+// steady makes a hum as the lab's phones and pages play it.
+func steady(low, high float64) (*Voice, Recording) {
+	r := hum(low, high)
+	r.Start = time.Unix(1000, 0)
+	return &Voice{Name: "hum", Low: low, High: high}, r
+}
+
+func TestGapOfSteadyVoiceIsFoundInMix(t *testing.T) {
+	low, sound := steady(400, 600)
+	high, other := steady(1000, 1300)
+	at := func(seconds float64) time.Time { return sound.Start.Add(time.Duration(seconds * float64(time.Second))) }
+	clear(sound.PCM[5*48000 : 5*48000+48000/10]) // 100 ms
+	mixed := Mix(sound, other)
+	gap, began := mixed.LongestGap(low, at(1), at(11))
+	if (gap-100*time.Millisecond).Abs() > 20*time.Millisecond || began.Sub(at(5)).Abs() > 20*time.Millisecond {
+		t.Errorf("gap %s after %s, want 100ms after 5s", gap, began.Sub(sound.Start))
+	}
+	if gap, _ := mixed.LongestGap(high, at(1), at(11)); gap > 0 {
+		t.Errorf("gap %s in the voice that has none", gap)
+	}
+	if gap, _ := mixed.LongestGap(low, at(11), at(13)); (gap - time.Second).Abs() > 20*time.Millisecond {
+		t.Errorf("gap %s where the recording ends a second early, want 1s", gap)
+	}
+}
+
+func TestSteadyVoiceIsFirstHeardWhenItBegins(t *testing.T) {
+	low, sound := steady(400, 600)
+	_, other := steady(1900, 2300)
+	clear(sound.PCM[:3*48000])
+	mixed := Mix(sound, other)
+	first, ok := mixed.FirstHeard(low, sound.Start)
+	if d := first.Sub(sound.Start) - 3*time.Second; !ok || d.Abs() > 20*time.Millisecond {
+		t.Errorf("first heard after %s, %t; want 3s", first.Sub(sound.Start), ok)
+	}
+	if _, ok := other.FirstHeard(low, sound.Start); ok {
+		t.Error("heard in a recording of somebody else")
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"trunkline/internal/testbed/postgres"
@@ -41,13 +42,16 @@ type Lab struct {
 	browser  *browser
 	bridge   *Bridge
 	voices   []*Voice
+	steady   []*Voice
 
 	sipAddress string // of the bridge, host:port
+	stunSilent atomic.Bool
 
 	mu     sync.Mutex
 	owned  []owned // closed in reverse order
 	closed bool
 	number int // the next number without a room
+	hasty  int // the next one that rings for a short time
 	users  int // made so far
 }
 
@@ -71,7 +75,7 @@ func Start(ctx context.Context, opts Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the lab's directory: %w", err)
 	}
-	l := &Lab{opts: opts, dir: dir, root: root, number: firstNumber}
+	l := &Lab{opts: opts, dir: dir, root: root, number: firstNumber, hasty: firstImpatient}
 	if err := l.start(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -80,7 +84,7 @@ func Start(ctx context.Context, opts Options) (*Lab, error) {
 
 func (l *Lab) start(ctx context.Context) error {
 	var err error
-	if l.voices, err = speech(ctx, filepath.Join(l.dir, "speech")); err != nil {
+	if l.voices, l.steady, err = speech(ctx, filepath.Join(l.dir, "speech")); err != nil {
 		return err
 	}
 	if l.opts.Browser || l.opts.Pages {
@@ -190,6 +194,9 @@ func (l *Lab) Voices() []*Voice { return l.voices }
 
 // Voice returns one of the voices; there are as many as len(cast).
 func (l *Lab) Voice(i int) *Voice { return l.voices[i%len(l.voices)] }
+
+// Steady returns one of the voices that never pause, each in a band of its own; there are as many as len(hums).
+func (l *Lab) Steady(i int) *Voice { return l.steady[i%len(l.steady)] }
 
 func (l *Lab) say(format string, args ...any) { fmt.Fprintf(l.opts.Progress, format+"\n", args...) }
 

@@ -236,6 +236,9 @@ func (p *Phone) InCall() bool {
 	return ok && (!ended || down.At.Before(up.At))
 }
 
+// Voice returns what the phone plays in calls.
+func (p *Phone) Voice() *Voice { return p.voice }
+
 // Saying tells what the phone says in the call: the file starts with the call. baresip opens the file for the sent
 // sound just before it takes the first frame from the source, so the birth of that file is the moment.
 func (p *Phone) Saying() Saying {

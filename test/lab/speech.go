@@ -3,9 +3,11 @@ package lab
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,6 +17,9 @@ type Voice struct {
 	Name string
 	Loop string // 48 kHz mono, played for ever by a page
 	Long string // the same at 8 kHz, repeated: a baresip call ends when its file ends
+
+	// Low and High bound a steady voice, in Hz; zero for speech.
+	Low, High float64
 
 	once   sync.Once
 	source []float64 // the loop as the judge compares it: telephone band, judgeRate
@@ -44,35 +49,78 @@ var cast = []struct{ name, voice, speed, text string }{
 		"and I shall show you a pendulum that knows its job."},
 }
 
-// speech makes the cast's files in dir.
-func speech(ctx context.Context, dir string) ([]*Voice, error) {
+// hums lists the steady voices: tones that glide within a band of their own and never pause. A gap in one is a gap of
+// the line, not of the speaker, and the bands tell them apart in a mix.
+var hums = []struct {
+	name      string
+	low, high float64 // whole numbers of cycles fit into a loop
+}{
+	{"hum-low", 400, 600}, {"hum-middle", 1000, 1300}, {"hum-high", 1900, 2300},
+}
+
+// speech makes the files of everybody who can speak in dir.
+func speech(ctx context.Context, dir string) (speakers, steady []*Voice, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make speech: %w", err)
+		return nil, nil, fmt.Errorf("make speech: %w", err)
 	}
-	var voices []*Voice
 	for _, c := range cast {
-		v := &Voice{Name: c.name, Loop: filepath.Join(dir, c.name+".wav"), Long: filepath.Join(dir, c.name+"-long.wav")}
-		raw, short := filepath.Join(dir, c.name+"-raw.wav"), filepath.Join(dir, c.name+"-short.wav")
+		v, raw := newVoice(dir, c.name), filepath.Join(dir, c.name+"-raw.wav")
 		for _, args := range [][]string{
 			{"espeak-ng", "-v", c.voice, "-s", c.speed, "-g", "1", "-w", raw, c.text},
 			{"sox", "-R", raw, "-r", "48000", "-c", "1", "-b", "16", v.Loop, "norm", "-4"},
-			{"sox", "-R", v.Loop, "-r", "8000", "-c", "1", "-b", "16", short},
 		} {
 			if err := runTool(ctx, args...); err != nil {
-				return nil, fmt.Errorf("make speech %s: %w", c.name, err)
+				return nil, nil, fmt.Errorf("make speech %s: %w", c.name, err)
 			}
 		}
-		once, err := ReadWAV(short)
-		if err != nil {
-			return nil, fmt.Errorf("make speech %s: %w", c.name, err)
-		}
-		repeats := fmt.Sprint(int(longFor / once.Duration()))
-		if err := runTool(ctx, "sox", short, v.Long, "repeat", repeats); err != nil {
-			return nil, fmt.Errorf("make speech %s: %w", c.name, err)
-		}
-		voices = append(voices, v)
+		speakers = append(speakers, v)
 	}
-	return voices, nil
+	for _, h := range hums {
+		v := newVoice(dir, h.name)
+		v.Low, v.High = h.low, h.high
+		if err := hum(h.low, h.high).WriteWAV(v.Loop); err != nil {
+			return nil, nil, fmt.Errorf("make speech %s: %w", h.name, err)
+		}
+		steady = append(steady, v)
+	}
+	for _, v := range slices.Concat(speakers, steady) {
+		if err := v.lengthen(ctx, dir); err != nil {
+			return nil, nil, fmt.Errorf("make speech %s: %w", v.Name, err)
+		}
+	}
+	return speakers, steady, nil
+}
+
+func newVoice(dir, name string) *Voice {
+	return &Voice{Name: name, Loop: filepath.Join(dir, name+".wav"), Long: filepath.Join(dir, name+"-long.wav")}
+}
+
+// lengthen makes the phone's file from the loop.
+func (v *Voice) lengthen(ctx context.Context, dir string) error {
+	short := filepath.Join(dir, v.Name+"-short.wav")
+	if err := runTool(ctx, "sox", "-R", v.Loop, "-r", "8000", "-c", "1", "-b", "16", short); err != nil {
+		return err
+	}
+	once, err := ReadWAV(short)
+	if err != nil {
+		return err
+	}
+	return runTool(ctx, "sox", short, v.Long, "repeat", fmt.Sprint(int(longFor/once.Duration())))
+}
+
+// hum is a tone that wanders through its band, twelve seconds without a seam. It swells a little several times a
+// second, as speech does, so that no codec takes it for noise.
+func hum(low, high float64) Recording {
+	const rate, seconds = 48000, 12
+	r := Recording{Rate: rate, PCM: make([]int16, rate*seconds)}
+	turn := func(cycles, i int) float64 { return 2 * math.Pi * float64(cycles) * float64(i) / float64(len(r.PCM)) }
+	phase := 0.0
+	for i := range r.PCM {
+		hz := (low+high)/2 + (high-low)/4*(math.Sin(turn(5, i))+math.Sin(turn(13, i)))
+		phase += 2 * math.Pi * hz / rate
+		r.PCM[i] = int16(5500 * (1 + 0.25*math.Sin(turn(53, i))) * math.Sin(phase))
+	}
+	return r
 }
 
 func runTool(ctx context.Context, args ...string) error {

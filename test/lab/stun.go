@@ -16,20 +16,24 @@ func (l *Lab) serveSTUN() (uri string, err error) {
 		return "", fmt.Errorf("serve STUN: %w", err)
 	}
 	done := make(chan struct{})
-	go func() { defer close(done); answerBindings(conn) }()
+	go func() { defer close(done); l.answerBindings(conn) }()
 	l.own("STUN", func() error { err := conn.Close(); <-done; return err })
 	return "stun:" + conn.LocalAddr().String(), nil
 }
 
+// SilenceSTUN makes the STUN server answer nobody, or again. Clients then gather candidates for some ten seconds, and the
+// bridge for two.
+func (l *Lab) SilenceSTUN(silent bool) { l.stunSilent.Store(silent) }
+
 // answerBindings runs until the socket is closed.
-func answerBindings(conn *net.UDPConn) {
+func (l *Lab) answerBindings(conn *net.UDPConn) {
 	buf := make([]byte, 1500)
 	for {
 		n, from, err := conn.ReadFromUDP(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil || !stun.IsMessage(buf[:n]) {
+		if err != nil || !stun.IsMessage(buf[:n]) || l.stunSilent.Load() {
 			continue
 		}
 		request := &stun.Message{Raw: append([]byte(nil), buf[:n]...)}

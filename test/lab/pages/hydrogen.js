@@ -89,6 +89,11 @@ window.peer = {
         if (current.muteSettings.microphone !== quiet) await current.setMuted(current.muteSettings.toggleMicrophone());
     },
 
+    async camera(on) {
+        const stream = await platform.mediaDevices.getMediaTracks(true, on);
+        await current.setMedia(current.localMedia.withUserMedia(stream));
+    },
+
     leave: () => current.leave(),
     end: () => current.terminate(),
     voices,

@@ -7,11 +7,14 @@ export function jssdkPeer(kind, sdk, connect) {
     let client, current;
 
     function watchMessages() {
-        const send = client.encryptAndSendToDevice?.bind(client);
+        const send = client.encryptAndSendToDevices?.bind(client); // 36
         if (send) {
-            client.encryptAndSendToDevice = (type, devices, content) => {
-                note(">", type, devices.map((d) => d.userId).join(","), content, "olm");
-                return send(type, devices, content);
+            client.encryptAndSendToDevices = (devices, message) => {
+                for (const d of devices) {
+                    note(">", message.type, d.userId, message.content, "olm");
+                    capture(">", message.type, d.userId, message.content);
+                }
+                return send(devices, message);
             };
         }
         const plain = client.queueToDevice?.bind(client);
@@ -100,6 +103,17 @@ export function jssdkPeer(kind, sdk, connect) {
         },
 
         mute: (quiet) => current.setMicrophoneMuted(quiet),
+
+        async camera(on) {
+            if (!await current.setLocalVideoMuted(!on)) throw new Error("the camera cannot be switched");
+        },
+
+        async shareScreen(on) {
+            if (await current.setScreensharingEnabled(on, { throwOnFail: true }) !== on) throw new Error("the screen cannot be shared");
+        },
+
+        pressDigit: (digit) => current.forEachCall((call) => call.sendDtmfDigit(digit)),
+
         leave: () => current.leave(),
         end: () => current.terminate(),
         voices,
@@ -108,9 +122,11 @@ export function jssdkPeer(kind, sdk, connect) {
         // state describes the page; brief leaves out what is costly to ask for again and again.
         async state(brief = false) {
             const legs = [];
+            const muted = new Map(voices().map((v) => [v.user + v.device, v.muted]));
             current?.forEachCall((c) => legs.push({
                 user: c.getOpponentMember()?.userId ?? c.invitee, device: c.getOpponentDeviceId(), session: c.getOpponentSessionId(), id: c.callId,
                 state: c.state, connected: c.state === "connected", hangup: c.hangupReason,
+                muted: muted.get((c.getOpponentMember()?.userId ?? "") + c.getOpponentDeviceId()) ?? false,
             }));
             return {
                 kind, call: current?.groupCallId, state: current?.state, terminated: current?.state === ended,

@@ -46,6 +46,26 @@
         return stream;
     };
 
+    // The screen is a canvas on which something moves: headless Chromium has no other.
+    navigator.mediaDevices.getDisplayMedia = async () => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [320, 180];
+        const pen = canvas.getContext("2d");
+        let frame = 0;
+        const timer = setInterval(() => {
+            pen.fillStyle = `hsl(${(frame++ * 7) % 360} 80% 50%)`;
+            pen.fillRect((frame * 5) % 320, 0, 40, 180);
+        }, 200);
+        const stream = canvas.captureStream(5);
+        const [track] = stream.getVideoTracks();
+        const stop = track.stop.bind(track);
+        track.stop = () => {
+            clearInterval(timer);
+            stop();
+        };
+        return stream;
+    };
+
     const RealPeerConnection = window.RTCPeerConnection;
     window.RTCPeerConnection = class extends RealPeerConnection {
         constructor(...args) {
@@ -119,6 +139,8 @@
         return btoa(text);
     }
 
+    const live = () => connections.filter((c) => c.connectionState === "connected");
+
     window.lab = {
         context,
         connections,
@@ -180,6 +202,13 @@
             for (const c of tap.chunks.slice(-5)) for (const v of c.pcm) peak = Math.max(peak, Math.abs(v));
             return { id: tap.id, user: tap.user ?? "", stream: tap.stream, peak };
         }),
+
+        restartICE() {
+            for (const connection of live()) connection.restartIce();
+        },
+
+        // transports names both ends of each live connection by their ICE user fragments.
+        transports: () => live().map((c) => [c.currentLocalDescription, c.currentRemoteDescription].map((d) => /ice-ufrag:(\S+)/.exec(d?.sdp)?.[1]).join(" ")),
 
         forget() {
             for (const tap of taps) tap.chunks = [];

@@ -1,0 +1,76 @@
+package lab
+
+import (
+	"math"
+	"time"
+
+	"trunkline/internal/testbed/listen"
+)
+
+// How a steady voice is followed: its band is measured in frames, and it is there in a frame that is loud enough and not
+// much softer than usual.
+const (
+	steadyFrame = judgeRate / 100
+	steadyReach = 0.012 // of the band's filter, seconds: bands are 400 Hz apart
+	steadyDrop  = 15    // dB below the median
+	steadyFloor = -50   // dB below overload
+)
+
+// LongestGap returns the longest time between the two moments in which the steady voice was not heard, and when that
+// began. What is missing in the recording was not heard.
+func (r Recording) LongestGap(v *Voice, from, to time.Time) (gap time.Duration, at time.Time) {
+	there := r.Cut(from, to.Sub(from)).presence(v)
+	for range int(to.Sub(from).Seconds()*judgeRate)/steadyFrame - len(there) {
+		there = append(there, false)
+	}
+	const frame = steadyFrame * time.Second / judgeRate
+	longest, end, now := 0, 0, 0
+	for i, ok := range there {
+		now++
+		if ok {
+			now = 0
+		}
+		if now > longest {
+			longest, end = now, i+1
+		}
+	}
+	return time.Duration(longest) * frame, from.Add(time.Duration(end-longest) * frame)
+}
+
+// FirstHeard returns when the steady voice was first heard after that moment, and whether it ever was.
+func (r Recording) FirstHeard(v *Voice, after time.Time) (time.Time, bool) {
+	r = r.Cut(after, time.Hour)
+	before := false
+	for i, ok := range r.presence(v) {
+		if ok && before {
+			return r.Start.Add(time.Duration(i-1) * steadyFrame * time.Second / judgeRate), true
+		}
+		before = ok
+	}
+	return time.Time{}, false
+}
+
+// presence tells for each frame whether the steady voice is in it.
+func (r Recording) presence(v *Voice) []bool {
+	if r.Rate == 0 || len(r.PCM) == 0 {
+		return nil
+	}
+	sound := bandPass(r.PCM, r.Rate, v.Low-60, v.High+60, steadyReach)
+	var levels, heard []float64
+	for i := 0; i+steadyFrame <= len(sound); i += steadyFrame {
+		level := max(listen.Silence, 20*math.Log10(max(rms(sound[i:i+steadyFrame]), 1e-9)/32768))
+		levels = append(levels, level)
+		if level > steadyFloor {
+			heard = append(heard, level)
+		}
+	}
+	there := make([]bool, len(levels))
+	if len(heard) == 0 {
+		return there
+	}
+	usual := median(heard)
+	for i, level := range levels {
+		there[i] = level > steadyFloor && level > usual-steadyDrop
+	}
+	return there
+}
