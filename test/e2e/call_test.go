@@ -34,31 +34,6 @@ func phoneAndPage(t *testing.T, kind lab.Kind, room lab.RoomOptions, opts lab.Ph
 	s.phoneHears(phone, s.said(alice))
 }
 
-func TestPhoneStartsTheCallAndClientJoins(t *testing.T) {
-	s, users := newScene(t, lab.RoomOptions{}, "alice")
-	alice := s.page(lab.Hydrogen, users[0])
-	phone := s.phone("desk", lab.PhoneOptions{})
-	s.dial(phone)
-	s.joinCall(alice)
-	s.listen(1)
-	s.clientHears(alice, phone.Saying())
-	s.phoneHears(phone, s.said(alice))
-}
-
-// The two clients cannot hear each other: one sends olm only, the other plain only. The phone joins both.
-func TestPhoneHearsHydrogenAndJSSDKAtOnce(t *testing.T) {
-	s, users := newScene(t, lab.RoomOptions{}, "alice", "bob")
-	alice, bob := s.page(lab.Hydrogen, users[0]), s.page(lab.JSSDK, users[1])
-	phone := s.phone("desk", lab.PhoneOptions{})
-	s.startCall(alice)
-	s.joinCall(bob)
-	s.dial(phone)
-	s.listen(1)
-	s.clientHears(alice, phone.Saying())
-	s.clientHears(bob, phone.Saying())
-	s.phoneHears(phone, s.said(alice), s.said(bob))
-}
-
 func TestTwoPhonesAndClientHearEachOther(t *testing.T) {
 	s, users := newScene(t, lab.RoomOptions{}, "alice")
 	alice := s.page(lab.Hydrogen, users[0])
@@ -113,6 +88,29 @@ func TestPhoneIsReleasedWhenLastClientLeaves(t *testing.T) {
 	}
 }
 
+// A client ends the call for everyone: the phone gets its BYE although another client was there.
+func TestPhoneIsReleasedWhenClientEndsTheCall(t *testing.T) {
+	for _, kinds := range [][]lab.Kind{{lab.Hydrogen, lab.JSSDK}, {lab.JSSDK, lab.Hydrogen}} {
+		t.Run(string(kinds[0]), func(t *testing.T) {
+			s, users := newScene(t, lab.RoomOptions{}, "alice", "bob")
+			alice, bob := s.page(kinds[0], users[0]), s.page(kinds[1], users[1])
+			phone := s.phone("desk", lab.PhoneOptions{})
+			s.startCall(alice)
+			s.joinCall(bob)
+			s.dial(phone)
+			s.eventually("both clients are connected to the ghost", 10*time.Second, func() bool { return s.legs(alice) == 1 && s.legs(bob) == 1 })
+			ended := time.Now()
+			s.must(alice.End(s.ctx))
+			ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
+			defer cancel()
+			closed, err := phone.Await(ctx, lab.CallClosed, ended)
+			s.must(err)
+			t.Logf("the phone was released %d ms after the client had ended the call", closed.At.Sub(ended).Milliseconds())
+			s.eventually("the ghost has left", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
+		})
+	}
+}
+
 func TestPhoneIsRefusedWhereGhostsMayNotCall(t *testing.T) {
 	s, _ := newScene(t, lab.RoomOptions{Defaults: true}, "alice")
 	phone := s.phone("desk", lab.PhoneOptions{})
@@ -125,10 +123,10 @@ func TestPhoneIsRefusedWhereGhostsMayNotCall(t *testing.T) {
 	if phone.InCall() {
 		t.Error("the phone is in a call, want a refusal")
 	}
-	notice := ""
+	var notice lab.Notice
 	s.eventually("the bot has said why in the room", 5*time.Second, func() bool {
 		notice, err = bed.LastNotice(s.ctx, s.owner, s.room.ID)
-		return err == nil && notice != ""
+		return err == nil && notice.Body != ""
 	})
-	t.Logf("refused with %q, notice %q", closed.Param, notice)
+	t.Logf("refused with %q, notice %q", closed.Param, notice.Body)
 }

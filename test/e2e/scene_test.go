@@ -34,6 +34,7 @@ type scene struct {
 	phones  []*lab.Phone
 	voices  int
 	dialed  time.Time // when the phones dialled last
+	told    *bool     // explained already
 	settled time.Time // when everybody had heard somebody: what is judged begins a second later
 }
 
@@ -45,7 +46,7 @@ func newScene(t *testing.T, opts lab.RoomOptions, names ...string) (*scene, []*l
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
-	s := &scene{t: t, ctx: ctx}
+	s := &scene{t: t, ctx: ctx, told: new(bool)}
 	var users []*lab.User
 	for _, name := range names {
 		u, err := bed.NewUser(ctx, name)
@@ -62,6 +63,15 @@ func newScene(t *testing.T, opts lab.RoomOptions, names ...string) (*scene, []*l
 	return s, users
 }
 
+// in is the scene in a subtest.
+func (s *scene) in(t *testing.T) *scene {
+	sub := *s
+	sub.t, sub.told = t, new(bool)
+	t.Cleanup(func() { *s.told = *s.told || *sub.told })
+	t.Cleanup(sub.explain)
+	return &sub
+}
+
 func (s *scene) must(err error) {
 	s.t.Helper()
 	if err != nil {
@@ -72,7 +82,12 @@ func (s *scene) must(err error) {
 // page opens a client for a user, who has a voice of their own.
 func (s *scene) page(kind lab.Kind, user *lab.User) *lab.Client {
 	s.t.Helper()
-	c, err := bed.OpenClient(s.ctx, kind, user, s.voice())
+	return s.pageSaying(kind, user, s.voice())
+}
+
+func (s *scene) pageSaying(kind lab.Kind, user *lab.User, voice *lab.Voice) *lab.Client {
+	s.t.Helper()
+	c, err := bed.OpenClient(s.ctx, kind, user, voice)
 	s.must(err)
 	s.pages = append(s.pages, c)
 	return c
@@ -86,7 +101,12 @@ func (s *scene) voice() *lab.Voice {
 // phone starts a baresip with a voice of its own.
 func (s *scene) phone(name string, opts lab.PhoneOptions) *lab.Phone {
 	s.t.Helper()
-	p, err := bed.NewPhone(s.ctx, name, s.voice(), opts)
+	return s.phoneSaying(name, s.voice(), opts)
+}
+
+func (s *scene) phoneSaying(name string, voice *lab.Voice, opts lab.PhoneOptions) *lab.Phone {
+	s.t.Helper()
+	p, err := bed.NewPhone(s.ctx, name, voice, opts)
 	s.must(err)
 	s.phones = append(s.phones, p)
 	return p
@@ -112,16 +132,35 @@ func (s *scene) joinCall(c *lab.Client) {
 // dial makes the phones dial the room's number at the same time and waits until all are answered.
 func (s *scene) dial(phones ...*lab.Phone) {
 	s.t.Helper()
+	s.ring(phones...)
+	s.answered(phones...)
+}
+
+// ring makes the phones dial the room's number at the same time.
+func (s *scene) ring(phones ...*lab.Phone) {
+	s.t.Helper()
 	s.dialed = time.Now()
 	for _, p := range phones {
 		s.must(p.Dial(s.ctx, s.room.Number))
 	}
+}
+
+// answered waits until the phones that dialled are answered.
+func (s *scene) answered(phones ...*lab.Phone) {
+	s.t.Helper()
 	for _, p := range phones {
-		ctx, cancel := context.WithTimeout(s.ctx, 15*time.Second)
-		defer cancel()
-		_, err := p.Await(ctx, lab.CallEstablished, s.dialed)
-		s.must(err)
+		s.await(p, lab.CallEstablished, s.dialed, 15*time.Second)
 	}
+}
+
+// await waits for an event of a phone.
+func (s *scene) await(p *lab.Phone, event string, since time.Time, within time.Duration) lab.PhoneEvent {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, within)
+	defer cancel()
+	ev, err := p.Await(ctx, event, since)
+	s.must(err)
+	return ev
 }
 
 // listen lets time pass until everybody has heard enough. Clients are connected to this many ghosts.
@@ -145,6 +184,14 @@ func (s *scene) heardBy(c *lab.Client) lab.Recording {
 	tracks, err := c.Heard(s.ctx, s.dialed)
 	s.must(err)
 	return lab.Mix(tracks...)
+}
+
+// heardOn returns what a phone has heard in its call so far.
+func (s *scene) heardOn(p *lab.Phone) lab.Recording {
+	s.t.Helper()
+	heard, err := p.Heard()
+	s.must(err)
+	return heard
 }
 
 func (s *scene) said(c *lab.Client) lab.Saying {
@@ -237,6 +284,19 @@ func (s *scene) ghosts() []lab.CallMember {
 	return ghosts
 }
 
+// inCall counts a user's devices in the room's call, from the room's state.
+func (s *scene) inCall(user *lab.User) (n int) {
+	s.t.Helper()
+	_, members, err := bed.CallState(s.ctx, s.owner, s.room.ID)
+	s.must(err)
+	for _, m := range members {
+		if m.User == user.UserID {
+			n++
+		}
+	}
+	return n
+}
+
 // legs counts a page's connected legs to ghosts.
 func (s *scene) legs(c *lab.Client) (n int) {
 	s.t.Helper()
@@ -278,9 +338,10 @@ func (s *scene) eventually(what string, within time.Duration, so func() bool) (a
 
 // explain shows how all sides look when the case has failed.
 func (s *scene) explain() {
-	if !s.t.Failed() {
+	if !s.t.Failed() || *s.told {
 		return
 	}
+	*s.told = true
 	var b strings.Builder
 	busy, _ := os.ReadFile("/proc/loadavg") // a starved machine has poor sound
 	fmt.Fprintf(&b, "load average %sroom %s, number %s\n", busy, s.room.ID, s.room.Number)

@@ -1,0 +1,97 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"trunkline/test/lab"
+)
+
+// outage is how long the homeserver is away.
+const outage = 9 * time.Second
+
+// The homeserver freezes in a call that has settled: nobody hears anything of it. Who mutes meanwhile is not heard at
+// once, and that the phone went on hold is seen when the homeserver is back.
+func TestSoundGoesOnWhileHomeserverIsAway(t *testing.T) {
+	s, users := newScene(t, lab.RoomOptions{}, "alice", "0bob")
+	alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
+	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	s.startCall(alice)
+	s.joinCall(bob)
+	s.dial(phone)
+	s.allHearAll(phone, 10*time.Second)
+	time.Sleep(15 * time.Second) // clients send candidates until then
+	away := time.Now()
+	s.must(bed.Synapse.Pause())
+	back := s.later(outage, bed.Synapse.Resume)
+	time.Sleep(outage / 2)
+	s.noGap(phone, away, alice, bob)
+	for _, c := range s.pages {
+		s.noGapAt(c, away, phone)
+	}
+	held := time.Now()
+	s.must(phone.Hold(s.ctx))
+	s.must(<-back)
+	returned := time.Now()
+	for _, c := range s.pages {
+		s.eventually("the client sees the phone muted", 10*time.Second, func() bool { return s.seesMuted(c) })
+		t.Logf("%s sees the phone muted %.1f s after the homeserver's return", c.Kind, time.Since(returned).Seconds())
+		if at, ok := s.heardBy(c).FirstHeard(phone.Voice(), held.Add(time.Second)); ok {
+			t.Errorf("%s still hears the phone %s after it went on hold", c.User.Name, at.Sub(held))
+		}
+	}
+	s.must(phone.Resume(s.ctx))
+	for _, c := range s.pages {
+		resumed := time.Now()
+		t.Logf("%s hears the phone again after %d ms", c.Kind, s.clientHearsAgain(c, phone, resumed, 5*time.Second).Milliseconds())
+	}
+}
+
+// The homeserver goes away right after clients that are the inviters have joined, while their candidates still go out:
+// both clients give their connection up although it carries sound, and neither calls the same session again (hydrogen
+// never, js-sdk seldom). A new session of the ghost makes them.
+func TestClientsThatGaveUpInOutageAreHeardAgain(t *testing.T) {
+	s, users := newScene(t, lab.RoomOptions{}, "0alice", "0bob")
+	alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
+	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	bed.SilenceSTUN(true) // so that candidates go out for long
+	t.Cleanup(func() { bed.SilenceSTUN(false) })
+	s.startCall(alice)
+	s.joinCall(bob)
+	s.dial(phone)
+	s.allHearAll(phone, 15*time.Second)
+	s.must(bed.Synapse.Stop())
+	bed.SilenceSTUN(false)
+	time.Sleep(outage)
+	for _, c := range s.pages {
+		t.Logf("when the homeserver comes back %s has %d legs to the ghost", c.Kind, s.legs(c))
+	}
+	s.must(bed.Synapse.StartProcess(s.ctx))
+	returned := time.Now()
+	time.Sleep(healsWithin)
+	from := time.Now()
+	for _, c := range s.pages {
+		late := max(s.phoneHearsAgain(phone, c, from, 60*time.Second), s.clientHearsAgain(c, phone, from, 5*time.Second))
+		t.Logf("%s is heard and hears %.1f s after the homeserver's return", c.Kind, from.Add(late).Sub(returned).Seconds())
+		if late > time.Second {
+			t.Errorf("%s: sound is back %s after the homeserver, want within %s", c.Kind, from.Add(late).Sub(returned), healsWithin)
+		}
+	}
+}
+
+// healsWithin is how soon after the homeserver's return everybody must hear everybody.
+const healsWithin = 15 * time.Second
+
+// later does something after a while and hands over how it went.
+func (s *scene) later(after time.Duration, do func() error) <-chan error {
+	done := make(chan error, 1)
+	timer := time.AfterFunc(after, func() { done <- do() })
+	s.t.Cleanup(func() {
+		if timer.Stop() {
+			_ = do()
+		}
+	})
+	return done
+}
