@@ -88,6 +88,12 @@ func sipReadings(stack *sip.Stack) readings {
 		counter("trunkline_sip_dial_answered_total", "Of these, answered.", stat(func(s sip.Stats) uint64 { return s.DialAnswered })),
 		counters("trunkline_sip_dial_refused_total", "Of these, refused or never answered.", "code",
 			func() map[string]uint64 { return byCode(stack.Stats().DialRefused) }),
+		trunkGauge(stack, "trunkline_sip_trunk_up", "Whether the trunk answered when it was last asked (OPTIONS).",
+			func(t sip.TrunkState) bool { return !t.Down }),
+		trunkGauge(stack, "trunkline_sip_trunk_registered", "Whether we are registered with the trunk.",
+			func(t sip.TrunkState) bool { return !t.Registered.IsZero() }),
+		counter("trunkline_sip_register_failures_total", "REGISTERs refused or not answered.",
+			stat(func(s sip.Stats) uint64 { return s.RegisterFailures })),
 		counter("trunkline_sip_answered_total", "Calls answered.", stat(func(s sip.Stats) uint64 { return s.Answered })),
 		counter("trunkline_sip_no_ack_total", "Answers never acknowledged.", stat(func(s sip.Stats) uint64 { return s.NoAck })),
 		counter("trunkline_sip_panics_total", "Bugs that ended one call.", stat(func(s sip.Stats) uint64 { return s.Panics })),
@@ -100,6 +106,19 @@ func sipReadings(stack *sip.Stack) readings {
 		counter("trunkline_rtp_send_failures_total", "RTP packets that could not be sent.",
 			stat(func(s sip.Stats) uint64 { return s.MediaSendFails })),
 	}
+}
+
+// trunkGauge is 1 or 0 for each trunk that is registered with or asked.
+func trunkGauge(stack *sip.Stack, name, help string, is func(sip.TrunkState) bool) reading {
+	return reading{prometheus.NewDesc(name, help, []string{"trunk"}, nil), func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+		for _, t := range stack.Trunks() {
+			v := 0.0
+			if is(t) {
+				v = 1
+			}
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, t.Trunk)
+		}
+	}}
 }
 
 func byCode(counts map[int]uint64) map[string]uint64 {

@@ -80,6 +80,12 @@ type Trunk struct {
 	// ClientCAs, when set, make it show a certificate of theirs when it connects to us.
 	ClientCAs *x509.CertPool
 
+	// Register makes us known to the proxy under Auth's name, so that it calls us there; for RegisterFor at a time, 0 = 10
+	// minutes. Ping is how often it is asked whether it lives (OPTIONS), 0 = never; calls are not sent to one that does not.
+	Register    bool
+	RegisterFor time.Duration
+	Ping        time.Duration
+
 	Auth Credentials // what we answer to a 401 or 407
 
 	MaxCalls int // 0 = only Limits.Calls holds
@@ -166,6 +172,9 @@ func (c Config) check() error {
 		}
 		if t.Transport != "" && !t.Transport.known() {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown transport %q", t.Name, t.Transport))
+		}
+		if (t.Register || t.Ping > 0) && t.Proxy == "" || t.Register && t.Auth.Username == "" {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: to register takes a proxy and a user name, to ping a proxy", t.Name))
 		}
 		switch {
 		case t.SRTP != SRTPOff && t.SRTP != SRTPOptional && t.SRTP != SRTPRequired:

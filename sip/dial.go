@@ -32,6 +32,8 @@ type DialRequest struct {
 var (
 	// ErrNoTrunk: no trunk of that name, or none that calls can be sent to.
 	ErrNoTrunk = errors.New("no such trunk for outgoing calls")
+	// ErrDown: the trunk did not answer when it was last asked.
+	ErrDown = errors.New("trunk is down")
 	// ErrFull: as many calls as are allowed, or the stack is draining.
 	ErrFull = errors.New("no more calls now")
 )
@@ -82,7 +84,12 @@ func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
 	if !ok {
 		return nil, fmt.Errorf("dial over %q: not listening on %s", r.Trunk, trunk.transport())
 	}
+	down, route := s.down(trunk)
+	if down {
+		return nil, fmt.Errorf("dial over %q: %w", r.Trunk, ErrDown)
+	}
 	c := s.newOutgoing(trunk, l, r)
+	c.dialog.RouteSet = route // RFC 3608 §6.1
 	if err := c.openOffer(); err != nil {
 		return nil, fmt.Errorf("dial over %q: %w", r.Trunk, err)
 	}

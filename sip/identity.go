@@ -12,6 +12,11 @@ func inviteInfo(trunk *Trunk, req *gosip.Request) Info {
 	i := Info{
 		Trunk: trunk.Name, Dialled: userPart(&req.Recipient), CallID: req.CallID().Value(), Source: req.Source(),
 	}
+	if trunk.Register && string(i.Dialled) == trunk.Auth.Username {
+		if to := userPart(&req.To().Address); to != "" {
+			i.Dialled = to // the Request-URI is our binding: who was called stands in To
+		}
+	}
 	i.Caller = callerOf(trunk, req)
 	return i
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -154,14 +155,28 @@ func baresipFolder(t *testing.T, uri, account string) string {
 	return dir
 }
 
+// freePort finds a port that is free for UDP and TCP, as is the next one; below those the system hands out by itself.
 func freePort(t *testing.T) int {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	free := func(port int) bool {
+		u, err := net.ListenPacket("udp", fmt.Sprint("127.0.0.1:", port))
+		if err != nil {
+			return false
+		}
+		_ = u.Close()
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+		if err != nil {
+			return false
+		}
+		return l.Close() == nil
 	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).Port
+	for range 100 {
+		if port := 12000 + 2*rand.IntN(4000); free(port) && free(port+1) {
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
 }
 
 func TestBaresipTalks(t *testing.T) {

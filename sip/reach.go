@@ -82,7 +82,7 @@ func (s *Stack) trunkNamed(name string) *Trunk {
 	return nil
 }
 
-// locate finds where a trunk's proxy is (RFC 3263 §4.2, without NAPTR: the transport is configured): an address as it
+// locate finds where a trunk's proxy is (RFC 3263 §4.2; no NAPTR, since the transport is configured): an address as it
 // is, a name with a port by A and AAAA, a name alone by SRV and then by A and AAAA.
 func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 	host, port := hostAndPort(trunk.Proxy)
@@ -102,6 +102,9 @@ func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 		}
 	}
 	s.neighbours.find(trunk, out)
+	if w := s.watches[trunk.Name]; w != nil {
+		out = w.prefer(out)
+	}
 	return out, nil
 }
 

@@ -39,13 +39,14 @@ type Stack struct {
 	resolver   resolver
 	connecting singleflight.Group           // one connection to one address at a time
 	outgoing   map[Transport]*outgoingConns // those we open, by transport
+	watches    map[string]*watch            // by trunk, of those that are registered with or asked
 	listeners  []listener
 	transports *gosip.TransportLayer
 	layer      *gosip.TransactionLayer
 
 	root    context.Context // ends when Run's context did: calls stop without BYE
 	stop    context.CancelFunc
-	calls   sync.WaitGroup // run goroutines of calls, and their BYE transactions
+	calls   sync.WaitGroup // run goroutines of calls and watches, and their transactions
 	serving sync.WaitGroup // handlers called by sipgo
 
 	mu       sync.Mutex
@@ -107,6 +108,12 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 		neighbours: &neighbours{trunks: c.Trunks}, resolver: net.DefaultResolver,
 		outgoing: map[Transport]*outgoingConns{},
 		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
+	}
+	s.watches = map[string]*watch{}
+	for i := range s.config.Trunks {
+		if t := &s.config.Trunks[i]; t.Proxy != "" && (t.Register || t.Ping > 0) {
+			s.watches[t.Name] = s.newWatch(t)
+		}
 	}
 	s.root, s.stop = context.WithCancel(context.Background())
 	if n := c.Limits.InvitesPerSecond; n > 0 {
@@ -195,6 +202,9 @@ func (s *Stack) Run(ctx context.Context) error {
 	}
 	for t, own := range s.outgoing {
 		listening.Go(func() { _ = s.listen(listener{transport: t, conns: own}) }) // it ends with its Close
+	}
+	for _, w := range s.watches {
+		s.calls.Go(w.run)
 	}
 	var err error
 	select {

@@ -11,22 +11,23 @@ type Stats struct {
 	Calls    int // gauge: calls in any state
 	RTPPorts int // gauge: port pairs in use
 
-	Messages       uint64            // SIP messages let through to the parser
-	Dropped        map[string]uint64 // messages and connections dropped without an answer, by reason
-	Refused        map[int]uint64    // requests refused, by status code
-	Invites        uint64            // new calls
-	Answered       uint64
-	Dialled        uint64         // calls we began
-	DialAnswered   uint64         // of these
-	DialRefused    map[int]uint64 // of these, by status code; 408 and 503 may be ours
-	Forks          uint64         // second answers, hung up
-	NoAck          uint64         // answers never acknowledged
-	Panics         uint64         // bugs: recovered, the call concerned ended
-	MediaStrangers uint64         // RTP from sources that are not the phone
-	MediaMalformed uint64
-	MediaForged    uint64 // SRTP that is not authentic, or comes again
-	MediaHeld      uint64 // packets not sent because of hold
-	MediaSendFails uint64
+	Messages         uint64            // SIP messages let through to the parser
+	Dropped          map[string]uint64 // messages and connections dropped without an answer, by reason
+	Refused          map[int]uint64    // requests refused, by status code
+	Invites          uint64            // new calls
+	Answered         uint64
+	Dialled          uint64         // calls we began
+	DialAnswered     uint64         // of these
+	DialRefused      map[int]uint64 // of these, by status code; 408 and 503 may be ours
+	Forks            uint64         // second answers, hung up
+	RegisterFailures uint64
+	NoAck            uint64 // answers never acknowledged
+	Panics           uint64 // bugs: recovered, the call concerned ended
+	MediaStrangers   uint64 // RTP from sources that are not the phone
+	MediaMalformed   uint64
+	MediaForged      uint64 // SRTP that is not authentic, or comes again
+	MediaHeld        uint64 // packets not sent because of hold
+	MediaSendFails   uint64
 }
 
 // Reasons a message is dropped without an answer.
@@ -43,6 +44,7 @@ const (
 type counters struct {
 	messages, invites, answered, noAck, panics atomic.Uint64
 	dialled, dialAnswered, forks               atomic.Uint64
+	registerFailures                           atomic.Uint64
 	media                                      mediaTotals
 
 	mu      sync.Mutex
@@ -79,7 +81,8 @@ func (c *counters) stats() Stats {
 	c.mu.Unlock()
 	return Stats{
 		Messages: c.messages.Load(), Dropped: dropped, Refused: refused,
-		Dialled: c.dialled.Load(), DialAnswered: c.dialAnswered.Load(), DialRefused: unhappy, Forks: c.forks.Load(),
+		RegisterFailures: c.registerFailures.Load(),
+		Dialled:          c.dialled.Load(), DialAnswered: c.dialAnswered.Load(), DialRefused: unhappy, Forks: c.forks.Load(),
 		Invites: c.invites.Load(), Answered: c.answered.Load(), NoAck: c.noAck.Load(), Panics: c.panics.Load(),
 		MediaStrangers: c.media.strangers.Load(), MediaMalformed: c.media.malformed.Load(),
 		MediaForged: c.media.forged.Load(),

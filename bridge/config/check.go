@@ -128,6 +128,15 @@ func (c *checker) trunk(key string, t Trunk) {
 		c.wrong(key+".srtp", "needs transport tls, else everybody on the way can read its keys")
 	}
 	c.pair(key+".tls", t.TLS)
+	if (t.Register || t.Ping > 0) && t.Proxy == "" {
+		c.wrong(key+".proxy", "to register or to ping takes one")
+	}
+	if t.Register && t.Username == "" {
+		c.wrong(key+".username", "to register takes one")
+	}
+	if t.Ping != 0 && t.Ping < time.Second || t.RegisterFor != 0 && t.RegisterFor < 30*time.Second {
+		c.wrong(key+".ping", "must be at least 1s, register_for at least 30s")
+	}
 	host := t.Proxy
 	if h, _, err := net.SplitHostPort(t.Proxy); err == nil {
 		host = h

@@ -92,6 +92,10 @@ type Trunk struct {
 	TLS          TLS      `yaml:"tls"`
 	ClientCA     string   `yaml:"client_ca"`
 
+	Register    bool          `yaml:"register"`
+	RegisterFor time.Duration `yaml:"register_for"`
+	Ping        time.Duration `yaml:"ping"`
+
 	IgnoreAssertedIdentity bool `yaml:"ignore_asserted_identity"`
 }
 

@@ -1,0 +1,357 @@
+package sip
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// TrunkState is what is known of a trunk that we register with or ask whether it lives.
+type TrunkState struct {
+	Trunk      string
+	Down       bool      // it did not answer our last OPTIONS
+	Registered time.Time // until when; zero = not, or not wanted
+	Code       int       // of the last refused REGISTER, 0 = none
+	Target     netip.AddrPort
+}
+
+const (
+	registerFor  = 10 * time.Minute
+	firstBackoff = 30 * time.Second // RFC 5626 §4.5
+	lastBackoff  = 10 * time.Minute
+	keepUDP      = 25 * time.Second // most NATs forget after 30 s
+	keepStream   = 100 * time.Second
+	maxAsk       = 6 // REGISTERs for one binding: challenges, and one 423
+)
+
+// watch keeps us registered with one trunk, asks it whether it lives, and keeps the way to it open. One goroutine runs
+// it; others read state, good and route.
+type watch struct {
+	stack    *Stack
+	trunk    *Trunk
+	dialog   Dialog // of our REGISTERs: one Call-ID, rising numbers (RFC 3261 §10.2)
+	cseq     uint32
+	auth     auth
+	expires  time.Duration
+	failures int
+
+	mu    sync.Mutex
+	state TrunkState
+	good  netip.AddrPort // the target that answered last
+	route []string       // Service-Route (RFC 3608)
+}
+
+func (s *Stack) newWatch(trunk *Trunk) *watch {
+	w := &watch{stack: s, trunk: trunk, expires: trunk.RegisterFor}
+	if w.expires <= 0 {
+		w.expires = registerFor
+	}
+	w.state.Trunk = trunk.Name
+	return w
+}
+
+// begin fills what needs bound sockets.
+func (w *watch) begin() error {
+	l, ok := w.stack.listenerFor(Dialog{Transport: w.trunk.transport()})
+	if !ok {
+		return fmt.Errorf("not listening on %s", w.trunk.transport())
+	}
+	user := userOf(w.trunk.Auth.Username)
+	address := gosip.Uri{Scheme: "sip", User: user, Host: w.trunk.domain()}
+	domain := gosip.Uri{Scheme: "sip", Host: w.trunk.domain()}
+	w.dialog = Dialog{
+		CallID: strings.ToLower(newBranch()[7:]), LocalTag: newTag(), LocalURI: "<" + address.String() + ">",
+		RemoteURI: "<" + address.String() + ">", RemoteTarget: domain.String(), Transport: l.transport, LocalSocket: l.addr,
+		Contact: strings.Replace(w.stack.contact(l.transport, l.addr), "sip:trunkline@", "sip:"+user+"@", 1),
+	}
+	return nil
+}
+
+// run serves until the stack ends. A binding stays when it does: the next process takes it over.
+func (w *watch) run() {
+	if err := w.begin(); err != nil {
+		w.stack.log.Error("trunk is not watched", "trunk", w.trunk.Name, "err", err)
+		return
+	}
+	var register, ping, keep time.Time // when next; zero = never
+	now := time.Now()
+	if w.trunk.Register {
+		register = now
+	}
+	if w.trunk.Ping > 0 {
+		ping = now
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-w.stack.root.Done():
+			return
+		}
+		now = time.Now()
+		if !register.IsZero() && !now.Before(register) {
+			register = time.Now().Add(w.register())
+			keep = w.nextKeep()
+		}
+		if !ping.IsZero() && !now.Before(ping) {
+			w.ping()
+			ping = now.Add(w.trunk.Ping)
+		}
+		if !keep.IsZero() && !now.Before(keep) {
+			if keep = w.nextKeep(); !w.keepAlive() {
+				register = now // the connection is gone, and with it the way to us
+			}
+		}
+		timer.Reset(time.Until(earliest(register, ping, keep)))
+	}
+}
+
+func earliest(times ...time.Time) time.Time {
+	var first time.Time
+	for _, t := range times {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	return first
+}
+
+// targets finds the trunk, the place that answered last first.
+func (w *watch) targets() ([]target, error) {
+	ctx, cancel := context.WithTimeout(w.stack.root, lookupTimeout)
+	defer cancel()
+	return w.stack.locate(ctx, w.trunk)
+}
+
+// register makes or renews our binding, and says when to come back.
+func (w *watch) register() time.Duration {
+	targets, err := w.targets()
+	code := 0
+	for _, t := range targets {
+		var res *gosip.Response
+		if res, err = w.ask(t); err != nil {
+			continue
+		}
+		if code = res.StatusCode; code < 300 {
+			return w.registered(res, t)
+		}
+		if code != 503 && code != 408 {
+			break // another server would say the same
+		}
+	}
+	w.failures++
+	w.stack.counters.registerFailures.Add(1)
+	wait := min(firstBackoff<<min(w.failures-1, 10), lastBackoff)
+	w.stack.log.Warn("registration refused or unanswered", "trunk", w.trunk.Name, "code", code, "err", err, "again", wait)
+	w.mu.Lock()
+	w.state.Code = code
+	if time.Now().After(w.state.Registered) {
+		w.state.Registered = time.Time{}
+	}
+	w.mu.Unlock()
+	return wait
+}
+
+// ask sends REGISTER to one target, and again when it is challenged or the time is too short (§10.2.8, §10.3).
+func (w *watch) ask(t target) (*gosip.Response, error) {
+	req, err := w.request(gosip.REGISTER, t)
+	if err != nil {
+		return nil, err
+	}
+	req.AppendHeader(gosip.NewHeader("Expires", strconv.Itoa(int(w.expires.Seconds()))))
+	w.auth.apply(req, w.trunk.Auth)
+	for range maxAsk {
+		res, err := w.stack.exchange(w.trunk, req)
+		if err != nil {
+			return nil, err
+		}
+		switch code := res.StatusCode; {
+		case (code == 401 || code == 407) && w.auth.challenged(res, w.trunk.Auth):
+		case code == 423 && w.longer(res):
+			req.RemoveHeader("Expires")
+			req.AppendHeader(gosip.NewHeader("Expires", strconv.Itoa(int(w.expires.Seconds()))))
+		default:
+			return res, nil
+		}
+		w.cseq++
+		req = w.auth.again(req, w.cseq, w.trunk.Auth)
+	}
+	return nil, fmt.Errorf("REGISTER: asked %d times", maxAsk)
+}
+
+func (w *watch) request(method gosip.RequestMethod, t target) (*gosip.Request, error) {
+	w.cseq++
+	req, err := w.dialog.request(w.stack, method, w.cseq)
+	if err != nil {
+		return nil, err
+	}
+	req.SetDestination(t.addr.String())
+	return req, nil
+}
+
+// longer takes the time a registrar wants at least.
+func (w *watch) longer(res *gosip.Response) bool {
+	h := headerOf(res, "Min-Expires", "")
+	if h == nil {
+		return false
+	}
+	least := retryAfter(h.Value())
+	if least <= w.expires {
+		return false
+	}
+	w.expires = least
+	return true
+}
+
+// registered reads how long the binding holds: of our own Contact, for others may be bound to the same address.
+func (w *watch) registered(res *gosip.Response, t target) time.Duration {
+	w.auth.accepted()
+	expires := w.expires
+	if h := headerOf(res, "Expires", ""); h != nil {
+		expires = retryAfter(h.Value())
+	}
+	own, _ := routeURI(w.dialog.Contact)
+	for _, h := range append(res.GetHeaders("Contact"), res.GetHeaders("m")...) {
+		for _, one := range splitAddresses(h.Value()) {
+			var uri gosip.Uri
+			params := gosip.NewParams()
+			if _, err := gosip.ParseAddressValue(one, &uri, &params); err != nil || uri.Host != own.Host || uri.Port != own.Port || uri.User != own.User {
+				continue
+			}
+			if v, ok := params.Get("expires"); ok {
+				expires = retryAfter(v)
+			}
+		}
+	}
+	expires = max(expires, 10*time.Second) // whatever it says, no storm
+	var route []string
+	for _, h := range res.GetHeaders("Service-Route") {
+		route = append(route, splitAddresses(h.Value())...)
+	}
+	w.mu.Lock()
+	if w.state.Registered.IsZero() {
+		w.stack.log.Info("registered", "trunk", w.trunk.Name, "target", t.addr, "expires", expires)
+	}
+	w.state.Registered, w.state.Code, w.state.Target = time.Now().Add(expires), 0, t.addr
+	w.good, w.route = t.addr, route
+	w.mu.Unlock()
+	w.failures = 0
+	return expires * 3 / 4
+}
+
+// ping asks whether the trunk lives (RFC 3261 §11): any answer says so, but one that it is full or nobody is behind it.
+func (w *watch) ping() {
+	targets, err := w.targets()
+	for _, t := range targets {
+		var res *gosip.Response
+		var req *gosip.Request
+		if req, err = w.request(gosip.OPTIONS, t); err != nil {
+			break
+		}
+		if res, err = w.stack.exchange(w.trunk, req); err != nil {
+			continue
+		}
+		if code := res.StatusCode; code == 408 || code == 503 {
+			err = &ResponseError{code, statusText(code)}
+			continue
+		}
+		w.alive(t, nil)
+		return
+	}
+	w.alive(target{}, err)
+}
+
+func (w *watch) alive(t target, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	down := err != nil
+	if down != w.state.Down {
+		w.stack.log.Warn("trunk state changed", "trunk", w.trunk.Name, "down", down, "err", err)
+	}
+	w.state.Down = down
+	if !down {
+		w.state.Target, w.good = t.addr, t.addr
+	}
+}
+
+func (w *watch) nextKeep() time.Time {
+	if w.dialog.Transport == UDP {
+		return time.Now().Add(keepUDP)
+	}
+	return time.Now().Add(keepStream)
+}
+
+// keepAlive sends a double CRLF to where we are registered (RFC 5626 §3.5.1; over UDP it only keeps a NAT's mind). It is
+// false when there is no connection any more.
+func (w *watch) keepAlive() bool {
+	w.mu.Lock()
+	to := w.state.Target
+	bound := !w.state.Registered.IsZero()
+	w.mu.Unlock()
+	if !bound || !to.IsValid() {
+		return true
+	}
+	const ping = "\r\n\r\n"
+	if w.dialog.Transport == UDP {
+		if l, ok := w.stack.listenerFor(w.dialog); ok {
+			_, _ = l.packets.WriteTo([]byte(ping), net.UDPAddrFromAddrPort(to)) // the next REGISTER will tell
+		}
+		return true
+	}
+	conn, err := w.stack.transports.GetConnection(string(w.dialog.Transport), to.String())
+	if err != nil {
+		return false
+	}
+	defer func() { _, _ = conn.TryClose() }() // it gives back what GetConnection took
+	stream, ok := conn.(io.Writer)
+	if !ok {
+		return true
+	}
+	_, err = stream.Write([]byte(ping))
+	return err == nil
+}
+
+// prefer puts the target that answered last first: the others are for when it fails.
+func (w *watch) prefer(targets []target) []target {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.IndexFunc(targets, func(t target) bool { return t.addr == w.good })
+	if i <= 0 {
+		return targets
+	}
+	return append([]target{targets[i]}, slices.Delete(slices.Clone(targets), i, i+1)...)
+}
+
+// Trunks says how the trunks are that we register with or ask whether they live.
+func (s *Stack) Trunks() []TrunkState {
+	var out []TrunkState
+	for i := range s.config.Trunks {
+		if w := s.watches[s.config.Trunks[i].Name]; w != nil {
+			w.mu.Lock()
+			out = append(out, w.state)
+			w.mu.Unlock()
+		}
+	}
+	return out
+}
+
+// down says that calls over this trunk would fail; routes are what they must carry.
+func (s *Stack) down(trunk *Trunk) (down bool, routes []string) {
+	w := s.watches[trunk.Name]
+	if w == nil {
+		return false, nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.Down, w.route
+}

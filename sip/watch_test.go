@@ -1,0 +1,224 @@
+package sip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func registering(c *Config) {
+	outbound(c)
+	c.Trunks[0].Register, c.Trunks[0].RegisterFor = true, time.Minute
+	c.Trunks[0].Auth = Credentials{"bob", "secret"}
+}
+
+func TestRegistrationIsKept(t *testing.T) { // RFC 3261 §10
+	inBubble(t, registering, nil, func(b *bubble) {
+		first := b.peer.last()
+		for name, want := range map[string]string{
+			"To": "<sip:bob@carrier.example>", "Contact": "<sip:bob@192.0.2.1:5060>", "CSeq": "1 REGISTER", "Expires": "60",
+		} {
+			if got := headerIn(first, name); got != want {
+				t.Errorf("REGISTER has %s: %s, want %s", name, got, want)
+			}
+		}
+		if !strings.HasPrefix(first, "REGISTER sip:carrier.example SIP/2.0\r\n") {
+			t.Errorf("REGISTER = %q", first)
+		}
+		b.peer.answers(first, "401 Unauthorized", "r", "", `WWW-Authenticate: Digest realm="carrier", nonce="n1", qop="auth"`)
+		second := b.peer.last()
+		b.peer.answers(second, "423 Interval Too Brief", "r", "", "Min-Expires: 120")
+		third := b.peer.last()
+		if headerIn(third, "Expires") != "120" || headerIn(third, "CSeq") != "3 REGISTER" || headerIn(third, "Call-ID") != headerIn(first, "Call-ID") ||
+			!strings.Contains(headerIn(third, "Authorization"), "nc=00000002") {
+			t.Errorf("after 423: %q", third)
+		}
+		// Another phone is bound to the same address, for longer.
+		b.peer.answers(third, "200 OK", "r", "", "Contact: <sip:bob@203.0.113.9>;expires=3600, <sip:bob@192.0.2.1:5060>;expires=100",
+			"Service-Route: <sip:edge.carrier.example;lr>")
+		if s := b.stack.Trunks(); len(s) != 1 || time.Until(s[0].Registered) != 100*time.Second || s[0].Target != peerAddr {
+			t.Errorf("state = %+v", s)
+		}
+		time.Sleep(75 * time.Second)
+		synctest.Wait()
+		fourth := b.peer.last()
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s REGISTER", "0s REGISTER", "0s REGISTER", "25s ", "50s ", "1m15s REGISTER",
+		})
+		b.peer.answers(fourth, "401 Unauthorized", "r", "", `WWW-Authenticate: Digest realm="carrier", nonce="n2", qop="auth", stale=true`)
+		b.peer.answers(b.peer.last(), "200 OK", "r", "") // no Contact, no Expires: as asked
+		if s := b.stack.Trunks(); time.Until(s[0].Registered) != 120*time.Second {
+			t.Errorf("state = %+v", s)
+		}
+		// Calls go the way the registrar said, and come to our binding.
+		b.peer.answers(fourth, "200 OK", "r", "", "Service-Route: <sip:late.example;lr>") // a late copy changes nothing
+		call, inv := b.dials()
+		if got := headersIn(inv, "Route"); got != "" {
+			t.Errorf("INVITE has Route %q, want none: the last answer named none", got)
+		}
+		_ = call.Hangup(CauseNormal)
+		b.peer.send(request("INVITE", "sip:bob@192.0.2.1", "<sip:+4930777@carrier.example>", "i1", 1, peerOffer))
+		if got := (<-b.calls).Info().Dialled; got != "+4930777" {
+			t.Errorf("dialled %q, want what To says", string(got))
+		}
+	})
+}
+
+func TestRegistrationThatFailsIsTriedAgain(t *testing.T) {
+	inBubble(t, registering, nil, func(b *bubble) {
+		for i, status := range []string{"403 Forbidden", "500 Server Error", "403 Forbidden"} {
+			b.peer.answers(b.peer.last(), status, "r", "")
+			if s := b.stack.Trunks()[0]; s.Code == 0 || !s.Registered.IsZero() {
+				t.Errorf("after %s: %+v", status, s)
+			}
+			time.Sleep(30 * time.Second << i)
+			synctest.Wait()
+		}
+		b.peer.answers(b.peer.last(), "200 OK", "r", "", "Expires: 40")
+		if s := b.stack.Trunks()[0]; s.Code != 0 || s.Registered.IsZero() {
+			t.Errorf("in the end: %+v", s)
+		}
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s REGISTER", "30s REGISTER", "1m30s REGISTER", "3m30s REGISTER"})
+		time.Sleep(2*time.Minute - time.Millisecond) // and then it is silent: the binding runs out
+		synctest.Wait()
+		if s := b.stack.Trunks()[0]; !s.Registered.IsZero() {
+			t.Errorf("after silence: %+v", s)
+		}
+		if n := b.stack.Stats().RegisterFailures; n != 5 {
+			t.Errorf("%d failures, want 5", n)
+		}
+	})
+}
+
+func TestTrunkThatDoesNotAnswerIsDown(t *testing.T) {
+	pinged := func(c *Config) { outbound(c); c.Trunks[0].Ping = time.Minute }
+	inBubble(t, pinged, nil, func(b *bubble) {
+		b.peer.answers(b.peer.last(), "404 Not Found", "o", "") // an answer is an answer
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if s := b.stack.Trunks()[0]; s.Down {
+			t.Errorf("state = %+v", s)
+		}
+		time.Sleep(32 * time.Second)
+		synctest.Wait()
+		if s := b.stack.Trunks()[0]; !s.Down {
+			t.Errorf("after silence: %+v", s)
+		}
+		if _, err := b.stack.Dial(t.Context(), DialRequest{Trunk: "lab", Number: "1"}); !errors.Is(err, ErrDown) {
+			t.Errorf("Dial over a trunk that is down = %v", err)
+		}
+		b.peer.forget()
+		time.Sleep(28 * time.Second)
+		synctest.Wait()
+		wantLines(t, "peer received", b.peer.lines(), []string{"2m0s OPTIONS"})
+		b.peer.answers(b.peer.last(), "200 OK", "o", "")
+		if _, err := b.stack.Dial(t.Context(), DialRequest{Trunk: "lab", Number: "1"}); err != nil {
+			t.Errorf("Dial over a trunk that is up again = %v", err)
+		}
+	})
+}
+
+// zone is a DNS.
+type zone struct {
+	srv   map[string][]*net.SRV // by _service._proto.name
+	hosts map[string][]string
+}
+
+func (z zone) LookupSRV(_ context.Context, service, proto, name string) (string, []*net.SRV, error) {
+	if r := z.srv["_"+service+"._"+proto+"."+name]; r != nil {
+		return name, r, nil
+	}
+	return "", nil, &net.DNSError{Name: name, IsNotFound: true}
+}
+
+func (z zone) LookupNetIP(_ context.Context, _, host string) (out []netip.Addr, err error) {
+	for _, a := range z.hosts[host] {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	if out == nil {
+		err = &net.DNSError{Name: host, IsNotFound: true}
+	}
+	return out, err
+}
+
+func TestTargetsOfAName(t *testing.T) { // RFC 3263 §4.2
+	z := zone{
+		srv: map[string][]*net.SRV{
+			"_sip._udp.carrier.example":  {{Target: "a.carrier.example.", Port: 5070}, {Target: "gone.example.", Port: 1}, {Target: "b.carrier.example.", Port: 5080}},
+			"_sips._tcp.carrier.example": {{Target: "b.carrier.example.", Port: 5090}},
+		},
+		hosts: map[string][]string{
+			"a.carrier.example": {"198.51.100.1", "2001:db8::1", "198.51.100.2"}, "b.carrier.example": {"198.51.100.3"}, "carrier.example": {"198.51.100.9"},
+		},
+	}
+	for _, tt := range []struct {
+		proxy     string
+		transport Transport
+		want      string
+	}{
+		{"carrier.example", UDP, "[198.51.100.1:5070 198.51.100.2:5070 198.51.100.3:5080]"},
+		{"carrier.example", TLS, "[198.51.100.3:5090]"},
+		{"carrier.example", TCP, "[198.51.100.9:5060]"}, // no SRV for it
+		{"carrier.example:5999", UDP, "[198.51.100.9:5999]"},
+		{"192.0.2.7", TLS, "[192.0.2.7:5061]"},
+		{"192.0.2.7:5060", UDP, "[192.0.2.7:5060]"},
+		{"nowhere.example", UDP, "error"},
+	} {
+		s := &Stack{resolver: z, config: Config{RTP: RTPConfig{Advertise: bridgeAddr.Addr()}}, neighbours: &neighbours{trunks: []Trunk{{Name: "x"}}}}
+		targets, err := s.locate(t.Context(), &Trunk{Name: "x", Proxy: tt.proxy, Transport: tt.transport})
+		var got []netip.AddrPort
+		for _, t := range targets {
+			got = append(got, t.addr)
+			if s.neighbours.trunkOf(t.addr.Addr()) == nil {
+				panic("its answers would not be heard")
+			}
+		}
+		text := fmt.Sprint(got)
+		if err != nil {
+			text = "error"
+		}
+		if text != tt.want {
+			t.Errorf("locate(%s, %s) = %s, want %s", tt.proxy, tt.transport, text, tt.want)
+		}
+	}
+}
+
+func TestNextTargetWhenOneFails(t *testing.T) { // RFC 3263 §4.3
+	change := func(c *Config) {
+		outbound(c)
+		c.Trunks[0].Proxy, c.Trunks[0].Networks = "carrier.example", nil // only DNS says whose answers are heard
+	}
+	for _, silent := range []bool{false, true} {
+		t.Run(fmt.Sprint("silent ", silent), func(t *testing.T) {
+			inBubble(t, change, nil, func(b *bubble) {
+				b.stack.resolver = zone{
+					srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
+					hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
+				}
+				other := b.newPeer(addr("192.0.2.21:5060"))
+				defer other.close()
+				_, inv := b.dials()
+				if silent {
+					time.Sleep(32 * time.Second)
+					synctest.Wait()
+				} else {
+					b.peer.answers(inv, "503 Service Unavailable", "b1", "")
+				}
+				second := other.last()
+				if !strings.HasPrefix(second, "INVITE") || headerIn(second, "CSeq") != "2 INVITE" || headerIn(second, "Call-ID") != headerIn(inv, "Call-ID") {
+					t.Fatalf("the other got %q", second)
+				}
+				other.answers(second, "200 OK", "b2", peerAnswer, "Contact: <sip:200@192.0.2.21:5060>")
+				if ack := other.last(); !strings.HasPrefix(ack, "ACK sip:200@192.0.2.21:5060") {
+					t.Errorf("the other got %q", ack)
+				}
+			})
+		})
+	}
+}
