@@ -35,8 +35,9 @@ type actor struct {
 
 	voice atomic.Pointer[voice] // set by the actor, read by whoever brings packets
 
-	join joining // the attempt to enter the room's call
-	ring ring
+	join   joining // the attempt to enter the room's call
+	ring   ring
+	naming naming
 
 	// The bridge's mutex guards these. The actor itself may read target, for it alone writes it.
 	target   string // the room's alias or id, once routed
@@ -44,6 +45,7 @@ type actor struct {
 	people   int
 	counted  chan struct{} // closed once people is known
 	gathered *gathering
+	speaking map[deviceKey]bool // devices that this ghost hears speaking
 
 	// Only run and what it calls touch what follows, and joinRoom reads the first two.
 	options  config.Options // of the route, all set
@@ -67,7 +69,7 @@ func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 		id: id, bridge: b, call: call, info: info, epoch: 1,
 		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
 		inbox: newInbox[func()](), trace: newTrace(), begun: time.Now(),
-		ctx: ctx, stop: stop, counted: make(chan struct{}),
+		ctx: ctx, stop: stop, counted: make(chan struct{}), speaking: make(map[deviceKey]bool),
 		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
 		name: ghostName(info.Caller, b.showNumbers[info.Trunk]),
 	}
@@ -131,6 +133,10 @@ func (a *actor) step(ev leg.Event) {
 	for _, e := range effects {
 		a.perform(e)
 	}
+	if caller := a.naming.early; caller != nil && a.state.Room == leg.Up {
+		a.naming.early = nil
+		a.identify(*caller)
+	}
 }
 
 // fromPhone translates what the call reports. It is called by the sip package and only puts.
@@ -148,6 +154,8 @@ func (a *actor) fromPhone(ev sip.Event) {
 		a.tell(leg.PhoneReleased)
 	case sip.DialogChanged:
 		a.tell(leg.DialogChanged)
+	case sip.IdentityChanged:
+		a.inbox.Put(func() { a.identify(ev.Caller) })
 	case sip.MediaChanged:
 		a.inbox.Put(func() { a.setFormat(ev.Format) })
 		a.tell(leg.DialogChanged)
@@ -164,6 +172,7 @@ func (a *actor) fromRoom(ev matrixcall.Event) {
 	case matrixcall.People:
 		a.bridge.people(a, ev.N)
 	case matrixcall.PeerGone:
+		a.bridge.speaks(a, deviceOf(ev.Peer), false)
 		if v := a.voice.Load(); v != nil {
 			v.PeerGone(deviceOf(ev.Peer))
 		}
@@ -171,6 +180,8 @@ func (a *actor) fromRoom(ev matrixcall.Event) {
 		if v := a.voice.Load(); v != nil {
 			v.PeerMuted(deviceOf(ev.Peer), ev.Muted)
 		}
+	case matrixcall.Speaking:
+		a.bridge.speaks(a, deviceOf(ev.Peer), ev.On)
 	case matrixcall.Digit:
 		if v := a.voice.Load(); v != nil {
 			v.opts.Press(ev.Digit)

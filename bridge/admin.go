@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/leg"
 )
@@ -74,11 +75,31 @@ func (b *Bridge) admin() http.Handler {
 
 // legView is a leg as an admin sees it.
 type legView struct {
-	ID      leg.ID `json:"id"`
-	Trunk   string `json:"trunk"`
-	CallID  string `json:"call_id"`
-	Room    string `json:"room"`
-	Seconds int    `json:"seconds"`
+	ID       leg.ID      `json:"id"`
+	Trunk    string      `json:"trunk"`
+	CallID   string      `json:"call_id"`
+	Room     string      `json:"room"`
+	Phase    string      `json:"phase"`
+	Seconds  int         `json:"seconds"`
+	Speaking bool        `json:"speaking"` // the phone
+	Speakers []id.UserID `json:"speakers"` // people whom its ghost hears speaking
+}
+
+// view is the leg as an admin sees it; called with the bridge's mutex held.
+func (a *actor) view() legView {
+	v := legView{
+		ID: a.id, Trunk: a.info.Trunk, CallID: a.info.CallID, Room: a.target, Phase: a.phase.String(),
+		Seconds: int(time.Since(a.begun).Seconds()), Speakers: []id.UserID{},
+	}
+	if voice := a.voice.Load(); voice != nil {
+		v.Speaking = voice.speaks.Load()
+	}
+	for device := range a.speaking {
+		v.Speakers = append(v.Speakers, device.User)
+	}
+	slices.Sort(v.Speakers)
+	v.Speakers = slices.Compact(v.Speakers)
+	return v
 }
 
 func (b *Bridge) listLegs(w http.ResponseWriter, _ *http.Request) {
@@ -86,7 +107,7 @@ func (b *Bridge) listLegs(w http.ResponseWriter, _ *http.Request) {
 	legs := b.liveLegs()
 	b.mu.Lock()
 	for _, a := range legs {
-		views = append(views, legView{a.id, a.info.Trunk, a.info.CallID, a.target, int(time.Since(a.begun).Seconds())})
+		views = append(views, a.view())
 	}
 	b.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")

@@ -62,7 +62,7 @@ func newBed(t *testing.T) *bed {
 	b.sip = fmt.Sprintf("127.0.0.1:%d", ports[1])
 	text := fmt.Sprintf(`
 homeserver: {address: %q, domain: %s}
-appservice: {listen: "127.0.0.1:%d", url: "http://127.0.0.1:%d"}
+appservice: {listen: "127.0.0.1:%d", url: "http://127.0.0.1:%d", ghost_avatar: "mxc://hs.test/phone"}
 database: {address: "sqlite:%s"}
 sip:
   listen: [{transport: udp, address: %q}, {transport: tcp, address: %q}]

@@ -366,6 +366,37 @@ func (g *gathering) tell() {
 	}
 }
 
+// speaks notes that a device began or ceased to speak, as one ghost hears it.
+func (b *Bridge) speaks(a *actor, device deviceKey, on bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if on {
+		a.speaking[device] = true
+	} else {
+		delete(a.speaking, device)
+	}
+}
+
+// speakers counts the phones and the devices of rooms that are speaking now.
+func (b *Bridge) speakers() (phones, devices int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	type speaker struct {
+		room   *gathering
+		device deviceKey
+	}
+	distinct := make(map[speaker]bool)
+	for _, a := range b.legs {
+		if v := a.voice.Load(); v != nil && v.speaks.Load() {
+			phones++
+		}
+		for device := range a.speaking {
+			distinct[speaker{a.gathered, device}] = true
+		}
+	}
+	return phones, len(distinct)
+}
+
 // errCrowded says that a caller has as many calls at once as one may have.
 var errCrowded = errors.New("too many calls of one caller at a time")
 

@@ -61,6 +61,14 @@ func mediaReadings(b *Bridge) readings {
 	}
 	return readings{
 		gauge("trunkline_legs", "Live legs.", func() float64 { return float64(len(b.liveLegs())) }),
+		gauge("trunkline_phones_speaking", "Phones that are speaking now.", func() float64 {
+			phones, _ := b.speakers()
+			return float64(phones)
+		}),
+		gauge("trunkline_devices_speaking", "Devices in rooms whose users are speaking to phones now.", func() float64 {
+			_, devices := b.speakers()
+			return float64(devices)
+		}),
 		counter("trunkline_media_frames_late_total", "Frames mixed late because the loop was held up.",
 			studio(func(s studioStats) uint64 { return s.Late })),
 		counter("trunkline_media_frames_skipped_total", "Frames given up after a longer hold-up.",

@@ -29,7 +29,7 @@ func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config
 	return matrixcall.Config{
 		HomeserverURL: c.Homeserver.Address, Domain: c.Homeserver.Domain,
 		ASToken: r.AppToken, HSToken: r.ServerToken, ID: r.ID,
-		BotLocalpart: c.AppService.Bot, BotName: c.AppService.BotName, GhostPrefix: c.AppService.GhostPrefix,
+		BotLocalpart: c.AppService.Bot, BotName: c.AppService.BotName, GhostPrefix: c.AppService.GhostPrefix, GhostAvatar: c.AppService.GhostAvatar,
 		AllowPlain: c.Calls.AllowPlain, ICE: ice,
 	}
 }

@@ -75,6 +75,8 @@ type voice struct {
 
 	peers map[deviceKey]bool // devices with a copy of their microphone at this ghost; only the worker touches it
 
+	talk   talk          // only the worker touches it
+	speaks atomic.Bool   // the phone is speaking, as it comes to the desk
 	unsent atomic.Uint64 // packets that ToPhone or ToPeers could not send
 }
 
@@ -98,6 +100,35 @@ type conference struct {
 type seat struct {
 	device *transcode.Device
 	copies map[*voice]bool
+}
+
+// A phone speaks that has been louder than talkLevel (dBov) for talkOnset frames, until it has not been for talkHang.
+const (
+	talkLevel = -45
+	talkOnset = 2
+	talkHang  = 20
+)
+
+// talk tells speech from clicks and short pauses, by levels.
+type talk struct {
+	on     bool
+	frames int // in a row that contradict on
+}
+
+// hear takes the level of a frame and says whether somebody speaks.
+func (t *talk) hear(level int8) bool {
+	if (level > talkLevel) == t.on {
+		t.frames = 0
+		return t.on
+	}
+	limit := talkOnset
+	if t.on {
+		limit = talkHang
+	}
+	if t.frames++; t.frames >= limit {
+		t.on, t.frames = !t.on, 0
+	}
+	return t.on
 }
 
 // errStudioClosed says that the studio's workers have ended.

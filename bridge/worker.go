@@ -272,6 +272,9 @@ func (w *worker) close() {
 // ToPhone implements transcode.Sink.
 func (c *conference) ToPhone(p *transcode.Phone, packet *rtp.Packet) {
 	if v := c.voices[p]; v != nil {
+		if on := v.talk.hear(p.Level()); on != v.speaks.Load() {
+			v.speaks.Store(on)
+		}
 		if err := v.opts.ToPhone(packet); err != nil {
 			v.unsent.Add(1)
 		}

@@ -35,6 +35,7 @@ type Ghost struct {
 	memberships []conference
 	poller      *poller   // nil while in no conference
 	name        string    // display name as last set
+	avatar      string    // picture as last set
 	gone        bool      // the device is gone from the homeserver
 	used        time.Time // when somebody asked for the ghost, or its last conference ended
 	forgotten   bool      // the service does not know this Ghost any more; another may stand for the user
@@ -73,8 +74,11 @@ func (s *Service) Ghost(ctx context.Context, localpart, displayName string) (*Gh
 	if err != nil {
 		return nil, fmt.Errorf("ghost %s: %w", userName(user), tidy(err))
 	}
-	if err := g.rename(ctx, displayName); err != nil {
-		return nil, fmt.Errorf("ghost %s: set display name: %w", userName(user), tidy(err))
+	if err := g.Rename(ctx, displayName); err != nil {
+		return nil, err
+	}
+	if err := g.picture(ctx, s.cfg.GhostAvatar); err != nil {
+		s.log.Warn("ghost has no picture", "ghost", userName(user), "err", tidy(err))
 	}
 	return g, nil
 }
@@ -265,9 +269,9 @@ func (g *Ghost) deviceGone() {
 	}
 }
 
-// rename sets the display name unless the homeserver has it already: every
+// Rename sets the display name unless the homeserver has it already: every
 // change is an event in each of the ghost's rooms.
-func (g *Ghost) rename(ctx context.Context, name string) error {
+func (g *Ghost) Rename(ctx context.Context, name string) error {
 	g.mu.Lock()
 	known := g.name
 	g.mu.Unlock()
@@ -275,10 +279,37 @@ func (g *Ghost) rename(ctx context.Context, name string) error {
 		return nil
 	}
 	if err := setName(ctx, g.asUser, name); err != nil {
-		return err
+		return fmt.Errorf("ghost %s: set display name: %w", userName(g.user), tidy(err))
 	}
 	g.mu.Lock()
 	g.name = name
+	g.mu.Unlock()
+	return nil
+}
+
+// picture sets the avatar unless the homeserver has it already.
+func (g *Ghost) picture(ctx context.Context, avatar string) error {
+	g.mu.Lock()
+	known := g.avatar
+	g.mu.Unlock()
+	if avatar == "" || avatar == known {
+		return nil
+	}
+	uri, err := id.ParseContentURI(avatar)
+	if err != nil {
+		return fmt.Errorf("picture: %w", err)
+	}
+	current, err := g.asUser.GetOwnAvatarURL(ctx)
+	if err != nil && !isNotFound(err) {
+		return err
+	}
+	if current != uri {
+		if err := g.asUser.SetAvatarURL(ctx, uri); err != nil {
+			return err
+		}
+	}
+	g.mu.Lock()
+	g.avatar = avatar
 	g.mu.Unlock()
 	return nil
 }

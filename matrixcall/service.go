@@ -31,6 +31,7 @@ type Config struct {
 	ID            string // the registration's id
 	BotLocalpart  string // the user who invites ghosts and speaks for the bridge
 	BotName       string // its display name; "" leaves it as it is
+	GhostAvatar   string // the picture of all ghosts, an mxc:// address; "" leaves it as it is
 	GhostPrefix   string // how the localparts of all ghosts begin, e.g. _sip_
 
 	// AllowPlain lets call messages be sent to and taken from devices

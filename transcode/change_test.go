@@ -92,3 +92,48 @@ func TestPhoneMayChangeTheLaw(t *testing.T) {
 		t.Errorf("A-law from a µ-law phone sounds at %.1f dB, want -20 within 1", got)
 	}
 }
+
+// headers keeps the last header of each stream of one phone.
+type headers struct{ phone, peers rtp.Header }
+
+func (h *headers) ToPhone(_ *transcode.Phone, pkt *rtp.Packet) { h.phone = pkt.Header }
+func (h *headers) ToPeers(_ *transcode.Phone, pkt *rtp.Packet) { h.peers = pkt.Header }
+
+func TestStreamsGoOnAtAnotherDesk(t *testing.T) {
+	config := transcode.PhoneConfig{
+		SSRC: 1, FirstSeq: 65534, FirstTimestamp: 1<<32 - 200, PeerSSRC: 2, PeerFirstSeq: 65535, PeerFirstTimestamp: 1<<32 - 1000,
+	}
+	now := time.Unix(1_000_000, 0)
+	var last headers
+	for desk := range 3 {
+		d, err := transcode.NewDesk(transcode.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := d.AddPhone(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if desk == 1 { // taken away before it was played
+			if config = p.Next(); config.FirstSeq != last.phone.SequenceNumber+1 {
+				t.Errorf("a desk that was not played turns sequence number %d into %d", last.phone.SequenceNumber, config.FirstSeq)
+			}
+			continue
+		}
+		before := last
+		for i := range 45 { // the peers get a sign of life in the 1st, 21st and 41st
+			d.Tick(now, &last)
+			now = now.Add(transcode.FrameDuration)
+			if desk == 0 || i > 0 {
+				continue
+			}
+			if h := last.phone; h.SSRC != 1 || h.SequenceNumber != before.phone.SequenceNumber+1 || h.Timestamp != before.phone.Timestamp+160 {
+				t.Errorf("to the phone %+v follows %+v", h, before.phone)
+			}
+			if h := last.peers; h.SSRC != 2 || h.SequenceNumber != before.peers.SequenceNumber+1 || h.Timestamp != before.peers.Timestamp+5*960 {
+				t.Errorf("to the peers %+v follows %+v", h, before.peers)
+			}
+		}
+		config = p.Next()
+	}
+}

@@ -192,6 +192,18 @@ func (c *Call) Reinvite(ctx context.Context, direction string) (string, error) {
 	return directionOf(res.Body()), nil
 }
 
+// Assert tells the bridge who is on the phone now, as a trusted PBX does after a transfer: an UPDATE with
+// P-Asserted-Identity (RFC 3325, RFC 4916).
+func (c *Call) Assert(ctx context.Context, identity string) error {
+	req := c.Request(sip.UPDATE)
+	req.AppendHeader(sip.NewHeader("P-Asserted-Identity", identity))
+	res, err := c.Do(ctx, req)
+	if err == nil && res.StatusCode != 200 {
+		err = fmt.Errorf("phone: UPDATE answered with %d", res.StatusCode)
+	}
+	return err
+}
+
 // Request makes a request inside the call; Do sends it.
 func (c *Call) Request(method sip.RequestMethod) *sip.Request {
 	c.mu.Lock()
