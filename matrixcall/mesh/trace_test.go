@@ -87,6 +87,15 @@ func (tr *tracer) line(words []string) {
 		plain = append(plain, a)
 	}
 	switch verb {
+	case "times": // the event that follows, many times; # in it is the number
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		for i := range n {
+			tr.line(strings.Fields(strings.ReplaceAll(strings.Join(args[1:], " "), "#", strconv.Itoa(i))))
+		}
+		return
 	case "config":
 		cfg := traceConfig()
 		if self := opts["self"]; self != "" {
@@ -261,14 +270,27 @@ func (tr *tracer) received(plain []string, opts map[string]string) Received {
 		if kind == Answer || slices.Contains(plain, "answer-sdp") {
 			sig.SDP.Type = "answer"
 		}
+		if n, err := strconv.Atoi(opts["media"]); err == nil {
+			sig.SDP.Text = strings.Repeat("m=video\n", n)
+		}
 		if t := opts["type"]; t != "" {
 			sig.SDP = SDP{Type: t, Text: "v=0\na=group:BUNDLE 0 1 2\nm=audio\na=mid:0\na=setup:actpass\nm=video\na=mid:1\nm=x\na=mid:2\n"}
 		}
 	case Candidates:
-		sig.Candidates = []Candidate{{Line: "candidate"}}
+		n, err := strconv.Atoi(opts["n"])
+		if err != nil {
+			n = 1
+		}
+		sig.Candidates = slices.Repeat([]Candidate{{Line: "candidate"}}, n)
 	}
 	if v, ok := opts["audio"]; ok {
 		sig.Streams = map[string]Stream{"theirs": {Purpose: UserMedia, AudioMuted: new(v == "muted")}}
+	}
+	if _, ok := opts["screen"]; ok {
+		if sig.Streams == nil {
+			sig.Streams = make(map[string]Stream)
+		}
+		sig.Streams["screen"] = Stream{Purpose: "m.screenshare"} // without flags, as hydrogen writes it
 	}
 	if kind == Invite {
 		tr.call = sig.CallID
