@@ -41,6 +41,7 @@ type callBed struct {
 	refuse   error         // PutMember's answer
 	delay    time.Duration // of to-device messages
 	metrics  Metrics
+	relay    func() []TURNServer
 	unsent   id.UserID   // gets no message, and the sender is told
 	frames   int         // sent by talk
 	cut      atomic.Bool // the network
@@ -261,7 +262,12 @@ func (b *callBed) PutCall(ctx context.Context, ghost *Ghost, _ id.RoomID, confID
 	return "$call", ctx.Err()
 }
 
-func (b *callBed) turnServers(context.Context, *Ghost) ([]TURNServer, error) { return nil, nil }
+func (b *callBed) turnServers(context.Context, *Ghost) ([]TURNServer, error) {
+	if b.relay == nil {
+		return nil, nil
+	}
+	return b.relay(), nil
+}
 
 func (b *callBed) activeCall(context.Context, *Ghost, id.RoomID) (CallState, error) {
 	b.mu.Lock()

@@ -131,15 +131,8 @@ func survive(task func() error) (err error) {
 // open makes the PeerConnection. The inviter's has an audio and a video section from the beginning; the invitee's
 // sections come from the peer's offer, ours is added if that has no audio.
 func (c *peerConn) open(inviter bool) error {
-	var servers []webrtc.ICEServer
-	for _, s := range c.turn(c.ctx) {
-		if len(s.URIs) > 0 {
-			servers = append(servers, webrtc.ICEServer{URLs: s.URIs, Username: s.Username, Credential: s.Password})
-		}
-	}
-	c.wait = gatherPatience(servers)
 	pc, err := c.engine.api.NewPeerConnection(webrtc.Configuration{
-		ICEServers: servers, BundlePolicy: webrtc.BundlePolicyMaxBundle,
+		ICEServers: c.servers(), BundlePolicy: webrtc.BundlePolicyMaxBundle,
 	})
 	if err != nil {
 		return err
@@ -161,6 +154,25 @@ func (c *peerConn) open(inviter bool) error {
 	return err
 }
 
+// servers are the STUN and TURN servers as they are now.
+func (c *peerConn) servers() (servers []webrtc.ICEServer) {
+	for _, s := range c.turn(c.ctx) {
+		if len(s.URIs) > 0 {
+			servers = append(servers, webrtc.ICEServer{URLs: s.URIs, Username: s.Username, Credential: s.Password})
+		}
+	}
+	c.wait = gatherPatience(servers)
+	return servers
+}
+
+// renewServers has the next ICE restart use the servers as they are then: a relay's credentials may have expired since
+// the connection began.
+func (c *peerConn) renewServers() {
+	if err := c.pc.SetConfiguration(webrtc.Configuration{ICEServers: c.servers()}); err != nil {
+		c.log.Debug("TURN servers not renewed", "err", err)
+	}
+}
+
 // discard reads the peer's reports, which only then reach the interceptors.
 func discard(sender *webrtc.RTPSender) {
 	buf := make([]byte, 1500)
@@ -174,6 +186,9 @@ func discard(sender *webrtc.RTPSender) {
 // createOffer makes an offer. The first one is set at once, which starts the gathering. Later ones are only kept until
 // the peer answers: pion cannot take back an offer that was set, and one that is not set needs no taking back.
 func (c *peerConn) createOffer(restart bool) error {
+	if restart {
+		c.renewServers()
+	}
 	offer, err := c.pc.CreateOffer(&webrtc.OfferOptions{ICERestart: restart})
 	if err != nil {
 		return err
@@ -242,6 +257,9 @@ func sentCopy(sdp string) string { return mesh.OpusWish(mesh.VideoInactive(sdp),
 // createAnswer answers the peer's offer. An unanswered one of ours is forgotten.
 func (c *peerConn) createAnswer(offer string) error {
 	c.offer = nil
+	if c.pc.CurrentLocalDescription() != nil {
+		c.renewServers()
+	}
 	if err := c.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: offer}); err != nil {
 		return err
 	}

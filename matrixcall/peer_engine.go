@@ -73,6 +73,13 @@ type engine struct {
 }
 
 func newEngine(cfg ICEConfig, log *slog.Logger) (*engine, error) {
+	for _, server := range cfg.ExtraServers {
+		for _, uri := range server.URIs {
+			if err := server.takes(uri); err != nil {
+				return nil, fmt.Errorf("extra_servers: %w", err)
+			}
+		}
+	}
 	e := &engine{maxPeers: cfg.MaxPeers}
 	settings, err := e.settings(cfg, log)
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 )
 
 // logbook keeps what is logged, one line each.
@@ -190,5 +192,40 @@ func TestReasonsOfPeersDoNotBecomeLabels(t *testing.T) {
 		if got := reasonLabel(reason); got != want {
 			t.Errorf("reasonLabel(%q) = %q, want %q", reason, got, want)
 		}
+	}
+}
+
+// A peer that dies without a word: its silence is noticed after seven seconds, and its connection given up half a minute
+// later, as both clients do it, whoever invited.
+func TestDeadPeerIsNoticedAndGivenUp(t *testing.T) {
+	for _, ghost := range []id.UserID{"@_sip_1:x", "@zed:x"} { // inviter, invitee
+		t.Run(string(ghost[1:4]), func(t *testing.T) {
+			inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+				alice := bed.browser("@alice:x", "10.1.0.2", nil)
+				alice.enter()
+				p := bed.join(ghost)
+				time.Sleep(2 * time.Second)
+				bed.hearEachOther(p, alice)
+				alice.silent.Store(true)
+				bed.cut.Store(true)
+				died := time.Now()
+				var noticed, gone time.Duration
+				for gone == 0 && time.Since(died) < time.Minute {
+					time.Sleep(100 * time.Millisecond)
+					synctest.Wait()
+					if noticed == 0 && bed.metrics.Peers[PeerDisconnected].Load() == 1 {
+						noticed = time.Since(died)
+					}
+					if p.count(isGone) == 1 {
+						gone = time.Since(died)
+					}
+				}
+				t.Logf("noticed after %v, given up after %v", noticed, gone)
+				if noticed < 5*time.Second || noticed > 9*time.Second || gone < 30*time.Second || gone > 38*time.Second {
+					t.Errorf("noticed after %v, given up after %v, want about 7 s, and 30 to 38 s", noticed, gone)
+				}
+				leave(t, p)
+			})
+		})
 	}
 }

@@ -493,26 +493,3 @@ func TestTURNAnswersThatAreNoServers(t *testing.T) {
 		})
 	}
 }
-
-func TestTURNCredentialsAreRenewedInTime(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
-		s := b.start()
-		asked := func() int {
-			return len(slices.DeleteFunc(b.fake.Requests(), func(r homeserver.Request) bool {
-				return !strings.HasSuffix(r.Path, "/turnServer")
-			}))
-		}
-		for _, step := range []struct {
-			wait time.Duration
-			want int
-		}{{0, 1}, {49 * time.Minute, 1}, {2 * time.Minute, 2}, {time.Minute, 2}} {
-			time.Sleep(step.wait)
-			if _, err := s.turnServers(t.Context(), nil); err != nil {
-				t.Fatal(err)
-			}
-			if got := asked(); got != step.want {
-				t.Errorf("%v later: asked %d times, want %d", step.wait, got, step.want)
-			}
-		}
-	})
-}
