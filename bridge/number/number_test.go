@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/nyaruka/phonenumbers"
 )
 
 func TestNumbersAreReadAsPeopleWriteThem(t *testing.T) {
@@ -157,6 +159,41 @@ func TestOnlyAllowedNumbersMayBeCalled(t *testing.T) {
 		if err := good.CheckPolicy(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// In every country of the metadata, ordinary numbers of the country may be called by default, and those that cost more may
+// not; and each is read as it would be dialled at home.
+func TestEveryCountryMayCallItself(t *testing.T) {
+	countries, numbers := 0, 0
+	for country := range phonenumbers.GetSupportedRegions() {
+		countries++
+		p := Policy{Country: country}
+		if err := p.CheckPolicy(); err != nil {
+			t.Errorf("%s: %v", country, err)
+		}
+		for kind, allowed := range map[string]bool{"fixed": true, "mobile": true, "toll_free": true, "premium": false, "shared_cost": false} {
+			example := phonenumbers.GetExampleNumberForType(country, kinds[kind])
+			if example == nil || example.GetNationalNumber() == 0 {
+				continue
+			}
+			numbers++
+			n := E164(phonenumbers.Format(example, phonenumbers.E164))
+			if err := p.Check(n); (err == nil) != allowed && kindOf(example) == kind {
+				t.Errorf("%s %s %s: %v, want allowed=%t", country, kind, string(n), err, allowed)
+			}
+			if country == "AR" && kind == "mobile" {
+				continue // its mobiles are dialled with a 15 that the library puts in the wrong place when it writes them
+			}
+			home := phonenumbers.Format(example, phonenumbers.NATIONAL)
+			if got, err := Parse(home, country); err != nil && strings.Trim(home, "+0123456789 ()-./") == "" || err == nil && got != n {
+				t.Errorf("%s %s: %q read as %q, %v, want %q", country, kind, home, string(got), err, string(n))
+			}
+		}
+	}
+	t.Logf("%d numbers of %d countries", numbers, countries)
+	if countries < 200 || numbers < 500 {
+		t.Errorf("only %d numbers of %d countries", numbers, countries)
 	}
 }
 

@@ -90,18 +90,14 @@ func (p Policy) Check(n E164) error {
 	if err != nil {
 		return &Refusal{NotAllowed, "That is not a telephone number."}
 	}
-	country := phonenumbers.GetRegionCodeForNumber(parsed)
-	if country == "" || country == "ZZ" {
-		country = phonenumbers.GetRegionCodeForCountryCode(int(parsed.GetCountryCode()))
-	}
-	if longestMatch(p.Deny, string(n), country) != "" {
+	if longestMatch(p.Deny, parsed) != "" {
 		return &Refusal{Denied, "Numbers of this range may not be called."}
 	}
 	allow := p.Allow
 	if len(allow) == 0 && p.Country != "" {
 		allow = []string{p.Country}
 	}
-	match := longestMatch(allow, string(n), country)
+	match := longestMatch(allow, parsed)
 	code := fmt.Sprintf("+%d", parsed.GetCountryCode())
 	switch {
 	case match == "":
@@ -175,17 +171,26 @@ func (p Policy) countries() (list []string) {
 	return list
 }
 
-// longestMatch is the entry that fits a number best, "" if none: the longest prefix, else the country.
-func longestMatch(entries []string, number, country string) string {
+// longestMatch is the entry that fits a number best, "" if none: the longest prefix, else a country.
+func longestMatch(entries []string, n *phonenumbers.PhoneNumber) string {
+	number := phonenumbers.Format(n, phonenumbers.E164)
 	best := ""
 	for _, entry := range entries {
 		prefix := strings.HasPrefix(entry, "+")
 		switch {
 		case prefix && strings.HasPrefix(number, entry) && (len(entry) > len(best) || !strings.HasPrefix(best, "+")):
 			best = entry
-		case !prefix && best == "" && entry == country:
+		case !prefix && best == "" && belongs(n, entry):
 			best = entry
 		}
 	}
 	return best
+}
+
+// belongs says whether a number is one of a country. Countries that share a code share some numbers, such as +1 800.
+func belongs(n *phonenumbers.PhoneNumber, country string) bool {
+	if phonenumbers.IsValidNumber(n) {
+		return phonenumbers.IsValidNumberForRegion(n, country)
+	}
+	return phonenumbers.GetRegionCodeForCountryCode(int(n.GetCountryCode())) == country
 }
