@@ -275,6 +275,9 @@ func TestBuiltInWordsHaveAllPrompts(t *testing.T) {
 			if seconds := float64(len(pcm)) / Rate; seconds < 0.2 || seconds > 6 {
 				t.Errorf("%s/%s lasts %.1f s", language, name, seconds)
 			}
+			if level := loudness(pcm); level < -22 || level > -17 {
+				t.Errorf("%s/%s is at %.1f dBov, want −19 as the other sets", language, name, level)
+			}
 		}
 		for n := range 1000 {
 			if _, ok := l.all(language, Number(language, n)); !ok {
@@ -282,6 +285,15 @@ func TestBuiltInWordsHaveAllPrompts(t *testing.T) {
 			}
 		}
 	}
+}
+
+// loudness is the root mean square in dB below overload.
+func loudness(pcm []int16) float64 {
+	sum := 0.0
+	for _, x := range pcm {
+		sum += float64(x) * float64(x)
+	}
+	return 10 * math.Log10(sum/float64(len(pcm))/32768/32768)
 }
 
 // wav is a file with the given format and body.
