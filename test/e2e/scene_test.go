@@ -132,17 +132,18 @@ func (s *scene) joinCall(c *lab.Client) {
 // dial makes the phones dial the room's number at the same time and waits until all are answered.
 func (s *scene) dial(phones ...*lab.Phone) {
 	s.t.Helper()
-	s.ring(phones...)
-	s.answered(phones...)
-}
-
-// ring makes the phones dial the room's number at the same time.
-func (s *scene) ring(phones ...*lab.Phone) {
-	s.t.Helper()
 	s.dialed = time.Now()
 	for _, p := range phones {
 		s.must(p.Dial(s.ctx, s.room.Number))
 	}
+	s.answered(phones...)
+}
+
+// ring makes the phone dial the number that rings the room while nobody is in its call.
+func (s *scene) ring(phone *lab.Phone) {
+	s.t.Helper()
+	s.dialed = time.Now()
+	s.must(phone.Dial(s.ctx, s.room.Ring))
 }
 
 // answered waits until the phones that dialled are answered.

@@ -52,6 +52,22 @@ func TestTwoDevicesOfOneUserHearAndAreHeard(t *testing.T) {
 	}
 }
 
+// The phone comes first, makes the call and waits in it; the client joins later.
+func TestPhoneStartsTheCallAndClientJoins(t *testing.T) {
+	for _, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
+		t.Run(string(kind), func(t *testing.T) {
+			s, users := newScene(t, lab.RoomOptions{}, "alice")
+			alice := s.page(kind, users[0])
+			phone := s.phone("desk", lab.PhoneOptions{})
+			s.dial(phone)
+			s.joinCall(alice)
+			s.listen(1)
+			s.clientHears(alice, phone.Saying())
+			s.phoneHears(phone, s.said(alice))
+		})
+	}
+}
+
 // A client joins in the same instant in which the ghost does, or a moment earlier or later: hydrogen loses an invite that
 // reaches it in the middle of its own join.
 func TestClientJoinsWhileTheGhostDoes(t *testing.T) {

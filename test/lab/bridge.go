@@ -23,9 +23,6 @@ import (
 const (
 	firstNumber = 1000
 	numbers     = 99
-	// The numbers from here on ring for a short time only.
-	firstImpatient = firstNumber + numbers - 15
-	impatience     = "5s"
 )
 
 // ringNumber leads to the same room as the number does, and rings it where the number waits in the call.
@@ -124,7 +121,7 @@ func (b *Bridge) configure(homeserver string) error {
 		room := "#" + aliasName(n) + ":" + labDomain
 		routes = append(routes,
 			map[string]string{"number": fmt.Sprint(n), "room": room, "intent": "m.prompt"},
-			map[string]string{"number": ringNumber(n), "room": room, "intent": "m.ring", "ring_timeout": "20s", "refusal_tone": "3s"})
+			map[string]string{"number": ringNumber(n), "room": room, "intent": "m.ring", "ring_timeout": "8s", "refusal_tone": "3s"})
 	}
 	config, err := yaml.Marshal(map[string]any{
 		"homeserver": map[string]any{"address": homeserver, "domain": labDomain},

@@ -42,8 +42,6 @@ type RoomOptions struct {
 	Owner     *User
 	Members   []*User // invited and joined
 	Encrypted bool
-	// Impatient rooms ring for five seconds only.
-	Impatient bool
 	// Defaults leaves the power levels alone: ordinary members and ghosts may then not take part in calls.
 	Defaults bool
 }
@@ -111,14 +109,10 @@ func (l *Lab) NewRoom(ctx context.Context, opts RoomOptions) (*Room, error) {
 	room := &Room{}
 	if l.bridge != nil {
 		l.mu.Lock()
-		next, end := &l.number, firstImpatient
-		if opts.Impatient {
-			next, end = &l.hasty, firstNumber+numbers
-		}
-		number := *next
-		*next++
+		number := l.number
+		l.number++
 		l.mu.Unlock()
-		if number >= end {
+		if number >= firstNumber+numbers {
 			return nil, fmt.Errorf("make a room: the bridge has routes for %d rooms only", numbers)
 		}
 		room.Number, room.Ring = fmt.Sprint(number), ringNumber(number)

@@ -51,7 +51,6 @@ type Lab struct {
 	owned  []owned // closed in reverse order
 	closed bool
 	number int // the next number without a room
-	hasty  int // the next one that rings for a short time
 	users  int // made so far
 }
 
@@ -75,7 +74,7 @@ func Start(ctx context.Context, opts Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the lab's directory: %w", err)
 	}
-	l := &Lab{opts: opts, dir: dir, root: root, number: firstNumber, hasty: firstImpatient}
+	l := &Lab{opts: opts, dir: dir, root: root, number: firstNumber}
 	if err := l.start(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
