@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"context"
+	"net/http"
 	"testing"
 	"time"
 
@@ -79,6 +81,32 @@ func TestClientsThatGaveUpInOutageAreHeardAgain(t *testing.T) {
 			t.Errorf("%s: sound is back %s after the homeserver, want within %s", c.Kind, from.Add(late).Sub(returned), healsWithin)
 		}
 	}
+}
+
+// A homeserver without TURN answers the question for it with an empty object, on which hydrogen cannot make a connection
+// at all. js-sdk can, and so can the ghost.
+func TestPhoneAndJSSDKHearEachOtherWithoutTURN(t *testing.T) {
+	ctx := t.Context()
+	if err := bed.Synapse.WithoutTURN(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := bed.Synapse.WithoutTURN(context.Background(), false); err != nil {
+			t.Error(err)
+		}
+	})
+	s, users := newScene(t, lab.RoomOptions{}, "alice")
+	var turn map[string]any
+	s.must(bed.API(s.ctx, users[0], http.MethodGet, "/v3/voip/turnServer", nil, &turn))
+	if len(turn) != 0 {
+		t.Fatalf("the homeserver has TURN servers: %v, want none", turn)
+	}
+	alice, phone := s.page(lab.JSSDK, users[0]), s.phone("desk", lab.PhoneOptions{})
+	s.startCall(alice)
+	s.dial(phone)
+	s.listen(1)
+	s.clientHears(alice, phone.Saying())
+	s.phoneHears(phone, s.said(alice))
 }
 
 // healsWithin is how soon after the homeserver's return everybody must hear everybody.

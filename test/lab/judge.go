@@ -6,6 +6,8 @@ import (
 	"math/cmplx"
 	"slices"
 	"time"
+
+	"trunkline/internal/testbed/listen"
 )
 
 // How sound is judged. Everything is compared at 8 kHz between 300 and 3400 Hz, for that is what a phone line carries.
@@ -234,49 +236,21 @@ func crossCorrelation(source, piece []float64, up int) []float64 {
 	for i, v := range piece {
 		b[i] = complex(v, 0)
 	}
-	fft(a, false)
-	fft(b, false)
-	wide := make([]complex128, n*up) // zeros in the middle of the spectrum: interpolation in time
+	turns := listen.Turns(n)
+	listen.FFT(a, turns)
+	listen.FFT(b, turns)
+	// The transform of the conjugate is the inverse, for sound is real. Zeros in the middle of the spectrum interpolate.
+	wide := make([]complex128, n*up)
 	for i := range n / 2 {
-		wide[i] = a[i] * cmplx.Conj(b[i])
-		wide[n*up-1-i] = a[n-1-i] * cmplx.Conj(b[n-1-i])
+		wide[i] = cmplx.Conj(a[i]) * b[i]
+		wide[n*up-1-i] = cmplx.Conj(a[n-1-i]) * b[n-1-i]
 	}
-	fft(wide, true)
+	listen.FFT(wide, listen.Turns(n*up))
 	out := make([]float64, len(source)*up)
 	for i := range out {
 		out[i] = real(wide[i]) / float64(n)
 	}
 	return out
-}
-
-// fft transforms in place; the length must be a power of two. The inverse is not scaled.
-func fft(x []complex128, inverse bool) {
-	n := len(x)
-	for i, j := 1, 0; i < n; i++ {
-		bit := n >> 1
-		for ; j&bit != 0; bit >>= 1 {
-			j ^= bit
-		}
-		j ^= bit
-		if i < j {
-			x[i], x[j] = x[j], x[i]
-		}
-	}
-	sign := -2 * math.Pi
-	if inverse {
-		sign = -sign
-	}
-	for size := 2; size <= n; size *= 2 {
-		step := cmplx.Rect(1, sign/float64(size))
-		for start := 0; start < n; start += size {
-			w := complex(1, 0)
-			for k := start; k < start+size/2; k++ {
-				even, odd := x[k], x[k+size/2]*w
-				x[k], x[k+size/2] = even+odd, even-odd
-				w *= step
-			}
-		}
-	}
 }
 
 func dot(a, b []float64) float64 {

@@ -112,7 +112,7 @@ func newHaystack(pcm []int16) haystack {
 	for i, x := range pcm {
 		sums[i+1] = sums[i] + square(x)
 	}
-	w := turns(n)
+	w := Turns(n)
 	return haystack{transform(pcm, w), w, sums}
 }
 
@@ -122,7 +122,7 @@ func (s haystack) search(h []int16) (like float64, lag int) {
 	for i := range x {
 		x[i] *= cmplx.Conj(s.spectrum[i])
 	}
-	fft(x, s.turns) // of the conjugate, which for real sound is the inverse
+	FFT(x, s.turns) // of the conjugate, which for real sound is the inverse
 	hh := energy(h)
 	for l := 0; l+len(h) < len(s.sums); l++ {
 		ss := s.sums[l+len(h)] - s.sums[l]
@@ -151,12 +151,12 @@ func transform(pcm []int16, turns []complex128) []complex128 {
 	for i, v := range pcm {
 		x[i] = complex(float64(v), 0)
 	}
-	fft(x, turns)
+	FFT(x, turns)
 	return x
 }
 
-// fft transforms in place; len(x) is a power of two.
-func fft(x, turns []complex128) {
+// FFT transforms in place; len(x) is a power of two, turns are those of that length.
+func FFT(x, turns []complex128) {
 	n := len(x)
 	for i, j := 1, 0; i < n; i++ {
 		bit := n >> 1
@@ -179,8 +179,8 @@ func fft(x, turns []complex128) {
 	}
 }
 
-// turns are the roots of unity of half a circle, for a transform of length n.
-func turns(n int) []complex128 {
+// Turns are the roots of unity of half a circle, for a transform of length n.
+func Turns(n int) []complex128 {
 	w := make([]complex128, n/2)
 	for i := range w {
 		w[i] = cmplx.Rect(1, -2*math.Pi*float64(i)/float64(n))

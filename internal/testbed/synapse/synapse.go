@@ -1,6 +1,7 @@
 package synapse
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -207,6 +208,23 @@ func (s *Server) Restart(ctx context.Context) error {
 		return err
 	}
 	return s.StartProcess(ctx)
+}
+
+// WithoutTURN restarts Synapse so that /voip/turnServer answers {}, or again what was configured.
+func (s *Server) WithoutTURN(ctx context.Context, without bool) error {
+	path := filepath.Join(s.dir, "homeserver.yaml")
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read Synapse's configuration: %w", err)
+	}
+	from, to := "\nturn_uris:", "\nx_turn_uris:" // Synapse ignores keys that it does not know
+	if !without {
+		from, to = to, from
+	}
+	if err := os.WriteFile(path, bytes.Replace(content, []byte(from), []byte(to), 1), 0o600); err != nil {
+		return fmt.Errorf("write Synapse's configuration: %w", err)
+	}
+	return s.Restart(ctx)
 }
 
 // Pause freezes Synapse: connections are taken by the kernel, nothing is answered.
