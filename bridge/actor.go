@@ -33,7 +33,8 @@ type actor struct {
 	stop context.CancelCauseFunc
 	wg   sync.WaitGroup // goroutines of this leg: joining, leaving
 
-	voice atomic.Pointer[voice] // set by the actor, read by whoever brings packets
+	voice  atomic.Pointer[voice]                 // set by the actor, read by whoever brings packets
+	outlet atomic.Pointer[matrixcall.Membership] // where sound for the room goes; nil while the ghost is on its way
 
 	join   joining // the attempt to enter the room's call
 	ring   ring
@@ -52,8 +53,10 @@ type actor struct {
 	name     string         // of the caller, as the room sees it
 	state    leg.State
 	media    *sip.Media
-	early    *voice                // at a desk of its own, while the phone hears tones of ours
-	stream   transcode.PhoneConfig // towards the phone, when it has begun
+	early    *voice                     // at a desk of its own, while the phone hears tones of ours
+	before   *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
+	held     bool                       // the phone is on hold
+	stream   transcode.PhoneConfig      // towards the phone, when it has begun
 	answered time.Time
 	saves    int    // how many were begun
 	unsent   uint64 // packets that could be sent neither to the phone nor to peers
@@ -62,10 +65,17 @@ type actor struct {
 // errForgotten is the cause of a leg's context.
 var errForgotten = errors.New("leg is over")
 
+// newActor makes the leg of a new call.
 func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
+	a := makeActor(b, id, call)
+	a.tell(leg.Invited) // before anything that the phone may report
+	return a
+}
+
+func makeActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 	info := call.Info()
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(b.ctx))
-	a := &actor{
+	return &actor{
 		id: id, bridge: b, call: call, info: info, epoch: 1,
 		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
 		inbox: newInbox[func()](), trace: newTrace(), begun: time.Now(),
@@ -73,8 +83,6 @@ func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
 		name: ghostName(info.Caller, b.showNumbers[info.Trunk]),
 	}
-	a.tell(leg.Invited) // before anything that the phone may report
-	return a
 }
 
 // tell puts an event into the inbox; it never blocks.
@@ -90,6 +98,9 @@ func (a *actor) run() {
 	defer timer.Stop()
 	for a.state.Phase != leg.Ended {
 		select {
+		case <-a.bridge.suspended:
+			a.suspend()
+			return
 		case <-a.bridge.abandoned:
 			a.abandon()
 			return
@@ -106,17 +117,6 @@ func (a *actor) run() {
 	}
 }
 
-// abandon ends the actor without a word to phone, room and database.
-func (a *actor) abandon() {
-	a.stopTone()
-	a.stopMedia()
-	if a.join.cancel != nil {
-		a.join.cancel(errLegEnds)
-	}
-	a.bridge.drop(a)
-	a.log.Info("leg abandoned", "state", a.state)
-}
-
 func (a *actor) step(ev leg.Event) {
 	now := time.Now()
 	before := a.state.Phase
@@ -125,7 +125,7 @@ func (a *actor) step(ev leg.Event) {
 	a.trace.add(now, ev, effects, a.state)
 	a.log.Debug("leg step", "event", ev, "state", a.state)
 	if a.state.Phase != before {
-		if a.state.Phase == leg.Talking {
+		if a.state.Phase == leg.Talking && a.answered.IsZero() {
 			a.answered = now
 		}
 		a.bridge.entered(a, a.state.Phase)

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"maunium.net/go/mautrix/appservice"
 	"maunium.net/go/mautrix/id"
 
@@ -53,7 +54,9 @@ type Bridge struct {
 	stop context.CancelCauseFunc
 	wg   sync.WaitGroup // legs
 
-	abandoned chan struct{} // closed when legs must be let go without a word
+	asking    *rate.Limiter // questions to phones of resumed legs
+	suspended chan struct{} // closed when legs must be let go for the next process
+	abandoned chan struct{} // closed when legs must be let go because another process has them
 
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
 
@@ -89,7 +92,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool),
 		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
-		abandoned: make(chan struct{}),
+		abandoned: make(chan struct{}), suspended: make(chan struct{}), asking: newAskPace(),
 	}
 	for _, t := range cfg.SIP.Trunks {
 		b.showNumbers[t.Name] = t.ShowNumbers
@@ -143,14 +146,14 @@ func (b *Bridge) Run(ctx context.Context) error {
 	start("write to database", func() error { return b.journal.Run(writesCtx) })
 
 	phonesCtx, stopPhones := context.WithCancel(b.ctx)
-	sweepCtx, stopSweep := context.WithCancel(b.ctx)
-	var sweep sync.WaitGroup
 	orphans, err := b.takeLease(ctx)
 	if err == nil {
 		start("keep lease", func() error { return b.keepLease(b.ctx) })
-		// Phones first: an orphaned one should not wait for the homeserver. New calls get 503 until the bridge is ready.
+		err = b.resumeLegs(ctx, orphans)
+	}
+	if err == nil {
+		// Phones first: those of resumed calls should not wait for the homeserver. New calls get 503 until the bridge is ready.
 		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
-		sweep.Go(func() { b.sweepPhones(sweepCtx, orphans) })
 		err = b.begin(ctx)
 	}
 	if err == nil {
@@ -166,14 +169,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		err = nil // asked to stop
 	}
 	b.setReady(false)
-	stopSweep()
-	sweep.Wait()
-	if errors.Is(err, db.ErrFenced) {
-		b.abandonLegs() // they are somebody else's
-	} else {
-		b.endLegs()
-		b.flush()
-	}
+	b.letGo(err)
 	stopWrites()
 	stopPhones()
 	stopMedia()
@@ -192,6 +188,20 @@ func (b *Bridge) begin(ctx context.Context) error {
 		return fmt.Errorf("connect to homeserver: %w", err)
 	}
 	return b.sweepRooms(ctx)
+}
+
+// letGo parts with all legs, as becomes the reason.
+func (b *Bridge) letGo(err error) {
+	switch {
+	case errors.Is(err, db.ErrFenced):
+		b.abandonLegs() // they are somebody else's
+		return
+	case b.cfg.Calls.OnStop == config.StopEnds:
+		b.endLegs()
+	default:
+		b.suspendLegs()
+	}
+	b.flush()
 }
 
 // endLegs tells every leg to end and waits for it.
@@ -286,7 +296,11 @@ func (b *Bridge) refuse(call *sip.Call, cause leg.Cause) {
 		headers = []string{"Retry-After: " + strconv.Itoa(retryAfter)}
 	}
 	b.metrics.refused.WithLabelValues(string(cause)).Inc()
-	if err := call.Reject(code, reason, headers...); err != nil {
+	err := call.Reject(code, reason, headers...)
+	if errors.Is(err, sip.ErrState) { // a resumed one of which it was not known that it is up
+		err = call.Hangup(sip.Cause{Protocol: "Q.850", Code: q850, Text: text})
+	}
+	if err != nil {
 		b.log.Warn("could not refuse phone", "err", err)
 	}
 }
@@ -300,7 +314,7 @@ func (b *Bridge) gather(a *actor, room id.RoomID) {
 		g = &gathering{room: room, legs: make(map[*actor]bool)}
 		b.rooms[room] = g
 	}
-	g.legs[a] = a.phase == leg.Talking
+	g.legs[a] = a.phase == leg.Talking || a.phase == leg.Resuming
 	a.gathered = g
 	g.people = max(g.people, a.people)
 	g.tell()
@@ -343,8 +357,9 @@ func (b *Bridge) entered(a *actor, phase leg.Phase) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	a.phase = phase
-	if g := a.gathered; g != nil && g.legs[a] != (phase == leg.Talking) {
-		g.legs[a] = phase == leg.Talking
+	up := phase == leg.Talking || phase == leg.Resuming
+	if g := a.gathered; g != nil && g.legs[a] != up {
+		g.legs[a] = up
 		g.tell()
 	}
 }

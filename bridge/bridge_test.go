@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"trunkline/bridge/config"
 	"trunkline/db"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
@@ -157,6 +158,7 @@ func TestOneCallTooManyIsTold503(t *testing.T) {
 func TestStoppingEndsCallsOnBothSides(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
+	b.process.bridge.cfg.Calls.OnStop = config.StopEnds
 	alice := b.person("alice", member.JSSDK, true)
 	call := b.dial(b.phone("1"), goodNumber)
 	ghost := b.ghosts()

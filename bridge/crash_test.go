@@ -16,7 +16,6 @@ import (
 
 	"trunkline/bridge/config"
 	"trunkline/internal/testbed/homeserver"
-	"trunkline/internal/testbed/member"
 )
 
 // childSettings, when set, makes this test binary run a bridge until it is killed: what it holds is a child's settings.
@@ -67,43 +66,6 @@ func (b *bed) startChild() *exec.Cmd {
 		}
 	})
 	return cmd
-}
-
-func TestKilledProcessLeavesNothingAfterItsNextStart(t *testing.T) {
-	t.Parallel()
-	b := newBed(t)
-	b.stop()
-	doomed := b.startChild()
-	alice := b.person("alice", member.JSSDK, true)
-	p := b.phone("1")
-	b.await("the child to answer phones", func() bool {
-		ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
-		defer cancel()
-		call, err := p.Dial(ctx, b.sip, goodNumber)
-		if err == nil {
-			err = call.Hangup(ctx)
-		}
-		return err == nil
-	})
-	b.await("the first ghost to go", func() bool { return len(b.ghosts()) == 0 })
-	call := b.dial(p, goodNumber)
-	ghost := b.ghosts()
-	if err := alice.AwaitConnected(b.ctx(), ghost...); err != nil {
-		t.Fatal(err)
-	}
-	if err := doomed.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = doomed.Wait() // "signal: killed"
-	if n := len(b.ghosts()); n != 1 {
-		t.Fatalf("%d ghosts in the call after the kill, want the one that was left behind", n)
-	}
-	b.start()
-	overByBye(t, call)
-	if n := len(b.ghosts()); n != 0 {
-		t.Errorf("%d ghosts are still in the call", n)
-	}
-	b.await("rows to go", func() bool { return b.rows() == 0 })
 }
 
 func TestRunReturnsWhyItCannotStart(t *testing.T) {

@@ -7,6 +7,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pion/rtp"
+	"maunium.net/go/mautrix/id"
+
 	"trunkline/bridge/leg"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -33,6 +36,8 @@ func (a *actor) perform(e leg.Effect) {
 		a.save()
 	case leg.SendAnswer:
 		a.sendAnswer()
+	case leg.AskPhone:
+		a.askPhone()
 	case leg.StartMedia:
 		a.startMedia()
 	case leg.StopMedia:
@@ -86,7 +91,11 @@ func (a *actor) joinRoom() {
 	a.join.cancel = cancel
 	a.wg.Go(func() {
 		defer cancel(nil)
-		err := a.enterCall(ctx)
+		enter := a.enterCall
+		if a.before != nil {
+			enter = a.rejoinCall
+		}
+		err := enter(ctx)
 		close(a.join.over)
 		if err == nil {
 			a.tell(leg.RoomJoined)
@@ -133,14 +142,20 @@ func (a *actor) enterCall(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("join call in %s: %w", room, err)
 	}
+	a.enteredCall(ctx, m)
+	return nil
+}
+
+// enteredCall counts the leg in once it is known who is there.
+func (a *actor) enteredCall(ctx context.Context, m *matrixcall.Membership) {
 	a.join.membership = m
+	a.outlet.Store(m)
 	select { // a room must not be rung where somebody is there already
 	case <-a.counted:
 	case <-time.After(countPatience): // the homeserver is slow to tell: whoever is there is noticed later
 	case <-ctx.Done():
 	}
-	b.gather(a, room)
-	return nil
+	a.bridge.gather(a, m.Info().Room)
 }
 
 // errNotStored says that the database is the reason.
@@ -166,6 +181,8 @@ func joinCause(err error) leg.Cause {
 	switch {
 	case errors.Is(err, errNotStored):
 		return leg.NotStored
+	case errors.Is(err, matrixcall.ErrCallOver):
+		return leg.EndedInRoom
 	case errors.Is(err, errCrowded):
 		return leg.Busy
 	}
@@ -239,8 +256,8 @@ func (a *actor) startMedia() {
 	}
 	media := a.media
 	v, err := a.bridge.studio.Join(voiceOptions{
-		Room: a.join.membership.Info().Room, Phone: a.stream,
-		ToPhone: media.WriteRTP, ToPeers: a.join.membership.WriteRTP,
+		Room: a.room(), Phone: a.stream,
+		ToPhone: media.WriteRTP, ToPeers: a.writePeers,
 		Press: func(digit rune) { media.SendDigit(byte(digit)) },
 	})
 	if err != nil {
@@ -250,6 +267,25 @@ func (a *actor) startMedia() {
 	}
 	a.voice.Store(v)
 	a.media.OnPacket(v.FromPhone)
+	if a.held {
+		v.Mute(true)
+	}
+}
+
+// room is where the leg's conference is. Its join must be over, or have been over in the process before.
+func (a *actor) room() id.RoomID {
+	if a.before != nil {
+		return a.before.Room
+	}
+	return a.join.membership.Info().Room
+}
+
+// writePeers sends the phone's sound to the room. While the ghost is on its way back, nobody hears it.
+func (a *actor) writePeers(p *rtp.Packet) error {
+	if m := a.outlet.Load(); m != nil {
+		return m.WriteRTP(p)
+	}
+	return nil
 }
 
 func codecOf(f sip.Format) transcode.Codec {
@@ -276,16 +312,19 @@ func (a *actor) stopMedia() {
 
 // hold mutes the phone towards the peers while it is on hold: no hold music for the room.
 func (a *actor) hold(on bool) {
+	a.held = on
 	if v := a.voice.Load(); v != nil {
 		v.Mute(on)
-		a.join.membership.Mute(on)
+	}
+	if m := a.outlet.Load(); m != nil && a.voice.Load() != nil {
+		m.Mute(on)
 	}
 }
 
 // save writes the row. The answer to a phone waits until it is there; a call in progress goes on without waiting.
 func (a *actor) save() {
 	row := a.row()
-	if a.state.Phase == leg.Talking {
+	if a.state.Phase == leg.Talking || a.state.Phase == leg.Resuming {
 		a.note("save leg", a.bridge.journal.PutLeg(row))
 		return
 	}

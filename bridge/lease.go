@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"trunkline/db"
@@ -42,8 +41,6 @@ func (b *Bridge) takeLease(ctx context.Context) ([]db.Leg, error) {
 // keepLease renews the lease, and takes over what others have left whose lease lapsed. It returns when ctx ends, or with
 // db.ErrFenced when somebody else has taken over what is ours.
 func (b *Bridge) keepLease(ctx context.Context) error {
-	var sweep sync.WaitGroup
-	defer sweep.Wait()
 	ticker := time.NewTicker(renewEvery)
 	defer ticker.Stop()
 	for {
@@ -62,7 +59,9 @@ func (b *Bridge) keepLease(ctx context.Context) error {
 		b.journal.Report(err)
 		if len(legs) > 0 {
 			b.log.Warn("took over legs of a process that is gone", "legs", len(legs))
-			sweep.Go(func() { b.sweepPhones(ctx, legs) })
+			if err := b.resumeLegs(ctx, legs); err != nil {
+				b.log.Error("legs of a process that is gone stay as they are", "err", err)
+			}
 		}
 	}
 }

@@ -21,6 +21,7 @@ type metrics struct {
 	ended    *prometheus.CounterVec
 	refused  *prometheus.CounterVec
 	setup    prometheus.Histogram
+	resumed  prometheus.Counter
 
 	rings      prometheus.Counter
 	ringsEnded *prometheus.CounterVec
@@ -41,6 +42,9 @@ func newMetrics(b *Bridge) *metrics {
 		ringsEnded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_rings_ended_total", Help: "Rings that ended, by how: answered, or why not.",
 		}, []string{"how"}),
+		resumed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trunkline_legs_resumed_total", Help: "Legs taken over from a process that is gone.",
+		}),
 		setup: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "trunkline_setup_seconds", Help: "From INVITE to answer, the time that people need to come included.",
 			Buckets: []float64{.1, .2, .4, .8, 1.5, 3, 6, 12, 30},
@@ -48,7 +52,7 @@ func newMetrics(b *Bridge) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup, m.rings, m.ringsEnded,
+		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded,
 		mediaReadings(b), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)

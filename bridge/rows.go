@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -20,10 +22,13 @@ func (a *actor) row() db.Leg {
 		Direction: "in", Trunk: a.info.Trunk, Dialled: string(a.info.Dialled),
 		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
 		Ghost: a.join.localpart, EndBy: a.state.EndBy,
-		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d),
+		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d), Options: encode(a.options), State: encode(a.state),
 	}
-	if m := a.join.membership; m != nil {
+	switch m := a.outlet.Load(); {
+	case m != nil:
 		l.RoomID = string(m.Info().Room)
+	case a.before != nil:
+		l.RoomID = string(a.before.Room)
 	}
 	return l
 }
@@ -37,19 +42,27 @@ func dialogOf(l db.Leg) (sip.Dialog, error) {
 	return d, nil
 }
 
-func encode(d sip.Dialog) string {
-	text, err := json.Marshal(d)
+func encode(document any) string {
+	text, err := json.Marshal(document)
 	if err != nil {
-		panic(fmt.Sprintf("a dialog is plain data, yet: %v", err))
+		panic(fmt.Sprintf("%T is plain data, yet: %v", document, err))
 	}
 	return string(text)
+}
+
+// membershipOf is a stored membership in matrixcall's terms.
+func membershipOf(m db.Membership) matrixcall.MembershipInfo {
+	return matrixcall.MembershipInfo{
+		Ghost: id.UserID(m.Ghost), Device: id.DeviceID(m.DeviceID), Room: id.RoomID(m.RoomID), ConfID: m.ConfID,
+		CallEvent: id.EventID(m.CallEvent), SessionID: m.SessionID, Created: m.CreatedByUs, Expires: m.Expires,
+	}
 }
 
 // putMembership returns when the membership is in the database.
 func (a *actor) putMembership(ctx context.Context, i matrixcall.MembershipInfo) error {
 	return a.bridge.journal.SaveMembership(ctx, db.Membership{
 		Ghost: string(i.Ghost), RoomID: string(i.Room), ConfID: i.ConfID, DeviceID: string(i.Device), SessionID: i.SessionID,
-		CreatedByUs: i.Created, Expires: i.Expires, LegID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch,
+		CreatedByUs: i.Created, CallEvent: string(i.CallEvent), Expires: i.Expires, LegID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch,
 	})
 }
 

@@ -88,6 +88,11 @@ type Format struct {
 // cseqBlock is how many sequence numbers a stored dialog reserves ahead.
 const cseqBlock = 10
 
+// Held says that the phone has put us on hold: it does not want to hear us (RFC 3264 §8.4).
+func (d Dialog) Held() bool {
+	return d.Media.RemoteSilent || d.Media.Format.Codec != "" && !d.Media.Direction.Sends()
+}
+
 func (d Dialog) clone() Dialog {
 	d.RouteSet = slices.Clone(d.RouteSet)
 	d.Vias = slices.Clone(d.Vias)

@@ -49,7 +49,7 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 			acks: map[string]*gosip.Request{}, resumed: true,
 		}
 	}
-	c.hold = d.Media.RemoteSilent || d.Media.Format.Codec != "" && !d.Media.Direction.Sends()
+	c.hold = d.Held()
 	c.log = s.log.With("call", shortID(d.CallID), "trunk", d.Info.Trunk)
 	if d.Role == UAS && !d.Confirmed && len(d.Vias) > 0 {
 		c.dialog.Confirmed = false

@@ -198,6 +198,7 @@ func (c *checker) calls(k *Calls) {
 	if k.MaxLegs < 1 {
 		c.wrong("calls.max_legs", "must be at least 1")
 	}
+	c.oneOf("calls.on_stop", k.OnStop, StopSuspends, StopEnds)
 	for _, d := range []struct {
 		key   string
 		value time.Duration

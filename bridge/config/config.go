@@ -120,6 +120,12 @@ type ICEServer struct {
 	Password string   `yaml:"password"`
 }
 
+// What becomes of calls when the process is told to stop.
+const (
+	StopSuspends = "suspend"
+	StopEnds     = "end"
+)
+
 type Calls struct {
 	AllowPlain   bool          `yaml:"allow_plain"`
 	MaxLegs      int           `yaml:"max_legs"`
@@ -128,6 +134,7 @@ type Calls struct {
 	EmptyTimeout time.Duration `yaml:"empty_timeout"`
 	Longest      time.Duration `yaml:"longest"`
 	KeepHistory  time.Duration `yaml:"keep_history"`
+	OnStop       string        `yaml:"on_stop"`
 
 	Options `yaml:",inline"`
 }

@@ -10,6 +10,10 @@
 //	                 +------------------------------+----> Refusing ---tone over-+  |
 //	                 +------------------------------+-------------------------------+
 //
+// After a restart a leg whose phone was answered begins with Resumed, and is Resuming until its ghost is back in the call:
+//
+//	Idle --Resumed--> Resuming --room joined--> Talking          Idle --Interrupted--> Ending
+//
 // What the leg knows are facts, not products of states: is the phone ringing, up or gone; is the room being joined,
 // joined or left; does media run. Tearing down is one path for hang-up, failure, shutdown and time-out. Every phase that
 // waits has a deadline, and [Forget] is the last effect, exactly once.

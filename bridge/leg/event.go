@@ -24,6 +24,8 @@ type EventKind uint8
 
 const (
 	Invited        EventKind = iota // an INVITE with a route
+	Resumed                         // the process before had answered the phone: go on
+	Interrupted                     // the process before had not answered it: it is refused
 	RoomJoined                      // the ghost is in the room's call
 	RoomRefused                     // it can't be; Cause says why
 	RoomDeclined                    // somebody in the room does not want the call
@@ -46,7 +48,7 @@ const (
 )
 
 var eventNames = [...]string{
-	"invited", "room joined", "room refused", "room declined", "phone ready", "saved", "save failed", "phone acked",
+	"invited", "resumed", "interrupted", "room joined", "room refused", "room declined", "phone ready", "saved", "save failed", "phone acked",
 	"phone cancelled", "phone hung up", "phone failed", "phone released", "tone failed", "dialog changed", "company is",
 	"call ended", "room failed", "room left", "shutdown", "tick",
 }
@@ -79,6 +81,7 @@ const (
 	AcceptPhone                   // bind ports, make the SDP answer; nothing is sent
 	Save                          // write the row
 	SendAnswer                    // 200 with the prepared SDP
+	AskPhone                      // whether it has the call still; one whose answer is not acknowledged is answered again
 	StartMedia                    // connect the phone with the desk
 	StopMedia
 	PlayTone // 183 if there was none, and the tone in the phone's ear until StopTone
@@ -93,7 +96,7 @@ const (
 )
 
 var effectNames = [...]string{
-	"ring", "join room", "accept phone", "save", "send answer", "start media", "stop media", "play tone", "stop tone",
+	"ring", "join room", "accept phone", "save", "send answer", "ask phone", "start media", "stop media", "play tone", "stop tone",
 	"ring room", "ring over", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
 }
 

@@ -100,6 +100,12 @@ func walk(t *testing.T, from journey, ev Event) journey {
 		now = from.state.Deadline
 	}
 	to := journey{done: from.done}
+	if from.state.Phase == Idle && (ev.Kind == Resumed || ev.Kind == Interrupted) {
+		to.done.saves++ // by the process before
+		if ev.Kind == Interrupted {
+			to.done.joins++
+		}
+	}
 	var effects []Effect
 	to.state, effects = Step(from.state, now, ev)
 	for _, e := range effects {
@@ -127,12 +133,14 @@ func promises(from, to journey, effects []Effect) []string {
 	check(d.starts-d.stops == btoi(s.Media), "media is started and stopped in pairs")
 	check(d.releases <= 1 && d.leaves <= 1 && d.joins <= 1, "each side is told to go at most once")
 	check(d.forgets == btoi(ended), "forget is done exactly once, on reaching the end")
-	check(d.answers == 0 || d.saves > 0, "a phone is answered only after the row was saved")
+	check(d.answers == 0 || d.saves > 1, "a phone is answered only after the row was saved")
 	check(!ended || d.deletes == btoi(s.Stored && !s.Unsure), "a row is deleted at the end if it was written, unless somebody may still be there")
 	check(!ended || !s.Media, "no media after the end")
 	check(!ended || d.joins == d.leaves, "a room that was joined is left")
 	check(s.Phase == Idle || ended || !s.Deadline.IsZero(), "every phase that waits has a deadline")
 	check(s.Phase != Talking || s.Phone == Up && s.Room == Up && s.Media, "talking means: phone up, room joined, media on")
+	check(s.Phase != Resuming || s.Phone == Up && s.Media && s.Stored, "a phone that was answered hears us before the ghost is back")
+	check(s.Phase == Idle || s.Stored, "whatever began has a row")
 	check(from.state.Phase != Ended || len(effects) == 0, "nothing is done after the end")
 	check(s.Phase >= from.state.Phase, "a leg never goes back to an earlier phase")
 	check(s.Phase < Refusing || s.Cause != "" || from.state.Phase == Idle, "whatever ends has a cause")

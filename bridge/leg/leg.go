@@ -12,16 +12,17 @@ type ID string
 type Phase uint8
 
 const (
-	Idle    Phase = iota
-	Setup         // the ghost goes into the call; the phone is answered unless the room must be rung first
-	Ringing       // the ghost is in the call, and nobody else
+	Idle     Phase = iota
+	Setup          // the ghost goes into the call; the phone is answered unless the room must be rung first
+	Ringing        // the ghost is in the call, and nobody else
+	Resuming       // the process before had answered the phone; the ghost goes back into the call
 	Talking
 	Refusing // the phone hears a tone that says why
 	Ending
 	Ended
 )
 
-var phaseNames = [...]string{"idle", "setup", "ringing", "talking", "refusing", "ending", "ended"}
+var phaseNames = [...]string{"idle", "setup", "ringing", "resuming", "talking", "refusing", "ending", "ended"}
 
 func (p Phase) String() string { return name(phaseNames[:], int(p)) }
 
@@ -101,6 +102,8 @@ func Step(s State, now time.Time, ev Event) (State, []Effect) {
 		m.setup(ev)
 	case Ringing:
 		m.ringing(ev)
+	case Resuming:
+		m.resuming(ev)
 	case Talking:
 		m.talking(ev)
 	case Refusing:
@@ -126,15 +129,72 @@ func (m *machine) tell(kind EffectKind) {
 	m.effects = append(m.effects, Effect{Kind: kind, Cause: m.Cause})
 }
 
+// Successor is where the leg begins in the process that comes after, with [Resumed] if the phone was answered, else with
+// [Interrupted].
+func (s State) Successor() State {
+	return State{Rules: s.Rules, Acked: s.Acked, Met: s.Met, EndBy: s.EndBy}
+}
+
+// Answered tells whether the phone was answered, or may have been: the answer was saved and about to be sent.
+func (s State) Answered() bool { return s.Phone == Ready || s.Phone == Up }
+
 func (m *machine) idle(ev Event) {
-	if ev.Kind != Invited {
-		return
+	switch ev.Kind {
+	case Invited:
+		m.Phase, m.Phone, m.Room, m.Stored = Setup, Coming, Coming, true
+		m.EndBy = m.now.Add(m.Rules.Longest)
+		m.Deadline = m.now.Add(m.Rules.Setup)
+		m.do(Ring)
+		m.do(Save)
+		m.do(JoinRoom)
+	case Resumed:
+		m.resume()
+	case Interrupted:
+		m.Phone, m.Room, m.Stored = Coming, Up, true
+		m.end(ProcessDied)
 	}
-	m.Phase, m.Phone, m.Room = Setup, Coming, Coming
-	m.EndBy = m.now.Add(m.Rules.Longest)
-	m.Deadline = m.now.Add(m.Rules.Setup)
-	m.do(Ring)
+}
+
+// resume goes on with a phone that the process before had answered. It hears us at once, if only silence.
+func (m *machine) resume() {
+	m.Phase, m.Phone, m.Room, m.Media, m.Stored = Resuming, Up, Coming, true, true
+	if m.EndBy.IsZero() {
+		m.EndBy = m.now.Add(m.Rules.Longest)
+	}
+	m.Deadline = m.now.Add(m.Rules.Alone)
+	if m.EndBy.Before(m.Deadline) {
+		m.Deadline = m.EndBy
+	}
+	m.do(StartMedia)
+	m.do(AskPhone)
 	m.do(JoinRoom)
+}
+
+func (m *machine) resuming(ev Event) {
+	switch ev.Kind {
+	case RoomJoined:
+		m.Phase, m.Room = Talking, Up
+		m.do(Save)
+		m.watchCompany()
+	case PhoneAcked:
+		m.Acked = true
+		m.do(Save)
+	case CompanyIs:
+		m.setCompany(ev.N)
+	case DialogChanged:
+		m.do(Save)
+	case SaveFailed:
+	case Tick:
+		switch {
+		case !m.due():
+		case !m.now.Before(m.EndBy):
+			m.end(LongestReached)
+		default:
+			m.end(NoHomeserver)
+		}
+	default:
+		m.anyEnd(ev)
+	}
 }
 
 func (m *machine) setup(ev Event) {
@@ -157,9 +217,9 @@ func (m *machine) setup(ev Event) {
 	}
 }
 
-// ring waits for the first one to come. The row is written now: a ring that nobody answers is history, too.
+// ring waits for the first one to come.
 func (m *machine) ring() {
-	m.Phase, m.Stored, m.Rung = Ringing, true, true
+	m.Phase, m.Rung = Ringing, true
 	m.Deadline = m.now.Add(m.Rules.Ring)
 	m.do(Save)
 	if m.Rules.Tones {
@@ -202,7 +262,7 @@ func (m *machine) ringing(ev Event) {
 func (m *machine) answering(ev Event) {
 	switch ev.Kind {
 	case PhoneReady:
-		m.Phone, m.Stored = Ready, true
+		m.Phone = Ready
 		m.do(Save)
 	case Saved:
 		if m.Phone != Ready || m.Room != Up || m.Phase == Ringing && !m.Wanted {
@@ -223,6 +283,7 @@ func (m *machine) talking(ev Event) {
 	switch ev.Kind {
 	case PhoneAcked:
 		m.Acked = true
+		m.do(Save)
 	case CompanyIs:
 		m.setCompany(ev.N)
 		m.watchCompany()

@@ -396,6 +396,9 @@ func (c *Call) startAudio() {
 	c.audio.start(k, dtmf, remote) // once; early media goes on
 }
 
+// Forget ends the call without a word, as a phone that lost power does. Requests of the bridge get 481 from then on.
+func (c *Call) Forget() { c.end("forgotten") }
+
 func (c *Call) end(why string) {
 	c.mu.Lock()
 	if c.ended != "" {

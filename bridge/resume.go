@@ -1,0 +1,232 @@
+package bridge
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"trunkline/bridge/leg"
+	"trunkline/db"
+	"trunkline/matrixcall"
+	"trunkline/sip"
+)
+
+// A call outlives the process: rows of a process that is gone become legs of this one. Sound first: the phone's ports are
+// opened and silence goes out, before SIP is served and long before the ghost is back in its call. Phones are asked only
+// then whether they are still there, a few at a time.
+
+const (
+	askRate         = 20 // phones asked per second whether they have their call
+	rejoinPause     = 250 * time.Millisecond
+	longestRejoin   = 5 * time.Second
+	suspendPatience = 2 * time.Second
+)
+
+func newAskPace() *rate.Limiter { return rate.NewLimiter(askRate, 1) }
+
+// resumeLegs makes legs of adopted rows. Those that cannot go on are ended on both sides.
+func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	memberships, err := b.store.Memberships(ctx, b.run)
+	if err != nil {
+		return err
+	}
+	byLeg := make(map[string]matrixcall.MembershipInfo)
+	for _, m := range memberships {
+		byLeg[m.LegID] = membershipOf(m)
+	}
+	begun := time.Now()
+	resumed := 0
+	for _, row := range rows {
+		before, known := byLeg[row.ID]
+		if err := b.resumeLeg(row, before, known); err != nil {
+			b.log.Warn("a leg cannot be resumed", "leg", row.ID, "err", err)
+			if err := b.journal.DeleteLeg(row.ID, b.hold(row.Epoch), string(leg.ProcessDied), time.Now()); err != nil {
+				return err
+			}
+			continue
+		}
+		resumed++
+	}
+	b.metrics.resumed.Add(float64(resumed))
+	b.log.Info("legs resumed", "legs", resumed, "lost", len(rows)-resumed, "after", time.Since(begun).Round(time.Millisecond))
+	return nil
+}
+
+// resumeLeg gives a row its phone's dialog, its sound and its actor back.
+func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known bool) error {
+	var state leg.State
+	if err := json.Unmarshal([]byte(row.State), &state); err != nil {
+		return fmt.Errorf("read state: %w", err)
+	}
+	dialog, err := dialogOf(row)
+	if err != nil {
+		return err
+	}
+	call, err := b.phones.Resume(dialog)
+	if err != nil {
+		return fmt.Errorf("resume dialog: %w", err)
+	}
+	a := makeActor(b, leg.ID(row.ID), call)
+	a.log = a.log.With("resumed", true)
+	a.epoch, a.begun, a.answered = row.Epoch, row.Created, row.Answered
+	a.state = state.Successor()
+	a.held = dialog.Held()
+	a.join.localpart = row.Ghost
+	if known {
+		a.before, a.target = &before, string(before.Room)
+		a.join.saved.Store(&before)
+		if a.join.localpart == "" { // written before the ghost was chosen
+			a.join.localpart, _, _ = strings.Cut(strings.TrimPrefix(string(before.Ghost), "@"), ":")
+		}
+	}
+	if err := json.Unmarshal([]byte(row.Options), &a.options); err != nil {
+		a.log.Warn("options of a resumed leg make no sense; the defaults hold", "err", err)
+	}
+	a.options = a.options.Over(b.routes.defaults)
+	begin := leg.Interrupted
+	if known && (state.Answered() || dialog.Confirmed) {
+		media, err := call.OpenMedia()
+		if err != nil {
+			a.log.Warn("the phone's ports cannot be opened again", "err", err)
+		} else {
+			begin, a.media = leg.Resumed, media
+			a.stream = phoneConfig(codecOf(media.Format()), media.Format().PayloadType)
+			a.stream.SSRC = sip.NewSSRC(dialog.Media.LocalSSRC)
+		}
+	}
+	if begin == leg.Interrupted {
+		close(a.join.over) // there is no attempt to join
+	}
+	a.tell(begin)
+	call.OnEvent(a.fromPhone)
+	b.mu.Lock()
+	b.legs[a.id] = a
+	b.ghosts[a.join.localpart] = true
+	b.mu.Unlock()
+	if begin == leg.Resumed {
+		b.gather(a, before.Room) // so that phones of one room are company before their ghosts are back
+	}
+	b.wg.Go(a.run)
+	return nil
+}
+
+// askPhone asks the phone of a resumed call whether it is there. When its answer was never acknowledged it gets that again.
+func (a *actor) askPhone() {
+	if !a.call.Dialog().Confirmed {
+		a.note("answer again", a.call.SendAnswer())
+		return
+	}
+	a.wg.Go(func() {
+		if a.bridge.asking.Wait(a.ctx) != nil {
+			return // the leg is over
+		}
+		if err := a.call.Refresh(); err != nil && !errors.Is(err, sip.ErrEnded) {
+			a.note("ask the phone", err)
+		}
+	})
+}
+
+// rejoinCall brings the ghost back into the call that the process before had it in. A homeserver that is away is waited for:
+// the leg's deadline ends that.
+func (a *actor) rejoinCall(ctx context.Context) error {
+	for pause := rejoinPause; ; pause = min(2*pause, longestRejoin) {
+		m, err := a.rejoin(ctx)
+		if err == nil {
+			a.log.Info("ghost is back in the call", "after", time.Since(a.trace.begun).Round(time.Millisecond))
+			a.enteredCall(ctx, m)
+			if a.call.Dialog().Held() {
+				m.Mute(true)
+			}
+			return nil
+		}
+		if joinCause(err) != leg.NoHomeserver {
+			return err
+		}
+		a.log.Debug("call not rejoined yet", "err", err, "again_in", pause)
+		select {
+		case <-ctx.Done():
+			return cmp.Or(context.Cause(ctx), err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
+	ghost, err := a.bridge.matrix.Ghost(ctx, a.join.localpart, a.name)
+	if err != nil {
+		return nil, fmt.Errorf("find ghost: %w", err)
+	}
+	a.join.ghost = ghost
+	m, err := ghost.JoinCall(ctx, a.before.Room, matrixcall.CallOptions{
+		Rejoin: a.before, OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("rejoin call in %s: %w", a.before.Room, err)
+	}
+	return m, nil
+}
+
+// abandon ends the actor without a word to phone, room and database: another process acts on the leg.
+func (a *actor) abandon() {
+	a.stopTone()
+	a.stopMedia()
+	if m := a.outlet.Load(); m != nil {
+		m.Abandon()
+	} else if a.join.cancel != nil {
+		a.join.cancel(errLegEnds)
+	}
+	a.bridge.drop(a)
+	a.log.Info("leg let go", "state", a.state)
+}
+
+// suspend is abandon after a last save: the next process resumes the leg.
+func (a *actor) suspend() {
+	if a.state.Phase == leg.Talking || a.state.Phase == leg.Resuming {
+		a.note("save leg", a.bridge.journal.PutLeg(a.row()))
+	}
+	a.abandon()
+}
+
+// suspendLegs lets go of every leg so that the next process can resume it. Phones that are not answered are told to try
+// again; those that are hear a pause.
+func (b *Bridge) suspendLegs() {
+	b.mu.Lock()
+	b.closing = true
+	var unanswered []*actor
+	for _, a := range b.legs {
+		if a.phase < leg.Resuming {
+			unanswered = append(unanswered, a)
+			a.tell(leg.Shutdown)
+		}
+	}
+	b.mu.Unlock()
+	patience := time.After(suspendPatience)
+	for _, a := range unanswered {
+		select {
+		case <-a.ctx.Done():
+		case <-patience:
+			b.log.Warn("legs that were not answered do not end; the next start sweeps them")
+			patience = nil
+		}
+		if patience == nil {
+			break
+		}
+	}
+	close(b.suspended)
+	over := make(chan struct{})
+	go func() { b.wg.Wait(); close(over) }() // outlives this function only when legs hang, which ends the process
+	select {
+	case <-over:
+	case <-time.After(suspendPatience):
+		b.log.Error("legs are not let go in time")
+	}
+}
