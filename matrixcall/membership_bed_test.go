@@ -41,7 +41,7 @@ type callBed struct {
 	refuse   error         // PutMember's answer
 	delay    time.Duration // of to-device messages
 	metrics  Metrics
-	relay    func() []TURNServer
+	relays   []TURNServer
 	unsent   id.UserID   // gets no message, and the sender is told
 	frames   int         // sent by talk
 	cut      atomic.Bool // the network
@@ -263,10 +263,9 @@ func (b *callBed) PutCall(ctx context.Context, ghost *Ghost, _ id.RoomID, confID
 }
 
 func (b *callBed) turnServers(context.Context, *Ghost) ([]TURNServer, error) {
-	if b.relay == nil {
-		return nil, nil
-	}
-	return b.relay(), nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.relays, nil
 }
 
 func (b *callBed) activeCall(context.Context, *Ghost, id.RoomID) (CallState, error) {

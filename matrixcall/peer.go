@@ -39,6 +39,7 @@ type peerConn struct {
 	pc      *webrtc.PeerConnection
 	offer   *webrtc.SessionDescription // an offer of ours the peer has not answered
 	inviter bool
+	unborn  bool // it could not be opened: nothing more can be done with it
 	state   PeerState
 	times   peerTimes
 	pairs   candidatePairs // as seen last
@@ -103,7 +104,12 @@ func (c *peerConn) read(reader func()) {
 // do puts a task. A failure is reported and leaves what to do to the mesh.
 func (c *peerConn) do(what string, task func() error) {
 	c.tasks.put(func() {
-		if err := survive(task); err != nil && c.ctx.Err() == nil {
+		if c.unborn {
+			return
+		}
+		err := survive(task)
+		c.unborn = c.pc == nil
+		if err != nil && c.ctx.Err() == nil {
 			c.report(mesh.ConnFailed{Conn: c.id, Err: what + ": " + err.Error()})
 		}
 	})
@@ -112,6 +118,9 @@ func (c *peerConn) do(what string, task func() error) {
 // try puts a task whose failure does not matter much.
 func (c *peerConn) try(what string, task func() error) {
 	c.tasks.put(func() {
+		if c.unborn {
+			return
+		}
 		if err := survive(task); err != nil {
 			c.log.Debug("connection", "doing", what, "err", err)
 		}

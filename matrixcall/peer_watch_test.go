@@ -229,3 +229,26 @@ func TestDeadPeerIsNoticedAndGivenUp(t *testing.T) {
 		})
 	}
 }
+
+func TestConnectionThatCannotBeOpenedFailsOnce(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		bed.relays = []TURNServer{{URIs: []string{"no server"}}} // pion refuses to begin
+		book := newLogbook()
+		bed.log = slog.New(book)
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		alice.enter()
+		p := bed.join("@_sip_1:x")
+		time.Sleep(500 * time.Millisecond)
+		book.says(t, "WARN peer lost", "reason=create_offer", "state=negotiating")
+		book.says(t, "INFO call", "note=open: ")
+		if lines := book.find("panic"); len(lines) > 0 {
+			t.Errorf("%q", lines)
+		}
+		bed.mu.Lock()
+		bed.relays = nil
+		bed.mu.Unlock()
+		time.Sleep(4 * time.Second)
+		bed.hearEachOther(p, alice)
+		leave(t, p)
+	})
+}

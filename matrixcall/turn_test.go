@@ -176,9 +176,9 @@ func startRelay(t *testing.T, bed *callBed) *turnBed {
 
 // give has the bed hand out credentials.
 func (r *turnBed) give(bed *callBed, user string) {
-	bed.relay = func() []TURNServer {
-		return []TURNServer{{URIs: []string{"turn:" + relayAddress + ":3478?transport=udp"}, Username: user, Password: "secret of " + user}}
-	}
+	bed.mu.Lock()
+	defer bed.mu.Unlock()
+	bed.relays = []TURNServer{{URIs: []string{"turn:" + relayAddress + ":3478?transport=udp"}, Username: user, Password: "secret of " + user}}
 }
 
 // expire has the relay accept a user no more.

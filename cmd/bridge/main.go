@@ -35,6 +35,10 @@ const (
 )
 
 func main() {
+	if os.Getenv("PION_LOG_DISABLE") == "" {
+		// pion's TURN client writes to stderr whatever logger it is given; what it tells shows in the connection's own lines.
+		os.Setenv("PION_LOG_DISABLE", "turnc")
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
