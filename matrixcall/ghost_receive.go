@@ -163,6 +163,10 @@ func (k *keyring) open(ctx context.Context, message toDeviceEvent) (*crypto.Decr
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case failed:
+		// If that was because the tables cannot be read, it must come again.
+		if err := k.service.storeAway(ctx); err != nil {
+			return nil, err
+		}
 		return nil, errUnreadable
 	}
 	return nil, errOlmsOwn

@@ -100,6 +100,62 @@ func shareOneDatabase(t *testing.T, b *bed) {
 	}
 }
 
+// TestCallsOutliveTheDatabasesAbsence stops the database under a ghost that
+// speaks olm: what it hears and says waits.
+func TestCallsOutliveTheDatabasesAbsence(t *testing.T) {
+	cluster := postgres.New(t)
+	uri, err := cluster.CreateDatabase("olm_away")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := sql.Open("pgx", uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := fakeBed(t)
+	if b.olm, err = dbutil.NewWithDB(raw, "pgx"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.olm.Close() })
+	b.start()
+	alice := b.person("alice", true)
+	alice.listen()
+	room := alice.room(b.service.Bot())
+	g := b.ghost("_sip_away")
+	if err := g.EnterRoom(t.Context(), room); err != nil {
+		t.Fatal(err)
+	}
+	e := b.attach(g, room, "conf")
+	const messages = 12
+	var wg sync.WaitGroup
+	for n := range messages {
+		switch n {
+		case 4:
+			if err := cluster.StopServer(); err != nil {
+				t.Fatal(err)
+			}
+		case 8:
+			if err := cluster.StartServer(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		alice.signal("conf", n, g)
+		wg.Go(func() {
+			if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(n), alice)); err != nil {
+				t.Errorf("message %d: %v", n, err)
+			}
+		})
+		time.Sleep(400 * time.Millisecond)
+	}
+	wg.Wait()
+	b.eventually(20*time.Second, func() string { return sequence(e.heard(), []id.UserID{alice.user}, messages) })
+	b.eventually(20*time.Second, func() string { return sequence(alice.hears(), []id.UserID{g.user}, messages) })
+	m := &b.service.metrics
+	if m.PollFailures.Load() == 0 || m.MessagesUndecryptable.Load() != 0 {
+		t.Errorf("%d failures, want some; %d messages undecryptable, want none", m.PollFailures.Load(), m.MessagesUndecryptable.Load())
+	}
+}
+
 // TestOlmPayloadIsChecked sends hand-made olm messages: hydrogen's, which
 // carries no sender_device_keys, and forgeries.
 func TestOlmPayloadIsChecked(t *testing.T) {

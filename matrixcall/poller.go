@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -127,7 +128,11 @@ func (p *poller) run(ctx context.Context) {
 			failures++
 			s.metrics.PollFailures.Add(1)
 			wait := max(backoff(failures, 250*time.Millisecond, 5*time.Second), retryAfter(err))
-			g.log.Warn("poll", "err", tidy(err), "again_in", wait)
+			level := slog.LevelDebug
+			if failures == 1 { // an outage can be long, and the pollers many
+				level = slog.LevelWarn
+			}
+			g.log.Log(ctx, level, "poll", "err", tidy(err), "again_in", wait)
 			sleep(ctx, wait)
 		}
 	}

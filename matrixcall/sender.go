@@ -233,7 +233,7 @@ func (o *outbox) fail(l *letter, err error) {
 // deliver sends a round. The error, if any, is for those letters of the round
 // that are left; all others are finished.
 func (o *outbox) deliver(ctx context.Context, round []*letter) error {
-	sealed, err := o.seal(ctx, round)
+	sealed, err := o.sealWithStore(ctx, round)
 	if err != nil {
 		return err
 	}
@@ -268,6 +268,28 @@ func (o *outbox) deliver(ctx context.Context, round []*letter) error {
 type sealing struct {
 	content json.RawMessage
 	err     error
+}
+
+// sealWithStore is seal, again if need be until olm's tables can be read:
+// calls outlive the absence of the database, and what they say waits for it.
+func (o *outbox) sealWithStore(ctx context.Context, round []*letter) (map[deviceName]sealing, error) {
+	for attempt := 0; ; attempt++ {
+		sealed, err := o.seal(ctx, round)
+		if err != nil {
+			return nil, err
+		}
+		broken := slices.ContainsFunc(slices.Collect(maps.Values(sealed)), func(s sealing) bool { return s.err != nil })
+		if !broken {
+			return sealed, nil
+		}
+		away := o.ghost.service.storeAway(ctx)
+		if away == nil {
+			return sealed, nil // it was something else
+		}
+		if err := o.pause(ctx, round, attempt, away); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // seal encrypts the round's messages for all devices that have published keys.

@@ -250,6 +250,19 @@ func (s *Service) spawn(work func()) bool {
 	return !s.closed
 }
 
+// storeAway returns why olm's database does not answer, nil if it does.
+func (s *Service) storeAway(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
+	if err := s.db.RawDB.PingContext(ctx); err != nil {
+		return fmt.Errorf("olm's database does not answer: %w", err)
+	}
+	return nil
+}
+
+// storePatience is how long the database may take to answer a ping.
+const storePatience = 2 * time.Second
+
 // Metrics returns the counters of the service.
 func (s *Service) Metrics() *Metrics { return &s.metrics }
 
