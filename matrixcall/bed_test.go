@@ -102,6 +102,7 @@ type bed struct {
 	synapse *synapse.Server // nil with the fake
 	url     string
 	domain  string
+	suffix  string            // of users' names
 	web     http.RoundTripper // nil: the ordinary network
 	store   *memory
 	olm     *dbutil.Database
@@ -173,13 +174,76 @@ func fakeBedWith(t testing.TB, cfg homeserver.Config) *bed {
 func realBed(t testing.TB) *bed {
 	t.Helper()
 	synapse.Wanted(t)
-	b := &bed{TB: t, store: newMemory(), olm: openOlm(t), handler: new(swappable), plain: true, domain: "lab.local"}
+	b := &bed{TB: t, store: newMemory(), olm: openOlm(t), handler: new(swappable), plain: true, domain: realDomain}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.serve(l)
-	content, err := yaml.Marshal(registration("http://"+l.Addr().String(), b.domain))
+	b.synapse = synapse.New(t, synapse.Config{
+		Registrations: []string{writeRegistration(t, l)}, ServerName: b.domain, Progress: io.Discard,
+	})
+	b.url = b.synapse.URL()
+	return b
+}
+
+const realDomain = "lab.local"
+
+// commonSynapse serves all tests that do it no harm: a start takes seconds.
+// Each test's users have names of their own, its ghosts new devices.
+var commonSynapse struct {
+	server  *synapse.Server // nil until somebody wants it
+	handler swappable
+	beds    int
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if commonSynapse.server != nil {
+		if err := commonSynapse.server.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+	os.Exit(code)
+}
+
+// commonBed is a bed with the common Synapse. Its tests run one after the
+// other.
+func commonBed(t testing.TB) *bed {
+	t.Helper()
+	synapse.Wanted(t)
+	c := &commonSynapse
+	if c.server == nil {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go http.Serve(l, &c.handler) // until the process ends
+		c.server, err = synapse.Start(context.Background(), synapse.Config{
+			Registrations: []string{writeRegistration(t, l)}, ServerName: realDomain, Progress: io.Discard,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.beds++
+	// Between tests somebody must take what Synapse sends, or it would wait longer and longer before the next try.
+	t.Cleanup(func() {
+		c.handler.set(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, struct{}{}) }))
+		if t.Failed() {
+			t.Logf("Synapse's log ends with:\n%s", c.server.LogTail(4000))
+		}
+	})
+	return &bed{
+		TB: t, store: newMemory(), olm: openOlm(t), handler: &c.handler, plain: true, domain: realDomain,
+		synapse: c.server, url: c.server.URL(), suffix: fmt.Sprintf("_%d", c.beds),
+	}
+}
+
+// writeRegistration writes the registration of a bridge that listens there. Synapse reads it when it starts.
+func writeRegistration(t testing.TB, l net.Listener) string {
+	t.Helper()
+	content, err := yaml.Marshal(registration("http://"+l.Addr().String(), realDomain))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,9 +251,7 @@ func realBed(t testing.TB) *bed {
 	if err := os.WriteFile(file, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.synapse = synapse.New(t, synapse.Config{Registrations: []string{file}, ServerName: b.domain, Progress: io.Discard})
-	b.url = b.synapse.URL()
-	return b
+	return file
 }
 
 func (b *bed) serve(l net.Listener) {
@@ -285,7 +347,7 @@ func (b *bed) person(name string, withOlm bool) *person {
 		u := b.fake.User(name)
 		p.user, p.device, token = u.UserID, u.DeviceID, u.AccessToken
 	} else {
-		u, err := b.synapse.Register(b.Context(), name)
+		u, err := b.synapse.Register(b.Context(), name+b.suffix)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -520,5 +582,5 @@ func sequence(messages []heard, senders []id.UserID, n int) string {
 // a real Synapse.
 func everywhere(t *testing.T, test func(t *testing.T, b *bed)) {
 	t.Run("fake", func(t *testing.T) { test(t, fakeBed(t)) })
-	t.Run("synapse", func(t *testing.T) { test(t, realBed(t)) })
+	t.Run("synapse", func(t *testing.T) { test(t, commonBed(t)) })
 }

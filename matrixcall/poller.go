@@ -31,6 +31,11 @@ const (
 	pollDeadline = 20 * time.Second
 
 	savePatience = 5 * time.Second
+
+	// hastyPoll is what no poll takes that waits, maxHasty how many that
+	// brought nothing may follow each other.
+	hastyPoll = 50 * time.Millisecond
+	maxHasty  = 5
 )
 
 // poller reads the to-device messages of one ghost while the ghost is in a
@@ -95,7 +100,7 @@ func (p *poller) stop() {
 
 func (p *poller) run(ctx context.Context) {
 	g, s := p.ghost, p.ghost.service
-	failures := 0
+	failures, hasty := 0, 0
 	for ctx.Err() == nil {
 		if p.since == "" {
 			token, err := s.store.SyncToken(ctx, g.user)
@@ -107,7 +112,16 @@ func (p *poller) run(ctx context.Context) {
 			}
 			p.since, p.saved = token, token
 		}
-		err := p.cycle(ctx)
+		began := time.Now()
+		messages, err := p.cycle(ctx)
+		if err == nil && messages == 0 && time.Since(began) < hastyPoll {
+			// A homeserver or proxy that does not let us wait must not be asked without a breath.
+			if hasty++; hasty > maxHasty {
+				sleep(ctx, kickDelay)
+			}
+		} else {
+			hasty = 0
+		}
 		switch {
 		case err == nil:
 			if failures > 0 {
@@ -140,27 +154,27 @@ func (p *poller) run(ctx context.Context) {
 
 // cycle makes one poll that waits until something comes or another ghost's poller got something. By /sync a look
 // without waiting goes before it.
-func (p *poller) cycle(ctx context.Context) error {
+func (p *poller) cycle(ctx context.Context) (messages int, err error) {
 	wait := pollWait
 	if time.Since(p.heard) > quietAge {
 		wait = quietWait
 	}
 	if p.ghost.service.sliding.Load() {
-		_, err := p.poll(ctx, wait)
-		return err
+		return p.poll(ctx, wait)
 	}
 	first := p.saved == p.since
-	n, err := p.poll(ctx, 0)
-	if err != nil || n > 0 {
-		if n > 0 && !first {
-			p.ghost.service.metrics.PollRescues.Add(uint64(n))
+	messages, err = p.poll(ctx, 0)
+	if err != nil || messages > 0 {
+		if messages > 0 && !first {
+			p.ghost.service.metrics.PollRescues.Add(uint64(messages))
 		}
-		return err
+		return messages, err
 	}
 	for {
-		n, err = p.poll(ctx, wait)
+		n, err := p.poll(ctx, wait)
+		messages += n
 		if err != nil || n == 0 {
-			return err
+			return messages, err
 		}
 	}
 }

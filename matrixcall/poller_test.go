@@ -17,43 +17,43 @@ import (
 )
 
 // TestBurstsFromTwoClientsReachFiveGhosts is what loses messages when they are
-// read by transaction: clients that signal several ghosts at once.
+// read by transaction: clients that signal several ghosts at once. With
+// Synapse: TestBurstsThroughGoodAndBadDays.
 func TestBurstsFromTwoClientsReachFiveGhosts(t *testing.T) {
-	everywhere(t, func(t *testing.T, b *bed) {
-		b.start()
-		alice, carol := b.person("alice", true), b.person("carol", true)
-		room := alice.room(b.service.Bot())
-		var ghosts []*Ghost
-		var ears []*ear
-		for n := range 5 {
-			g := b.ghost(fmt.Sprintf("_sip_burst%d", n))
-			if err := g.EnterRoom(t.Context(), room); err != nil {
-				t.Fatal(err)
+	b := fakeBed(t)
+	b.start()
+	alice, carol := b.person("alice", true), b.person("carol", true)
+	room := alice.room(b.service.Bot())
+	var ghosts []*Ghost
+	var ears []*ear
+	for n := range 5 {
+		g := b.ghost(fmt.Sprintf("_sip_burst%d", n))
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		ghosts = append(ghosts, g)
+		ears = append(ears, b.attach(g, room, "conf"))
+	}
+	const rounds = 40
+	began := time.Now()
+	var wg sync.WaitGroup
+	for _, p := range []*person{alice, carol} {
+		wg.Go(func() {
+			for n := range rounds {
+				p.signal("conf", n, ghosts...)
 			}
-			ghosts = append(ghosts, g)
-			ears = append(ears, b.attach(g, room, "conf"))
-		}
-		const rounds = 40
-		began := time.Now()
-		var wg sync.WaitGroup
-		for _, p := range []*person{alice, carol} {
-			wg.Go(func() {
-				for n := range rounds {
-					p.signal("conf", n, ghosts...)
-				}
-			})
-		}
-		wg.Wait()
-		sent := time.Since(began)
-		for _, e := range ears {
-			b.eventually(10*time.Second, func() string {
-				return sequence(e.heard(), []id.UserID{alice.user, carol.user}, rounds)
-			})
-		}
-		m := &b.service.metrics
-		t.Logf("%d messages sent in %v, all there after %v; %d polls, %d kicks, %d rescued", 2*rounds*len(ghosts),
-			sent, time.Since(began), m.Polls.Load(), m.Kicks.Load(), m.PollRescues.Load())
-	})
+		})
+	}
+	wg.Wait()
+	sent := time.Since(began)
+	for _, e := range ears {
+		b.eventually(10*time.Second, func() string {
+			return sequence(e.heard(), []id.UserID{alice.user, carol.user}, rounds)
+		})
+	}
+	m := &b.service.metrics
+	t.Logf("%d messages sent in %v, all there after %v; %d polls, %d kicks, %d rescued", 2*rounds*len(ghosts),
+		sent, time.Since(began), m.Polls.Load(), m.Kicks.Load(), m.PollRescues.Load())
 }
 
 // bubble runs a test with the fake homeserver where time stands still while
@@ -198,6 +198,33 @@ func TestPollerSleepsLongerInAQuietCall(t *testing.T) {
 			t.Errorf("%d polls in a quiet minute, want a poll and a look every %v", polls, quietWait)
 		}
 	})
+}
+
+// TestHomeserverThatDoesNotLetUsWait: a proxy may cut long polls short.
+func TestHomeserverThatDoesNotLetUsWait(t *testing.T) {
+	bothWays(t, func(t *testing.T, b *bed) {
+		b.web = impatient{b.web}
+		p, g, e := oneCall(b)
+		before := b.service.metrics.Polls.Load()
+		time.Sleep(time.Minute)
+		if n := b.service.metrics.Polls.Load() - before; n > 2*uint64(time.Minute/kickDelay) {
+			t.Errorf("%d polls in a minute, want no more than two per %v", n, kickDelay)
+		}
+		p.signal("conf", 0, g)
+		b.eventually(time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 1) })
+	})
+}
+
+// impatient makes long polls short.
+type impatient struct{ http.RoundTripper }
+
+func (i impatient) RoundTrip(r *http.Request) (*http.Response, error) {
+	if query := r.URL.Query(); query.Has("timeout") {
+		r = r.Clone(r.Context())
+		query.Set("timeout", "0")
+		r.URL.RawQuery = query.Encode()
+	}
+	return i.RoundTripper.RoundTrip(r)
 }
 
 func TestMessagesSurviveHomeserverOutage(t *testing.T) {

@@ -35,7 +35,11 @@ func to(kind string, content any, people ...*person) []OutMessage {
 func TestTwelveGhostsReachTwelveClientsInOrder(t *testing.T) {
 	everywhere(t, func(t *testing.T, b *bed) {
 		b.start()
-		const many, rounds = 12, 12
+		const many = 12
+		rounds := 12
+		if b.fake == nil {
+			rounds = 5 // a real homeserver takes its time
+		}
 		var people []*person
 		for n := range many {
 			p := b.person(fmt.Sprintf("client%d", n), n%3 != 0) // every third speaks plain
@@ -76,7 +80,7 @@ func TestTwelveGhostsReachTwelveClientsInOrder(t *testing.T) {
 		}
 		m := &b.service.metrics
 		t.Logf("%d messages in %d requests sent in %v, all heard after %v", m.MessagesSent.Load(), m.SendRequests.Load(), sent, time.Since(began))
-		if got, want := m.SendRequests.Load(), uint64(2*many*rounds); got != want {
+		if got, want := m.SendRequests.Load(), 2*many*uint64(rounds); got != want {
 			t.Errorf("%d requests, want %d: two per ghost and round, one olm and one plain", got, want)
 		}
 	})
