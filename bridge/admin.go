@@ -70,6 +70,8 @@ func (b *Bridge) admin() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /debug/legs", b.listLegs)
 	mux.HandleFunc("GET /debug/legs/{id}/trace", b.showTrace)
+	mux.HandleFunc("POST /drain", b.startDrain)
+	mux.HandleFunc("GET /debug/drain", b.showDrain)
 	return mux
 }
 

@@ -54,9 +54,11 @@ type Bridge struct {
 	stop context.CancelCauseFunc
 	wg   sync.WaitGroup // legs
 
-	asking    *rate.Limiter // questions to phones of resumed legs
-	suspended chan struct{} // closed when legs must be let go for the next process
-	abandoned chan struct{} // closed when legs must be let go because another process has them
+	drain     drain
+	drains    sync.WaitGroup // awaitEmpty
+	asking    *rate.Limiter  // questions to phones of resumed legs
+	suspended chan struct{}  // closed when legs must be let go for the next process
+	abandoned chan struct{}  // closed when legs must be let go because another process has them
 
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
 
@@ -93,6 +95,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}), asking: newAskPace(),
+		drain: drain{over: make(chan struct{})},
 	}
 	for _, t := range cfg.SIP.Trunks {
 		b.showNumbers[t.Name] = t.ShowNumbers
@@ -162,9 +165,10 @@ func (b *Bridge) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case err = <-failed:
+		case <-b.drain.over:
 		}
 	}
-	b.log.Info("bridge goes down", "cause", cmp.Or(err, context.Cause(ctx)))
+	b.log.Info("bridge goes down", "cause", cmp.Or(err, context.Cause(ctx), errShutdown))
 	if ctx.Err() != nil {
 		err = nil // asked to stop
 	}
@@ -179,6 +183,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.stop(errShutdown)
 	group.Wait()
 	b.refusals.Wait()
+	b.drains.Wait()
 	return errors.Join(err, b.close())
 }
 
@@ -248,11 +253,13 @@ func (b *Bridge) setReady(ready bool) {
 // Ready tells whether a call that came now could be served.
 func (b *Bridge) Ready(ctx context.Context) error {
 	b.mu.Lock()
-	ready := b.ready
+	ready, draining := b.ready, !b.drain.since.IsZero()
 	b.mu.Unlock()
 	switch {
 	case !ready:
 		return errors.New("starting or stopping")
+	case draining:
+		return errors.New("draining")
 	case b.journal.Away():
 		return db.ErrAway
 	}
@@ -264,10 +271,11 @@ func (b *Bridge) Invite(call *sip.Call) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	away := b.journal.Away()
-	if b.closing || !b.ready || away || len(b.legs) >= b.cfg.Calls.MaxLegs {
+	going := b.closing || !b.ready || !b.drain.since.IsZero()
+	if going || away || len(b.legs) >= b.cfg.Calls.MaxLegs {
 		cause := leg.Busy
 		switch {
-		case b.closing || !b.ready:
+		case going:
 			cause = leg.ShuttingDown
 		case away:
 			cause = leg.NotStored

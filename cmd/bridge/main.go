@@ -115,9 +115,26 @@ func withConfig(ctx context.Context, o options, cfg config.Config, out, errOut i
 	log := newLogger(cfg.Log, errOut)
 	b, err := bridge.New(ctx, cfg, registration, log)
 	if err == nil {
+		stop := drainOnSignal(b)
 		err = b.Run(ctx)
+		stop()
 	}
 	return report(errOut, err, exitFailed)
+}
+
+// drainOnSignal lets the calls that are up end and takes no new ones once SIGUSR1 comes.
+func drainOnSignal(b *bridge.Bridge) (stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	over := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+			b.Drain()
+		case <-over:
+		}
+	}()
+	return func() { signal.Stop(signals); close(over) }
 }
 
 // report prints err, if any, and returns the exit code.

@@ -1,0 +1,86 @@
+package bridge
+
+import (
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// drainReport is how often a drain says how far it is.
+const drainReport = 10 * time.Second
+
+// drain is the way to stop without ending a call: no new ones, and Run returns when the last one is over.
+type drain struct {
+	once sync.Once
+	over chan struct{} // closed when no leg is left
+
+	since time.Time // guarded by the bridge's mutex; zero = not draining
+}
+
+// Drain takes no new calls from now on, and ends [Bridge.Run] when those that are up have ended. Phones that call are told
+// to try again; a trunk that asks (OPTIONS) hears 503 and goes elsewhere.
+func (b *Bridge) Drain() {
+	b.drain.once.Do(func() {
+		b.mu.Lock()
+		b.drain.since = time.Now()
+		b.mu.Unlock()
+		b.phones.Drain(true)
+		b.drains.Go(b.awaitEmpty)
+	})
+}
+
+// awaitEmpty waits for the last leg, and says now and then how many are left.
+func (b *Bridge) awaitEmpty() {
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	var said time.Time
+	for {
+		p := b.drainProgress()
+		if p.Legs == 0 {
+			b.log.Info("drained", "after", (time.Duration(p.Seconds) * time.Second).String())
+			close(b.drain.over)
+			return
+		}
+		if time.Since(said) >= drainReport {
+			b.log.Info("draining", "legs", p.Legs)
+			said = time.Now()
+		}
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// drainView is how far a drain is, as an admin sees it.
+type drainView struct {
+	Draining bool `json:"draining"`
+	Seconds  int  `json:"seconds"`
+	Legs     int  `json:"legs"`
+}
+
+func (b *Bridge) drainProgress() drainView {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	v := drainView{Draining: !b.drain.since.IsZero(), Legs: len(b.legs)}
+	if v.Draining {
+		v.Seconds = int(time.Since(b.drain.since).Seconds())
+	}
+	return v
+}
+
+func (b *Bridge) startDrain(w http.ResponseWriter, r *http.Request) {
+	b.log.Info("an admin asks to drain", "from", r.RemoteAddr)
+	b.Drain()
+	w.WriteHeader(http.StatusAccepted)
+	b.showDrain(w, r)
+}
+
+func (b *Bridge) showDrain(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(b.drainProgress()); err != nil {
+		b.log.Debug("admin went away", "err", err)
+	}
+}
