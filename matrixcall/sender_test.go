@@ -16,6 +16,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/internal/testbed/homeserver"
+	"trunkline/matrixcall/mesh"
 )
 
 func candidates(n int) map[string]any {
@@ -375,4 +376,26 @@ func claim(p *person, user id.UserID, device id.DeviceID) (map[string]json.RawMe
 		"one_time_keys": map[id.UserID]map[id.DeviceID]string{user: {device: "signed_curve25519"}},
 	}, &answer)
 	return answer.Keys[user][device], err
+}
+
+// A phone that is muted says so to everybody in one request for those that are told in the clear and one for the others.
+func TestMuteToThirtyPeersIsTwoRequests(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, _ := oneCall(b)
+		var batch []OutMessage
+		for n := range 30 {
+			p := b.person(fmt.Sprint("peer", n), n%2 == 0)
+			_, content := encodeSignal(mesh.Signal{Kind: mesh.Metadata, CallID: fmt.Sprint("c", n), ConfID: "conf"}, g.device, "m")
+			batch = append(batch, OutMessage{User: p.user, Device: p.device, Type: typeMetadata, Content: content})
+		}
+		for range 2 { // the second time the olm sessions are there
+			before := len(sends(b))
+			if err := g.service.SendToDevice(t.Context(), g, batch); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(sends(b)) - before; got > 2 {
+				t.Errorf("%d requests, want at most 2", got)
+			}
+		}
+	})
 }
