@@ -31,25 +31,28 @@ type Call struct {
 	out      *outgoing             // of a call we dialled; what it holds belongs to run
 
 	// Only run touches what follows.
-	state     state
-	dialog    Dialog
-	cseq      uint32 // last local sequence number used
-	invite    *transaction
-	prepared  []byte          // our SDP, between Accept and SendAnswer
-	answer    *answer         // the 2xx that waits for its ACK
-	ringing   time.Time       // when the last 180 or 183 is sent again
-	early     *gosip.Response // that 180 or 183
-	nextRTCP  time.Time
-	silent    bool // the phone was asked whether it is there, or MediaTimeout was said
-	nextProbe time.Time
-	hold      bool     // Hold was said
-	goodbye   Cause    // why the call ends
-	byeWhen   bool     // hang up as soon as the answer is acknowledged
-	failed    bool     // Failed was said after a panic
-	hasMoved  bool     // resumed with other addresses than the phone knows
-	keys      infoKeys // keys to be sent as INFO
-	srtpKeys  []string // ours, one for each suite
-	auth      auth     // who has challenged us
+	state       state
+	dialog      Dialog
+	cseq        uint32 // last local sequence number used
+	invite      *transaction
+	prepared    []byte          // our SDP, between Accept and SendAnswer
+	answer      *answer         // the 2xx that waits for its ACK
+	ringing     time.Time       // when the last 180 or 183 is sent again
+	early       *gosip.Response // that 180 or 183
+	nextRTCP    time.Time
+	silent      bool // the phone was asked whether it is there, or MediaTimeout was said
+	nextProbe   time.Time
+	hold        bool      // Hold was said
+	goodbye     Cause     // why the call ends
+	byeWhen     bool      // hang up as soon as the answer is acknowledged
+	failed      bool      // Failed was said after a panic
+	hasMoved    bool      // resumed with other addresses than the phone knows
+	keys        infoKeys  // keys to be sent as INFO
+	rel         reliable  // provisional responses that wait for PRACK
+	nextRefresh time.Time // of the session timer; zero = none
+	offering    bool      // a re-INVITE of ours is on its way
+	srtpKeys    []string  // ours, one for each suite
+	auth        auth      // who has challenged us
 }
 
 // state of a call; the diagram is in doc.go.
@@ -349,6 +352,10 @@ func (c *Call) deadline() time.Time {
 	sooner(c.ringing)
 	sooner(c.nextRTCP)
 	sooner(c.keys.next)
+	sooner(c.rel.next)
+	if c.state == confirmed {
+		sooner(c.nextRefresh)
+	}
 	if c.state == dialling {
 		sooner(c.out.giveUp)
 	}
@@ -366,6 +373,8 @@ func (c *Call) tick(now time.Time) {
 	}
 	c.tickInfo(now)
 	c.tickDial(now)
+	c.tickReliable(now)
+	c.tickSession(now)
 	if c.answer != nil {
 		c.repeatAnswer(now)
 	}
@@ -465,7 +474,7 @@ func (c *Call) end() {
 	}
 	was := c.state
 	c.state = ended
-	c.ringing, c.nextRTCP = time.Time{}, time.Time{}
+	c.ringing, c.nextRTCP, c.rel.next = time.Time{}, time.Time{}, time.Time{}
 	if c.invite != nil {
 		if !c.invite.final {
 			c.invite.final = true

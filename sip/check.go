@@ -9,16 +9,16 @@ import (
 
 // allow lists the methods we act on; Allow headers say so.
 var allow = []gosip.RequestMethod{
-	gosip.INVITE, gosip.ACK, gosip.CANCEL, gosip.BYE, gosip.OPTIONS, gosip.INFO, gosip.UPDATE,
+	gosip.INVITE, gosip.ACK, gosip.CANCEL, gosip.BYE, gosip.OPTIONS, gosip.INFO, gosip.UPDATE, gosip.PRACK,
 }
 
 // known are methods that exist but are not for us: 405 instead of 501 (RFC 3261 §8.2.1).
 var known = []gosip.RequestMethod{
-	gosip.REGISTER, gosip.SUBSCRIBE, gosip.NOTIFY, gosip.REFER, gosip.MESSAGE, gosip.PRACK, gosip.PUBLISH,
+	gosip.REGISTER, gosip.SUBSCRIBE, gosip.NOTIFY, gosip.REFER, gosip.MESSAGE, gosip.PUBLISH,
 }
 
-// supported are the option tags we understand (none yet: 100rel, timer and preconditions are refused by name).
-var supported []string
+// supported are the option tags we understand (RFC 3262, 4028, 4916); others, like precondition, are refused by name.
+var supported = []string{"100rel", "timer", "from-change"}
 
 const sdpType = "application/sdp"
 
@@ -39,6 +39,10 @@ func allowHeader() gosip.Header {
 		names[i] = string(m)
 	}
 	return gosip.NewHeader("Allow", strings.Join(names, ", "))
+}
+
+func supportedHeader() gosip.Header {
+	return gosip.NewHeader("Supported", strings.Join(supported, ", "))
 }
 
 // checkRequest does the checks every user agent owes (RFC 3261 §8.2, RFC 4475), in that order; nil means go on.

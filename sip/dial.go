@@ -64,6 +64,9 @@ type outgoing struct {
 	code      int                       // of the last provisional response told
 	acks      map[string]*gosip.Request // ACKs sent, by remote tag: of the answer and of forks
 	redirects int
+	rseq      map[string]uint32 // last reliable provisional response, by remote tag
+	session   time.Duration     // the timer we ask for
+	minSE     time.Duration
 }
 
 // Dial prepares a call to the phone network: the trunk is chosen, media ports are bound, the offer is made. Nothing is
@@ -101,11 +104,18 @@ func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
 	return c, nil
 }
 
+func newOutgoingState(r DialRequest, trunk *Trunk) *outgoing {
+	return &outgoing{
+		request: r, trunk: trunk, acks: map[string]*gosip.Request{}, rseq: map[string]uint32{},
+		session: sessionInterval, minSE: minSession,
+	}
+}
+
 func (s *Stack) newOutgoing(trunk *Trunk, l listener, r DialRequest) *Call {
 	id := dialogID{strings.ToLower(crand.Text()), newTag()}
 	c := &Call{
 		stack: s, trunk: trunk, id: id, inbox: newInbox(), done: make(chan struct{}), state: dialling,
-		out: &outgoing{request: r, trunk: trunk, acks: map[string]*gosip.Request{}},
+		out: newOutgoingState(r, trunk),
 	}
 	c.info = Info{Trunk: trunk.Name, Dialled: r.Number, Caller: r.From, CallID: id.callID}
 	c.log = s.log.With("call", shortID(id.callID), "trunk", trunk.Name)
@@ -272,6 +282,10 @@ func (c *Call) inviteRequest() (*gosip.Request, error) {
 	d.Remote = t.addr
 	req.SetDestination(t.addr.String())
 	req.AppendHeader(allowHeader())
+	req.AppendHeader(supportedHeader())
+	for _, h := range sessionHeaders(c.out.session, c.out.minSE) {
+		req.AppendHeader(h)
+	}
 	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 	req.SetBody([]byte(d.Media.LocalSDP))
 	c.auth.apply(req, c.out.trunk.Auth)
@@ -311,7 +325,7 @@ func (c *Call) handleResponse(branch string, res *gosip.Response) {
 		if o.cancel {
 			c.sendCancel()
 		}
-		if code > 100 {
+		if code > 100 && c.acknowledgeEarly(res) {
 			c.provisional(res)
 		}
 	default:
@@ -384,6 +398,7 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 		c.emit(Failed{cause})
 		c.sendBye(cause)
 	default:
+		c.sessionAnswered(res)
 		c.changed()
 		c.emit(Answered{})
 		c.noticeHold()
@@ -468,6 +483,8 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 		c.end()
 	case (code == 401 || code == 407) && c.auth.challenged(res, o.trunk.Auth):
 		c.inviteAgain()
+	case code == 422 && o.longer(res):
+		c.inviteAgain()
 	case code >= 300 && code < 400 && c.redirected(res):
 		c.inviteAgain()
 	case code == 503 && len(o.targets) > 1: // RFC 3263 §4.3
@@ -476,6 +493,20 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 	default:
 		c.refused(code, res.Reason, res)
 	}
+}
+
+// longer takes the session interval the other side wants at least (RFC 4028 §7.4).
+func (o *outgoing) longer(res *gosip.Response) bool {
+	h := headerOf(res, "Min-SE", "")
+	if h == nil {
+		return false
+	}
+	least := retryAfter(h.Value())
+	if least <= o.minSE {
+		return false
+	}
+	o.minSE, o.session = least, max(o.session, least)
+	return true
 }
 
 // inviteAgain sends a new INVITE for the same call: it is not yet a dialog (§8.1.3.4, §22.2).

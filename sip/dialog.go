@@ -38,6 +38,8 @@ type Dialog struct {
 	PeerAllow     []string `json:"peer_allow,omitempty"`
 	PeerSupported []string `json:"peer_supported,omitempty"`
 
+	Session SessionTimer `json:"session,omitzero"`
+
 	Info  Info       `json:"info"`
 	Since time.Time  `json:"since"` // when we answered
 	Media MediaState `json:"media"`

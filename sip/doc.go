@@ -61,5 +61,8 @@
 // (see sourceLock). Keys come as RFC 4733 events or INFO and become [Digit] events, once per press; [Media.SendDigit]
 // sends them the same two ways. RTCP reports go out every 5 s.
 //
-// RFCs: 3261, 3264, 6337, 8866, 3581, 6026, 3311, 3326, 3325, 4916, 3550, 3551, 4733, 5761, 6086, 4475.
+// Sessions are timed (RFC 4028) when the phone knows how, and provisional responses with something to hear in them travel
+// reliably (RFC 3262) when it can.
+//
+// RFCs: 3261, 3262, 3263 (no NAPTR), 3264, 3608, 3711, 4028, 4568, 5806, 7044, 6337, 8866, 3581, 6026, 3311, 3326, 3325, 4916, 3550, 3551, 4733, 5761, 6086, 4475.
 package sip

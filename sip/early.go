@@ -28,7 +28,7 @@ func (c *Call) progress() error {
 		return err
 	}
 	body := c.prepared
-	if len(c.invite.req.Body()) == 0 {
+	if len(c.invite.req.Body()) == 0 && !c.reliably(true) {
 		body = nil // §13.2.1: an offer of ours must travel reliably, so it waits for the 200
 	}
 	c.sendEarly(183, body)
@@ -53,5 +53,9 @@ func (c *Call) sendEarly(code int, body []byte) {
 // repeatEarly: a lost one is no reason to end the call.
 func (c *Call) repeatEarly(now time.Time) {
 	c.ringing = now.Add(earlyInterval)
+	if c.reliably(len(c.early.Body()) > 0) {
+		c.sendReliably(c.early)
+		return
+	}
 	_ = c.respond(c.invite, c.early)
 }

@@ -149,8 +149,11 @@ type Info struct {
 	Trunk   string `json:"trunk"`
 	Dialled Number `json:"dialled"`
 	Caller  Caller `json:"caller"`
-	CallID  string `json:"call_id"`
-	Source  string `json:"source"` // address the INVITE came from
+	// Diverted are the numbers the call was sent on from, the one that was dialled first at the beginning (Diversion, RFC
+	// 5806, or History-Info, RFC 7044).
+	Diverted []Number `json:"diverted,omitempty"`
+	CallID   string   `json:"call_id"`
+	Source   string   `json:"source"` // address the INVITE came from
 }
 
 // plainText makes text of others safe inside a quoted string of a header.

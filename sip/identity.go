@@ -2,6 +2,7 @@ package sip
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 
 	gosip "github.com/emiago/sipgo/sip"
@@ -18,7 +19,36 @@ func inviteInfo(trunk *Trunk, req *gosip.Request) Info {
 		}
 	}
 	i.Caller = callerOf(trunk, req)
+	i.Diverted = diverted(req)
 	return i
+}
+
+// maxDiverted is how many stations of a call are kept.
+const maxDiverted = 10
+
+// diverted reads the way a call has come: History-Info tells it from the beginning, its last entry being where the call
+// is now; Diversion from the end.
+func diverted(req *gosip.Request) []Number {
+	numbers := func(name string) (out []Number) {
+		for _, h := range req.GetHeaders(name) {
+			for _, one := range splitAddresses(h.Value()) {
+				if uri, err := routeURI(one); err == nil && len(out) < maxDiverted {
+					if n := userPart(&uri); n != "" {
+						out = append(out, n)
+					}
+				}
+			}
+		}
+		return out
+	}
+	if list := numbers("Diversion"); len(list) > 0 {
+		slices.Reverse(list)
+		return list
+	}
+	if list := numbers("History-Info"); len(list) > 1 {
+		return list[:len(list)-1]
+	}
+	return nil
 }
 
 // callerOf reads who speaks: From, and on a trusted trunk what the network asserts.

@@ -54,6 +54,8 @@ func (c *Call) handle(t *transaction) {
 		keep = c.handleReinvite(t)
 	case gosip.UPDATE:
 		c.handleUpdate(t)
+	case gosip.PRACK:
+		c.handlePrack(t)
 	case gosip.INFO:
 		c.handleInfo(t)
 	case gosip.OPTIONS:
@@ -102,6 +104,14 @@ func (c *Call) handleReinvite(t *transaction) bool {
 		c.send(t, refuse(481, statusText(481)))
 		return false
 	}
+	if c.offering { // §14.2: our own offer is on its way
+		c.send(t, refuse(491, statusText(491)))
+		return false
+	}
+	if r := tooBrief(t.req); r != nil {
+		c.send(t, r)
+		return false
+	}
 	m := c.media.Load()
 	if m == nil { // resumed without media: we cannot say where we hear
 		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
@@ -127,6 +137,10 @@ func (c *Call) handleReinvite(t *transaction) bool {
 func (c *Call) handleUpdate(t *transaction) {
 	m := c.media.Load()
 	body := t.req.Body()
+	if r := tooBrief(t.req); r != nil {
+		c.send(t, r)
+		return
+	}
 	switch {
 	case len(body) == 0:
 		c.refreshTarget(t.req)
@@ -137,7 +151,7 @@ func (c *Call) handleUpdate(t *transaction) {
 	case c.state < confirmed && c.answer == nil, m == nil: // §5.2: the offer of the INVITE is not answered yet
 		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
 		return
-	case c.answer != nil && c.answer.offer: // §5.2: our own offer waits for its answer
+	case c.offering, c.answer != nil && c.answer.offer: // §5.2: our own offer waits for its answer
 		c.send(t, refuse(491, statusText(491)))
 		return
 	}
@@ -160,7 +174,13 @@ func (c *Call) changed() {
 }
 
 func (c *Call) send2xx(t *transaction, body []byte) {
-	res := c.stack.response(t.req, 200, statusText(200), gosip.NewHeader("Contact", c.dialog.Contact), allowHeader())
+	res := c.stack.response(t.req, 200, statusText(200), gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), supportedHeader())
+	if c.state == confirmed {
+		for _, h := range c.timeSession(t.req) {
+			res.AppendHeader(h)
+		}
+		c.publish()
+	}
 	if body != nil {
 		res.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 		res.SetBody(body)
@@ -251,15 +271,21 @@ func (c *Call) sendBye(cause Cause) {
 	})
 }
 
-// transact sends a request inside the dialog and waits for its final answer. Challenges are answered (§22).
+// transact sends a request inside the dialog and waits for its final answer's status.
 func (c *Call) transact(req *gosip.Request) (int, error) {
+	res, err := c.transactFor(req)
+	if err != nil {
+		return 0, err
+	}
+	return res.StatusCode, nil
+}
+
+// transactFor is transact with the whole answer. Challenges are answered (§22).
+func (c *Call) transactFor(req *gosip.Request) (*gosip.Response, error) {
 	for {
 		res, err := c.stack.exchange(c.trunk, req)
-		if err != nil {
-			return 0, err
-		}
-		if res.StatusCode != 401 && res.StatusCode != 407 {
-			return res.StatusCode, nil
+		if err != nil || res.StatusCode != 401 && res.StatusCode != 407 {
+			return res, err
 		}
 		next := make(chan *gosip.Request, 1)
 		if !c.inbox.put(func() {
@@ -267,15 +293,15 @@ func (c *Call) transact(req *gosip.Request) (int, error) {
 			defer func() { next <- again }()
 			again = c.authorise(req, res)
 		}) {
-			return res.StatusCode, nil
+			return res, nil
 		}
 		select {
 		case req = <-next:
 		case <-c.done:
-			return res.StatusCode, nil
+			return res, nil
 		}
 		if req == nil {
-			return res.StatusCode, nil
+			return res, nil
 		}
 	}
 }

@@ -201,6 +201,9 @@ func (c *Call) screen() *refusal {
 	if s := strings.ToLower(h.Address.Scheme); h.Address.Host == "" || s != "sip" && s != "sips" {
 		return refuse(400, "Bad Contact")
 	}
+	if r := tooBrief(c.invite.req); r != nil {
+		return r
+	}
 	if len(c.invite.req.Body()) == 0 {
 		return nil // the offer will be ours
 	}
@@ -263,6 +266,13 @@ func (c *Call) sendAnswer() error {
 	default:
 		return c.stateError()
 	}
+	if c.rel.waits() {
+		if c.rel.sdp {
+			c.rel.answer = true // RFC 3262 §3: not before the phone has the description
+			return nil
+		}
+		c.rel.next = time.Time{}
+	}
 	if !c.respondSDP(c.invite, c.prepared) {
 		c.cancelled()
 		return ErrEnded
@@ -284,7 +294,7 @@ func (c *Call) respondSDP(t *transaction, body []byte) bool {
 	c.answer.releaseIfAny() // of an earlier re-INVITE; its ACK was lost or is still to come
 	c.answer = &answer{
 		transaction: t, res: res, interval: t1, next: now.Add(t1), giveUp: now.Add(64 * t1),
-		offer: len(t.req.Body()) == 0,
+		offer: len(t.req.Body()) == 0 && !(t == c.invite && c.rel.agreed),
 	}
 	if errors.Is(c.respond(t, res), gosip.ErrTransactionCanceled) {
 		c.answer = nil
@@ -297,7 +307,14 @@ func (c *Call) respondSDP(t *transaction, body []byte) bool {
 // okSDP is a 200 with our description.
 func (c *Call) okSDP(t *transaction, body []byte) *gosip.Response {
 	res := c.stack.response(t.req, 200, statusText(200),
-		gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), gosip.NewHeader("Content-Type", sdpType))
+		gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), supportedHeader())
+	for _, h := range c.timeSession(t.req) {
+		res.AppendHeader(h)
+	}
+	if t == c.invite && c.rel.agreed {
+		return res // offer and answer were in provisional responses
+	}
+	res.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 	res.SetBody(body)
 	return res
 }
@@ -354,17 +371,25 @@ func (c *Call) handleAck(req *gosip.Request) {
 
 // takeAnswer completes our own offer.
 func (c *Call) takeAnswer(ack *gosip.Request) bool {
+	if !c.takeOfferAnswer(ack.Body()) {
+		return false
+	}
+	c.changed()
+	c.noticeHold()
+	return true
+}
+
+// takeOfferAnswer makes the phone's answer to an offer of ours effective.
+func (c *Call) takeOfferAnswer(body []byte) bool {
 	m := c.media.Load()
 	local := c.local(m.LocalAddr().Port())
 	local.Codecs = []string{c.dialog.Media.Format.Codec}
-	n, err := TakeAnswer(ack.Body(), local)
+	n, err := TakeAnswer(body, local)
 	if err != nil {
-		c.log.Info("answer in ACK not usable", "err", err)
+		c.log.Info("answer not usable", "err", err)
 		return false
 	}
-	c.take(m, []byte(c.dialog.Media.LocalSDP), ack.Body(), n)
-	c.changed()
-	c.noticeHold()
+	c.take(m, []byte(c.dialog.Media.LocalSDP), body, n)
 	return true
 }
 

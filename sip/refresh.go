@@ -28,9 +28,19 @@ func (c *Call) refresh() error {
 	if err != nil {
 		return err
 	}
+	c.prolong(req)
 	c.stack.calls.Go(func() {
-		code, err := c.transact(req)
-		c.inbox.put(func() { c.refreshed(code, err) })
+		res, err := c.transactFor(req)
+		c.inbox.put(func() {
+			if err != nil {
+				c.refreshed(0, err)
+				return
+			}
+			if res.IsSuccess() {
+				c.prolonged(res)
+			}
+			c.refreshed(res.StatusCode, nil)
+		})
 	})
 	return nil
 }
@@ -52,6 +62,8 @@ func (c *Call) reinvite() error {
 	if err != nil {
 		return err
 	}
+	c.prolong(req)
+	c.offering = true
 	req.AppendHeader(allowHeader())
 	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 	req.SetBody(own)
@@ -67,7 +79,7 @@ func (c *Call) followReinvite(req *gosip.Request) {
 		return
 	}
 	defer tx.Terminate()
-	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(res) }) }
+	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(req, res) }) }
 	tx.OnRetransmission(take)
 	answered := false
 	for {
@@ -89,7 +101,13 @@ func (c *Call) followReinvite(req *gosip.Request) {
 }
 
 // reinvited takes the final response to a re-INVITE. Each 2xx gets an ACK (§13.2.2.4).
-func (c *Call) reinvited(res *gosip.Response) {
+func (c *Call) reinvited(req *gosip.Request, res *gosip.Response) {
+	if code := res.StatusCode; code == 401 || code == 407 {
+		if again := c.authorise(req, res); again != nil {
+			c.stack.calls.Go(func() { c.followReinvite(again) })
+			return
+		}
+	}
 	if !res.IsSuccess() || res.CSeq() == nil {
 		c.refreshed(res.StatusCode, nil)
 		return
@@ -111,12 +129,14 @@ func (c *Call) reinvited(res *gosip.Response) {
 		c.dialog.RemoteTarget = h.Address.String()
 	}
 	c.hasMoved = false
+	c.prolonged(res)
 	c.changed()
 	c.refreshed(res.StatusCode, nil)
 }
 
 // refreshed judges what the phone says to a refresh.
 func (c *Call) refreshed(code int, err error) {
+	c.offering = false
 	m := c.media.Load()
 	switch {
 	case c.state != confirmed:

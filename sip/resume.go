@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	gosip "github.com/emiago/sipgo/sip"
 )
 
 // Resume rebuilds a call from its saved dialog after a restart, or on another machine with the same addresses. The call
@@ -44,11 +42,10 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 			return nil, fmt.Errorf("resume %s: %w", shortID(d.CallID), ErrNoTrunk)
 		}
 		c.state, c.dialog.Confirmed = dialling, false
-		c.out = &outgoing{
-			request: DialRequest{Trunk: d.Info.Trunk, Number: d.Info.Dialled, From: d.Info.Caller}, trunk: c.trunk,
-			acks: map[string]*gosip.Request{}, resumed: true,
-		}
+		c.out = newOutgoingState(DialRequest{Trunk: d.Info.Trunk, Number: d.Info.Dialled, From: d.Info.Caller}, c.trunk)
+		c.out.resumed = true
 	}
+	c.nextRefresh = d.Session.next()
 	c.hold = d.Held()
 	c.log = s.log.With("call", shortID(d.CallID), "trunk", d.Info.Trunk)
 	if d.Role == UAS && !d.Confirmed && len(d.Vias) > 0 {

@@ -99,7 +99,7 @@ var tortureTests = []struct {
 		[]string{"420"},
 		"Unsupported: nothingSupportsThis, nothingSupportsThisEither",
 	},
-	{"reliable provisional answers required", invite("Require: 100rel"), []string{"420"}, "Unsupported: 100rel"},
+	{"preconditions required", invite("Require: 100rel, precondition"), []string{"420"}, "Unsupported: precondition"},
 	{"§3.3.6 unknown content type", invite("Content-Type: application/unknownformat"), []string{"415"}, "Accept: application/sdp"},
 	{"compressed body", invite("Content-Encoding: gzip"), []string{"415"}, "Accept-Encoding: identity"},
 	{"§3.3.8 mandatory headers twice", options("Call-ID: a\nCall-ID: b"), []string{"400"}, ""},
@@ -210,7 +210,7 @@ func TestInDialogRequestsAreChecked(t *testing.T) {
 			{"UPDATE nobody can accept", b.peer.within("UPDATE", "x10", 13, sdpHead+"m=audio 4000 RTP/AVP 18\n"), "488"},
 			{"re-INVITE nobody can accept", b.peer.within("INVITE", "x11", 14, sdpHead+"m=audio 4000 RTP/AVP 18\n"), "488"},
 			{"REFER", b.peer.within("REFER", "x12", 15, "", "Refer-To: <sip:x@y>"), "405"},
-			{"PRACK", b.peer.within("PRACK", "x13", 16, "", "RAck: 1 1 INVITE"), "405"},
+			{"PRACK", b.peer.within("PRACK", "x13", 16, "", "RAck: 1 1 INVITE"), "481"},
 		} {
 			b.peer.forgetAfter(2)
 			b.peer.send(tt.message)
@@ -219,7 +219,7 @@ func TestInDialogRequestsAreChecked(t *testing.T) {
 			}
 		}
 		call := <-b.calls
-		if d := call.Dialog(); d.Media.Direction != RecvOnly || d.RemoteCSeq != 14 {
+		if d := call.Dialog(); d.Media.Direction != RecvOnly || d.RemoteCSeq != 16 {
 			t.Errorf("dialog: direction %s, remote CSeq %d", d.Media.Direction, d.RemoteCSeq)
 		}
 		wantLines(t, "application heard", b.said(), []string{

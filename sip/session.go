@@ -1,0 +1,169 @@
+package sip
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// SessionTimer says until when a call lives without a sign of the other side (RFC 4028). The zero value is for ever.
+type SessionTimer struct {
+	Interval time.Duration `json:"interval,omitempty"`
+	Ours     bool          `json:"ours,omitempty"` // we refresh it, at half
+	Until    time.Time     `json:"until,omitzero"`
+}
+
+const (
+	sessionInterval = 30 * time.Minute // what we ask for (RFC 4028 §4)
+	minSession      = 90 * time.Second // the least we take (§5)
+	refreshRetry    = 10 * time.Second // a refresh that was refused is tried again, while there is time
+)
+
+// sessionHeaders ask for a timer in an INVITE of ours.
+func sessionHeaders(interval, least time.Duration) []gosip.Header {
+	return []gosip.Header{
+		gosip.NewHeader("Session-Expires", seconds(interval)), gosip.NewHeader("Min-SE", seconds(least)),
+	}
+}
+
+func seconds(d time.Duration) string { return strconv.Itoa(int(d.Seconds())) }
+
+// sessionExpires reads "1800;refresher=uas"; 0 = none.
+func sessionExpires(m gosip.Message) (interval time.Duration, refresher string) {
+	h := headerOf(m, "Session-Expires", "x")
+	if h == nil {
+		return 0, ""
+	}
+	for i, part := range strings.Split(h.Value(), ";") {
+		if i == 0 {
+			interval = retryAfter(strings.TrimSpace(part))
+		} else if name, v, _ := strings.Cut(part, "="); strings.EqualFold(strings.TrimSpace(name), "refresher") {
+			refresher = strings.ToLower(strings.TrimSpace(v))
+		}
+	}
+	return interval, refresher
+}
+
+func supports(m gosip.Message, tag string) bool {
+	for _, t := range append(listHeader(m, "Supported", "k"), listHeader(m, "Require", "")...) {
+		if strings.EqualFold(t, tag) {
+			return true
+		}
+	}
+	return false
+}
+
+// tooBrief refuses a timer that would keep both sides busy with refreshing (§9); nil if req has none such.
+func tooBrief(req *gosip.Request) *refusal {
+	interval, _ := sessionExpires(req)
+	if interval == 0 || interval >= minSession || !supports(req, "timer") {
+		return nil // who does not know timers could do nothing with a 422: a proxy has put it there
+	}
+	return refuse(422, "Session Interval Too Small", gosip.NewHeader("Min-SE", seconds(minSession)))
+}
+
+// timeSession answers an INVITE's or UPDATE's wish for a timer: sets it, and returns the headers of the 2xx.
+func (c *Call) timeSession(req *gosip.Request) []gosip.Header {
+	interval, refresher := sessionExpires(req)
+	knows := supports(req, "timer")
+	switch {
+	case !knows && interval == 0:
+		c.dialog.Session = SessionTimer{}
+		return nil
+	case interval == 0:
+		interval = sessionInterval
+	case interval < minSession:
+		interval = minSession
+	}
+	least := time.Duration(0)
+	if h := headerOf(req, "Min-SE", ""); h != nil {
+		least = retryAfter(h.Value())
+	}
+	interval = max(min(interval, sessionInterval), least, minSession)
+	if refresher == "" || !knows {
+		refresher = map[bool]string{true: "uac", false: "uas"}[knows] // §9, table 2
+	}
+	c.setSession(interval, refresher == "uas")
+	headers := []gosip.Header{gosip.NewHeader("Session-Expires", seconds(interval)+";refresher="+refresher)}
+	if knows {
+		headers = append(headers, gosip.NewHeader("Require", "timer"))
+	}
+	return headers
+}
+
+// sessionAnswered takes the timer of a 2xx to our own INVITE or UPDATE.
+func (c *Call) sessionAnswered(res *gosip.Response) {
+	interval, refresher := sessionExpires(res)
+	if interval == 0 {
+		c.dialog.Session = SessionTimer{}
+		return
+	}
+	c.setSession(max(interval, minSession), refresher != "uas")
+}
+
+func (c *Call) setSession(interval time.Duration, ours bool) {
+	c.dialog.Session = SessionTimer{Interval: interval, Ours: ours, Until: time.Now().Add(interval)}
+	c.nextRefresh = c.dialog.Session.next()
+}
+
+// next is when something must be done about the timer: half of it for who refreshes; else the BYE, before the other side
+// and the proxies between have given up (§10).
+func (s SessionTimer) next() time.Time {
+	switch {
+	case s.Interval == 0:
+		return time.Time{}
+	case s.Ours:
+		return s.Until.Add(-s.Interval / 2)
+	}
+	return s.expiry()
+}
+
+func (s SessionTimer) expiry() time.Time { return s.Until.Add(-min(32*time.Second, s.Interval/3)) }
+
+// tickSession refreshes, or ends a call that nobody has refreshed.
+func (c *Call) tickSession(now time.Time) {
+	s := c.dialog.Session
+	if c.nextRefresh.IsZero() || now.Before(c.nextRefresh) || c.state != confirmed {
+		return
+	}
+	if now.Before(s.expiry()) {
+		c.nextRefresh = s.expiry()
+		if again := now.Add(refreshRetry + transactionTimeout); again.Before(c.nextRefresh) {
+			c.nextRefresh = again // if nothing comes of this one
+		}
+		if err := c.refresh(); err != nil {
+			c.log.Info("session not refreshed", "err", err)
+		}
+		return
+	}
+	c.nextRefresh = time.Time{}
+	c.log.Info("session timer expired", "interval", s.Interval, "ours", s.Ours)
+	cause := Cause{"SIP", 408, "Session timer expired"}
+	c.emit(Failed{cause})
+	c.sendBye(cause)
+}
+
+// prolong asks in a request inside the dialog for the timer to go on (§7.4): of this request we are the uac.
+func (c *Call) prolong(req *gosip.Request) {
+	req.AppendHeader(supportedHeader())
+	s := c.dialog.Session
+	if s.Interval == 0 {
+		return
+	}
+	refresher := ";refresher=uas"
+	if s.Ours {
+		refresher = ";refresher=uac"
+	}
+	req.AppendHeader(gosip.NewHeader("Session-Expires", seconds(s.Interval)+refresher))
+	req.AppendHeader(gosip.NewHeader("Min-SE", seconds(minSession)))
+}
+
+// prolonged takes the timer of a 2xx to such a request.
+func (c *Call) prolonged(res *gosip.Response) {
+	if c.state == confirmed && c.dialog.Session.Interval > 0 {
+		c.sessionAnswered(res)
+		c.changed()
+	}
+}

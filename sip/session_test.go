@@ -1,0 +1,270 @@
+package sip
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func quiet10h(c *Config) { outbound(c); c.Limits.MediaTimeout = -1 }
+
+func TestSessionTimerIsNegotiated(t *testing.T) { // RFC 4028 §9
+	for _, tt := range []struct {
+		name string
+		edit []string
+		want string // Session-Expires of the 200, or a refusal
+	}{
+		{"the phone refreshes", []string{"Supported: timer", "Session-Expires: 600"}, "600;refresher=uac"},
+		{"we refresh", []string{"Supported: timer", "Session-Expires: 600;refresher=uas"}, "600;refresher=uas"},
+		{"compact form", []string{"k: timer", "x: 600"}, "600;refresher=uac"},
+		{"longer than ours", []string{"Supported: timer", "Session-Expires: 90000"}, "1800;refresher=uac"},
+		{"not wanted, but known", []string{"Supported: timer"}, "1800;refresher=uac"},
+		{"a proxy wants it, the phone does not know it", []string{"Session-Expires: 600"}, "600;refresher=uas"},
+		{"too brief", []string{"Supported: timer", "Session-Expires: 60"}, "422 Session Interval Too Small, Min-SE: 90"},
+		{"too brief for a proxy", []string{"Session-Expires: 60"}, "90;refresher=uas"},
+		{"nobody knows it", nil, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+				b.peer.send(invite(tt.edit...))
+				m := b.peer.last()
+				got := headerIn(m, "Session-Expires")
+				if strings.HasPrefix(m, "SIP/2.0 422") {
+					got = "422 Session Interval Too Small, Min-SE: " + headerIn(m, "Min-SE")
+				}
+				if got != tt.want {
+					t.Errorf("Session-Expires = %q, want %q", got, tt.want)
+				}
+				if known := strings.Contains(fmt.Sprint(tt.edit), "timer"); known != (headerIn(m, "Require") == "timer") && !strings.HasPrefix(m, "SIP/2.0 422") {
+					t.Errorf("Require = %q", headerIn(m, "Require"))
+				}
+			})
+		})
+	}
+}
+
+func TestSessionIsRefreshedByThePhone(t *testing.T) {
+	inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite("Supported: timer", "Session-Expires: 300"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		time.Sleep(2 * time.Minute)
+		b.peer.send(b.peer.within("UPDATE", "u1", 2, "", "Supported: timer", "Session-Expires: 300;refresher=uac"))
+		if got := headerIn(b.peer.last(), "Session-Expires"); got != "300;refresher=uac" {
+			t.Errorf("200 of the UPDATE has Session-Expires %q", got)
+		}
+		b.peer.forget()
+		time.Sleep(10 * time.Minute) // and then no more: 300 s less min(32, 100) after the refresh
+		b.peer.send(replyTo(b.peer.last(), "200 OK"))
+		if got := b.peer.lines()[0]; got != "6m28s BYE" {
+			t.Errorf("peer received %v first, want 6m28s BYE", got)
+		}
+		if got, want := headerIn(b.peer.last(), "Reason"), `SIP;cause=408;text="Session timer expired"`; got != want {
+			t.Errorf("Reason = %s, want %s", got, want)
+		}
+	})
+}
+
+func TestWeRefreshTheSession(t *testing.T) {
+	t.Run("with UPDATE", func(t *testing.T) {
+		inBubble(t, quiet10h, nil, func(b *bubble) {
+			call, inv := b.dials()
+			if headerIn(inv, "Session-Expires") != "1800" || headerIn(inv, "Min-SE") != "90" || !strings.Contains(headerIn(inv, "Supported"), "timer") {
+				t.Errorf("INVITE = %q", inv)
+			}
+			b.peer.answers(inv, "422 Session Interval Too Small", "b1", "", "Min-SE: 2000")
+			inv = b.peer.last()
+			if headerIn(inv, "Session-Expires") != "2000" || headerIn(inv, "Min-SE") != "2000" || headerIn(inv, "CSeq") != "2 INVITE" {
+				t.Errorf("second INVITE = %q", inv)
+			}
+			b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 2000;refresher=uac", "Require: timer", "Allow: INVITE, UPDATE, BYE, ACK")
+			b.peer.forget()
+			time.Sleep(1000 * time.Second)
+			synctest.Wait()
+			update := b.peer.last()
+			if !strings.HasPrefix(update, "UPDATE ") || headerIn(update, "Session-Expires") != "2000;refresher=uac" || strings.Contains(update, "v=0") {
+				t.Errorf("refresh = %q", update)
+			}
+			b.peer.answers(update, "200 OK", "", "", "Session-Expires: 2000;refresher=uac")
+			if s := call.Dialog().Session; !s.Ours || time.Until(s.Until) != 2000*time.Second {
+				t.Errorf("session = %+v", s)
+			}
+			b.peer.forget()
+			time.Sleep(1000 * time.Second)
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "481 Call/Transaction Does Not Exist", "", "")
+			if said := b.said(); !strings.HasSuffix(said[len(said)-1], "Failed") {
+				t.Errorf("said %v, want Failed last", said)
+			}
+		})
+	})
+	t.Run("with re-INVITE and a password", func(t *testing.T) {
+		change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{"bob", "secret"} }
+		inBubble(t, change, nil, func(b *bubble) {
+			call, inv := b.dials()
+			b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac")
+			time.Sleep(300 * time.Second)
+			synctest.Wait()
+			again := b.peer.last()
+			if !strings.HasPrefix(again, "INVITE sip:200@192.0.2.20:5060") || headerIn(again, "CSeq") != "2 INVITE" {
+				t.Fatalf("refresh = %q", again)
+			}
+			b.peer.send(b.peer.called(inv, "INVITE", "glare", 7, peerOffer))
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 491") {
+				t.Errorf("an offer that crosses ours got %.30q", got)
+			}
+			b.peer.answers(again, "401 Unauthorized", "", "", `WWW-Authenticate: Digest realm="x", nonce="n"`)
+			again = b.peer.last()
+			if headerIn(again, "CSeq") != "3 INVITE" || headerIn(again, "Authorization") == "" {
+				t.Fatalf("after 401: %q", again)
+			}
+			b.peer.answers(again, "200 OK", "", peerAnswer, "Session-Expires: 600;refresher=uac")
+			ack := b.peer.last()
+			if !strings.HasPrefix(ack, "ACK ") || headerIn(ack, "CSeq") != "3 ACK" {
+				t.Errorf("after 200: %q", ack)
+			}
+			if s := call.Dialog().Session; time.Until(s.Until) != 600*time.Second {
+				t.Errorf("session = %+v", s)
+			}
+			b.peer.send(b.peer.called(inv, "BYE", "y1", 8, ""))
+		})
+	})
+}
+
+func TestReliableProvisionalResponses(t *testing.T) { // RFC 3262, as the called side
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		b.peer.send(invite("Require: 100rel"))
+		call := <-b.calls
+		_ = call.Ring()
+		_, _, _ = call.Progress() // waits for the PRACK of the 180
+		synctest.Wait()
+		ringing := b.peer.last()
+		rseq := headerIn(ringing, "RSeq")
+		if headerIn(ringing, "Require") != "100rel" || rseq == "" {
+			t.Fatalf("180 = %q", ringing)
+		}
+		time.Sleep(1600 * time.Millisecond)
+		b.peer.send(b.peer.within("PRACK", "p0", 2, "", "RAck: 1 7 INVITE")) // of something else
+		b.peer.send(b.peer.within("PRACK", "p1", 3, "", "RAck: "+rseq+" 1 INVITE"))
+		progress := b.peer.last()
+		if next := headerIn(progress, "RSeq"); next <= rseq && len(next) == len(rseq) || !strings.Contains(progress, "v=0") {
+			t.Errorf("after 180 with RSeq %s: %q", rseq, progress)
+		}
+		if err := call.SendAnswer(); err == nil {
+			t.Error("SendAnswer before Accept worked")
+		}
+		_, _, _ = call.Accept()
+		if err := call.SendAnswer(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // not before the phone has the description
+		b.peer.send(b.peer.within("PRACK", "p2", 4, "", "RAck: "+headerIn(progress, "RSeq")+" 1 INVITE"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("BYE", "y1", 5, ""))
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 100 Trying", "0s 180 Ringing", "500ms 180 Ringing", "1.5s 180 Ringing", "1.6s 481 Call/Transaction Does Not Exist",
+			"1.6s 200 OK", "1.6s 183 Session Progress", "2.1s 183 Session Progress", "2.6s 200 OK", "2.6s 200 OK", "2.6s 200 OK",
+		})
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"2.6s Acked", "2.6s Bye", "2.6s Ended"})
+	})
+}
+
+func TestNoPrackEverComes(t *testing.T) {
+	inBubble(t, quiet10h, func(c *Call) { _ = c.Ring() }, func(b *bubble) {
+		b.peer.send(invite("Require: 100rel"))
+		time.Sleep(40 * time.Second)
+		b.peer.send(b.peer.within("ACK", "i1", 1, ""))
+		wantLines(t, "peer received", b.peer.lines()[:9], []string{
+			"0s 100 Trying", "0s 180 Ringing", "500ms 180 Ringing", "1.5s 180 Ringing", "3.5s 180 Ringing", "7.5s 180 Ringing",
+			"15.5s 180 Ringing", "31.5s 180 Ringing", "32s 504 Server Time-out",
+		})
+		wantLines(t, "application heard", b.said(), []string{"32s Failed", "32s Ended"})
+	})
+}
+
+func TestLateOfferInReliableProgress(t *testing.T) { // RFC 3262 §5
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, "", "Supported: 100rel"))
+		call := <-b.calls
+		_, m, _ := call.Progress()
+		synctest.Wait()
+		offer := b.peer.last()
+		if !strings.Contains(offer, "m=audio") {
+			t.Fatalf("183 = %q", offer)
+		}
+		b.peer.send(b.peer.within("PRACK", "p1", 2, strings.ReplaceAll(peerOffer, " 101\n", "\n"), "RAck: "+headerIn(offer, "RSeq")+" 1 INVITE"))
+		if to := m.neg.Remote; to != peerRTP {
+			t.Errorf("early media goes to %v, want %v", to, peerRTP)
+		}
+		answerAtOnce(call)
+		synctest.Wait()
+		if ok := b.peer.last(); !strings.HasPrefix(ok, "SIP/2.0 200") || strings.Contains(ok, "v=0") {
+			t.Errorf("200 = %q, want no description", ok)
+		}
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("BYE", "y1", 5, ""))
+		if said := withoutChanges(b.said()); len(said) != 3 || said[0] != "0s Acked" {
+			t.Errorf("said %v", said)
+		}
+	})
+}
+
+func TestReliableResponsesAreAcknowledged(t *testing.T) { // RFC 3262, as the calling side
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		call, inv := b.dials()
+		if !strings.Contains(headerIn(inv, "Supported"), "100rel") {
+			t.Errorf("INVITE supports %q", headerIn(inv, "Supported"))
+		}
+		b.peer.answers(inv, "183 Session Progress", "b1", peerAnswer, "Require: 100rel", "RSeq: 40", "Record-Route: <sip:192.0.2.20;lr>")
+		prack := b.peer.last()
+		if !strings.HasPrefix(prack, "PRACK sip:200@192.0.2.20:5060") || headerIn(prack, "RAck") != "40 1 INVITE" || headerIn(prack, "CSeq") != "2 PRACK" ||
+			headerIn(prack, "Route") != "<sip:192.0.2.20;lr>" || !strings.HasSuffix(headerIn(prack, "To"), ";tag=b1") {
+			t.Errorf("PRACK = %q", prack)
+		}
+		b.peer.answers(prack, "200 OK", "", "")
+		b.peer.answers(inv, "183 Session Progress", "b1", peerAnswer, "Require: 100rel", "RSeq: 40") // again
+		b.peer.answers(inv, "180 Ringing", "b1", "", "Require: 100rel", "RSeq: 42")                  // 41 is missing
+		b.peer.answers(inv, "180 Ringing", "b1", "", "Require: 100rel", "RSeq: 41")
+		if prack := b.peer.last(); headerIn(prack, "RAck") != "41 1 INVITE" {
+			t.Errorf("PRACK = %q", prack)
+		}
+		b.peer.answers(b.peer.last(), "200 OK", "", "")
+		b.peer.answers(inv, "200 OK", "b1", "")
+		if ack := b.peer.last(); headerIn(ack, "CSeq") != "1 ACK" {
+			t.Errorf("ACK = %q", ack)
+		}
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		if bye := b.peer.last(); headerIn(bye, "CSeq") != "4 BYE" {
+			t.Errorf("BYE = %q", bye)
+		}
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "0s PRACK", "0s PRACK", "0s ACK", "0s BYE"})
+	})
+}
+
+func TestDiversionsAreKept(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		edit []string
+		want string
+	}{
+		{"Diversion, the latest first", []string{"Diversion: <sip:200@pbx>;reason=no-answer, \"A, B\" <sip:+49-30-100@pbx>;reason=unconditional"}, "[+4930100 200]"},
+		{"History-Info, the latest last", []string{"History-Info: <sip:100@pbx>;index=1, <sip:200@pbx?Reason=SIP%3Bcause%3D302>;index=1.1, <sip:1000@192.0.2.1>;index=1.1.1"}, "[100 200]"},
+		{"not diverted", []string{"History-Info: <sip:1000@192.0.2.1>;index=1"}, "[]"},
+		{"nonsense", []string{"Diversion: ,,<"}, "[]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, nil, answerAtOnce, func(b *bubble) {
+				b.peer.send(invite(tt.edit...))
+				var got []string
+				for _, n := range (<-b.calls).Info().Diverted {
+					got = append(got, string(n))
+				}
+				if fmt.Sprint(got) != tt.want {
+					t.Errorf("diverted from %v, want %s", got, tt.want)
+				}
+			})
+		})
+	}
+}
