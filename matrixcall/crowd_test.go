@@ -2,8 +2,10 @@ package matrixcall
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -11,6 +13,9 @@ import (
 
 	"github.com/pion/logging"
 	"github.com/pion/transport/v4/vnet"
+	"github.com/pion/webrtc/v4"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/internal/testbed/member"
@@ -323,4 +328,100 @@ func twoCallsAtOnce(t *testing.T, c *crowd, kind member.Kind) {
 		t.Errorf("we ended her call: %s", content)
 	}
 	c.noComplaints()
+}
+
+// A mute, and a goodbye, are one request per type for everybody: for those who read olm, and for the others.
+func TestThirtyPeersCostAsManyRequestsAsOne(t *testing.T) {
+	inCrowd(t, func(t *testing.T, c *crowd) {
+		g := c.phone("_sip_first")
+		m := c.call(g, CallOptions{})
+		other := c.call(c.phone("_sip_second"), CallOptions{})
+		var people []*person
+		for i := range 30 {
+			p := c.person(fmt.Sprintf("person%02d", i), i%2 == 0)
+			c.fake.Join(c.room, p.user)
+			p.listen()
+			p.memberOf(c.room, m.Info().ConfID, time.Hour)
+			people = append(people, p)
+		}
+		time.Sleep(3 * time.Second)
+		for _, p := range people {
+			p.answer(g)
+		}
+		time.Sleep(2 * time.Second)
+		sent := func(what string, most int, do func()) {
+			t.Helper()
+			time.Sleep(100 * time.Millisecond)
+			began := time.Now()
+			do()
+			time.Sleep(2 * time.Second)
+			toDevice := slices.DeleteFunc(c.requests(g, began), func(r string) bool { return !strings.Contains(r, "/sendToDevice/") })
+			if len(toDevice) > most {
+				t.Errorf("%s took %d requests, want at most %d: %v", what, len(toDevice), most, toDevice)
+			}
+		}
+		sent("mute", 2, func() { m.Mute(true) })
+		sent("unmute", 2, func() { m.Mute(false) })
+		sent("leave", 2, func() { c.soon(m.Leave(c.shortly(), "")) })
+		for _, p := range people {
+			if mutes, hangups := len(p.heardOf(g, typeMetadata)), len(p.heardOf(g, typeHangup)); mutes != 2 || hangups != 1 {
+				t.Errorf("%s heard %d mutes and %d hangups, want 2 and 1", p.user, mutes, hangups)
+			}
+		}
+		c.soon(other.Leave(c.shortly(), ""))
+		seen := make(map[string]bool)
+		for _, r := range c.fake.Requests() {
+			if !strings.Contains(r.Path, "/sendToDevice/") || !c.service.OwnGhost(r.User) {
+				continue
+			}
+			txn := r.Path[strings.LastIndex(r.Path, "/"):]
+			if seen[txn] {
+				t.Errorf("transaction id %s was used twice", txn)
+			}
+			seen[txn] = true
+		}
+		t.Logf("%d requests of two phones with 30 peers each", len(seen))
+	})
+}
+
+// heardOf is what a person heard of one kind from a ghost.
+func (p *person) heardOf(g *Ghost, kind string) (contents []signalContent) {
+	for _, h := range p.hears() {
+		var c signalContent
+		if h.sender == g.user && h.kind == kind && json.Unmarshal(h.content, &c) == nil {
+			contents = append(contents, c)
+		}
+	}
+	return contents
+}
+
+// answer answers the ghost's invite, as far as signalling goes.
+func (p *person) answer(g *Ghost) {
+	p.bed.Helper()
+	invites := p.heardOf(g, typeInvite)
+	if len(invites) == 0 {
+		p.bed.Fatalf("%s heard no invite", p.user)
+	}
+	invite := invites[0]
+	pc, err := webrtc.NewPeerConnection(webrtc.Configuration{})
+	if err == nil {
+		err = pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: invite.Offer.SDP})
+	}
+	var answer webrtc.SessionDescription
+	if err == nil {
+		answer, err = pc.CreateAnswer(nil)
+	}
+	if err == nil {
+		err = pc.Close()
+	}
+	if err == nil {
+		_, err = p.client.SendToDevice(p.bed.Context(), event.Type{Type: typeAnswer, Class: event.ToDeviceEventType},
+			&mautrix.ReqSendToDevice{Messages: map[id.UserID]map[id.DeviceID]*event.Content{g.user: {g.device: {Raw: map[string]any{
+				"call_id": invite.CallID, "conf_id": invite.ConfID, "device_id": p.device, "sender_session_id": invite.DestSession,
+				"dest_session_id": invite.SenderSession, "answer": map[string]any{"type": "answer", "sdp": answer.SDP},
+			}}}}})
+	}
+	if err != nil {
+		p.bed.Fatal(err)
+	}
 }

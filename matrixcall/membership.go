@@ -337,11 +337,15 @@ func (m *Membership) step(ctx context.Context, ev mesh.Event) {
 	}
 	m.info.SessionID, m.info.Expires = state.Session(), state.Expires()
 	m.mu.Unlock()
+	var signals []mesh.Send
 	for _, effect := range effects {
-		if !m.performConn(ctx, effect) {
+		if send, ok := effect.(mesh.Send); ok {
+			signals = append(signals, send)
+		} else if !m.performConn(ctx, effect) {
 			m.perform(effect)
 		}
 	}
+	m.signals.send(signals)
 	if _, read := ev.(mesh.RoomState); read && !m.counted {
 		m.counted = true
 		m.opts.OnEvent(People{N: 0})
@@ -363,11 +367,6 @@ func (m *Membership) perform(effect mesh.Effect) {
 		m.endEmpty(e)
 	case mesh.ReadState:
 		m.host.refreshState(m)
-	case mesh.Send:
-		if e.Repeat {
-			m.host.Metrics().InvitesRepeated.Add(1)
-		}
-		m.signals.send(e)
 	case mesh.Joined:
 		m.told = true
 		m.joined <- nil

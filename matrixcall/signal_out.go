@@ -13,7 +13,7 @@ import (
 // signaller sends the membership's signals: the actor puts, one goroutine sends, in order.
 type signaller struct {
 	m       *Membership
-	queue   *inbox[mesh.Send]
+	queue   *inbox[[]mesh.Send]
 	mu      sync.Mutex
 	pending map[mesh.Device]int // guarded by mu: signals not yet accepted by the homeserver
 	closing chan struct{}
@@ -21,19 +21,29 @@ type signaller struct {
 
 func newSignaller(m *Membership) *signaller {
 	return &signaller{
-		m: m, queue: newInbox[mesh.Send](), pending: make(map[mesh.Device]int), closing: make(chan struct{}),
+		m: m, queue: newInbox[[]mesh.Send](), pending: make(map[mesh.Device]int), closing: make(chan struct{}),
 	}
 }
 
-// send puts a signal. A repetition is left out while the device has not got what was sent before.
-func (s *signaller) send(e mesh.Send) {
+// send puts signals that belong together: what is said to all peers at once is one request (per type), however many they
+// are. A repetition is left out while the device has not got what was sent before.
+func (s *signaller) send(signals []mesh.Send) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e.Repeat && s.pending[e.To] > 0 {
-		return
+	var batch []mesh.Send
+	for _, e := range signals {
+		if e.Repeat && s.pending[e.To] > 0 {
+			continue
+		}
+		if e.Repeat {
+			s.m.host.Metrics().InvitesRepeated.Add(1)
+		}
+		s.pending[e.To]++
+		batch = append(batch, e)
 	}
-	s.pending[e.To]++
-	s.queue.put(e)
+	if len(batch) > 0 {
+		s.queue.put(batch)
+	}
 }
 
 // finish makes run end after what was put before.
@@ -60,7 +70,8 @@ func (s *signaller) start(ctx context.Context) <-chan struct{} {
 }
 
 func (s *signaller) sendAll(ctx context.Context) {
-	for batch := s.queue.take(); len(batch) > 0; batch = s.queue.take() {
+	for waiting := s.queue.take(); len(waiting) > 0; waiting = s.queue.take() {
+		batch := slices.Concat(waiting...)
 		for _, e := range batch {
 			s.m.host.Metrics().SignalsSent.Add(e.Signal.Kind.String())
 			s.m.log.Debug("signal out", "peer", userName(e.To.User), "device", e.To.ID, "session", e.Signal.DestSession,
