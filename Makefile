@@ -25,13 +25,14 @@ demo: need-demo build ## a phone and a room member talk through the real bridge;
 	timeout 240 build/demo -bridge build/bridge $(if $(OFFLINE),-offline)
 
 # Packages with goroutines run with the race detector. Those on real sockets and real time judge sound, so they run alone.
-RACED := ./bridge/config/... ./bridge/doctor/... ./bridge/leg/... ./cmd/... ./db/... ./matrixcall/...
+RACED := $(patsubst %,./bridge/%/...,command config doctor leg menu number pin quota sound) ./cmd/... ./db/... ./matrixcall/...
 ALONE := ./bridge ./sip
 PLAIN := ./transcode/... ./internal/... ./test/...
 
 .PHONY: test
 test: need-test ## everything that needs no lab, with the race detector
 	@echo "compiling the tests (some minutes the first time)"
+	@scripts/make-sounds.sh
 	@failed=0; \
 	go test -race -timeout 280s $(RACED) || failed=1; \
 	go test -timeout 280s $(PLAIN) || failed=1; \

@@ -20,9 +20,9 @@ have gcc || need gcc "compiles the binding to libopus"
 [ -e /usr/include/stdlib.h ] || need libc6-dev "headers for the C compiler"
 have pkg-config || need pkg-config "finds libopus"
 have pkg-config && pkg-config --exists opus || need libopus-dev "the Opus codec"
-have espeak-ng || need espeak-ng "speaks the prompts that are built in"
 case $what in
 test)
+    have espeak-ng || need espeak-ng "speaks the prompts that are built in"
     [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || have initdb || need postgresql "store tests run against a private cluster"
     ;;
 demo)
