@@ -292,8 +292,21 @@ func (p *Phone) onInvite(req *sip.Request, tx sip.ServerTransaction) {
 	}
 	c.mu.Lock()
 	c.reinvited++
+	c.follow(req)
 	c.mu.Unlock()
 	_ = tx.Respond(res)
+}
+
+// follow takes a new Contact of the bridge (RFC 3261 §12.2.2); called with mu held.
+func (c *Call) follow(req *sip.Request) {
+	h := req.Contact()
+	if h == nil || len(c.routes) > 0 {
+		return
+	}
+	c.target = *h.Address.Clone()
+	if port := c.target.Port; port != 0 {
+		c.bridge = net.JoinHostPort(c.target.Host, strconv.Itoa(port))
+	}
 }
 
 // strayResponse acknowledges answers that come again after their transaction ended.

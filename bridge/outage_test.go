@@ -1,0 +1,167 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"trunkline/bridge/config"
+	"trunkline/internal/testbed/member"
+	"trunkline/internal/testbed/phone"
+	"trunkline/internal/testbed/postgres"
+)
+
+// onPostgres moves the bed's bridge to a PostgreSQL of its own.
+func (b *bed) onPostgres() *postgres.Cluster {
+	b.t.Helper()
+	c := postgres.New(b.t)
+	address, err := c.CreateDatabase("trunkline")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.stop()
+	b.cfg.Database.Address = address
+	b.start()
+	b.t.Cleanup(b.stop) // before the cluster goes
+	return c
+}
+
+func TestCallsOutliveTheDatabase(t *testing.T) {
+	b := newBed(t)
+	c := b.onPostgres()
+	w := b.talkers(member.JSSDK)
+	ends := b.dial(b.phone("2"), goodNumber)
+	if err := c.StopServer(); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the bridge not to be ready", func() bool { return b.process.bridge.Ready(b.ctx()) != nil })
+	begun := time.Now()
+	_, err := b.phone("3").Dial(b.ctx(), b.sip, goodNumber)
+	var refused *phone.StatusError
+	if !errors.As(err, &refused) || refused.Code != 503 {
+		t.Errorf("a new call while the database is away = %v, want 503", err)
+	}
+	if took := time.Since(begun); took > 7*time.Second {
+		t.Errorf("it was refused after %v", took)
+	}
+	if dir, err := w.call.Reinvite(b.ctx(), "sendonly"); err != nil || dir != "recvonly" {
+		t.Errorf("hold = %q, %v", dir, err)
+	}
+	if dir, err := w.call.Reinvite(b.ctx(), "sendrecv"); err != nil || dir != "sendrecv" {
+		t.Errorf("back from hold = %q, %v", dir, err)
+	}
+	if err := ends.Hangup(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	b.await("the ghost of the call that ended to go", func() bool { return len(b.ghosts()) == 1 })
+	b.await("both to hear each other", w.hearing)
+	if err := c.StartServer(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the bridge to be ready again", func() bool { return b.process.bridge.Ready(b.ctx()) == nil })
+	b.await("the writes to be done", func() bool { return b.process.bridge.journal.Stats().Waiting == 0 })
+	history, err := b.process.bridge.store.History(b.ctx(), 10)
+	if err != nil || len(history) == 0 || history[0].Cause != "phone hung up" {
+		t.Errorf("history = %+v, %v; want the call that ended during the outage", history, err)
+	}
+	if n := b.rows(); n != 2 {
+		t.Errorf("%d rows, want the leg that is up and its membership", n)
+	}
+	b.dial(b.phone("3"), goodNumber)
+	w.leave()
+}
+
+// leave is clean where other phones are still in the call.
+func (w *talkers) leave() {
+	w.t.Helper()
+	if err := w.call.Hangup(w.ctx()); err != nil {
+		w.t.Error(err)
+	}
+	if err := w.alice.AwaitGone(w.ctx(), w.ghost); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// neighbour is a second bridge of the same application service on another node: other SIP port, same database.
+func (b *bed) neighbour(node string) *process {
+	b.t.Helper()
+	ports := freePorts(b.t, 2)
+	cfg := b.cfg
+	cfg.Database.Node = node
+	cfg.AppService.Listen = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	sipAddress := fmt.Sprintf("127.0.0.1:%d", ports[1])
+	cfg.SIP.Listen = []config.Listen{{Transport: "udp", Address: sipAddress}}
+	made, err := New(b.t.Context(), cfg, b.reg, b.log.With("node", node))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p := &process{bridge: made, stop: stop, over: make(chan error, 1)}
+	go func() { p.over <- made.Run(ctx) }()
+	b.t.Cleanup(func() {
+		b.process = p
+		b.stop()
+	})
+	b.await("the neighbour to be ready", func() bool { return made.Ready(b.t.Context()) == nil })
+	return p
+}
+
+// A process dies and nobody starts it again. One on another node takes its calls over when the lease has lapsed, with
+// addresses of its own: the phone is told by re-INVITE.
+func TestAnotherNodeTakesOverWhenALeaseLapses(t *testing.T) {
+	b := newBed(t)
+	b.onPostgres()
+	b.stop()
+	doomed := b.startChild()
+	b.await("the child to answer phones", func() bool {
+		ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
+		defer cancel()
+		_, err := b.phone("0").Dial(ctx, b.sip, "999")
+		var refused *phone.StatusError
+		return errors.As(err, &refused) && refused.Code == 404
+	})
+	other := b.neighbour("elsewhere")
+	w := b.talkers(member.JSSDK)
+	time.Sleep(3 * renewEvery)
+	if n := len(other.bridge.liveLegs()); n != 0 {
+		t.Fatalf("the neighbour took %d legs of a living process", n)
+	}
+	kill(t, doomed)
+	killed := time.Now()
+	w.silence()
+	b.process = other // whose rows and ports are looked at from here on
+	w.back(killed)
+	w.await("the phone to be told the new address", func() bool { return w.call.Reinvited() == 1 })
+	w.clean()
+}
+
+// A second process with the name of the first does not start, and the first is not disturbed.
+func TestSecondProcessOnANodeRefusesToStart(t *testing.T) {
+	b := newBed(t)
+	w := b.talkers(member.JSSDK)
+	ports := freePorts(t, 2)
+	cfg := b.cfg
+	cfg.AppService.Listen = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	cfg.SIP.Listen = []config.Listen{{Transport: "udp", Address: fmt.Sprintf("127.0.0.1:%d", ports[1])}}
+	second, err := New(t.Context(), cfg, b.reg, b.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan error, 1)
+	go func() { over <- second.Run(t.Context()) }()
+	select {
+	case err := <-over:
+		if err == nil || !strings.Contains(err.Error(), "another process runs here") {
+			t.Errorf("Run = %v", err)
+		}
+	case <-time.After(2 * patience):
+		t.Fatal("the second process goes on")
+	}
+	if !w.hearing() {
+		t.Error("the first is disturbed")
+	}
+	w.clean()
+}
