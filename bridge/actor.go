@@ -180,6 +180,10 @@ func (a *actor) fromRoom(ev matrixcall.Event) {
 		if v := a.voice.Load(); v != nil {
 			v.PeerMuted(deviceOf(ev.Peer), ev.Muted)
 		}
+	case matrixcall.PeerLoss:
+		if v := a.voice.Load(); v != nil {
+			v.PeerLoss(deviceOf(ev.Peer), ev.Fraction)
+		}
 	case matrixcall.Speaking:
 		a.bridge.speaks(a, deviceOf(ev.Peer), ev.On)
 	case matrixcall.Digit:

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -73,7 +75,8 @@ type voice struct {
 	phone  *transcode.Phone
 	opts   voiceOptions
 
-	peers map[deviceKey]bool // devices with a copy of their microphone at this ghost; only the worker touches it
+	losses map[deviceKey]float64 // of what each peer was sent, as last reported; only the worker touches it
+	peers  map[deviceKey]bool    // devices with a copy of their microphone at this ghost; only the worker touches it
 
 	talk   talk          // only the worker touches it
 	speaks atomic.Bool   // the phone is speaking, as it comes to the desk
@@ -138,7 +141,7 @@ var errStudioClosed = errors.New("the studio is closed")
 func (s *studio) Join(opts voiceOptions) (*voice, error) {
 	index := maphash.String(s.seed, string(opts.Room)) % uint64(len(s.workers))
 	w := s.workers[index]
-	v := &voice{worker: w, opts: opts, peers: make(map[deviceKey]bool)}
+	v := &voice{worker: w, opts: opts, peers: make(map[deviceKey]bool), losses: make(map[deviceKey]float64)}
 	err := errStudioClosed
 	w.do(func() { err = w.join(v) })
 	if err != nil {
@@ -199,10 +202,23 @@ func (v *voice) FromPeer(key deviceKey, p *rtp.Packet) { v.worker.put(v, key, p)
 // PeerGone drops the copy of the device's microphone at this ghost.
 func (v *voice) PeerGone(key deviceKey) {
 	v.worker.post(func() {
+		delete(v.losses, key)
 		v.worker.dropCopy(v, key)
 		if v.conf != nil && v.conf.devices[key] == nil {
 			delete(v.conf.muted, key)
 		}
+	})
+}
+
+// PeerLoss tells how much of what the phone says a peer has lost. All peers get the same packets, so the worst decides.
+func (v *voice) PeerLoss(key deviceKey, fraction float64) {
+	v.worker.post(func() {
+		if v.conf == nil {
+			return
+		}
+		v.losses[key] = fraction
+		worst := slices.Max(slices.Collect(maps.Values(v.losses)))
+		_ = v.phone.PeerLoss(worst) // an encoder that libopus does not give: it goes on with the one it has
 	})
 }
 

@@ -98,6 +98,34 @@ func TestPhoneOnHoldIsMutedForAllPeersInOneRequest(t *testing.T) {
 	}
 }
 
+func TestSpeechIsProtectedWhileAnyPeerLosesPackets(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, true)
+	call, _ := b.talkWith(alice)
+	a := b.onlyLeg()
+	v := a.voice.Load()
+	protected := func() (fec bool) {
+		v.worker.do(func() { fec = v.phone.Stats().PeerFEC })
+		return fec
+	}
+	b.await("alice's client to report", func() (told bool) {
+		v.worker.do(func() { told = len(v.losses) == 1 })
+		return told
+	})
+	if protected() {
+		t.Error("protected although nothing is lost")
+	}
+	call.Play(speech.Bob.PCM(8000, 4*time.Second))
+	a.fromRoom(matrixcall.PeerLoss{Peer: matrixcall.PeerKey{User: "@far:away", Device: "D"}, Fraction: 0.1})
+	b.await("forward error correction", protected)
+	a.fromRoom(matrixcall.PeerGone{Peer: matrixcall.PeerKey{User: "@far:away", Device: "D"}})
+	b.await("the lossy peer to be forgotten", func() (forgotten bool) {
+		v.worker.do(func() { forgotten = len(v.losses) == 1 })
+		return forgotten
+	})
+}
+
 func TestMembersWhoMuteThemselvesAreLeftOutOfTheMix(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

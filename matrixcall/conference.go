@@ -20,7 +20,7 @@ type PeerKey struct {
 
 func (k PeerKey) String() string { return fmt.Sprintf("%s/%s/%s", k.User, k.Device, k.Session) }
 
-// Event is what a membership tells its owner. It is one of PeerConnected, PeerGone, PeerMuted, Digit, Speaking,
+// Event is what a membership tells its owner. It is one of PeerConnected, PeerGone, PeerMuted, PeerLoss, Digit, Speaking,
 // People, CallEnded, Failed.
 type Event interface{ isEvent() }
 
@@ -36,6 +36,11 @@ type (
 	PeerMuted struct {
 		Peer  PeerKey
 		Muted bool
+	}
+	// PeerLoss says how much of what we sent the peer it has lost since it last said so, from 0 to 1: every few seconds.
+	PeerLoss struct {
+		Peer     PeerKey
+		Fraction float64
 	}
 	// Digit is a DTMF digit (0-9, *, #, A-D) the peer's user pressed, RFC 4733.
 	Digit struct {
@@ -60,6 +65,7 @@ type (
 func (PeerConnected) isEvent() {}
 func (PeerGone) isEvent()      {}
 func (PeerMuted) isEvent()     {}
+func (PeerLoss) isEvent()      {}
 func (Digit) isEvent()         {}
 func (Speaking) isEvent()      {}
 func (People) isEvent()        {}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 
@@ -154,7 +155,7 @@ func (c *peerConn) open(inviter bool) error {
 	if err != nil {
 		return err
 	}
-	c.read(func() { discard(sender) })
+	c.read(func() { c.readReports(sender) })
 	if !inviter {
 		return nil
 	}
@@ -182,14 +183,31 @@ func (c *peerConn) renewServers() {
 	}
 }
 
-// discard reads the peer's reports, which only then reach the interceptors.
-func discard(sender *webrtc.RTPSender) {
-	buf := make([]byte, 1500)
+// readReports tells how much of what we send the peer has lost. Read they must be anyway: only then do they reach the
+// interceptors.
+func (c *peerConn) readReports(sender *webrtc.RTPSender) {
 	for {
-		if _, _, err := sender.Read(buf); err != nil {
+		packets, _, err := sender.ReadRTCP()
+		if err != nil {
 			return
 		}
+		for _, p := range packets {
+			for _, report := range receptionReports(p) {
+				c.event(PeerLoss{Peer: c.peer, Fraction: float64(report.FractionLost) / 256}) // RFC 3550 §6.4.1
+			}
+		}
 	}
+}
+
+// receptionReports are what a packet of the peer's says of streams it receives. Ours is the only one we send it.
+func receptionReports(p rtcp.Packet) []rtcp.ReceptionReport {
+	switch p := p.(type) {
+	case *rtcp.ReceiverReport:
+		return p.Reports
+	case *rtcp.SenderReport:
+		return p.Reports
+	}
+	return nil
 }
 
 // createOffer makes an offer. The first one is set at once, which starts the gathering. Later ones are only kept until
