@@ -70,6 +70,9 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		trunk.Proxy, trunk.Domain, trunk.Transport = t.Proxy, t.Domain, sip.Transport(t.Transport)
 		trunk.Auth = sip.Credentials{Username: t.Username, Password: t.Password}
 		trunk.MaxCalls = t.MaxCalls
+		trunk.CallerID = sip.CallerID{AccountInFrom: t.AccountInFrom, Header: map[string]sip.IdentityHeader{
+			"pai": sip.AssertedIdentity, "ppi": sip.PreferredIdentity, "rpid": sip.RemoteParty,
+		}[t.CallerID]}
 		trunk.Register, trunk.RegisterFor, trunk.Ping = t.Register, t.RegisterFor, t.Ping
 		if t.SRTP != "off" {
 			trunk.SRTP = sip.SRTPMode(t.SRTP)

@@ -65,6 +65,9 @@ type Trunk struct {
 	// SRTP says whether its sound is encrypted; it needs TLS.
 	SRTP SRTPMode
 
+	// CallerID says how it is told who calls.
+	CallerID CallerID
+
 	// DTMF says how keys are sent to the phone; "" = RFC 4733, or INFO if the phone has no telephone-event.
 	DTMF DTMF
 
@@ -181,6 +184,11 @@ func (c Config) check() error {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown srtp mode %q", t.Name, t.SRTP))
 		case t.SRTP == SRTPRequired && t.Proxy != "" && t.Transport != TLS:
 			errs = append(errs, fmt.Errorf("sip: trunk %q: srtp needs transport tls, else everybody on the way can read its keys", t.Name))
+		}
+		switch t.CallerID.Header {
+		case NoIdentity, AssertedIdentity, PreferredIdentity, RemoteParty:
+		default:
+			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown identity header %q", t.Name, t.CallerID.Header))
 		}
 		if t.DTMF != DTMFAuto && t.DTMF != DTMFInfo {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown dtmf mode %q", t.Name, t.DTMF))

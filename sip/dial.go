@@ -122,33 +122,13 @@ func (s *Stack) newOutgoing(trunk *Trunk, l listener, r DialRequest) *Call {
 	target := gosip.Uri{Scheme: "sip", User: userOf(string(r.Number)), Host: trunk.domain()}
 	c.dialog = Dialog{
 		CallID: id.callID, LocalTag: id.localTag, Role: UAC,
-		LocalURI: s.callingParty(trunk, l, r.From), RemoteURI: "<" + target.String() + ">", RemoteTarget: target.String(),
+		LocalURI: s.callingParty(trunk, l.addr, r.From), RemoteURI: "<" + target.String() + ">", RemoteTarget: target.String(),
 		LocalCSeq: cseqBlock, InviteCSeq: 1, InviteBranch: newBranch(),
 		Transport: l.transport, LocalSocket: l.addr, Contact: s.contact(l.transport, l.addr), Info: c.info,
 	}
 	c.dialog.Media.MediaIndex = -1
 	c.cseq = 1
 	return c
-}
-
-// callingParty is our From.
-func (s *Stack) callingParty(trunk *Trunk, l listener, from Caller) string {
-	if from.Private { // RFC 3323 §4.1.1.3
-		return `"Anonymous" <sip:anonymous@anonymous.invalid>`
-	}
-	user := string(from.Number)
-	if user == "" {
-		user = trunk.Auth.Username
-	}
-	host, _ := s.sentBy(l.addr)
-	if trunk.Domain != "" {
-		host = trunk.Domain
-	}
-	uri := gosip.Uri{Scheme: "sip", User: userOf(user), Host: bracketed(host)}
-	if name := plainText(from.DisplayName); name != "" {
-		return `"` + name + `" <` + uri.String() + ">"
-	}
-	return "<" + uri.String() + ">"
 }
 
 func bracketed(host string) string {
@@ -284,6 +264,9 @@ func (c *Call) inviteRequest() (*gosip.Request, error) {
 	req.AppendHeader(allowHeader())
 	req.AppendHeader(supportedHeader())
 	for _, h := range sessionHeaders(c.out.session, c.out.minSE) {
+		req.AppendHeader(h)
+	}
+	for _, h := range c.stack.identityHeaders(c.out.trunk, d.LocalSocket, c.out.request.From) {
 		req.AppendHeader(h)
 	}
 	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))

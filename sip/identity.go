@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -166,3 +167,66 @@ func isNumber(s string) bool {
 }
 
 func displayName(s string) string { return plainText(strings.Trim(strings.TrimSpace(s), `"`)) }
+
+// IdentityHeader is where a trunk wants the caller's number besides From, or instead.
+type IdentityHeader string
+
+// The ways of [CallerID].
+const (
+	NoIdentity        IdentityHeader = ""
+	AssertedIdentity  IdentityHeader = "P-Asserted-Identity"  // RFC 3325: it trusts us
+	PreferredIdentity IdentityHeader = "P-Preferred-Identity" // RFC 3325: it checks us
+	RemoteParty       IdentityHeader = "Remote-Party-ID"      // older, for PBXs
+)
+
+// CallerID is how a trunk is told who calls.
+type CallerID struct {
+	Header IdentityHeader
+	// AccountInFrom puts the account's name into From, which some carriers insist on; the number then needs Header.
+	AccountInFrom bool
+}
+
+// callingParty is our From.
+func (s *Stack) callingParty(trunk *Trunk, local netip.AddrPort, from Caller) string {
+	if from.Private { // RFC 3323 §4.1.1.3
+		return `"Anonymous" <sip:anonymous@anonymous.invalid>`
+	}
+	if from.Number == "" || trunk.CallerID.AccountInFrom {
+		from.Number = Number(trunk.Auth.Username)
+	}
+	return s.nameAddress(trunk, local, from)
+}
+
+// nameAddress is who with an address of this trunk.
+func (s *Stack) nameAddress(trunk *Trunk, local netip.AddrPort, who Caller) string {
+	host, _ := s.sentBy(local)
+	if trunk.Domain != "" {
+		host = trunk.Domain
+	}
+	uri := gosip.Uri{Scheme: "sip", User: userOf(string(who.Number)), Host: bracketed(host)}
+	if name := plainText(who.DisplayName); name != "" {
+		return `"` + name + `" <` + uri.String() + ">"
+	}
+	return "<" + uri.String() + ">"
+}
+
+// identityHeaders tell the trunk who calls, and whether the called may know. Without an identity header a private number
+// does not leave us at all.
+func (s *Stack) identityHeaders(trunk *Trunk, local netip.AddrPort, from Caller) []gosip.Header {
+	var out []gosip.Header
+	if h := trunk.CallerID.Header; h != NoIdentity && from.Number != "" {
+		value := s.nameAddress(trunk, local, from)
+		if h == RemoteParty {
+			privacy := "off"
+			if from.Private {
+				privacy = "full"
+			}
+			value += ";party=calling;screen=no;privacy=" + privacy
+		}
+		out = append(out, gosip.NewHeader(string(h), value))
+	}
+	if from.Private {
+		out = append(out, gosip.NewHeader("Privacy", "id")) // RFC 3325 §9.3
+	}
+	return out
+}

@@ -50,6 +50,9 @@ type mediaTotals struct {
 	sendFails atomic.Uint64
 }
 
+// comfortNoise is the static payload type of RFC 3551 §6; phones send it without asking.
+const comfortNoise = 13
+
 // maxRTP leaves room for the tag of SRTP.
 const maxRTP = 1460
 
@@ -222,8 +225,9 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 		if key, pressed := m.digits.read(p.SSRC, p.Timestamp, p.Payload); pressed {
 			m.onDigit(key)
 		}
+	case p.PayloadType == comfortNoise && f.PayloadType != comfortNoise: // RFC 3389: it is there, and silent
 	case p.PayloadType != f.PayloadType:
-		m.stats.malformed.Add(1) // comfort noise (13) and codecs that were not agreed
+		m.stats.malformed.Add(1) // a codec that was not agreed
 	case receives:
 		if f := m.onPacket.Load(); f != nil {
 			(*f)(p)

@@ -336,7 +336,8 @@ func TestOnlyThePhoneIsHeard(t *testing.T) {
 			_, _ = evil.rtp.WriteToUDPAddrPort([]byte{0x80, 200, 0, 1, 0, 0, 0, 0}, m.LocalAddr())
 		}
 		phone.send(m.LocalAddr(), 0)
-		phone.send(m.LocalAddr(), 13)                                         // comfort noise: not agreed
+		phone.send(m.LocalAddr(), 13)                                         // comfort noise: a sign of life, no sound
+		phone.send(m.LocalAddr(), 18)                                         // a codec that was not agreed
 		_, _ = phone.rtp.WriteToUDPAddrPort([]byte("garbage"), m.LocalAddr()) // and not RTP
 		_, _ = phone.rtp.WriteToUDPAddrPort(nil, m.LocalAddr())
 		synctest.Wait()

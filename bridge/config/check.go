@@ -127,6 +127,7 @@ func (c *checker) trunk(key string, t Trunk) {
 	if t.SRTP == "required" && t.Proxy != "" && t.Transport != "tls" {
 		c.wrong(key+".srtp", "needs transport tls, else everybody on the way can read its keys")
 	}
+	c.oneOf(key+".caller_id", t.CallerID, "", "from", "pai", "ppi", "rpid")
 	c.pair(key+".tls", t.TLS)
 	if (t.Register || t.Ping > 0) && t.Proxy == "" {
 		c.wrong(key+".proxy", "to register or to ping takes one")

@@ -92,6 +92,9 @@ type Trunk struct {
 	TLS          TLS      `yaml:"tls"`
 	ClientCA     string   `yaml:"client_ca"`
 
+	CallerID      string `yaml:"caller_id"`
+	AccountInFrom bool   `yaml:"account_in_from"`
+
 	Register    bool          `yaml:"register"`
 	RegisterFor time.Duration `yaml:"register_for"`
 	Ping        time.Duration `yaml:"ping"`
