@@ -366,6 +366,7 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 		return
 	}
 	c.out.final = true
+	c.auth.accepted()
 	c.dialog.establish(res, tag)
 	c.dialog.Since = time.Now()
 	c.acknowledge(&c.dialog, res)

@@ -284,8 +284,12 @@ func (c *Call) transact(req *gosip.Request) (int, error) {
 func (c *Call) transactFor(req *gosip.Request) (*gosip.Response, error) {
 	for {
 		res, err := c.stack.exchange(c.trunk, req)
-		if err != nil || res.StatusCode != 401 && res.StatusCode != 407 {
-			return res, err
+		if err != nil {
+			return nil, err
+		}
+		if res.StatusCode != 401 && res.StatusCode != 407 {
+			c.inbox.put(c.auth.accepted)
+			return res, nil
 		}
 		next := make(chan *gosip.Request, 1)
 		if !c.inbox.put(func() {

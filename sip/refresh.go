@@ -108,6 +108,7 @@ func (c *Call) reinvited(req *gosip.Request, res *gosip.Response) {
 			return
 		}
 	}
+	c.auth.accepted()
 	if !res.IsSuccess() || res.CSeq() == nil {
 		c.refreshed(res.StatusCode, nil)
 		return

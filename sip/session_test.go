@@ -132,6 +132,25 @@ func TestWeRefreshTheSession(t *testing.T) {
 	})
 }
 
+func TestEachRefreshMayBeChallenged(t *testing.T) { // by a trunk whose nonces live shorter than the session
+	change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{"bob", "secret"} }
+	inBubble(t, change, nil, func(b *bubble) {
+		call, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac", "Allow: UPDATE")
+		for i := range 6 {
+			time.Sleep(time.Until(call.Dialog().Session.Until) - 300*time.Second)
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "407 Proxy Authentication Required", "", "", fmt.Sprintf(`Proxy-Authenticate: Digest realm="x", nonce="n%d", stale=true`, i))
+			update := b.peer.last()
+			if !strings.HasPrefix(update, "UPDATE ") || !strings.Contains(headerIn(update, "Proxy-Authorization"), fmt.Sprintf(`nonce="n%d"`, i)) {
+				t.Fatalf("refresh %d = %q", i, update)
+			}
+			b.peer.answers(update, "200 OK", "", "", "Session-Expires: 600;refresher=uac")
+		}
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 8, ""))
+	})
+}
+
 func TestReliableProvisionalResponses(t *testing.T) { // RFC 3262, as the called side
 	inBubble(t, quiet10h, nil, func(b *bubble) {
 		b.peer.send(invite("Require: 100rel"))
