@@ -65,7 +65,7 @@ func TestClientsThatDieSilentlyAreDroppedAndOthersHearOn(t *testing.T) {
 	s.pages = s.pages[:1]
 	for _, c := range []*lab.Client{bob, carol} {
 		s.eventually("the ghost has given up the dead client", 50*time.Second, func() bool {
-			return bed.Bridge().Logged(died, "peer gone", string(c.User.UserID))
+			return bed.Bridge().Logged(died, "peer lost", string(c.User.UserID))
 		})
 		t.Logf("%s dropped %.1f s after it died", c.Kind, time.Since(died).Seconds())
 	}
