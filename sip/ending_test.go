@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -260,6 +261,24 @@ func TestUnacceptableInviteReachesNobody(t *testing.T) {
 		})
 	}
 }
+
+func TestRefusalsAreLoggedButNotAllOfAFlood(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bubble) {
+		var log strings.Builder
+		b.stack.log = slog.New(slog.NewTextHandler(&log, nil))
+		for i := range 100 {
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, fmt.Sprint("i", i), 1, peerOffer, "Contact:", fmt.Sprint("Call-ID: c", i)))
+		}
+		if n := strings.Count(log.String(), `msg="request refused" method=INVITE code=400 why="Missing Contact" source=192.0.2.20:5060`); n < 20 || n > 25 {
+			t.Errorf("%d lines about 100 refusals, want about 20:\n%s", n, tailOf(log.String()))
+		}
+		if n := b.stack.Stats().Refused[400]; n != 100 {
+			t.Errorf("%d refusals counted, want 100", n)
+		}
+	})
+}
+
+func tailOf(s string) string { return s[max(0, len(s)-500):] }
 
 func TestPortsGiveUpWhenNoOtherWouldDoBetter(t *testing.T) {
 	for _, tt := range []struct {

@@ -33,7 +33,8 @@ type Stack struct {
 	log      *slog.Logger
 	counters *counters
 	ports    *ports
-	invites  *rate.Limiter // nil = no limit
+	invites  *rate.Limiter  // nil = no limit
+	refusals rate.Sometimes // lets some refusals into the log: a flood must not fill the disk
 
 	neighbours *neighbours
 	resolver   resolver
@@ -105,6 +106,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	}
 	s := &Stack{
 		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine),
+		refusals:   rate.Sometimes{First: 20, Interval: time.Second},
 		neighbours: &neighbours{trunks: c.Trunks}, resolver: net.DefaultResolver,
 		outgoing: map[Transport]*outgoingConns{},
 		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
@@ -394,6 +396,9 @@ func (s *Stack) callOf(req *gosip.Request) *Call {
 func (s *Stack) respond(req *gosip.Request, tx gosip.ServerTransaction, r *refusal) {
 	if r.code >= 300 {
 		s.counters.refuse(r.code)
+		s.refusals.Do(func() {
+			s.log.Info("request refused", "method", string(req.Method), "code", r.code, "why", r.reason, "source", req.Source())
+		})
 	}
 	if err := tx.Respond(s.response(req, r.code, r.reason, r.headers...)); err != nil {
 		s.log.Debug("response not sent", "code", r.code, "err", err)
