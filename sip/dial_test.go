@@ -170,6 +170,7 @@ func TestDialledPhoneIsHeardBeforeItAnswers(t *testing.T) {
 		heard := 0
 		call.media.Load().OnPacket(func(*rtp.Packet) { heard++ })
 		phone.send(call.media.Load().LocalAddr(), 8) // before any description: from nobody we know
+		synctest.Wait()
 		b.peer.answers(inv, "183 Session Progress", "b1", peerAnswer)
 		phone.send(call.media.Load().LocalAddr(), 8)
 		synctest.Wait()
