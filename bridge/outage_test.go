@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"trunkline/bridge/config"
+	"trunkline/db"
+	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 	"trunkline/internal/testbed/postgres"
@@ -115,14 +117,7 @@ func TestAnotherNodeTakesOverWhenALeaseLapses(t *testing.T) {
 	b := newBed(t)
 	b.onPostgres()
 	b.stop()
-	doomed := b.startChild()
-	b.await("the child to answer phones", func() bool {
-		ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
-		defer cancel()
-		_, err := b.phone("0").Dial(ctx, b.sip, "999")
-		var refused *phone.StatusError
-		return errors.As(err, &refused) && refused.Code == 404
-	})
+	doomed := b.startDoomed()
 	other := b.neighbour("elsewhere")
 	w := b.talkers(member.JSSDK)
 	time.Sleep(3 * renewEvery)
@@ -163,5 +158,54 @@ func TestSecondProcessOnANodeRefusesToStart(t *testing.T) {
 	if !w.hearing() {
 		t.Error("the first is disturbed")
 	}
+	w.clean()
+}
+
+// Another process has adopted the rows of this one, which hung, say: it lets go without a word, and the call goes on there.
+func TestFencedProcessLetsGoWithoutAWord(t *testing.T) {
+	b := newBed(t)
+	w := b.talkers(member.JSSDK)
+	first := b.process
+	if _, err := first.bridge.store.Shared().Exec(b.ctx(), "DELETE FROM lease WHERE owner = $1", first.bridge.run); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-first.over:
+		if !errors.Is(err, db.ErrFenced) {
+			t.Errorf("Run = %v, want ErrFenced", err)
+		}
+		first.over <- nil
+	case <-time.After(patience):
+		t.Fatal("the fenced process goes on")
+	}
+	if why := w.call.Ended(); why != "" || len(b.ghosts()) != 1 {
+		t.Errorf("the fenced process ended the call (%q) or left the room: %d ghosts", why, len(b.ghosts()))
+	}
+	w.silence()
+	begun := time.Now()
+	b.start()
+	w.back(begun)
+	w.clean()
+}
+
+func TestCallIsResumedAlthoughTheHomeserverComesLater(t *testing.T) {
+	b := newBed(t)
+	w := b.talkers(member.JSSDK)
+	b.stop()
+	away := b.hs.Break(&homeserver.Fault{Drop: true})
+	made, err := New(b.t.Context(), b.cfg, b.reg, b.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	b.process = &process{bridge: made, stop: stop, over: make(chan error, 1)}
+	over := b.process.over
+	go func() { over <- made.Run(ctx) }()
+	_, before := w.call.Packets()
+	b.await("silence for the phone while the homeserver is away", func() bool { _, n := w.call.Packets(); return n > before+50 })
+	w.alice.Forget()
+	begun := time.Now()
+	away.Mend()
+	w.back(begun)
 	w.clean()
 }

@@ -3,8 +3,12 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
+	"math/rand/v2"
+	"os"
 	"os/exec"
+	"strconv"
 	"testing"
 	"time"
 
@@ -20,6 +24,12 @@ func doomedBed(t *testing.T) (*bed, *exec.Cmd) {
 	t.Helper()
 	b := newBed(t)
 	b.stop()
+	return b, b.startDoomed()
+}
+
+// startDoomed runs the bridge in a process of its own and waits until it answers phones.
+func (b *bed) startDoomed() *exec.Cmd {
+	b.t.Helper()
 	doomed := b.startChild()
 	b.await("the child to answer phones", func() bool {
 		ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
@@ -28,7 +38,7 @@ func doomedBed(t *testing.T) (*bed, *exec.Cmd) {
 		var refused *phone.StatusError
 		return errors.As(err, &refused) && refused.Code == 404
 	})
-	return b, doomed
+	return doomed
 }
 
 func kill(t *testing.T, doomed *exec.Cmd) {
@@ -246,4 +256,65 @@ func TestStopByConfigEndsCalls(t *testing.T) {
 	w := b.talkers(member.JSSDK)
 	b.stop()
 	overByBye(t, w.call)
+}
+
+// TestKilledAtAnyMoment kills the process at seeded moments between the INVITE and a little after the answer. Whatever the
+// moment: the call is refused, or both hear each other; afterwards nothing stays. TRUNKLINE_ROUNDS asks for more rounds.
+func TestKilledAtAnyMoment(t *testing.T) {
+	rounds := 4
+	if n, err := strconv.Atoi(os.Getenv("TRUNKLINE_ROUNDS")); err == nil {
+		rounds = n
+	}
+	b := newBed(t)
+	alice := b.person("alice", member.Hydrogen, true)
+	alice.Says(sine(aliceHz, 48000, time.Second))
+	chance := rand.New(rand.NewPCG(7, 11))
+	for round := range rounds {
+		at := time.Duration(chance.IntN(400)) * time.Millisecond
+		if !t.Run(fmt.Sprint(round, " after ", at), func(t *testing.T) { b.killedAfter(t, alice, at) }) {
+			return
+		}
+	}
+}
+
+func (b *bed) killedAfter(t *testing.T, alice *member.Member, at time.Duration) {
+	b.stop()
+	doomed := b.startDoomed()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	type outcome struct {
+		call *phone.Call
+		err  error
+	}
+	dialled := make(chan outcome, 1)
+	p := b.phone("+493012345678")
+	go func() {
+		call, err := p.Dial(ctx, b.sip, goodNumber)
+		dialled <- outcome{call, err}
+	}()
+	time.Sleep(at)
+	kill(t, doomed)
+	b.start()
+	got := <-dialled
+	if got.err != nil {
+		t.Logf("not answered: %v", got.err)
+	} else {
+		w := &talkers{bed: b, alice: alice, call: got.call}
+		w.call.Play(sine(phoneHz, 8000, time.Minute))
+		b.await("both to hear each other, or a clean end", func() bool {
+			ghosts := b.ghosts()
+			if len(ghosts) == 1 {
+				w.ghost = ghosts[0]
+			}
+			return w.call.Ended() != "" || len(ghosts) == 1 && w.hearing()
+		})
+		t.Logf("answered; ended: %q", w.call.Ended())
+		if err := w.call.Hangup(b.ctx()); err != nil {
+			t.Error(err)
+		}
+	}
+	b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+	if n := b.process.bridge.phones.Stats().RTPPorts; n != 0 {
+		t.Errorf("%d RTP ports are still in use", n)
+	}
 }
