@@ -132,10 +132,14 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	var group sync.WaitGroup
 	failed := make(chan error, 10) // one place for each goroutine below
+	beginCtx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	start := func(what string, f func() error) {
 		group.Go(func() {
 			if err := f(); err != nil {
-				failed <- fmt.Errorf("%s: %w", what, err)
+				err = fmt.Errorf("%s: %w", what, err)
+				failed <- err
+				giveUp(err)
 			}
 		})
 	}
@@ -157,7 +161,10 @@ func (b *Bridge) Run(ctx context.Context) error {
 	if err == nil {
 		// Phones first: those of resumed calls should not wait for the homeserver. New calls get 503 until the bridge is ready.
 		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
-		err = b.begin(ctx)
+		// The homeserver may be away for long. Should the lease be lost meanwhile, the resumed calls must be let go at once.
+		if err = b.begin(beginCtx); err != nil {
+			err = cmp.Or(context.Cause(beginCtx), err)
+		}
 	}
 	if err == nil {
 		b.setReady(true)

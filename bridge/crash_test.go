@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"maunium.net/go/mautrix/appservice"
 
 	"trunkline/bridge/config"
+	"trunkline/db"
 	"trunkline/internal/testbed/homeserver"
 )
 
@@ -97,6 +99,41 @@ admin: {listen: ""}
 		}
 	case <-time.After(patience):
 		t.Fatal("Run hangs although the homeserver refuses the token")
+	}
+}
+
+// A process that has lost its lease while it waits for the homeserver must not hold on to the calls it resumed.
+func TestLostLeaseEndsTheWaitForTheHomeserver(t *testing.T) {
+	b := newBed(t)
+	b.stop()
+	cfg := b.cfg
+	cfg.Homeserver.Address = fmt.Sprintf("http://127.0.0.1:%d", freePorts(t, 1)[0])
+	waits, err := New(t.Context(), cfg, b.reg, b.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := db.Open(t.Context(), cfg.Database.Address, b.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	over := make(chan error, 1)
+	go func() { over <- waits.Run(t.Context()) }()
+	b.await("the lease to be taken, and taken away", func() bool {
+		result, err := other.Shared().Exec(t.Context(), "DELETE FROM lease WHERE owner = $1", waits.run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := result.RowsAffected()
+		return n == 1 && err == nil
+	})
+	select {
+	case err := <-over:
+		if !errors.Is(err, db.ErrFenced) {
+			t.Errorf("Run = %v, want %v", err, db.ErrFenced)
+		}
+	case <-time.After(patience):
+		t.Fatal("Run waits for the homeserver although another process has the calls")
 	}
 }
 
