@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"maunium.net/go/mautrix/id"
 
 	"trunkline/internal/testbed/postgres"
 )
@@ -224,6 +225,33 @@ func TestRefusedWriteDoesNotBlock(t *testing.T) {
 			t.Errorf("Stats = %+v, away %t; want one rejected", st, j.Away())
 		}
 	})
+}
+
+func TestFlushDoesNotWaitForWhatComesLater(t *testing.T) {
+	s := open(t, "sqlite:"+filepath.Join(t.TempDir(), "busy.db"))
+	j := journal(t, s)
+	done := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if j.Stats().Waiting < 100 { // never none
+				if err := j.SaveSyncToken(t.Context(), id.UserID(fmt.Sprint("@g", i, ":x")), "t"); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	await(t, "the queue to fill", func() bool { return j.Stats().Waiting > 50 })
+	flush(t, j)
+	close(done)
+	busy.Wait()
+	flush(t, j)
 }
 
 func TestFencedWriteEndsTheJournal(t *testing.T) {

@@ -123,13 +123,13 @@ func TestSuccessorOnTheSameNodeAdoptsAtOnce(t *testing.T) {
 func TestLapsedLeaseIsAdoptedAndItsHolderFenced(t *testing.T) {
 	pair(t, func(t *testing.T, first, second *Store) {
 		ctx := t.Context()
+		begun := time.Now()
 		one := leaseOf(t, first, LeaseOptions{Run: "run-1", Node: "host-1", Life: short})
 		two := leaseOf(t, second, LeaseOptions{Run: "run-2", Node: "host-2", Life: short})
 		legs, m := fillRows(t, first, "run-1")
 		var got []Leg
-		begun := time.Now()
 		for len(got) == 0 {
-			if time.Since(begun) > 20*short {
+			if time.Since(begun) > 20*time.Second {
 				t.Fatal("the lapsed lease was never adopted")
 			}
 			time.Sleep(short / 8)
@@ -141,7 +141,7 @@ func TestLapsedLeaseIsAdoptedAndItsHolderFenced(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if took := time.Since(begun); took < short/2 {
+		if took := time.Since(begun); took < short {
 			t.Errorf("adopted after %v, before the lease of %v had lapsed", took, short)
 		}
 		adopted(t, second, "run-2", got)
@@ -193,11 +193,11 @@ func TestRowsWithoutLeaseAreAdopted(t *testing.T) {
 // A process that hangs keeps its node's lock; its lease lapses all the same.
 func TestNodeOfAHangingProcessIsFreeWhenItsLeaseLapses(t *testing.T) {
 	pair(t, func(t *testing.T, first, second *Store) {
-		leaseOf(t, first, LeaseOptions{Run: "run-1", Node: "host", Life: short})
 		begun := time.Now()
+		leaseOf(t, first, LeaseOptions{Run: "run-1", Node: "host", Life: short})
 		leaseOf(t, second, LeaseOptions{Run: "run-2", Node: "host", Life: short})
-		if took := time.Since(begun); took < short/2 || took > 10*short {
-			t.Errorf("the node was free after %v, want about %v", took, short)
+		if took := time.Since(begun); took < short {
+			t.Errorf("the node was free after %v, want %v at least", took, short)
 		}
 	})
 }
