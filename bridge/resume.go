@@ -32,7 +32,10 @@ func newAskPace() *rate.Limiter { return rate.NewLimiter(askRate, 1) }
 
 // resumeLegs makes legs of adopted rows. Those that cannot go on are ended on both sides.
 func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
-	if len(rows) == 0 {
+	b.mu.Lock()
+	closing := b.closing
+	b.mu.Unlock()
+	if len(rows) == 0 || closing { // the rows wait for the next process
 		return nil
 	}
 	memberships, err := b.store.Memberships(ctx, b.run)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strconv"
@@ -86,8 +87,13 @@ type talkers struct {
 
 func (b *bed) talkers(kind member.Kind) *talkers {
 	b.t.Helper()
+	return b.talkersWith(kind, b.phone("+493012345678"))
+}
+
+func (b *bed) talkersWith(kind member.Kind, p *phone.Phone) *talkers {
+	b.t.Helper()
 	w := &talkers{bed: b, alice: b.person("alice", kind, true)}
-	w.call = b.dial(b.phone("+493012345678"), goodNumber)
+	w.call = b.dial(p, goodNumber)
 	ghosts := b.ghosts()
 	if len(ghosts) != 1 {
 		b.t.Fatalf("ghosts in the call: %v, want one", ghosts)
@@ -159,6 +165,24 @@ func TestCallOutlivesAKilledProcess(t *testing.T) {
 			w.clean()
 		})
 	}
+}
+
+// Over TCP the connection dies with the process; the successor opens one to the phone.
+func TestCallOverTCPOutlivesAKilledProcess(t *testing.T) {
+	b, doomed := doomedBed(t)
+	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", Transport: "tcp"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	w := b.talkersWith(member.Hydrogen, p)
+	kill(t, doomed)
+	w.silence()
+	begun := time.Now()
+	b.start()
+	w.back(begun)
+	w.await("the phone to be asked", func() bool { return w.call.Reinvited() == 1 })
+	w.clean()
 }
 
 func TestCallOnHoldOutlivesAKilledProcess(t *testing.T) {
