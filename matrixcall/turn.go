@@ -20,7 +20,7 @@ const (
 
 // turnCache is the homeserver's last answer about TURN. The zero value works.
 type turnCache struct {
-	asking sync.Mutex // held while the homeserver is asked: one question at a time
+	asking keyedLocks[struct{}] // held while the homeserver is asked: one question at a time
 
 	mu      sync.Mutex
 	servers []TURNServer // guarded by mu
@@ -54,8 +54,11 @@ func (c *turnCache) get() ([]TURNServer, bool) {
 
 func (s *Service) renewTURN(ctx context.Context) []TURNServer {
 	c := &s.turn
-	c.asking.Lock()
-	defer c.asking.Unlock()
+	release, err := c.asking.acquire(ctx, struct{}{})
+	if err != nil { // the connection that wanted to know is gone
+		return nil
+	}
+	defer release()
 	if servers, fresh := c.get(); fresh { // another conference has asked meanwhile
 		return servers
 	}
