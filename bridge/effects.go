@@ -140,7 +140,7 @@ func (a *actor) enterCall(ctx context.Context) error {
 		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
 	})
 	if err != nil {
-		return fmt.Errorf("join call in %s: %w", room, err)
+		return err
 	}
 	a.enteredCall(ctx, m)
 	return nil

@@ -118,11 +118,13 @@ type Identity struct {
 // The peers connect afterwards.
 func (g *Ghost) JoinCall(ctx context.Context, room id.RoomID, opts CallOptions) (*Membership, error) {
 	m, err := g.joinInTurn(ctx, room, opts)
-	if err != nil && m != nil {
-		<-m.done // the ghost can be used again only when this one has left; others need not wait for that
-		return nil, err
+	if err != nil {
+		if m != nil {
+			<-m.done // the ghost can be used again only when this one has left; others need not wait for that
+		}
+		return nil, fmt.Errorf("join call in %s: %w", room, err)
 	}
-	return m, err
+	return m, nil
 }
 
 // joinInTurn lets the phones of a room join one after the other: two that find no call must not both make one.
@@ -133,7 +135,7 @@ func (g *Ghost) joinInTurn(ctx context.Context, room id.RoomID, opts CallOptions
 	}
 	defer release()
 	if g.isIn(room) {
-		return nil, fmt.Errorf("join call in %s: %w", room, ErrGhostBusy)
+		return nil, ErrGhostBusy
 	}
 	return joinCall(ctx, g.host(), g, room, opts)
 }

@@ -80,7 +80,7 @@ var errCallLeft = errors.New("left the call before it was joined")
 func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, opts CallOptions) (*Membership, error) {
 	call, err := callToJoin(ctx, host, ghost, room, opts.Rejoin)
 	if err != nil {
-		return nil, fmt.Errorf("join call in %s: %w", room, err)
+		return nil, err
 	}
 	content := CallContent{Intent: call.Intent, Type: call.Type, Name: call.Name}
 	fresh := call.ConfID == ""
@@ -92,17 +92,17 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 	}
 	m, err := newMembership(host, ghost, room, call, fresh, content, opts)
 	if err != nil {
-		return nil, fmt.Errorf("join call in %s: %w", room, err)
+		return nil, err
 	}
 	if opts.Save != nil { // before anything of it can be seen in the room
 		if err := opts.Save(ctx, m.info); err != nil {
-			return nil, fmt.Errorf("save membership in %s: %w", room, err)
+			return nil, fmt.Errorf("save membership: %w", err)
 		}
 	}
 	if fresh {
 		// Hydrogen forgets a member whose call it does not know: the call must stand first.
 		if m.info.CallEvent, err = host.PutCall(ctx, ghost, room, call.ConfID, content); err != nil {
-			return nil, fmt.Errorf("create call in %s: %w", room, err)
+			return nil, fmt.Errorf("create call: %w", err)
 		}
 	}
 	err = m.begin(ctx)
@@ -171,7 +171,7 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 // begin starts the membership and waits until the ghost is a member, or will not be.
 func (m *Membership) begin(ctx context.Context) error {
 	if err := m.host.attach(ctx, m); err != nil {
-		return fmt.Errorf("join call: %w", err)
+		return err
 	}
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	m.stop = stop
@@ -181,12 +181,12 @@ func (m *Membership) begin(ctx context.Context) error {
 	case err := <-m.joined:
 		if err != nil {
 			<-m.done
-			return fmt.Errorf("join call in %s: %w", m.info.Room, err)
+			return err
 		}
 		return nil
 	case <-ctx.Done():
 		m.inbox.put(mesh.Leave{})
-		return fmt.Errorf("join call in %s: %w: %w", m.info.Room, errGivenUp, context.Cause(ctx))
+		return fmt.Errorf("%w: %w", errGivenUp, context.Cause(ctx))
 	}
 }
 
