@@ -413,7 +413,7 @@ func (o *outbox) post(ctx context.Context, p *parcel) {
 	s := o.ghost.service
 	txn := s.transactionID()
 	for attempt := 0; ; attempt++ {
-		err := o.put1(ctx, p, txn)
+		err := o.request(ctx, p, txn)
 		switch {
 		case err == nil:
 			s.metrics.MessagesSent.Add(uint64(len(p.letters)))
@@ -448,8 +448,8 @@ func (o *outbox) post(ctx context.Context, p *parcel) {
 	}
 }
 
-// put1 makes one attempt.
-func (o *outbox) put1(ctx context.Context, p *parcel, txn string) error {
+// request makes one attempt.
+func (o *outbox) request(ctx context.Context, p *parcel, txn string) error {
 	ctx, cancel := context.WithTimeout(ctx, sendDeadline)
 	defer cancel()
 	o.ghost.service.metrics.SendRequests.Add(1)
