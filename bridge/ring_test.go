@@ -143,9 +143,8 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 	if n := b.activeCalls(); n != 1 {
 		t.Fatalf("%d calls in the room, want the one that rings", n)
 	}
-	time.Sleep(2500 * time.Millisecond)
-	heard := cadence(call.Heard())
-	if !sounds(heard, 425, time.Second) || longest(heard, 0) < time.Second {
+	b.await("a pause between two rings", func() bool { return longest(cadence(call.Heard()), 0) >= time.Second })
+	if heard := cadence(call.Heard()); !sounds(heard, 425, time.Second) {
 		t.Errorf("while it rang the caller heard %v, want 425 Hz for 1 s, then silence", heard)
 	}
 	if got := call.Provisional(); !slices.Contains(got, 180) || !slices.Contains(got, 183) {
@@ -170,9 +169,9 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 	}
 	before := len(call.Heard())
 	alice.Says(listen.Sine(48000, 1400, -20, time.Second))
-	time.Sleep(2 * time.Second)
-	if after := cadence(call.Heard()[before:]); longest(after, 1400) < 500*time.Millisecond || longest(after, 425) > 0 {
-		t.Errorf("after the answer the caller heard %v, want alice's 1400 Hz and no ringback", after)
+	b.await("the caller to hear alice", func() bool { return longest(cadence(call.Heard()[before:]), 1400) >= 500*time.Millisecond })
+	if after := cadence(call.Heard()[before:]); longest(after, 425) > 0 {
+		t.Errorf("after the answer the caller heard %v, want no ringback", after)
 	}
 	if n := call.Streams(); n != 1 {
 		t.Errorf("the phone got %d RTP streams, want one from ringback to talk", n)
