@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"runtime"
@@ -251,6 +252,12 @@ func (b *Bridge) close() error {
 	return errors.Join(err, b.store.Close())
 }
 
+func (b *Bridge) isClosing() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closing
+}
+
 func (b *Bridge) setReady(ready bool) {
 	b.mu.Lock()
 	b.ready = ready
@@ -485,6 +492,14 @@ func (b *Bridge) mayTell(room id.RoomID) bool {
 	return true
 }
 
+// forgetNotices drops what mayTell and mayAnnounce need not know any more.
+func (b *Bridge) forgetNotices(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.told, func(_ id.RoomID, at time.Time) bool { return now.Sub(at) >= noticePause })
+	maps.DeleteFunc(b.announced, func(_ id.RoomID, at []time.Time) bool { return now.Sub(at[len(at)-1]) >= ringNoticePeriod })
+}
+
 // keepHouse sweeps what legs could not clear up themselves, and forgets what is old.
 func (b *Bridge) keepHouse(ctx context.Context) {
 	ticker := time.NewTicker(houseKeeping)
@@ -495,6 +510,7 @@ func (b *Bridge) keepHouse(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
+		b.forgetNotices(time.Now())
 		if b.journal.Away() {
 			continue
 		}

@@ -34,7 +34,7 @@ func newMetrics(b *Bridge) *metrics {
 			Name: "trunkline_legs_ended_total", Help: "Legs that ended, by cause.",
 		}, []string{"cause"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "trunkline_calls_refused_total", Help: "Calls refused before they became a leg, by reason.",
+			Name: "trunkline_calls_refused_total", Help: "Calls that were not answered but refused, by reason.",
 		}, []string{"reason"}),
 		rings: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trunkline_rings_total", Help: "Rooms rung because nobody was in the call.",

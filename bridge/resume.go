@@ -49,6 +49,9 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	begun := time.Now()
 	resumed := 0
 	for _, row := range rows {
+		if b.isClosing() {
+			return errShutdown // the rows stay, for the next process to adopt
+		}
 		before, known := byLeg[row.ID]
 		if err := b.resumeLeg(row, before, known); err != nil {
 			b.log.Warn("a leg cannot be resumed", "leg", row.ID, "err", err)
@@ -172,10 +175,7 @@ func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
 	m, err := ghost.JoinCall(ctx, a.before.Room, matrixcall.CallOptions{
 		Rejoin: a.before, OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("rejoin call in %s: %w", a.before.Room, err)
-	}
-	return m, nil
+	return m, err
 }
 
 // abandon ends the actor without a word to phone, room and database: another process acts on the leg.
