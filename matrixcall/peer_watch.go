@@ -146,9 +146,10 @@ type candidatePairs struct {
 // maxLoggedPairs is how many candidate pairs a log line shows.
 const maxLoggedPairs = 12
 
-// describePairs asks pion for the pairs.
+// describePairs asks pion for the pairs. A connection that the peer has closed is not asked: pion takes its statistics down
+// without a lock.
 func (c *peerConn) describePairs() (pairs candidatePairs) {
-	if c.pc == nil {
+	if c.pc == nil || c.pc.ICEConnectionState() == webrtc.ICEConnectionStateClosed {
 		return pairs
 	}
 	report := c.pc.GetStats()
