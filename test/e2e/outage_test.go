@@ -83,6 +83,54 @@ func TestClientsThatGaveUpInOutageAreHeardAgain(t *testing.T) {
 	}
 }
 
+// The only client leaves while the homeserver is away. As soon as it is back the phone is released.
+func TestPhoneIsReleasedWhenClientLeftInOutage(t *testing.T) {
+	for _, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
+		t.Run(string(kind), func(t *testing.T) {
+			s, users := newScene(t, lab.RoomOptions{}, "alice")
+			alice := s.pageSaying(kind, users[0], bed.Steady(0))
+			phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+			s.startCall(alice)
+			s.dial(phone)
+			s.allHearAll(phone, 10*time.Second)
+			s.must(bed.Synapse.Pause())
+			back := s.later(5*time.Second, bed.Synapse.Resume)
+			left := time.Now()
+			gone := s.later(0, func() error { return alice.Leave(s.ctx) })
+			s.must(<-back)
+			returned := time.Now()
+			s.must(<-gone)
+			closed := s.await(phone, lab.CallClosed, left, 5*time.Second)
+			t.Logf("the phone was released %d ms after the homeserver's return", closed.At.Sub(returned).Milliseconds())
+			s.eventually("the ghost has left", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
+		})
+	}
+}
+
+// The phone hangs up while the homeserver is away. The ghost is gone when it is back, for the room and for both clients,
+// which go on with their call.
+func TestGhostIsGoneAfterOutageInWhichPhoneHungUp(t *testing.T) {
+	s, users := newScene(t, lab.RoomOptions{}, "alice", "0bob")
+	alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
+	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	s.startCall(alice)
+	s.joinCall(bob)
+	s.dial(phone)
+	s.allHearAll(phone, 10*time.Second)
+	s.must(bed.Synapse.Pause())
+	back := s.later(5*time.Second, bed.Synapse.Resume)
+	s.must(phone.Hangup(s.ctx))
+	s.must(<-back)
+	left := s.eventually("the ghost has left the room's call", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
+	for _, c := range s.pages {
+		s.eventually("the client has ended its leg", 5*time.Second, func() bool { return s.legs(c) == 0 && s.members(c) == 0 })
+	}
+	t.Logf("the ghost has left the room %d ms after the homeserver's return", left.Milliseconds())
+	if n := s.inCall(users[0]) + s.inCall(users[1]); n != 2 {
+		t.Errorf("%d clients are in the call, want both to go on", n)
+	}
+}
+
 // A homeserver without TURN answers the question for it with an empty object, on which hydrogen cannot make a connection
 // at all. js-sdk can, and so can the ghost.
 func TestPhoneAndJSSDKHearEachOtherWithoutTURN(t *testing.T) {

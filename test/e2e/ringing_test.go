@@ -58,18 +58,82 @@ func TestPhoneIsRefusedWhenMemberDeclines(t *testing.T) {
 	s, users := newScene(t, lab.RoomOptions{}, "alice", "bob")
 	phone := s.phone("desk", lab.PhoneOptions{})
 	s.ring(phone)
-	var notice lab.Notice
-	s.eventually("the room is told who calls", 5*time.Second, func() (ok bool) {
-		var err error
-		notice, err = bed.LastNotice(s.ctx, s.owner, s.room.ID)
-		return err == nil && notice.ID != ""
-	})
+	notice := s.ringNotice()
 	s.must(bed.React(s.ctx, users[1], s.room.ID, notice.ID, "❌"))
 	s.refusedWithBusyTone(phone, "603", time.Since(s.dialed))
 	s.eventually("the notice says who declined", 5*time.Second, func() bool {
 		now, err := bed.LastNotice(s.ctx, s.owner, s.room.ID)
 		return err == nil && strings.Contains(now.Body, string(users[1].UserID))
 	})
+}
+
+// A person declines by a message, written in the client.
+func TestPhoneIsRefusedWhenMemberWritesThatTheyDecline(t *testing.T) {
+	for _, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
+		t.Run(string(kind), func(t *testing.T) {
+			s, users := newScene(t, lab.RoomOptions{}, "alice")
+			alice, phone := s.page(kind, users[0]), s.phone("desk", lab.PhoneOptions{})
+			s.ring(phone)
+			_, err := alice.AwaitCall(s.ctx, s.room.ID)
+			s.must(err)
+			s.must(alice.Say(s.ctx, s.room.ID, "!sip decline"))
+			s.refusedWithBusyTone(phone, "603", time.Since(s.dialed))
+		})
+	}
+}
+
+// In an encrypted room a client encrypts its messages, which the bridge does not read, but not its reactions.
+func TestPhoneIsRefusedWhenMemberReactsInEncryptedRoom(t *testing.T) {
+	for _, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDKRust} {
+		t.Run(string(kind), func(t *testing.T) {
+			s, users := newScene(t, lab.RoomOptions{Encrypted: true}, "alice")
+			alice, phone := s.page(kind, users[0]), s.phone("desk", lab.PhoneOptions{})
+			s.ring(phone)
+			_, err := alice.AwaitCall(s.ctx, s.room.ID)
+			s.must(err)
+			s.must(alice.React(s.ctx, s.room.ID, s.ringNotice().ID, "❌"))
+			s.refusedWithBusyTone(phone, "603", time.Since(s.dialed))
+		})
+	}
+}
+
+// A number that leads into a conference does not ring: the phone is answered at once, and waits for the people.
+func TestPhoneWaitsInConferenceWithoutRinging(t *testing.T) {
+	for _, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
+		t.Run(string(kind), func(t *testing.T) {
+			s, users := newScene(t, lab.RoomOptions{}, "alice")
+			alice := s.pageSaying(kind, users[0], bed.Steady(0))
+			phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+			s.dial(phone)
+			answered := s.await(phone, lab.CallEstablished, s.dialed, time.Second).At.Sub(s.dialed)
+			t.Logf("answered after %d ms, with nobody there", answered.Milliseconds())
+			if answered > 3*time.Second {
+				t.Errorf("answered after %s, want at once", answered)
+			}
+			time.Sleep(4 * time.Second)
+			if notice, err := bed.LastNotice(s.ctx, s.owner, s.room.ID); err != nil || notice.ID != "" || !phone.InCall() {
+				t.Errorf("notice %q, %v, phone in call: %t; want no ring, and a phone that waits", notice.Body, err, phone.InCall())
+			}
+			joins := time.Now()
+			s.joinCall(alice)
+			if state, err := alice.Call(s.ctx); err != nil || state.Intent != "m.prompt" {
+				t.Errorf("the client sees intent %q, %v; want m.prompt", state.Intent, err)
+			}
+			s.allHearAll(phone, 10*time.Second)
+			t.Logf("both hear each other %d ms after the client joined", time.Since(joins).Milliseconds())
+		})
+	}
+}
+
+// ringNotice waits until the room is told who calls.
+func (s *scene) ringNotice() (notice lab.Notice) {
+	s.t.Helper()
+	s.eventually("the room is told who calls", 5*time.Second, func() bool {
+		var err error
+		notice, err = bed.LastNotice(s.ctx, s.owner, s.room.ID)
+		return err == nil && notice.ID != ""
+	})
+	return notice
 }
 
 // refusedWithBusyTone checks how a ring ends that has lasted for a while: no call is left in the room, the phone hears

@@ -235,6 +235,21 @@ func (c *Client) PressDigit(ctx context.Context, digit rune) error {
 	return c.do(ctx, "peer.pressDigit(%s)", string(digit))
 }
 
+// Say writes a message to the room.
+func (c *Client) Say(ctx context.Context, room id.RoomID, text string) error {
+	return c.do(ctx, "peer.say(%s, %s)", room, text)
+}
+
+// React reacts to an event in the room.
+func (c *Client) React(ctx context.Context, room id.RoomID, target id.EventID, key string) error {
+	return c.do(ctx, "peer.react(%s, %s, %s)", room, target, key)
+}
+
+// MemberName returns the name under which the client shows a member of the room.
+func (c *Client) MemberName(ctx context.Context, room id.RoomID, user id.UserID) (string, error) {
+	return evaluate[string](ctx, c, "peer.memberName(%s, %s)", room, user)
+}
+
 // RestartICE makes every live connection of the page restart ICE, as a browser does that has changed networks.
 func (c *Client) RestartICE(ctx context.Context) error {
 	return c.do(ctx, "lab.restartICE()")
@@ -305,11 +320,23 @@ type Peer struct {
 	Connected bool   `json:"connected"`
 	Muted     bool   `json:"muted"` // as that device says of its microphone
 	Error     string `json:"error"`
+
+	// What only js-sdk keeps for its application.
+	Asserted     *AssertedIdentity `json:"asserted"`
+	DTMF         bool              `json:"dtmf"`         // the application may show a keypad
+	Transferable bool              `json:"transferable"` // the application may offer to transfer the peer
+}
+
+// AssertedIdentity is who a peer says that it is (MSC3086).
+type AssertedIdentity struct {
+	ID          string `json:"id"`
+	DisplayName string `json:"displayName"`
 }
 
 // CallState is the client's view of its call.
 type CallState struct {
 	Call       string `json:"call"`
+	Intent     string `json:"intent"` // what the call's maker wanted: m.ring or m.prompt
 	State      any    `json:"state"`
 	Terminated bool   `json:"terminated"`
 	Members    []Peer `json:"members"`

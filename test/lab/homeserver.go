@@ -246,6 +246,12 @@ func (l *Lab) React(ctx context.Context, as *User, room id.RoomID, target id.Eve
 	}, nil)
 }
 
+// PutCallMember writes a member event of the calls' type, as other software does that has its own idea of it.
+func (l *Lab) PutCallMember(ctx context.Context, as *User, room id.RoomID, key string, content any) error {
+	path := fmt.Sprintf("/v3/rooms/%s/state/%s/%s", url.PathEscape(string(room)), memberEvent, url.PathEscape(key))
+	return l.API(ctx, as, http.MethodPut, path, content, nil)
+}
+
 // API sends a request of the client-server API as a user; path begins after /_matrix/client.
 func (l *Lab) API(ctx context.Context, as *User, method, path string, body, answer any) error {
 	var content io.Reader

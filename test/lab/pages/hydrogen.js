@@ -94,6 +94,16 @@ window.peer = {
         await current.setMedia(current.localMedia.withUserMedia(stream));
     },
 
+    say: async (room, text) => { await client.session.rooms.get(room).sendEvent("m.room.message", { msgtype: "m.text", body: text }); },
+    react: async (room, event, key) => {
+        await client.session.rooms.get(room).sendEvent("m.reaction", { "m.relates_to": { rel_type: "m.annotation", event_id: event, key } });
+    },
+
+    async memberName(room, user) {
+        const member = await client.session.rooms.get(room).observeMember(user);
+        return member?.get()?.name ?? "";
+    },
+
     leave: () => current.leave(),
     end: () => current.terminate(),
     voices,
@@ -106,7 +116,7 @@ window.peer = {
             muted: m.remoteMuteSettings?.microphone, peerCall: m.connection?.peerCall?.state,
         }));
         return {
-            kind: this.kind, call: current?.id, state: current?._state, terminated: current?.isTerminated, inRoomCalls: [...(calls?.calls.keys() ?? [])],
+            kind: this.kind, call: current?.id, intent: current?.intent, state: current?._state, terminated: current?.isTerminated, inRoomCalls: [...(calls?.calls.keys() ?? [])],
             error: current?.error ? String(current.error) : undefined,
             members, ...(brief ? {} : { connections: await window.lab?.stats(), levels: window.lab?.levels(), messages: messages() }),
         };

@@ -114,6 +114,10 @@ export function jssdkPeer(kind, sdk, connect) {
 
         pressDigit: (digit) => current.forEachCall((call) => call.sendDtmfDigit(digit)),
 
+        say: (room, text) => client.sendTextMessage(room, text),
+        react: (room, event, key) => client.sendEvent(room, "m.reaction", { "m.relates_to": { rel_type: "m.annotation", event_id: event, key } }),
+        memberName: (room, user) => client.getRoom(room)?.getMember(user)?.name ?? "",
+
         leave: () => current.leave(),
         end: () => current.terminate(),
         voices,
@@ -127,9 +131,10 @@ export function jssdkPeer(kind, sdk, connect) {
                 user: c.getOpponentMember()?.userId ?? c.invitee, device: c.getOpponentDeviceId(), session: c.getOpponentSessionId(), id: c.callId,
                 state: c.state, connected: c.state === "connected", hangup: c.hangupReason,
                 muted: muted.get((c.getOpponentMember()?.userId ?? "") + c.getOpponentDeviceId()) ?? false,
+                asserted: c.getRemoteAssertedIdentity(), dtmf: c.opponentSupportsDTMF(), transferable: c.opponentCanBeTransferred(),
             }));
             return {
-                kind, call: current?.groupCallId, state: current?.state, terminated: current?.state === ended,
+                kind, call: current?.groupCallId, intent: current?.intent, state: current?.state, terminated: current?.state === ended,
                 participants: [...(current?.participants ?? [])].map(([member, devices]) => `${member.userId} ${[...devices.keys()].join(",")}`),
                 members: legs, ...(brief ? {} : { connections: await window.lab?.stats(), levels: window.lab?.levels(), messages: messages() }),
             };
