@@ -500,6 +500,13 @@ func (b *Bridge) forgetNotices(now time.Time) {
 	maps.DeleteFunc(b.announced, func(_ id.RoomID, at []time.Time) bool { return now.Sub(at[len(at)-1]) >= ringNoticePeriod })
 }
 
+// notTold says that a room could not be told after all: the next phone tries again.
+func (b *Bridge) notTold(room id.RoomID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.told, room)
+}
+
 // keepHouse sweeps what legs could not clear up themselves, and forgets what is old.
 func (b *Bridge) keepHouse(ctx context.Context) {
 	ticker := time.NewTicker(houseKeeping)

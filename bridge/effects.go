@@ -102,7 +102,11 @@ func (a *actor) joinRoom() {
 			return
 		}
 		if rights, ok := errors.AsType[*matrixcall.RightsError](err); ok && a.bridge.mayTell(rights.Room) {
-			a.note("tell the room", a.bridge.matrix.Notice(ctx, rights.Room, rights.Error()))
+			err := a.bridge.matrix.Notice(ctx, rights.Room, a.join.ghost, rights.Error())
+			a.note("tell the room", err)
+			if err != nil {
+				a.bridge.notTold(rights.Room)
+			}
 		}
 		cause := joinCause(err)
 		if ctx.Err() != nil {

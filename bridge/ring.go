@@ -55,11 +55,12 @@ func (a *actor) ringRoom() {
 		return
 	}
 	text := "Call from " + a.name + ": join the call to answer. To decline, react with ❌ or write " + declineCommand + "."
+	ghost := a.join.ghost
 	a.wg.Go(func() {
 		defer close(posted)
 		ctx, cancel := context.WithTimeout(a.ctx, noticePatience)
 		defer cancel()
-		notice, err := b.matrix.NoticeID(ctx, info.Room, text)
+		notice, err := b.matrix.NoticeID(ctx, info.Room, ghost, text)
 		a.note("tell the room who calls", err)
 		b.mu.Lock()
 		a.ring.notice = notice

@@ -57,7 +57,7 @@ func TestPeopleAreHeard(t *testing.T) {
 		var wantMessages []RoomMessage
 		var wantReactions []RoomReaction
 		for n := range 10 {
-			notice, err := s.NoticeID(t.Context(), room, "not for the bridge itself")
+			notice, err := s.NoticeID(t.Context(), room, nil, "not for the bridge itself")
 			if err != nil {
 				t.Fatal(err)
 			}

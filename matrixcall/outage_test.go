@@ -89,7 +89,7 @@ func TestTransactionIDsAreUniqueOverGhostsAndRestarts(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if err := b.service.Notice(t.Context(), room, "hello"); err != nil {
+			if err := b.service.Notice(t.Context(), room, nil, "hello"); err != nil {
 				t.Error(err)
 			}
 			b.stop(b.service)

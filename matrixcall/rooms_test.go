@@ -102,8 +102,74 @@ func TestBotAcceptsInvitations(t *testing.T) {
 			}
 			return ""
 		})
-		if err := b.service.Notice(t.Context(), room, "hello"); err != nil {
+		if err := b.service.Notice(t.Context(), room, nil, "hello"); err != nil {
 			t.Errorf("Notice: %v", err)
+		}
+	})
+}
+
+// TestNoticesReachRoomsTheBotIsNotIn: the bot comes in if it can, else the
+// ghost speaks, and edits what it has said.
+func TestNoticesReachRoomsTheBotIsNotIn(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.person("alice", false)
+		g := b.ghost("_sip_herald")
+		fifty := 50
+		bot := b.service.Bot()
+		for _, test := range []struct {
+			name   string
+			create mautrix.ReqCreateRoom
+			ghost  *Ghost
+			want   id.UserID // the author, "" = nobody
+		}{
+			{"public", mautrix.ReqCreateRoom{Preset: "public_chat", Invite: []id.UserID{g.user}}, nil, bot},
+			{"private, the ghost may invite", mautrix.ReqCreateRoom{Preset: "private_chat", Invite: []id.UserID{g.user}}, g, bot},
+			{"private, the ghost may not invite", mautrix.ReqCreateRoom{
+				Preset: "private_chat", Invite: []id.UserID{g.user},
+				PowerLevelOverride: &event.PowerLevelsEventContent{InvitePtr: &fifty},
+			}, g, g.user},
+			{"private, no ghost", mautrix.ReqCreateRoom{Preset: "private_chat", Invite: []id.UserID{g.user}}, nil, ""},
+			{"nobody may speak", mautrix.ReqCreateRoom{
+				Preset: "private_chat", Invite: []id.UserID{g.user, bot},
+				PowerLevelOverride: &event.PowerLevelsEventContent{EventsDefault: 50},
+			}, g, ""},
+		} {
+			room, err := alice.client.CreateRoom(t.Context(), &test.create)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := g.EnterRoom(t.Context(), room.RoomID); err != nil {
+				t.Fatal(err)
+			}
+			notice, err := b.service.NoticeID(t.Context(), room.RoomID, test.ghost, "hello")
+			if test.want == "" {
+				if !isForbidden(err) {
+					t.Errorf("%s: notice = %v, want forbidden", test.name, err)
+				}
+				continue
+			}
+			if err == nil {
+				err = b.service.EditNotice(t.Context(), room.RoomID, notice, "goodbye")
+			}
+			if err != nil {
+				t.Errorf("%s: %v", test.name, err)
+				continue
+			}
+			said, err := alice.client.GetEvent(t.Context(), room.RoomID, notice)
+			if err != nil {
+				t.Fatal(err)
+			}
+			authors := []id.UserID{said.Sender}
+			if b.fake != nil { // which shows us the edit
+				timeline := b.fake.Timeline(room.RoomID)
+				authors = append(authors, timeline[len(timeline)-1].Sender)
+			}
+			for _, author := range authors {
+				if author != test.want {
+					t.Errorf("%s: notice and edit are by %v, want %s", test.name, authors, test.want)
+				}
+			}
 		}
 	})
 }

@@ -91,8 +91,11 @@ type Service struct {
 	seen      seenEvents
 	order     transactionOrder
 	directory *directory
-	turn      turnCache
-	states    keyedLocks[stateSlot]
+
+	// ghostNotices are the notices a ghost has sent in the bot's place.
+	ghostNotices lockedMap[id.EventID, *Ghost]
+	turn         turnCache
+	states       keyedLocks[stateSlot]
 
 	making   keyedLocks[id.UserID]
 	joining  keyedLocks[id.RoomID]
@@ -409,33 +412,75 @@ func refusedHere(err error) bool {
 	return status == http.StatusForbidden || strings.Contains(response.RespError.Err, badToken)
 }
 
-// Notice says something in the room, as the bot.
-func (s *Service) Notice(ctx context.Context, room id.RoomID, text string) error {
-	_, err := s.NoticeID(ctx, room, text)
+// Notice says something in the room, as the bot. Where the bot is not in the
+// room and cannot be brought in by ghost, which is, the ghost says it; ghost may
+// be nil.
+func (s *Service) Notice(ctx context.Context, room id.RoomID, ghost *Ghost, text string) error {
+	_, err := s.NoticeID(ctx, room, ghost, text)
 	return err
 }
 
 // NoticeID is Notice for who wants to know reactions to it: it returns the
 // event's id.
-func (s *Service) NoticeID(ctx context.Context, room id.RoomID, text string) (id.EventID, error) {
+func (s *Service) NoticeID(ctx context.Context, room id.RoomID, ghost *Ghost, text string) (id.EventID, error) {
 	content := map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}}
-	answer, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content, mautrix.ReqSendEvent{TransactionID: s.transactionID()})
+	notice, err := s.say(ctx, s.bot, room, content)
+	if isForbidden(err) && s.bringBot(ctx, room, ghost) {
+		notice, err = s.say(ctx, s.bot, room, content)
+	}
+	if isForbidden(err) && ghost != nil {
+		if notice, err = s.say(ctx, ghost.asUser, room, content); err == nil {
+			s.ghostNotices.set(notice, ghost)
+		}
+	}
 	if err != nil {
 		return "", fmt.Errorf("notice in %s: %w", room, tidy(err))
 	}
-	return answer.EventID, nil
+	return notice, nil
 }
 
-// EditNotice lets a notice say something else. Clients that know no edits show
-// the new text below.
+// EditNotice lets a notice say something else, once. Clients that know no edits
+// show the new text below.
 func (s *Service) EditNotice(ctx context.Context, room id.RoomID, notice id.EventID, text string) error {
 	content := map[string]any{
 		"msgtype": "m.notice", "body": "* " + text, "m.mentions": struct{}{},
 		"m.new_content": map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}},
 		"m.relates_to":  map[string]any{"rel_type": event.RelReplace, "event_id": notice},
 	}
-	if _, err := s.bot.SendMessageEvent(ctx, room, eventMessage, content); err != nil {
+	author := s.bot // clients take edits only from who wrote it
+	if ghost := s.ghostNotices.get(notice); ghost != nil {
+		author = ghost.asUser
+		s.ghostNotices.remove(notice)
+	}
+	if _, err := s.say(ctx, author, room, content); err != nil {
 		return fmt.Errorf("edit notice in %s: %w", room, tidy(err))
 	}
 	return nil
+}
+
+func (s *Service) say(ctx context.Context, as *mautrix.Client, room id.RoomID, content map[string]any) (id.EventID, error) {
+	answer, err := as.SendMessageEvent(ctx, room, eventMessage, content, mautrix.ReqSendEvent{TransactionID: s.transactionID()})
+	if err != nil {
+		return "", err
+	}
+	return answer.EventID, nil
+}
+
+// bringBot gets the bot into a room: it joins if it may, or after the ghost,
+// which is in the room, has invited it.
+func (s *Service) bringBot(ctx context.Context, room id.RoomID, ghost *Ghost) bool {
+	if _, err := s.bot.JoinRoomByID(ctx, room); err == nil {
+		return true
+	}
+	if ghost == nil {
+		return false
+	}
+	_, err := ghost.asUser.InviteUser(ctx, room, &mautrix.ReqInviteUser{UserID: s.bot.UserID})
+	if err == nil {
+		_, err = s.bot.JoinRoomByID(ctx, room)
+	}
+	if err != nil {
+		ghost.log.Debug("bot stays outside", "room", room, "err", tidy(err))
+	}
+	return err == nil
 }
