@@ -67,6 +67,9 @@ func (g *Ghost) routeOlm(opened *crypto.DecryptedOlmEvent, device *id.Device) bo
 	})
 }
 
+// maxDeviceID is how long a device id may be; homeservers take no longer ones.
+const maxDeviceID = 255
+
 // readPatience is how long reading one message may take.
 const readPatience = 10 * time.Second
 
@@ -102,12 +105,20 @@ func (g *Ghost) route(m callMessage) bool {
 		s.refuse(g, m.sender, "olm message names another device than its sender")
 		return false
 	}
-	s.directory.heard(deviceName{m.sender, envelope.DeviceID}, m.encrypted)
+	if len(envelope.DeviceID) > maxDeviceID {
+		s.refuse(g, m.sender, "device id is too long")
+		return false
+	}
 	g.routing.Lock()
 	defer g.routing.Unlock()
 	for _, conference := range g.conferences() {
 		if conference.Info().ConfID == envelope.ConfID {
 			s.metrics.MessagesReceived.Add(1)
+			// Anybody can name any device, but only members of the call are worth remembering.
+			name := deviceName{m.sender, envelope.DeviceID}
+			if !s.directory.knows(name, m.encrypted) && s.tracker.lists(conference.Info(), name) {
+				s.directory.heard(name, m.encrypted)
+			}
 			conference.deliverToDevice(m.sender, envelope.DeviceID, m.kind, m.content, m.encrypted)
 			return true
 		}

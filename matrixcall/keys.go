@@ -554,9 +554,7 @@ func (d *directory) put(ctx context.Context, k *keyring, users []id.UserID, answ
 			}
 		}
 		d.mu.Lock()
-		if len(d.lists) > maxDeviceLists {
-			clear(d.lists)
-		}
+		makeRoom(d.lists, user, maxDeviceLists)
 		d.lists[user] = deviceList{devices, time.Now(), !answered}
 		d.mu.Unlock()
 	}
@@ -585,6 +583,12 @@ func (d *directory) changed(users []id.UserID) {
 	for _, user := range users {
 		d.stale.set(user, true)
 	}
+}
+
+// knows says whether it is known that a device speaks in that way.
+func (d *directory) knows(name deviceName, encrypted bool) bool {
+	how := d.spoken.get(name)
+	return encrypted && how.olm || !encrypted && how.plain
 }
 
 // heard remembers how a device speaks.

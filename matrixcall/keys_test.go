@@ -457,6 +457,7 @@ func TestSlowForeignHomeserverHoldsUpNobodyElse(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		b.web = slowQueries{b.web, "far.test", time.Minute}
 		p, g, _ := oneCall(b)
+		p.listen()
 		second := b.ghost("_sip_two")
 		far := OutMessage{User: "@fay:far.test", Device: "FAR", Type: "m.call.invite", Content: candidates(0)}
 		var wg sync.WaitGroup
@@ -473,7 +474,15 @@ func TestSlowForeignHomeserverHoldsUpNobodyElse(t *testing.T) {
 		})
 		time.Sleep(100 * time.Millisecond)
 		began := time.Now()
+		// Of the same round, and of the same ghost.
+		b.eventually(time.Second, func() string { return sequence(p.hears(), []id.UserID{g.user}, 1) })
 		carol := b.person("carol", false)
+		if err := b.service.SendToDevice(t.Context(), g, to("m.call.invite", candidates(0), carol)); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("another message of the ghost took %v", took)
+		}
 		if err := b.service.SendToDevice(t.Context(), second, to("m.call.invite", candidates(0), carol)); err != nil {
 			t.Error(err)
 		}
@@ -487,6 +496,92 @@ func TestSlowForeignHomeserverHoldsUpNobodyElse(t *testing.T) {
 			t.Errorf("second send = %v after %v, want %v at once", err, time.Since(began), errKeysUnknown)
 		}
 	})
+}
+
+// TestSlowClaimHoldsUpNobodyWhoseSessionStands: the homeserver of one device
+// takes its time to give out a one-time key.
+func TestSlowClaimHoldsUpNobodyWhoseSessionStands(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		_, g, _ := oneCall(b)
+		bob, slow := b.person("bob", true), b.person("slow", true)
+		bob.listen()
+		slow.listen()
+		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), bob)); err != nil {
+			t.Fatal(err)
+		}
+		b.fake.Break(&homeserver.Fault{Path: "/keys/claim", Delay: 10 * time.Second, Times: 1})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for n := range 2 {
+				if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(n), slow)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		time.Sleep(100 * time.Millisecond)
+		for n := 1; n < 5; n++ {
+			began := time.Now()
+			if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(n), bob)); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("message %d took %v", n, took)
+			}
+		}
+		wg.Wait()
+		for p, n := range map[*person]int{bob: 5, slow: 2} {
+			b.eventually(10*time.Second, func() string { return sequence(p.hears(), []id.UserID{g.user}, n) })
+		}
+	})
+}
+
+// TestStrangersAreNotRemembered: anybody can name any conference and device.
+func TestStrangersAreNotRemembered(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		alice, g, e := oneCall(b)
+		bob := b.person("bob", false)
+		bob.enterCall(alice, e)
+		say := func(sender id.UserID, conf, device string) bool {
+			content, err := json.Marshal(map[string]string{"conf_id": conf, "device_id": device})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return g.route(callMessage{sender: sender, kind: typeInvite, content: content})
+		}
+		refused := b.service.metrics.MessagesRefused.Load()
+		if long := strings.Repeat("x", maxDeviceID+1); say(bob.user, "conf", long) || b.service.metrics.MessagesRefused.Load() != refused+1 {
+			t.Error("a device id of 256 bytes was not refused")
+		}
+		say(bob.user, "conf", bob.device.String())
+		for n := range 100 {
+			say(bob.user, "other", fmt.Sprint("D", n))
+			say(bob.user, "conf", fmt.Sprint("D", n))
+			say(id.UserID(fmt.Sprintf("@mallory%d:x", n)), "conf", bob.device.String())
+		}
+		spoken := &b.service.directory.spoken
+		spoken.mu.Lock()
+		defer spoken.mu.Unlock()
+		if n := len(spoken.values); n != 1 || !spoken.values[deviceName{bob.user, bob.device}].plain {
+			t.Errorf("%d devices are remembered, want only the member: %v", n, spoken.values)
+		}
+	})
+}
+
+func TestFullMapForgetsOneKeyForEachNewOne(t *testing.T) {
+	var m lockedMap[int, bool]
+	for n := range maxLockedMap + 100 {
+		m.set(n, true)
+		m.set(n, true)
+	}
+	kept := 0
+	for n := range maxLockedMap {
+		if m.get(n) {
+			kept++
+		}
+	}
+	if len(m.values) != maxLockedMap || kept < maxLockedMap-100 {
+		t.Errorf("%d keys, %d of the first ones, want %d and at most 100 forgotten", len(m.values), kept, maxLockedMap)
+	}
 }
 
 // TestForeignHomeserverMayTakeLongerThanAMessageWaits: what it answers late

@@ -30,6 +30,13 @@ const (
 	// plainInviteAge is how long an encrypted invite may stay unanswered
 	// before it is repeated plain, for peers that were only heard plain.
 	plainInviteAge = 10 * time.Second
+
+	// unheardInviteAge is how long before it is repeated plain, too, for
+	// peers that were not heard at all.
+	unheardInviteAge = 20 * time.Second
+
+	// maxInvites is how many invites an outbox remembers.
+	maxInvites = 1000
 )
 
 var (
@@ -68,6 +75,7 @@ type letter struct {
 	ctx     context.Context // of the send it belongs to
 	place   int             // in the batch of that send
 	done    chan<- outcome  // has room for the answer of every letter
+	sealed  *sealing        // set when it was prepared
 }
 
 // outcome is how the letter at a place of its batch ended.
@@ -85,22 +93,32 @@ func (l *letter) finish(err error) { l.done <- outcome{l.place, err} }
 // for a device (matrix-js-sdk loses messages that overtake each other), and a
 // message for many devices is one request.
 //
-// send fills the queue; one goroutine drains it and ends when it is empty. A
-// full queue refuses.
+// Devices whose keys must be asked for, or claimed from, are prepared beside
+// the rounds, those of each homeserver by themselves: one that is slow holds up
+// its own users only. Such a device's messages wait meanwhile.
+//
+// send fills the queue; one goroutine drains it and ends when nothing can be
+// sent. A full queue refuses.
 type outbox struct {
 	ghost *Ghost
 
 	mu      sync.Mutex
-	waiting []*letter // guarded by mu
-	running bool      // drain is at work; guarded by mu
-
-	// invites remembers when an invite went out first. Only drain touches it.
-	invites map[inviteName]time.Time
+	waiting []*letter                     // guarded by mu
+	held    map[deviceName]bool           // being prepared; guarded by mu
+	running bool                          // drain is at work; guarded by mu
+	invites map[inviteName]*inviteAttempt // ours, as long as they may be repeated or followed; guarded by mu
 }
 
 type inviteName struct {
 	to   deviceName
 	call string
+}
+
+// inviteAttempt is how an invite was sent so far.
+type inviteAttempt struct {
+	first time.Time
+	plain bool // the last time
+	ever  bool // it was sent plain
 }
 
 // send queues the batch and waits until the homeserver has all of it that can
@@ -169,21 +187,25 @@ func (o *outbox) put(letters []*letter) error {
 		o.ghost.service.metrics.MessagesFailed.Add(uint64(len(letters)))
 		return errOutboxFull
 	}
-	if !o.running && len(letters) > 0 {
-		if !o.ghost.service.spawn(o.drain) {
-			return errClosed
-		}
-		o.running = true
+	if len(letters) > 0 && !o.rouse() {
+		return errClosed
 	}
 	o.waiting = append(o.waiting, letters...)
 	return nil
+}
+
+// rouse sees to it that drain is at work, unless the service closes. Called
+// with mu held.
+func (o *outbox) rouse() bool {
+	o.running = o.running || o.ghost.service.spawn(o.drain)
+	return o.running
 }
 
 // busy says whether anything waits or is under way.
 func (o *outbox) busy() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.running
+	return o.running || len(o.held) > 0
 }
 
 func (o *outbox) drain() {
@@ -193,6 +215,7 @@ func (o *outbox) drain() {
 		if len(round) == 0 {
 			return
 		}
+		round = o.sendOff(ctx, round)
 		if err := o.deliver(ctx, round); err != nil {
 			for _, l := range round {
 				o.fail(l, err)
@@ -201,13 +224,102 @@ func (o *outbox) drain() {
 	}
 }
 
+// sendOff has those letters prepared that cannot be sealed at once, and returns
+// the others.
+func (o *outbox) sendOff(ctx context.Context, round []*letter) (ready []*letter) {
+	slow := make(map[string][]*letter)
+	for _, l := range round {
+		if o.isReady(ctx, l) {
+			ready = append(ready, l)
+		} else {
+			server := l.to.User.Homeserver()
+			slow[server] = append(slow[server], l)
+		}
+	}
+	for _, letters := range slow {
+		o.hold(letters)
+		if !o.ghost.service.spawn(func() { o.prepare(ctx, letters) }) {
+			o.giveUp(letters, errClosed)
+		}
+	}
+	return ready
+}
+
+// isReady says whether a letter can be sealed without asking for keys.
+func (o *outbox) isReady(ctx context.Context, l *letter) bool {
+	directory := o.ghost.service.directory
+	if l.sealed != nil {
+		return true
+	}
+	if !directory.fresh(l.to) {
+		return false
+	}
+	device := directory.list(l.to.User).devices[l.to.Device]
+	return device == nil || o.ghost.keys.machine.CryptoStore.HasSession(ctx, device.IdentityKey)
+}
+
+func (o *outbox) hold(letters []*letter) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held == nil {
+		o.held = make(map[deviceName]bool)
+	}
+	for _, l := range letters {
+		o.held[l.to] = true
+	}
+}
+
+// prepare seals letters for one homeserver's users and puts them back where
+// they were: before all others for their devices.
+func (o *outbox) prepare(ctx context.Context, letters []*letter) {
+	sealed, err := o.sealWithStore(ctx, letters)
+	if err != nil {
+		o.giveUp(letters, err)
+		return
+	}
+	for _, l := range letters {
+		result, hasKeys := sealed[l.to]
+		result.plain = !hasKeys
+		l.sealed = &result
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waiting = slices.Concat(letters, o.waiting)
+	o.release(letters)
+}
+
+// giveUp fails letters that were held.
+func (o *outbox) giveUp(letters []*letter, err error) {
+	for _, l := range letters {
+		o.fail(l, err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.release(letters)
+}
+
+// release lets the devices of letters have messages again. Called with mu held.
+func (o *outbox) release(letters []*letter) {
+	for _, l := range letters {
+		delete(o.held, l.to)
+	}
+	if len(o.waiting) > 0 && !o.rouse() {
+		for _, l := range o.waiting {
+			o.fail(l, errClosed)
+		}
+		o.waiting = nil
+	}
+}
+
 // take removes the next round from the queue: of each device the oldest
-// message. Messages nobody waits for any more are dropped.
+// message, unless the device is being prepared. Messages nobody waits for any
+// more are dropped.
 func (o *outbox) take() []*letter {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var round, rest []*letter
-	named := make(map[deviceName]bool)
+	named := make(map[deviceName]bool, len(o.held))
+	maps.Copy(named, o.held)
 	for _, l := range o.waiting {
 		switch {
 		case l.ctx.Err() != nil:
@@ -230,16 +342,19 @@ func (o *outbox) fail(l *letter, err error) {
 	l.finish(fmt.Errorf("send %s to %s %s: %w", l.kind, userName(l.to.User), l.to.Device, tidy(err)))
 }
 
-// deliver sends a round. The error, if any, is for those letters of the round
-// that are left; all others are finished.
+// deliver sends a round. The error, if any, is for all letters of the round.
 func (o *outbox) deliver(ctx context.Context, round []*letter) error {
-	sealed, err := o.sealWithStore(ctx, round)
+	unsealed := slices.DeleteFunc(slices.Clone(round), func(l *letter) bool { return l.sealed != nil })
+	sealed, err := o.sealWithStore(ctx, unsealed)
 	if err != nil {
 		return err
 	}
 	groups := make(map[string]*parcel)
 	for _, l := range round {
 		result, hasKeys := sealed[l.to]
+		if l.sealed != nil {
+			result, hasKeys = *l.sealed, !l.sealed.plain
+		}
 		if result.err != nil {
 			o.ghost.log.Warn("message cannot be encrypted", "user", userName(l.to.User), "device", l.to.Device, "err", tidy(result.err))
 			o.fail(l, result.err)
@@ -268,6 +383,7 @@ func (o *outbox) deliver(ctx context.Context, round []*letter) error {
 type sealing struct {
 	content json.RawMessage
 	err     error
+	plain   bool // there is nothing to encrypt for; only of a letter that was prepared
 }
 
 // sealWithStore is seal, again if need be until olm's tables can be read:
@@ -333,7 +449,7 @@ func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]seal
 				sealed[to] = sealing{err: err}
 			case one != nil:
 				text, err := json.Marshal(one)
-				sealed[to] = sealing{text, err}
+				sealed[to] = sealing{content: text, err: err}
 			case !o.ghost.service.cfg.AllowPlain || !o.ghost.service.directory.speaksPlainOnly(to):
 				sealed[to] = sealing{err: errNoOneTimeKey}
 			}
@@ -362,30 +478,43 @@ func (o *outbox) lookUp(ctx context.Context, round []*letter, names []deviceName
 	}
 }
 
-// wantsPlain says whether an invite should go plain although the device has
-// keys: it was encrypted before, nothing came back, and the peer was only ever
-// heard plain. (matrix-js-sdk without crypto can share a device with keys of
-// an earlier life.)
+// wantsPlain says whether a message should go plain although the device has
+// keys. They can be those of an earlier life: matrix-js-sdk without crypto
+// keeps the device and cannot read olm. It shows when an invite stays
+// unanswered, so repeated invites go plain to a device that was only ever heard
+// plain, and after twice as long by turns both ways to a device that was not
+// heard at all. If it then speaks plain, the rest of that call goes plain, too.
 func (o *outbox) wantsPlain(l *letter) bool {
-	if l.kind != "m.call.invite" || !o.ghost.service.cfg.AllowPlain {
+	directory := o.ghost.service.directory
+	if !o.ghost.service.cfg.AllowPlain || directory.knows(l.to, true) {
 		return false
 	}
-	var invite struct {
+	var content struct {
 		CallID string `json:"call_id"`
 	}
-	if json.Unmarshal(l.content, &invite) != nil {
+	if json.Unmarshal(l.content, &content) != nil {
 		return false
 	}
-	if o.invites == nil || len(o.invites) > 1000 {
-		o.invites = make(map[inviteName]time.Time)
-	}
-	name := inviteName{l.to, invite.CallID}
-	first, repeated := o.invites[name]
-	if !repeated {
-		o.invites[name] = time.Now()
+	onlyPlain := directory.speaksPlainOnly(l.to)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	name := inviteName{l.to, content.CallID}
+	sent := o.invites[name]
+	switch {
+	case l.kind != typeInvite:
+		return sent != nil && sent.ever && onlyPlain
+	case sent == nil:
+		if o.invites == nil {
+			o.invites = make(map[inviteName]*inviteAttempt)
+		}
+		makeRoom(o.invites, name, maxInvites)
+		o.invites[name] = &inviteAttempt{first: time.Now()}
 		return false
 	}
-	return time.Since(first) >= plainInviteAge && o.ghost.service.directory.speaksPlainOnly(l.to)
+	age := time.Since(sent.first)
+	sent.plain = age >= plainInviteAge && onlyPlain || age >= unheardInviteAge && !sent.plain
+	sent.ever = sent.ever || sent.plain
+	return sent.plain
 }
 
 // parcel is one sendToDevice request: messages of one type for some devices.

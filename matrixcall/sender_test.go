@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/internal/testbed/homeserver"
@@ -212,7 +213,10 @@ func TestDeviceWithoutOneTimeKeysGetsPlainIfItSpeaksPlain(t *testing.T) {
 		if err := g.EnterRoom(t.Context(), room); err != nil {
 			t.Fatal(err)
 		}
+		startCall(t, p, room, "conf")
+		p.memberOf(room, "conf", time.Hour)
 		e := b.attach(g, room, "conf")
+		b.eventually(10*time.Second, func() string { return notListed(b, e, p) })
 		err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), p))
 		if !errors.Is(err, errNoOneTimeKey) {
 			t.Errorf("send to a device nobody has heard = %v, want %v", err, errNoOneTimeKey)
@@ -279,9 +283,10 @@ func TestNobodyGetsPlainWhenForbidden(t *testing.T) {
 
 func TestUnansweredInviteGoesPlainToWhoSpeaksPlain(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
-		_, g, _ := oneCall(b)
+		alice, g, e := oneCall(b)
 		p := b.person("oldlife", true)
 		p.listen()
+		p.enterCall(alice, e)
 		keys := p.olm
 		p.olm = nil // speaks plain, although its device has keys
 		p.signal("conf", 0, g)
@@ -299,6 +304,84 @@ func TestUnansweredInviteGoesPlainToWhoSpeaksPlain(t *testing.T) {
 		}
 		if want := []bool{true, true, false, false}; !slices.Equal(how, want) {
 			t.Errorf("invites were encrypted: %v, want %v", how, want)
+		}
+	})
+}
+
+// notListed says that the room's state, as the service knows it, does not list
+// the person's device.
+func notListed(b *bed, e *ear, p *person) string {
+	if !b.service.tracker.lists(e.info, deviceName{p.user, p.device}) {
+		return p.user.String() + " is not known as a member of the call"
+	}
+	return ""
+}
+
+// enterCall makes the person a member of the call, whose room host has made.
+func (p *person) enterCall(host *person, e *ear) {
+	p.bed.Helper()
+	ctx, room := p.bed.Context(), e.info.Room
+	if _, err := host.client.InviteUser(ctx, room, &mautrix.ReqInviteUser{UserID: p.user}); err != nil {
+		p.bed.Fatal(err)
+	}
+	if _, err := p.client.JoinRoomByID(ctx, room); err != nil {
+		p.bed.Fatal(err)
+	}
+	p.memberOf(room, e.info.ConfID, time.Hour)
+	p.bed.eventually(5*time.Second, func() string { return notListed(p.bed, e, p) })
+}
+
+// TestDeviceWithKeysOfAnEarlierLifeIsReached: a client without crypto keeps the
+// device of one that had it, and nobody has heard it yet.
+func TestDeviceWithKeysOfAnEarlierLifeIsReached(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		alice, g, e := oneCall(b)
+		p := b.person("oldlife", true)
+		p.listen()
+		p.enterCall(alice, e)
+		say := func(kind string, n int) {
+			t.Helper()
+			if err := b.service.SendToDevice(t.Context(), g, to(kind, candidates(n), p)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n := range 8 { // as the mesh does
+			say(typeInvite, n)
+			time.Sleep(4 * time.Second)
+		}
+		say(typeCandidates, 8)                                                         // it might still be one that reads olm
+		answering := &person{bed: b, user: p.user, device: p.device, client: p.client} // without olm
+		answering.signal("conf", 0, g)
+		time.Sleep(5 * time.Second)
+		say(typeHangup, 9)
+		time.Sleep(time.Second)
+		var how []bool
+		for _, h := range p.hears() {
+			how = append(how, h.encrypted)
+		}
+		if want := []bool{true, true, true, true, true, false, true, false, true, false}; !slices.Equal(how, want) {
+			t.Errorf("messages were encrypted: %v, want %v", how, want)
+		}
+	})
+}
+
+// TestDeviceThatReadsOlmGetsNothingPlain, however often its invite is repeated.
+func TestDeviceThatReadsOlmGetsNothingPlain(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		alice, g, e := oneCall(b)
+		p := b.person("olm", true)
+		p.listen()
+		p.enterCall(alice, e)
+		p.signal("conf", 0, g)
+		time.Sleep(time.Second)
+		for n := range 15 {
+			if err := b.service.SendToDevice(t.Context(), g, to(typeInvite, candidates(n), p)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(4 * time.Second)
+		}
+		if got := p.hears(); len(got) != 15 || slices.ContainsFunc(got, func(h heard) bool { return !h.encrypted }) {
+			t.Errorf("%d messages heard, some plain, want 15 by olm: %v", len(got), got)
 		}
 	})
 }

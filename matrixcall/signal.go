@@ -184,7 +184,7 @@ func decodeSignal(evtType string, content json.RawMessage) (sig mesh.Signal, dev
 			sig.Streams[key] = mesh.Stream(s)
 		}
 	}
-	if tooBig(sig) {
+	if tooBig(sig) || len(c.DeviceID) > maxDeviceID {
 		return mesh.Signal{}, "", fmt.Errorf("decode %s: %w", evtType, errSignalTooBig)
 	}
 	return sig, c.DeviceID, nil

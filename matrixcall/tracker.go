@@ -106,6 +106,20 @@ func (t *tracker) refreshAll() {
 	}
 }
 
+// lists says whether the room's state, as far as it was read, lists the device
+// in the conference.
+func (t *tracker) lists(info MembershipInfo, name deviceName) bool {
+	r := t.find(info.Room)
+	if r == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state != nil && slices.ContainsFunc(r.state.devices(r.service, info.ConfID), func(d MemberDevice) bool {
+		return d.User == name.User && d.Device == name.Device
+	})
+}
+
 // add begins to tell the conference about its room.
 func (t *tracker) add(g *Ghost, m conference) error {
 	room := m.Info().Room

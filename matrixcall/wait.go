@@ -87,13 +87,15 @@ func (l *keyedLocks[K]) leave(key K, c *countedSlot) {
 	}
 }
 
-// lockedMap is a map that many goroutines may use. It forgets everything when
-// it has grown to 10,000 keys: what is in it is worth knowing, not vital. The
-// zero value works.
+// lockedMap is a map that many goroutines may use. From 10,000 keys on it
+// forgets any one for each new one: what is in it is worth knowing, not vital.
+// The zero value works.
 type lockedMap[K comparable, V any] struct {
 	mu     sync.Mutex
 	values map[K]V // guarded by mu
 }
+
+const maxLockedMap = 10_000
 
 func (m *lockedMap[K, V]) get(key K) V {
 	m.mu.Lock()
@@ -104,10 +106,22 @@ func (m *lockedMap[K, V]) get(key K) V {
 func (m *lockedMap[K, V]) set(key K, value V) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.values == nil || len(m.values) >= 10_000 {
+	if m.values == nil {
 		m.values = make(map[K]V)
 	}
+	makeRoom(m.values, key, maxLockedMap)
 	m.values[key] = value
+}
+
+// makeRoom drops any one of the others when a new key would be one too many.
+func makeRoom[K comparable, V any](values map[K]V, key K, most int) {
+	if _, known := values[key]; known || len(values) < most {
+		return
+	}
+	for other := range values {
+		delete(values, other)
+		return
+	}
 }
 
 func (m *lockedMap[K, V]) remove(key K) {
