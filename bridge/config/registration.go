@@ -49,11 +49,11 @@ func WriteRegistration(path string, r *appservice.Registration) error {
 	if err != nil {
 		return fmt.Errorf("encode registration: %w", err)
 	}
-	return WriteNew(path, text)
+	return writeNew(path, text)
 }
 
-// WriteNew creates the file at path with mode 0600; an existing file is an error.
-func WriteNew(path string, text []byte) error {
+// writeNew creates the file at path with mode 0600; an existing file is an error.
+func writeNew(path string, text []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s exists already and is not overwritten; remove it first if you mean to", path)

@@ -100,7 +100,7 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 		m.drop(p.Device, sig, "too many invites")
 		return
 	}
-	if sig.SDP.Text == "" || sig.SDP.Type != "offer" || CountMedia(sig.SDP.Text) > maxMedia {
+	if sig.SDP.Text == "" || sig.SDP.Type != "offer" || countMedia(sig.SDP.Text) > maxMedia {
 		m.decline(p.Peer, sig.CallID, ReasonBadOffer)
 		p.finish(sig.CallID)
 		m.expectAgain(p, calleePatience)
@@ -164,14 +164,14 @@ func (m *machine) drainQueue(p *peer) {
 // answerReceived completes our invite. A second answer is ignored.
 func (m *machine) answerReceived(p *peer, sig Signal) {
 	l := p.link
-	if l.phase != invited || sig.SDP.Text == "" || CountMedia(sig.SDP.Text) > maxMedia {
+	if l.phase != invited || sig.SDP.Text == "" || countMedia(sig.SDP.Text) > maxMedia {
 		m.drop(p.Device, sig, "no answer wanted")
 		return
 	}
 	answer := sig.SDP.Text
 	if sig.SDP.Type == "offer" {
 		// Hydrogen reads its description late and may send its next offer in place of the answer.
-		answer = AnswerFromOffer(answer, CountMedia(l.invite.SDP.Text))
+		answer = AnswerFromOffer(answer, countMedia(l.invite.SDP.Text))
 		m.do(Note{Device: p.Device, Text: "answer of type offer"})
 	}
 	l.phase = connecting

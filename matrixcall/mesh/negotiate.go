@@ -12,7 +12,7 @@ func (m *machine) negotiateReceived(p *peer, sig Signal) {
 	switch {
 	case sig.SDP.Text == "":
 		m.drop(p.Device, sig, "no description")
-	case CountMedia(sig.SDP.Text) > maxMedia:
+	case countMedia(sig.SDP.Text) > maxMedia:
 		m.drop(p.Device, sig, "too many media sections")
 	case l.phase == answering || l.neg == makingAnswer:
 		if len(l.queue) >= maxQueue || !p.mayKeep(sig) {

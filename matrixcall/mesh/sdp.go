@@ -34,8 +34,8 @@ func joinSections(parts [][]string) string {
 	return b.String()
 }
 
-// CountMedia is the number of media sections.
-func CountMedia(sdp string) int { return len(sections(sdp)) - 1 }
+// countMedia is the number of media sections.
+func countMedia(sdp string) int { return len(sections(sdp)) - 1 }
 
 // AnswerFromOffer makes an answer of the offer that hydrogen sends in its place: only as many media sections as the
 // answered offer had, only their mids in the bundle, and a setup that is an answer.

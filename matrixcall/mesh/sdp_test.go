@@ -27,7 +27,7 @@ func TestOpusWishReplacesTheParametersOfOpus(t *testing.T) {
 
 func TestAnswerFromOfferKeepsWhatWasOffered(t *testing.T) {
 	got := AnswerFromOffer(sampleSDP, 2)
-	if CountMedia(got) != 2 || !strings.Contains(got, "a=group:BUNDLE 0 1\r\n") ||
+	if countMedia(got) != 2 || !strings.Contains(got, "a=group:BUNDLE 0 1\r\n") ||
 		strings.Contains(got, "actpass") || !strings.Contains(got, "a=setup:active") {
 		t.Errorf("AnswerFromOffer = %q", got)
 	}
@@ -84,11 +84,11 @@ func FuzzSDP(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sdp string, media int) {
 		media &= 0xff
 		answer := AnswerFromOffer(sdp, media)
-		if got := CountMedia(answer); got > media {
+		if got := countMedia(answer); got > media {
 			t.Errorf("AnswerFromOffer(%q, %d) has %d sections", sdp, media, got)
 		}
 		inactive := VideoInactive(sdp)
-		if CountMedia(inactive) != CountMedia(sdp) || VideoInactive(inactive) != inactive {
+		if countMedia(inactive) != countMedia(sdp) || VideoInactive(inactive) != inactive {
 			t.Errorf("VideoInactive(%q) = %q", sdp, inactive)
 		}
 		if wish := OpusWish(sdp, "x=1"); OpusWish(wish, "x=1") != wish {
