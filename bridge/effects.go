@@ -154,6 +154,10 @@ func (a *actor) enterCall(ctx context.Context) error {
 func (a *actor) enteredCall(ctx context.Context, m *matrixcall.Membership) {
 	a.join.membership = m
 	a.outlet.Store(m)
+	if errors.Is(context.Cause(ctx), matrixcall.ErrAbandoned) {
+		m.Abandon()
+		return
+	}
 	select { // a room must not be rung where somebody is there already
 	case <-a.counted:
 	case <-time.After(countPatience): // the homeserver is slow to tell: whoever is there is noticed later

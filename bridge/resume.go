@@ -182,10 +182,11 @@ func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
 func (a *actor) abandon() {
 	a.stopTone()
 	a.stopMedia()
+	if a.join.cancel != nil { // first, so that enteredCall sees it or we see what it has stored
+		a.join.cancel(matrixcall.ErrAbandoned)
+	}
 	if m := a.outlet.Load(); m != nil {
 		m.Abandon()
-	} else if a.join.cancel != nil {
-		a.join.cancel(errLegEnds)
 	}
 	a.bridge.drop(a)
 	a.log.Info("leg let go", "state", a.state)

@@ -95,6 +95,10 @@ type CallOptions struct {
 // ErrCallOver says that the call to rejoin has ended. The predecessor's entry may still stand: SweepMembership removes it.
 var ErrCallOver = errors.New("the call has ended meanwhile")
 
+// ErrAbandoned as the cause that ends JoinCall's context gives the attempt up as [Membership.Abandon] does: whatever stands
+// in the room stays there, for another process goes on with it.
+var ErrAbandoned = errors.New("abandoned to another process")
+
 // MembershipInfo is a membership as a database row.
 type MembershipInfo struct {
 	Ghost     id.UserID

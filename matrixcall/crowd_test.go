@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
 )
 
@@ -274,6 +277,38 @@ func TestRejoinOfACallThatHasEndedSaysSo(t *testing.T) {
 		}
 		if sent := c.requests(g, began); len(sent) != 0 {
 			t.Errorf("written although there is no call: %v", sent)
+		}
+	})
+}
+
+// A process that is replaced while it rejoins must leave the entry alone: its successor stands for it by now.
+func TestAbandonedRejoinLeavesTheEntryAlone(t *testing.T) {
+	inCrowd(t, func(t *testing.T, c *crowd) {
+		g := c.phone("_sip_twice")
+		m := c.call(g, CallOptions{})
+		info := m.Info()
+		m.Abandon()
+		before := c.entries(g.user)
+		outage := c.fake.Break(&homeserver.Fault{
+			Method: http.MethodPut, Path: "call.member", User: g.user, Error: &homeserver.Error{Status: 503, Code: "M_UNKNOWN"},
+		})
+		ctx, abandon := context.WithCancelCause(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := g.JoinCall(ctx, c.room, CallOptions{Rejoin: &info}); !errors.Is(err, ErrAbandoned) {
+				t.Errorf("JoinCall = %v, want %v", err, ErrAbandoned)
+			}
+		})
+		time.Sleep(time.Second)
+		abandon(ErrAbandoned)
+		outage.Mend()
+		wg.Wait()
+		time.Sleep(time.Minute)
+		if after := c.entries(g.user); len(before) != 1 || !slices.Equal(before, after) {
+			t.Errorf("entries %v before, %v after, want the same one", before, after)
+		}
+		if g.isIn(c.room) {
+			t.Error("the ghost is still busy")
 		}
 	})
 }

@@ -185,7 +185,11 @@ func (m *Membership) begin(ctx context.Context) error {
 		}
 		return nil
 	case <-ctx.Done():
-		m.inbox.put(mesh.Leave{})
+		if errors.Is(context.Cause(ctx), ErrAbandoned) {
+			m.Abandon()
+		} else {
+			m.inbox.put(mesh.Leave{})
+		}
 		return fmt.Errorf("%w: %w", errGivenUp, context.Cause(ctx))
 	}
 }
