@@ -551,7 +551,13 @@ func (br *browser) addTrack(call *browserCall) {
 
 // trickle sends the candidates a little later, as browsers do.
 func (br *browser) trickle(call *browserCall) {
-	<-webrtc.GatheringCompletePromise(call.pc)
+	select {
+	case <-webrtc.GatheringCompletePromise(call.pc):
+	case <-br.ctx.Done():
+		return
+	case <-time.After(5 * time.Second):
+		return // closed meanwhile: pion never says that it is complete
+	}
 	var candidates []map[string]any
 	for line := range strings.Lines(call.pc.LocalDescription().SDP) {
 		if c, ok := strings.CutPrefix(strings.TrimSpace(line), "a=candidate:"); ok {

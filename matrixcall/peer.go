@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/rtcp"
@@ -44,6 +45,7 @@ type peerConn struct {
 	state   PeerState
 	times   peerTimes
 	pairs   candidatePairs // as seen last
+	closing atomic.Bool    // pion closes it by itself, because the peer did
 
 	readers sync.WaitGroup
 	mu      sync.Mutex

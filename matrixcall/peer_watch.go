@@ -42,6 +42,9 @@ func (c *peerConn) stateChanged(s webrtc.PeerConnectionState) {
 		c.tasks.put(c.wentQuiet)
 		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Disconnected})
 	case webrtc.PeerConnectionStateFailed, webrtc.PeerConnectionStateClosed:
+		if s == webrtc.PeerConnectionStateClosed {
+			c.closing.Store(true)
+		}
 		c.report(mesh.ConnState{Conn: c.id, Now: mesh.Failed})
 	}
 }
@@ -147,9 +150,9 @@ type candidatePairs struct {
 const maxLoggedPairs = 12
 
 // describePairs asks pion for the pairs. A connection that the peer has closed is not asked: pion takes its statistics down
-// without a lock.
+// without a lock, after it has said that it closes.
 func (c *peerConn) describePairs() (pairs candidatePairs) {
-	if c.pc == nil || c.pc.ICEConnectionState() == webrtc.ICEConnectionStateClosed {
+	if c.pc == nil || c.closing.Load() {
 		return pairs
 	}
 	report := c.pc.GetStats()
