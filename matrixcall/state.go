@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -391,7 +392,9 @@ func (s *Service) putState(ctx context.Context, g *Ghost, room id.RoomID, kind, 
 
 // SweepMembership removes what a membership has left in its room when the
 // program died: the ghost's entry, and the call if we made it and nobody is
-// in it any more. Peers that were connected find out by themselves.
+// in it any more. Peers that were connected find out by themselves. What the
+// ghost may not remove counts as swept, and so does an entry that has expired,
+// whether it can be removed or not: asking again would help nobody.
 func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) error {
 	if !s.OwnGhost(info.Ghost) {
 		return fmt.Errorf("sweep %s: not a ghost of this bridge", userName(info.Ghost))
@@ -411,7 +414,10 @@ func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) erro
 	edit := MemberEdit{ConfID: info.ConfID, Drop: []id.DeviceID{info.Device}}
 	// Its session may have been renewed since it was stored, so only the device counts.
 	if _, found := edit.apply(state.members[info.Ghost].Content, time.Now()); found {
-		if err := s.PutMember(ctx, g, info.Room, edit); err != nil {
+		err := s.PutMember(ctx, g, info.Room, edit)
+		if mayNot(err) || err != nil && !info.live(state.devices(s, info.ConfID), time.Now()) {
+			s.log.Info("a ghost's entry stays until it expires", "room", info.Room, "ghost", userName(info.Ghost), "err", err)
+		} else if err != nil {
 			return err
 		}
 		delete(state.members, info.Ghost)
@@ -419,7 +425,25 @@ func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) erro
 	if !info.Created {
 		return nil
 	}
-	return s.endIfEmpty(ctx, g, info, state)
+	err = s.endIfEmpty(ctx, g, info, state)
+	if mayNot(err) {
+		s.log.Info("a call without people stays", "room", info.Room, "err", err)
+		return nil
+	}
+	return err
+}
+
+// live says whether clients still believe in the membership's entry.
+func (i MembershipInfo) live(devices []MemberDevice, now time.Time) bool {
+	return slices.ContainsFunc(devices, func(d MemberDevice) bool {
+		return d.User == i.Ghost && d.Device == i.Device && d.Expires.After(now)
+	})
+}
+
+// mayNot says whether a ghost lacks the right to write what it should.
+func mayNot(err error) bool {
+	_, rights := errors.AsType[*RightsError](err)
+	return rights || isForbidden(err)
 }
 
 // endIfEmpty ends the call of a membership unless somebody is in it.

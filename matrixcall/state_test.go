@@ -362,6 +362,54 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 	})
 }
 
+// A ghost that has lost its rights can remove nothing, today as in an hour.
+func TestSweepGivesUpWhereTheGhostMayNotWrite(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.person("alice", false)
+		room := alice.room(b.service.Bot())
+		g := b.ghost("_sip_mute")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Name: "Call"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.service.PutMember(t.Context(), g, room, MemberEdit{ConfID: "conf", Add: entryOf(g.device, "s", time.Hour)}); err != nil {
+			t.Fatal(err)
+		}
+		var levels event.PowerLevelsEventContent
+		if err := alice.client.StateEvent(t.Context(), room, event.StatePowerLevels, "", &levels); err != nil {
+			t.Fatal(err)
+		}
+		levels.Events[callType], levels.Events[memberType] = 100, 100
+		if _, err := alice.client.SendStateEvent(t.Context(), room, event.StatePowerLevels, "", &levels); err != nil {
+			t.Fatal(err)
+		}
+		info := MembershipInfo{Ghost: g.user, Device: g.device, Room: room, ConfID: "conf", SessionID: "s", Created: true}
+		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+			t.Errorf("sweep = %v, want nothing to be tried again", err)
+		}
+	})
+}
+
+func TestEntriesThatExpiredAreNotLive(t *testing.T) {
+	now := time.Now()
+	info := MembershipInfo{Ghost: "@_sip_1:x", Device: "D"}
+	for _, c := range []struct {
+		device MemberDevice
+		want   bool
+	}{
+		{MemberDevice{User: info.Ghost, Device: info.Device, Expires: now.Add(time.Second)}, true},
+		{MemberDevice{User: info.Ghost, Device: info.Device, Expires: now.Add(-time.Second)}, false},
+		{MemberDevice{User: info.Ghost, Device: "OTHER", Expires: now.Add(time.Second)}, false},
+	} {
+		if got := info.live([]MemberDevice{c.device}, now); got != c.want {
+			t.Errorf("live with %+v = %t", c.device, got)
+		}
+	}
+}
+
 // The member event is one for all devices and calls of a user: what is not of the membership must stay.
 func TestPutMemberKeepsWhatIsNotOurs(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
