@@ -47,6 +47,7 @@ type actor struct {
 	counted  chan struct{} // closed once people is known
 	gathered *gathering
 	speaking map[deviceKey]bool // devices that this ghost hears speaking
+	muted    map[deviceKey]bool // devices whose users muted the microphone, perhaps before the phone was answered
 
 	// Only run and what it calls touch what follows, and joinRoom reads the first two.
 	options  config.Options // of the route, all set
@@ -79,7 +80,7 @@ func makeActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 		id: id, bridge: b, call: call, info: info, epoch: 1,
 		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
 		inbox: newInbox[func()](), trace: newTrace(), begun: time.Now(),
-		ctx: ctx, stop: stop, counted: make(chan struct{}), speaking: make(map[deviceKey]bool),
+		ctx: ctx, stop: stop, counted: make(chan struct{}), speaking: make(map[deviceKey]bool), muted: make(map[deviceKey]bool),
 		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
 		name: ghostName(info.Caller, b.showNumbers[info.Trunk]),
 	}
@@ -172,14 +173,12 @@ func (a *actor) fromRoom(ev matrixcall.Event) {
 	case matrixcall.People:
 		a.bridge.people(a, ev.N)
 	case matrixcall.PeerGone:
-		a.bridge.speaks(a, deviceOf(ev.Peer), false)
+		a.bridge.unseat(a, deviceOf(ev.Peer))
 		if v := a.voice.Load(); v != nil {
 			v.PeerGone(deviceOf(ev.Peer))
 		}
 	case matrixcall.PeerMuted:
-		if v := a.voice.Load(); v != nil {
-			v.PeerMuted(deviceOf(ev.Peer), ev.Muted)
-		}
+		a.bridge.mutes(a, deviceOf(ev.Peer), ev.Muted)
 	case matrixcall.PeerLoss:
 		if v := a.voice.Load(); v != nil {
 			v.PeerLoss(deviceOf(ev.Peer), ev.Fraction)
@@ -194,6 +193,7 @@ func (a *actor) fromRoom(ev matrixcall.Event) {
 		a.tell(leg.CallEnded)
 	case matrixcall.Failed:
 		a.log.Warn("membership lost", "err", ev.Err)
+		a.inbox.Put(func() { a.wg.Go(func() { a.complain(ev.Err) }) })
 		a.tell(leg.RoomFailed)
 	}
 }

@@ -76,9 +76,8 @@ type Bridge struct {
 
 // gathering is who is in one room's conference, as far as legs need to know.
 type gathering struct {
-	room   id.RoomID
-	legs   map[*actor]bool // true = answered: a phone that rings is no company
-	people int
+	room id.RoomID
+	legs map[*actor]bool // true = answered: a phone that rings is no company
 }
 
 // errShutdown is the cause of everything that ends because the process does.
@@ -338,7 +337,6 @@ func (b *Bridge) gather(a *actor, room id.RoomID) {
 	}
 	g.legs[a] = a.phase == leg.Talking || a.phase == leg.Resuming
 	a.gathered = g
-	g.people = max(g.people, a.people)
 	g.tell()
 }
 
@@ -358,7 +356,7 @@ func (b *Bridge) scatter(a *actor) {
 	g.tell()
 }
 
-// people is told by each membership; all memberships of a room see the same.
+// people is told by each membership, and never again while the number stays the same.
 func (b *Bridge) people(a *actor, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -369,7 +367,6 @@ func (b *Bridge) people(a *actor, n int) {
 		close(a.counted)
 	}
 	if g := a.gathered; g != nil {
-		g.people = n
 		g.tell()
 	}
 }
@@ -386,16 +383,18 @@ func (b *Bridge) entered(a *actor, phase leg.Phase) {
 	}
 }
 
-// tell puts the number of others to each leg.
+// tell puts the number of others to each leg. A ghost may have lost somebody for good whom another one hears, so who sees most
+// is right about the people.
 func (g *gathering) tell() {
-	answered := 0
-	for _, up := range g.legs {
+	answered, people := 0, 0
+	for a, up := range g.legs {
+		people = max(people, a.people)
 		if up {
 			answered++
 		}
 	}
 	for a, up := range g.legs {
-		others := g.people + answered
+		others := people + answered
 		if up {
 			others--
 		}
@@ -412,6 +411,39 @@ func (b *Bridge) speaks(a *actor, device deviceKey, on bool) {
 	} else {
 		delete(a.speaking, device)
 	}
+}
+
+// mutes notes that a device's user muted the microphone, and tells the desk if the phone sits there. Both are one step, as in
+// [Bridge.seat]: else the desk might keep what was true before.
+func (b *Bridge) mutes(a *actor, device deviceKey, on bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if on {
+		a.muted[device] = true
+	} else {
+		delete(a.muted, device)
+	}
+	if v := a.voice.Load(); v != nil {
+		v.PeerMuted(device, on)
+	}
+}
+
+// seat lets the phone's voice have what comes from the room from now on, and tells the desk who was muted before.
+func (b *Bridge) seat(a *actor, v *voice) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a.voice.Store(v)
+	for device := range a.muted {
+		v.PeerMuted(device, true)
+	}
+}
+
+// unseat forgets what was known of a device's microphone.
+func (b *Bridge) unseat(a *actor, device deviceKey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(a.speaking, device)
+	delete(a.muted, device)
 }
 
 // speakers counts the phones and the devices of rooms that are speaking now.
@@ -480,31 +512,32 @@ func (b *Bridge) drop(a *actor) {
 	}
 }
 
-// mayTell says whether a room may be told again why phones can't come in: a caller who tries all day is no reason to fill
-// the room with notices.
-func (b *Bridge) mayTell(room id.RoomID) bool {
+// tellOnce tells a room why phones can't come in, unless it was told lately: a caller who tries all day is no reason to fill
+// the room with notices. What could not be said may be tried at the next call.
+func (b *Bridge) tellOnce(ctx context.Context, room id.RoomID, ghost *matrixcall.Ghost, text string) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if last, ok := b.told[room]; ok && time.Since(last) < noticePause {
-		return false
+	last := b.told[room]
+	if !last.IsZero() && time.Since(last) < noticePause {
+		b.mu.Unlock()
+		return nil
 	}
-	b.told[room] = time.Now()
-	return true
+	b.told[room] = time.Now() // calls that come while it is being said need not say it, too
+	b.mu.Unlock()
+	err := b.matrix.Notice(ctx, room, ghost, text)
+	if err != nil {
+		b.mu.Lock()
+		b.told[room] = last
+		b.mu.Unlock()
+	}
+	return err
 }
 
-// forgetNotices drops what mayTell and mayAnnounce need not know any more.
+// forgetNotices drops what tellOnce and mayAnnounce need not know any more.
 func (b *Bridge) forgetNotices(now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	maps.DeleteFunc(b.told, func(_ id.RoomID, at time.Time) bool { return now.Sub(at) >= noticePause })
 	maps.DeleteFunc(b.announced, func(_ id.RoomID, at []time.Time) bool { return now.Sub(at[len(at)-1]) >= ringNoticePeriod })
-}
-
-// notTold says that a room could not be told after all: the next phone tries again.
-func (b *Bridge) notTold(room id.RoomID) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.told, room)
 }
 
 // keepHouse sweeps what legs could not clear up themselves, and forgets what is old.

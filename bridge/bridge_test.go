@@ -1,17 +1,21 @@
 package bridge
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"trunkline/bridge/config"
 	"trunkline/db"
+	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 	"trunkline/internal/testbed/speech"
+	"trunkline/matrixcall"
 )
 
 const talkTime = 5 * time.Second
@@ -124,6 +128,63 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 		t.Errorf("the bot said %q, want one sentence that names the missing right", said)
 	}
 	b.await("rows to go", func() bool { return b.rows() == 0 })
+}
+
+func TestNoticeThatCouldNotBeSentIsSentAtTheNextCall(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	p, strict := b.phone("1"), b.cfg.Routes[1].Room
+	dial := func() {
+		t.Helper()
+		var refused *phone.StatusError
+		if _, err := p.Dial(b.ctx(), b.sip, otherNumber); !errors.As(err, &refused) || refused.Code != 403 {
+			t.Errorf("Dial = %v, want 403", err)
+		}
+	}
+	broken := b.hs.Break(&homeserver.Fault{
+		Method: "PUT", Path: "/send/m.room.message", Error: &homeserver.Error{Status: 400, Code: "M_UNKNOWN", Text: "not now"},
+	})
+	dial()
+	b.await("the notice to fail and the leg to end", func() bool { return broken.Hits() > 0 && len(b.process.bridge.liveLegs()) == 0 })
+	broken.Mend()
+	dial()
+	b.await("a notice in the strict room", func() bool { return len(b.notices(strict)) > 0 })
+	dial()
+	b.await("the leg to end", func() bool { return len(b.process.bridge.liveLegs()) == 0 })
+	if said := b.notices(strict); len(said) != 1 {
+		t.Errorf("the bot said %q, want it once an hour", said)
+	}
+}
+
+func TestRightsLostInMidCallAreToldAndTheGhostIsNotSweptForEver(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.person("alice", member.JSSDK, true)
+	call := b.dial(b.phone("1"), goodNumber)
+	ghost, a := b.ghosts()[0], b.onlyLeg()
+	var levels map[string]any
+	if err := json.Unmarshal(b.hs.State(b.room, "m.room.power_levels", ""), &levels); err != nil {
+		t.Fatal(err)
+	}
+	levels["events"] = map[string]any{"org.matrix.msc3401.call.member": 100}
+	b.hs.SetState(b.room, b.hs.User("owner").UserID, "m.room.power_levels", "", levels)
+	// As reported when the entry cannot be renewed, three quarters of an hour later.
+	a.fromRoom(matrixcall.Failed{Err: fmt.Errorf("renew entry: %w", &matrixcall.RightsError{
+		Room: b.room, Ghost: ghost, Types: []string{"org.matrix.msc3401.call.member"}, Need: 100,
+	})})
+	overByBye(t, call)
+	b.await("a notice", func() bool {
+		said := b.notices(string(b.room))
+		return len(said) == 1 && strings.Contains(said[0], "org.matrix.msc3401.call.member")
+	})
+	b.await("the leg to end", func() bool { return len(b.process.bridge.liveLegs()) == 0 })
+	if n := b.rows(); n != 1 {
+		t.Errorf("%d rows, want the membership that could not be removed", n)
+	}
+	if err := b.process.bridge.sweepRooms(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	b.await("the row to go: trying again would help nobody", func() bool { return b.rows() == 0 })
 }
 
 func TestRouteInTheDatabaseLeadsToItsRoom(t *testing.T) {

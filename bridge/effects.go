@@ -97,25 +97,30 @@ func (a *actor) joinRoom() {
 		}
 		err := enter(ctx)
 		close(a.join.over)
-		if err == nil {
+		switch {
+		case err == nil:
 			a.tell(leg.RoomJoined)
-			return
-		}
-		if rights, ok := errors.AsType[*matrixcall.RightsError](err); ok && a.bridge.mayTell(rights.Room) {
-			err := a.bridge.matrix.Notice(ctx, rights.Room, a.join.ghost, rights.Error())
-			a.note("tell the room", err)
-			if err != nil {
-				a.bridge.notTold(rights.Room)
-			}
-		}
-		cause := joinCause(err)
-		if ctx.Err() != nil {
+		case ctx.Err() != nil: // the leg ends already
 			a.log.Debug("joining given up", "cause", context.Cause(ctx))
-			return // the leg ends already
+		default:
+			cause := joinCause(err)
+			a.log.Warn("room not joined", "room", a.target, "err", err, "cause", cause)
+			a.tellEvent(leg.Event{Kind: leg.RoomRefused, Cause: cause})
 		}
-		a.log.Warn("room not joined", "room", a.target, "err", err, "cause", cause)
-		a.tellEvent(leg.Event{Kind: leg.RoomRefused, Cause: cause})
+		a.complain(err)
 	})
+}
+
+// complain lets the room know if it is rights that phones lack there: its administrators can do something about it.
+func (a *actor) complain(err error) {
+	rights, ok := errors.AsType[*matrixcall.RightsError](err)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)
+	defer cancel()
+	<-a.join.over // until then the ghost may not be known
+	a.note("tell the room which rights phones lack", a.bridge.tellOnce(ctx, rights.Room, a.join.ghost, rights.Error()))
 }
 
 // enterCall makes the caller's ghost, brings it into the room, and into the room's call.
@@ -273,7 +278,7 @@ func (a *actor) startMedia() {
 		a.tell(leg.PhoneFailed)
 		return
 	}
-	a.voice.Store(v)
+	a.bridge.seat(a, v)
 	a.media.OnPacket(v.FromPhone)
 	if a.held {
 		v.Mute(true)

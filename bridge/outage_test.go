@@ -161,23 +161,29 @@ func TestSecondProcessOnANodeRefusesToStart(t *testing.T) {
 	w.clean()
 }
 
+// fence lets the bridge find out that its rows are another process's, and waits until it has let go of them.
+func (b *bed) fence() {
+	b.t.Helper()
+	p := b.process
+	if _, err := p.bridge.store.Shared().Exec(b.ctx(), "DELETE FROM lease WHERE owner = $1", p.bridge.run); err != nil {
+		b.t.Fatal(err)
+	}
+	select {
+	case err := <-p.over:
+		if !errors.Is(err, db.ErrFenced) {
+			b.t.Errorf("Run = %v, want ErrFenced", err)
+		}
+		p.over <- nil
+	case <-time.After(patience):
+		b.t.Fatal("the fenced process goes on")
+	}
+}
+
 // Another process has adopted the rows of this one, which hung, say: it lets go without a word, and the call goes on there.
 func TestFencedProcessLetsGoWithoutAWord(t *testing.T) {
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
-	first := b.process
-	if _, err := first.bridge.store.Shared().Exec(b.ctx(), "DELETE FROM lease WHERE owner = $1", first.bridge.run); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-first.over:
-		if !errors.Is(err, db.ErrFenced) {
-			t.Errorf("Run = %v, want ErrFenced", err)
-		}
-		first.over <- nil
-	case <-time.After(patience):
-		t.Fatal("the fenced process goes on")
-	}
+	b.fence()
 	if why := w.call.Ended(); why != "" || len(b.ghosts()) != 1 {
 		t.Errorf("the fenced process ended the call (%q) or left the room: %d ghosts", why, len(b.ghosts()))
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/leg"
 	"trunkline/db"
@@ -69,7 +70,7 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 
 // resumeLeg gives a row its phone's dialog, its sound and its actor back.
 func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known bool) error {
-	var state leg.State
+	var state storedState
 	if err := json.Unmarshal([]byte(row.State), &state); err != nil {
 		return fmt.Errorf("read state: %w", err)
 	}
@@ -112,6 +113,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	if begin == leg.Interrupted {
 		close(a.join.over) // there is no attempt to join
 	}
+	a.resumeRing(state.Notice, id.RoomID(cmp.Or(string(before.Room), row.RoomID)), ringEnd(begin))
 	a.tell(begin)
 	call.OnEvent(a.fromPhone)
 	b.mu.Lock()
@@ -123,6 +125,14 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	}
 	b.wg.Go(a.run)
 	return nil
+}
+
+// ringEnd is how a ring ended that the process before had not told the room of.
+func ringEnd(begin leg.EventKind) leg.Cause {
+	if begin == leg.Resumed {
+		return leg.Answered
+	}
+	return leg.ProcessDied
 }
 
 // askPhone asks the phone of a resumed call whether it is there. When its answer was never acknowledged it gets that again.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -224,6 +225,28 @@ func TestUnansweredCallOfAKilledProcessIsRefused(t *testing.T) {
 	var refused *phone.StatusError
 	if err := <-dialled; !errors.As(err, &refused) || refused.Code != 503 {
 		t.Errorf("Dial = %v, want 503", err)
+	}
+	b.await("rows, ghosts and the call to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 && b.activeCalls() == 0 })
+}
+
+// The process died while the room was rung: its successor takes back what the notice says.
+func TestNoticeOfARingIsEditedAfterTheProcessDied(t *testing.T) {
+	b := newBed(t)
+	call := b.begin(b.phone("1"), plainNumber)
+	notice := b.awaitRing(1)
+	first := b.process
+	b.await("the row to name the notice", func() bool {
+		legs, err := first.bridge.store.Legs(b.ctx(), first.bridge.run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(legs) == 1 && strings.Contains(legs[0].State, string(notice.ID))
+	})
+	b.fence()
+	b.start()
+	refusedWith(t, call, 503)
+	if got := b.outcome(notice.ID); !strings.Contains(got, "restarted") {
+		t.Errorf("the notice says %q", got)
 	}
 	b.await("rows, ghosts and the call to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 && b.activeCalls() == 0 })
 }

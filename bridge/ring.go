@@ -28,7 +28,7 @@ var declineKeys = map[string]bool{"❌": true, "✖": true, "🚫": true, "⛔":
 type ring struct {
 	// The bridge's mutex guards these three.
 	on     bool
-	notice id.EventID // ours that says who calls; "" = not posted
+	notice id.EventID // ours that says who calls; "" = not posted, or it says already how that ended
 	call   id.EventID // the m.call event
 
 	// Only the actor touches these.
@@ -54,7 +54,8 @@ func (a *actor) ringRoom() {
 		close(posted)
 		return
 	}
-	text := "Call from " + a.name + ": join the call to answer. To decline, react with ❌ or write " + declineCommand + "."
+	text := "Call from " + a.name + ": join the call to answer, react with ❌ to decline. Where messages are not encrypted, " +
+		declineCommand + " declines all calls that ring in this room."
 	ghost := a.join.ghost
 	a.wg.Go(func() {
 		defer close(posted)
@@ -65,7 +66,15 @@ func (a *actor) ringRoom() {
 		b.mu.Lock()
 		a.ring.notice = notice
 		b.mu.Unlock()
+		a.inbox.Put(a.saveNotice)
 	})
+}
+
+// saveNotice lets the next process know which notice to edit, if this one dies while the room is rung.
+func (a *actor) saveNotice() {
+	if a.state.Phase == leg.Ringing {
+		a.note("save leg", a.bridge.journal.PutLeg(a.row()))
+	}
 }
 
 // ringOver lets the notice say how the ring ended.
@@ -80,7 +89,22 @@ func (a *actor) ringOver(how leg.Cause) {
 	}
 	b.metrics.ringsEnded.WithLabelValues(string(how)).Inc()
 	a.log.Info("ring is over", "how", how)
-	room, posted, text := a.join.membership.Info().Room, a.ring.posted, "Call from "+a.name+": "+ringOutcome(how, a.ring.by)+"."
+	a.editNotice(a.join.membership.Info().Room, how)
+}
+
+// resumeRing ends the ring of the process before, if its notice does not say yet how that ended.
+func (a *actor) resumeRing(notice id.EventID, room id.RoomID, how leg.Cause) {
+	if notice == "" {
+		return
+	}
+	a.ring.notice, a.ring.posted = notice, make(chan struct{})
+	close(a.ring.posted)
+	a.editNotice(room, how)
+}
+
+// editNotice lets the notice, once it is posted, say how the ring ended.
+func (a *actor) editNotice(room id.RoomID, how leg.Cause) {
+	b, posted, text := a.bridge, a.ring.posted, "Call from "+a.name+": "+ringOutcome(how, a.ring.by)+"."
 	a.wg.Go(func() {
 		<-posted
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)
@@ -88,9 +112,16 @@ func (a *actor) ringOver(how leg.Cause) {
 		b.mu.Lock()
 		notice := a.ring.notice
 		b.mu.Unlock()
-		if notice != "" {
-			a.note("tell the room how the ring ended", b.matrix.EditNotice(ctx, room, notice, text))
+		if notice == "" {
+			return
 		}
+		if err := b.matrix.EditNotice(ctx, room, notice, text); err != nil {
+			a.note("tell the room how the ring ended", err)
+			return
+		}
+		b.mu.Lock()
+		a.ring.notice = ""
+		b.mu.Unlock()
 	})
 }
 
@@ -107,6 +138,8 @@ func ringOutcome(how leg.Cause, by id.UserID) string {
 		return "missed, the caller hung up"
 	case leg.EndedInRoom:
 		return "ended in the room"
+	case leg.ProcessDied:
+		return "missed, the bridge was restarted"
 	}
 	return "failed, " + string(how)
 }

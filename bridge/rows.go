@@ -8,6 +8,7 @@ import (
 
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/bridge/leg"
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -16,13 +17,16 @@ import (
 // row is the leg as the next process will need it. Only the actor's goroutine calls it.
 func (a *actor) row() db.Leg {
 	d := a.call.Dialog()
+	a.bridge.mu.Lock()
+	state := storedState{State: a.state, Notice: a.ring.notice}
+	a.bridge.mu.Unlock()
 	l := db.Leg{
 		ID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch, Phase: a.state.Phase.String(),
 		Created: a.begun, Answered: d.Since, Updated: time.Now(),
 		Direction: "in", Trunk: a.info.Trunk, Dialled: string(a.info.Dialled),
 		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
 		Ghost: a.join.localpart, EndBy: a.state.EndBy,
-		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d), Options: encode(a.options), State: encode(a.state),
+		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d), Options: encode(a.options), State: encode(state),
 	}
 	switch m := a.outlet.Load(); {
 	case m != nil:
@@ -31,6 +35,12 @@ func (a *actor) row() db.Leg {
 		l.RoomID = string(a.before.Room)
 	}
 	return l
+}
+
+// storedState is the machine's state, and what else of the leg has no column of its own.
+type storedState struct {
+	leg.State
+	Notice id.EventID `json:",omitempty"` // of the ring; "" = none, or it says how the ring ended
 }
 
 // dialogOf rebuilds the dialog of a stored leg.

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -149,6 +150,65 @@ func TestMembersWhoMuteThemselvesAreLeftOutOfTheMix(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.await("the desk to know", func() bool { _, is := muted(); return is == mute })
+	}
+}
+
+func TestWhoWasMutedBeforeTheAnswerIsMutedAfterIt(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, false)
+	call := b.begin(b.phone("1"), plainNumber)
+	b.awaitRing(1)
+	a := b.onlyLeg()
+	device := func(name string) matrixcall.PeerKey {
+		return matrixcall.PeerKey{User: id.UserID("@" + name + ":away"), Device: "D"}
+	}
+	for _, name := range []string{"mute", "loud", "gone"} {
+		a.fromRoom(matrixcall.PeerMuted{Peer: device(name), Muted: true})
+	}
+	a.fromRoom(matrixcall.PeerMuted{Peer: device("loud"), Muted: false})
+	a.fromRoom(matrixcall.PeerGone{Peer: device("gone")})
+	if err := alice.JoinCall(b.ctx(), b.room); err != nil {
+		t.Fatal(err)
+	}
+	if err := call.Answered(); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the phone at the desk", func() bool { return a.voice.Load() != nil })
+	var muted map[deviceKey]bool
+	b.await("the desk to know who is muted", func() bool {
+		v := a.voice.Load()
+		v.worker.do(func() { muted = maps.Clone(v.conf.muted) })
+		return muted[deviceOf(device("mute"))]
+	})
+	if len(muted) != 1 {
+		t.Errorf("muted at the desk: %v, want one device", muted)
+	}
+}
+
+func TestPhoneStaysWithAMemberWhomAnotherPhoneHasLost(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.Hydrogen, true)
+	lost := b.dial(b.phone("1"), goodNumber)
+	first := b.onlyLeg()
+	stays := b.dial(b.phone("2"), goodNumber)
+	if err := alice.AwaitConnected(b.ctx(), b.ghosts()...); err != nil {
+		t.Fatal(err)
+	}
+	first.fromRoom(matrixcall.People{N: 0}) // its ghost cannot reach alice
+	if err := lost.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the first leg to end", func() bool { return len(b.process.bridge.liveLegs()) == 1 })
+	second, company := b.onlyLeg(), make(chan int, 1)
+	second.inbox.Put(func() { company <- second.state.Company })
+	if n := <-company; n != 1 {
+		t.Errorf("the phone that stays has the company of %d, want alice's", n)
+	}
+	time.Sleep(3 * b.cfg.Calls.EmptyTimeout)
+	if why := stays.Ended(); why != "" {
+		t.Errorf("it was hung up on while alice was there: %s", why)
 	}
 }
 
