@@ -68,7 +68,13 @@ func TestPhoneOnHoldIsMutedForAllPeersInOneRequest(t *testing.T) {
 		}
 		return n
 	}
-	time.Sleep(300 * time.Millisecond) // until nothing of joining is on its way
+	last, since := requests(), time.Now()
+	b.await("nothing of joining to be on its way", func() bool {
+		if n := requests(); n != last {
+			last, since = n, time.Now()
+		}
+		return time.Since(since) >= time.Second
+	})
 	for _, hold := range []struct {
 		direction, answer string
 		muted             bool
