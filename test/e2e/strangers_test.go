@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ func TestPhoneGoesToThePeopleWhenTwoCallsAreCreatedAtOnce(t *testing.T) {
 			hers, err := alice.CreateCall(s.ctx, s.room.ID)
 			s.must(err)
 			call := <-created
+			both := []string{hers, call}
 			if call == "" || call == hers {
 				t.Fatalf("calls %q and %q, want two", hers, call)
 			}
@@ -60,6 +62,10 @@ func TestPhoneGoesToThePeopleWhenTwoCallsAreCreatedAtOnce(t *testing.T) {
 			s.eventually("the ghost is in the call of the people only", 5*time.Second, func() bool {
 				ghosts := s.ghosts()
 				return len(ghosts) == 1 && ghosts[0].Call == call
+			})
+			s.eventually("a call that the phone had made is over", 5*time.Second, func() bool {
+				open, _, err := bed.CallState(s.ctx, s.owner, s.room.ID)
+				return err == nil && len(open) == 2 && slices.Contains(open, both[0]) && slices.Contains(open, both[1])
 			})
 		})
 	}
