@@ -19,7 +19,7 @@ import (
 const (
 	databasePatience = 5 * time.Second  // a query that takes longer counts as failed
 	leavePatience    = 30 * time.Second // shorter than leg.Rules.Release
-	countPatience    = 3 * time.Second  // to learn who is in a call that was joined
+	countPatience    = 5 * time.Second  // to learn who is in a call that was joined
 	retryAfter       = 10               // seconds, told to phones that are refused for now
 )
 

@@ -54,7 +54,7 @@ type (
 		On   bool
 	}
 	// People is the number of users in the conference that are not our ghosts: sent as soon as it is known, be it 0, and
-	// whenever it changes.
+	// whenever it changes. Who was listed before the ghost came counts once heard of; for that 0 waits 3 seconds.
 	People struct{ N int }
 	// CallEnded says that the conference is over for this ghost without Leave; the membership has cleaned up.
 	CallEnded struct{ Reason string }

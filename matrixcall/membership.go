@@ -59,8 +59,6 @@ type Membership struct {
 	told  bool                    // only run touches this: joined was answered
 	past  []string                // only run touches this: conferences we were in before this one
 
-	counted bool // only run touches this: the owner knows how many people are in the conference
-
 	leaveErr error // only run writes this; read once done is closed
 }
 
@@ -162,7 +160,7 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 	}
 	m.state = mesh.New(mesh.Config{
 		Self: mesh.Device{User: m.info.Ghost, ID: m.info.Device}, ConfID: call.ConfID, Session: m.info.SessionID,
-		CallPrefix: "c-" + newID() + "-", StreamID: stream, Created: call.Ours, Fresh: fresh,
+		CallPrefix: "c-" + newID() + "-", StreamID: stream, Created: call.Ours, Fresh: fresh, Returns: opts.Rejoin != nil,
 		MaxPeers: host.rtcEngine().maxPeers,
 	})
 	return m, nil
@@ -350,10 +348,6 @@ func (m *Membership) step(ctx context.Context, ev mesh.Event) {
 		}
 	}
 	m.signals.send(signals)
-	if _, read := ev.(mesh.RoomState); read && !m.counted {
-		m.counted = true
-		m.opts.OnEvent(People{N: 0})
-	}
 }
 
 // perform does what does not concern a connection. Nothing in it blocks.
@@ -385,7 +379,6 @@ func (m *Membership) perform(effect mesh.Effect) {
 	case mesh.PeerMuted:
 		m.opts.OnEvent(PeerMuted{Peer: peerKey(e.Peer), Muted: e.Muted})
 	case mesh.People:
-		m.counted = true
 		m.opts.OnEvent(People{N: e.N})
 	case mesh.CallEnded:
 		m.opts.OnEvent(CallEnded{Reason: e.Reason})

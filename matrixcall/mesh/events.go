@@ -186,8 +186,9 @@ type (
 		Peer  Peer
 		Muted bool
 	}
-	// People is the number of users in the conference that are not ours, when it changed. Whose connection broke a
-	// minute ago and who has shown no sign of life since does not count.
+	// People is the number of users in the conference that are not ours, when it is known and when it changed. Whose
+	// connection broke a minute ago and who has shown no sign of life since does not count, nor does whoever was listed
+	// before we came and has not been heard of.
 	People struct{ N int }
 	// CallEnded says that the conference is over for us; leaving follows by itself.
 	CallEnded struct{ Reason string }

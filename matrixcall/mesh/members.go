@@ -14,6 +14,7 @@ func (m *machine) roomState(ev RoomState) {
 	if ev.ConfID != m.cfg.ConfID && !ev.Out {
 		return
 	}
+	first := !m.known
 	m.known = true
 	if ev.Ended || ev.Out {
 		m.ended(ev)
@@ -31,6 +32,9 @@ func (m *machine) roomState(ev RoomState) {
 			continue
 		}
 		m.members[mem.Device] = mem
+		if first && !mem.Ours {
+			m.doubt(mem)
+		}
 	}
 	maps.DeleteFunc(m.refused, func(p Peer, _ int) bool { return m.members[p.Device].Peer != p })
 	if !listed && m.entry.session == m.session && !m.entry.writing && m.due(m.entry.written.Add(entryRetry)) {
@@ -62,7 +66,7 @@ func (m *machine) move(to Conference) {
 		m.leftBehind = append(m.leftBehind, m.cfg.ConfID)
 	}
 	m.cfg.ConfID, m.cfg.Created, m.cfg.Fresh = to.ID, to.Ours, false
-	m.members, m.known = nil, false
+	m.members, m.known, m.proof = nil, false, zero
 	m.moves++
 	m.session = m.cfg.Session + "m" + strconv.Itoa(m.moves)
 	m.writeEntry()
@@ -158,7 +162,28 @@ func (m *machine) expect(p *peer, patience time.Duration) {
 	}
 }
 
-// countPeople reports the number of users that are not ours.
+// doubt takes a member who was listed before we came for gone until it is heard of. A client that was closed without a
+// word leaves its entry for an hour, and a phone must not be answered because of that.
+func (m *machine) doubt(mem Member) {
+	if m.lost == nil {
+		m.lost = make(map[Peer]loss)
+	}
+	l := loss{expires: mem.Expires, unheard: true}
+	if m.cfg.Returns {
+		l.until = m.now.Add(lostCounts)
+	}
+	m.lost[mem.Peer] = l
+}
+
+// heard takes note that a member's session sent us something.
+func (m *machine) heard(p Peer) {
+	if m.lost[p].unheard {
+		delete(m.lost, p)
+	}
+}
+
+// countPeople reports the number of users that are not ours. It says that there is nobody only when whoever is listed has
+// had the time to be heard of.
 func (m *machine) countPeople() {
 	m.updateLost()
 	users := make(map[id.UserID]bool)
@@ -168,10 +193,24 @@ func (m *machine) countPeople() {
 		}
 	}
 	m.met = m.met || len(users) > 0
-	if len(users) != m.people {
-		m.people = len(users)
+	if !m.known || !m.counted && len(users) == 0 && m.awaitsProof() {
+		return
+	}
+	if len(users) != m.people || !m.counted {
+		m.people, m.counted = len(users), true
 		m.do(People{N: m.people})
 	}
+}
+
+// awaitsProof says whether somebody may still be heard of: nobody can call us before our entry stands.
+func (m *machine) awaitsProof() bool {
+	unheard := slices.ContainsFunc(slices.Collect(maps.Values(m.members)), func(mem Member) bool {
+		return m.wanted(mem) && m.lost[mem.Peer].unheard
+	})
+	if m.proof.IsZero() && m.entry.session == m.session {
+		m.proof = m.now.Add(proofPatience)
+	}
+	return unheard && !m.due(m.proof)
 }
 
 // updateLost forgets the losses of peers that are not listed any more or have moved their entry, and ends the patience
@@ -189,7 +228,8 @@ func (m *machine) updateLost() {
 	}
 }
 
-// vanished says whether a member was connected, is not any more, and has had its time to come back.
+// vanished says whether a member was connected, is not any more, and has had its time to come back, or whether it was
+// listed when we came and has not been heard of.
 func (m *machine) vanished(mem Member) bool {
 	l, lost := m.lost[mem.Peer]
 	return lost && l.until.IsZero()

@@ -32,6 +32,9 @@ func (m *machine) receiveFromMember(from Device, sig Signal) {
 		m.drop(from, sig, "from a ghost of ours")
 		return
 	}
+	if listed && (sig.SenderSession == "" || sig.SenderSession == mem.Session) {
+		m.heard(mem.Peer)
+	}
 	p := m.peers[from]
 	switch {
 	case p != nil && (sig.SenderSession == "" || sig.SenderSession == p.Session):
@@ -91,6 +94,7 @@ func (m *machine) replayEarly() {
 			m.early = append(m.early, e)
 			continue
 		}
+		m.heard(p.Peer)
 		m.inOrder(p, e.sig)
 	}
 }

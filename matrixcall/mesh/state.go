@@ -17,6 +17,7 @@ type Config struct {
 	StreamID   string // the msid of our audio track: the key of the stream metadata (rule)
 	Created    bool   // the call is ours to terminate
 	Fresh      bool   // … and was made a moment ago: nobody else can be in it unseen
+	Returns    bool   // a predecessor of ours was in the call: who is listed was there with it
 	MaxPeers   int    // 0 means 64
 }
 
@@ -46,6 +47,7 @@ const (
 	rotatePause     = 2 * time.Minute
 	leavePatience   = 30 * time.Second
 	lostCounts      = 60 * time.Second // how long a peer whose connection broke is still counted among the people
+	proofPatience   = 3 * time.Second  // for the first sign of life of somebody who was there before us: an answer takes 0.5 s
 )
 
 var backoff = [...]time.Duration{time.Second, 5 * time.Second, 15 * time.Second}
@@ -95,14 +97,18 @@ type State struct {
 	lastCall int
 	lastConn Conn
 	people   int
-	lost     map[Peer]loss // peers that were connected and are not now
+	counted  bool          // People was said
+	proof    time.Time     // end of the wait for signs of life, before people are counted for the first time
+	lost     map[Peer]loss // peers that were connected and are not now, or that nothing but their entry speaks for
 	refused  map[Peer]int  // how often members were told that there is no room for them
 }
 
-// loss is a peer whose connection ended while its member entry stands: a client that crashed leaves one for an hour.
+// loss is a peer whose connection ended while its member entry stands, or that was listed when we came and has not been
+// heard of: a client that crashed leaves an entry for an hour.
 type loss struct {
 	expires time.Time // of the entry then: a client that moves it is alive
-	until   time.Time // counted among the people until then; zero: not any more
+	until   time.Time // counted among the people until then; zero: not any more, or not yet
+	unheard bool      // no signal of it has arrived
 }
 
 // entry is our own member entry in the room.
@@ -239,6 +245,9 @@ func (s State) Deadline() time.Time {
 		return d.at
 	}
 	d.add(s.entry.next, s.entry.stands)
+	if !s.counted {
+		d.add(s.proof)
+	}
 	for _, l := range s.lost {
 		d.add(l.until)
 	}

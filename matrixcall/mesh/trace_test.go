@@ -102,6 +102,7 @@ func (tr *tracer) line(words []string) {
 			cfg.Self = parsePeer(self).Device
 		}
 		cfg.Created = slices.Contains(plain, "created")
+		cfg.Returns = slices.Contains(plain, "returns")
 		cfg.MaxPeers, _ = strconv.Atoi(opts["max"])
 		tr.state = New(cfg)
 		return
