@@ -131,3 +131,60 @@ func TestPhonesThatDialTogetherShareOneCall(t *testing.T) {
 		}
 	})
 }
+
+// TestRedialFindsALiveCall: the next phone has chosen the call to join and is not in it yet when the last one leaves it.
+func TestRedialFindsALiveCall(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.person("alice", false)
+		room := alice.room(b.service.Bot())
+		first, second := b.ghost("_sip_first"), b.ghost("_sip_second")
+		for _, g := range []*Ghost{first, second} {
+			if err := g.EnterRoom(t.Context(), room); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m, err := first.JoinCall(t.Context(), room, CallOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		release, err := b.service.joining.acquire(t.Context(), room) // as JoinCall of the second phone does
+		if err != nil {
+			t.Fatal(err)
+		}
+		call, err := b.service.activeCall(t.Context(), second, room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := m.Leave(t.Context(), ""); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(time.Second)
+		entry := &MemberCallDevice{DeviceID: second.device, SessionID: "s", ExpiresTS: time.Now().Add(time.Hour).UnixMilli()}
+		if err := b.service.PutMember(t.Context(), second, room, MemberEdit{ConfID: call.ConfID, Add: entry}); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		wg.Wait()
+		state, err := b.service.readState(t.Context(), second, room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state.call(b.service, call.ConfID).Ended {
+			t.Error("the call was ended under the phone that was joining it")
+		}
+		left := MembershipInfo{Ghost: second.user, Device: second.device, Room: room, ConfID: call.ConfID, Created: true}
+		if err := b.service.SweepMembership(t.Context(), left); err != nil {
+			t.Fatal(err)
+		}
+		if state, err = b.service.readState(t.Context(), second, room); err != nil {
+			t.Fatal(err)
+		}
+		if !state.call(b.service, call.ConfID).Ended {
+			t.Error("the call goes on without anybody")
+		}
+	})
+}

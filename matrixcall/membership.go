@@ -31,7 +31,6 @@ type Membership struct {
 	host  callHost
 	ghost *Ghost
 	info  MembershipInfo
-	call  CallContent // as we would write it
 	opts  CallOptions
 	log   *slog.Logger
 	track *webrtc.TrackLocalStaticRTP // one payload, written to every peer
@@ -73,8 +72,8 @@ var errGivenUp = errors.New("given up")
 
 var errCallLeft = errors.New("left the call before it was joined")
 
-// joinCall joins the room's call or creates one. A membership that comes with an error was given up and is still
-// leaving: it has left when done is closed.
+// joinCall joins the room's call or creates one. A membership that comes with an error is still leaving: it has left when
+// done is closed. Nobody may wait for that while phones cannot join, for leaving may have to wait for those.
 func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, opts CallOptions) (*Membership, error) {
 	call, err := callToJoin(ctx, host, ghost, room, opts.Rejoin)
 	if err != nil {
@@ -88,7 +87,7 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 		}
 		call = CallState{ConfID: "sip-" + newID(), Ours: true}
 	}
-	m, err := newMembership(host, ghost, room, call, fresh, content, opts)
+	m, err := newMembership(host, ghost, room, call, fresh, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -104,18 +103,15 @@ func joinCall(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID, 
 		}
 	}
 	err = m.begin(ctx)
-	if errors.Is(err, errGivenUp) {
-		return m, err
+	if err != nil && fresh && ctx.Err() == nil { // else leaving does it
+		content.Terminated = callEnded
+		_, putErr := host.PutCall(ctx, ghost, room, call.ConfID, content)
+		err = errors.Join(err, putErr)
 	}
-	if err != nil {
-		if fresh && ctx.Err() == nil { // else leaving does it
-			content.Terminated = callEnded
-			_, putErr := host.PutCall(ctx, ghost, room, call.ConfID, content)
-			err = errors.Join(err, putErr)
-		}
+	if m.stop == nil { // not even begun
 		return nil, err
 	}
-	return m, nil
+	return m, err
 }
 
 // callToJoin finds the call to join; its ConfID is "" when one is to be made.
@@ -134,7 +130,7 @@ func callToJoin(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID
 // newID is unique and within the grammar of call ids.
 func newID() string { return strings.ToLower(rand.Text()[:16]) }
 
-func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, fresh bool, content CallContent, opts CallOptions) (*Membership, error) {
+func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, fresh bool, opts CallOptions) (*Membership, error) {
 	if opts.OnEvent == nil {
 		opts.OnEvent = func(Event) {}
 	}
@@ -142,7 +138,7 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 		opts.OnPacket = func(PeerKey, *rtp.Packet) {}
 	}
 	m := &Membership{
-		host: host, ghost: ghost, call: content, opts: opts,
+		host: host, ghost: ghost, opts: opts,
 		info: MembershipInfo{
 			Ghost: ghost.UserID(), Device: ghost.DeviceID(), Room: room, ConfID: call.ConfID,
 			CallEvent: call.Event, SessionID: newID(), Created: call.Ours,
@@ -178,7 +174,6 @@ func (m *Membership) begin(ctx context.Context) error {
 	select {
 	case err := <-m.joined:
 		if err != nil {
-			<-m.done
 			return err
 		}
 		return nil
@@ -454,7 +449,6 @@ func (m *Membership) moved(e mesh.Moved) {
 	m.info.ConfID, m.info.Created, m.info.CallEvent = e.To.ID, e.To.Ours, ""
 	if call := m.elsewhere; call != nil && call.ConfID == e.To.ID {
 		m.info.CallEvent = call.Event
-		m.call = CallContent{Intent: call.Intent, Type: call.Type, Name: call.Name}
 	}
 	m.unsaved = true
 	m.log.Info("moved to the call that people are in", "from", e.From, "to", e.To.ID)
@@ -482,16 +476,20 @@ func (m *Membership) saveMove(ctx context.Context) error {
 func (m *Membership) endEmpty(e mesh.EndEmpty) {
 	info := m.Info()
 	info.ConfID = e.ConfID
-	m.wg.Go(func() { m.host.endEmptyCall(context.Background(), m.ghost, info) })
+	m.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+		defer cancel()
+		if err := m.host.endEmptyCall(ctx, m.ghost, info); err != nil {
+			m.log.Warn("call may stay behind without anybody in it", "other", e.ConfID, "err", err)
+		}
+	})
 }
 
 func (m *Membership) terminate() {
-	content := m.call
-	content.Terminated = callEnded
-	confID := m.Info().ConfID
+	info := m.Info()
 	m.writes.put(func(ctx context.Context) {
 		var result mesh.CallWritten
-		if _, err := m.host.PutCall(ctx, m.ghost, m.info.Room, confID, content); err != nil {
+		if err := m.host.endEmptyCall(ctx, m.ghost, info); err != nil {
 			result.Err = err.Error()
 		}
 		m.inbox.put(result)

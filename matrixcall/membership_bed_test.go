@@ -300,7 +300,20 @@ func (b *callBed) detach(m *Membership, _ bool) {
 	b.joined = slices.DeleteFunc(b.joined, func(other *Membership) bool { return other == m })
 }
 
-func (b *callBed) endEmptyCall(context.Context, *Ghost, MembershipInfo) {}
+func (b *callBed) endEmptyCall(ctx context.Context, ghost *Ghost, info MembershipInfo) error {
+	b.mu.Lock()
+	content := CallContent{Intent: b.call.Intent, Type: b.call.Type, Name: b.call.Name, Terminated: callEnded}
+	empty := info.ConfID == b.call.ConfID
+	for _, devices := range b.members {
+		empty = empty && len(devices) == 0
+	}
+	b.mu.Unlock()
+	if !empty {
+		return nil
+	}
+	_, err := b.PutCall(ctx, ghost, info.Room, info.ConfID, content)
+	return err
+}
 
 func (b *callBed) refreshState(*Membership) { b.spread() }
 func (b *callBed) Metrics() *Metrics        { return &b.metrics }

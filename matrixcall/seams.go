@@ -143,8 +143,8 @@ type callHost interface {
 	// detach ends the deliveries and the poller; it returns when no delivery is under way any more. A call of ours that is
 	// empty then is ended, unless somebody else will go on with it (forsaken).
 	detach(m *Membership, forsaken bool)
-	// endEmptyCall ends a call of ours unless somebody is in it.
-	endEmptyCall(ctx context.Context, ghost *Ghost, info MembershipInfo)
+	// endEmptyCall ends a call of ours unless somebody is in it or about to join it.
+	endEmptyCall(ctx context.Context, ghost *Ghost, info MembershipInfo) error
 	// refreshState asks for a fresh read of the room's state followed by deliverState. Does not block.
 	refreshState(m *Membership)
 	// rtcEngine is what PeerConnections are made with; the service owns it (newEngine, Close).

@@ -420,12 +420,11 @@ func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) erro
 		} else if err != nil {
 			return err
 		}
-		delete(state.members, info.Ghost)
 	}
 	if !info.Created {
 		return nil
 	}
-	err = s.endIfEmpty(ctx, g, info, state)
+	err = s.endEmptyCall(ctx, g, info)
 	if mayNot(err) {
 		s.log.Info("a call without people stays", "room", info.Room, "err", err)
 		return nil

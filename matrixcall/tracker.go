@@ -338,7 +338,7 @@ func (s *Service) attachConference(ctx context.Context, m conference) error {
 // detach implements callHost.
 func (s *Service) detach(m *Membership, forsaken bool) {
 	if g, last := s.detachConference(m); g != nil && last && !forsaken && m.Info().Created {
-		s.endEmptyCall(s.ctx, g, m.Info())
+		s.tryEndEmptyCall(s.ctx, g, m.Info())
 	}
 }
 
@@ -355,18 +355,29 @@ func (s *Service) detachConference(m conference) (g *Ghost, last bool) {
 	return g, last
 }
 
-// endEmptyCall implements callHost. Each leaving ghost ends the call if it sees
+// tryEndEmptyCall is endEmptyCall, once. Each leaving ghost ends the call if it sees
 // itself alone, but ghosts that leave together still see each other.
-func (s *Service) endEmptyCall(ctx context.Context, g *Ghost, info MembershipInfo) {
+func (s *Service) tryEndEmptyCall(ctx context.Context, g *Ghost, info MembershipInfo) {
 	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()
-	state, err := s.readState(mautrix.WithMaxRetries(ctx, 0), g, info.Room)
-	if err == nil {
-		err = s.endIfEmpty(ctx, g, info, state)
-	}
-	if err != nil && !isForbidden(err) {
+	if err := s.endEmptyCall(mautrix.WithMaxRetries(ctx, 0), g, info); err != nil && !isForbidden(err) {
 		g.log.Warn("call may stay behind without anybody in it", "room", info.Room, "err", tidy(err))
 	}
+}
+
+// endEmptyCall implements callHost. No phone of ours may join meanwhile: it would find itself in a call that has ended. And
+// only what the homeserver says now counts, for somebody may have joined a moment ago.
+func (s *Service) endEmptyCall(ctx context.Context, g *Ghost, info MembershipInfo) error {
+	release, err := s.joining.acquire(ctx, info.Room)
+	if err != nil {
+		return fmt.Errorf("end call in %s: %w", info.Room, err)
+	}
+	defer release()
+	state, err := s.readState(ctx, g, info.Room)
+	if err != nil {
+		return fmt.Errorf("read state of %s: %w", info.Room, tidy(err))
+	}
+	return s.endIfEmpty(ctx, g, info, state)
 }
 
 // refreshState implements callHost.

@@ -24,6 +24,7 @@ import (
 //   - a call's seq begins at 0 and never skips; only an identical invite repeats one;
 //   - PeerConnected and PeerGone come in pairs;
 //   - what waits (early signals, gaps, orphans, queues, candidates) stays within its bounds;
+//   - a call is never terminated while the last known state lists somebody who is not ours and has not expired;
 //   - after leaving nothing is sent, and Done is said once, last.
 func TestReachableStatesKeepTheInvariants(t *testing.T) {
 	for _, self := range []Device{{"@_sip:x", "GHOST"}, {"@zed:x", "GHOST"}} {
@@ -66,6 +67,8 @@ type observer struct {
 	done      bool
 	call      string // last invite of ours
 	rosters   int    // stays, theirs and ours: no client uses a call id in two
+	roster    RoomState
+	now       time.Time
 }
 
 func (o observer) clone() observer {
@@ -146,7 +149,13 @@ func (o *observer) one(e Effect) error {
 			return fmt.Errorf("moves from %s with %d connections open, was in %s", e.From, len(o.open), o.conf)
 		}
 		o.conf = e.To.ID
+		o.roster = RoomState{}
 	case TerminateCall:
+		for _, mem := range o.roster.Members {
+			if !mem.Ours && mem.Expires.After(o.now) {
+				return fmt.Errorf("%s is in the call", mem.Peer)
+			}
+		}
 		o.entry = append(o.entry, "terminate")
 	case PeerConnected:
 		if o.connected[e.Peer] {
@@ -328,6 +337,9 @@ func (w world) happenings() []happening {
 			add(o.entry[0]+" "+err, entryResult(o.entry[0], err))
 		}
 	}
+	if s.phase == leaving {
+		return append(hs, w.rosters()...)
+	}
 	if !s.active() {
 		return hs
 	}
@@ -378,7 +390,8 @@ var (
 	bob   = Peer{Device{"@bob:x", "B"}, "s1"}
 )
 
-func (w world) peerHappenings() []happening {
+// rosters lists what the room's state may say.
+func (w world) rosters() []happening {
 	roster := func(peers ...Peer) RoomState {
 		ev := RoomState{ConfID: w.state.cfg.ConfID, Members: []Member{{Peer: Peer{w.state.cfg.Self, w.state.session}, Ours: true}}}
 		for _, p := range peers {
@@ -386,17 +399,23 @@ func (w world) peerHappenings() []happening {
 		}
 		return ev
 	}
-	hs := []happening{
+	return []happening{
 		{name: "nobody", event: roster()},
 		{name: "alice", event: roster(alice)},
 		{name: "alice again", event: roster(again)},
 		{name: "alice and bob", event: roster(alice, bob)},
 		{name: "ended", event: RoomState{ConfID: w.state.cfg.ConfID, Ended: true}},
 		{name: "elsewhere", event: RoomState{ConfID: w.state.cfg.ConfID, Elsewhere: Conference{ID: "conf" + strconv.Itoa(w.state.moves)}}},
-		{name: "mute", event: Mute{Muted: true}},
-		{name: "unmute", event: Mute{}},
-		{name: "assert", event: Assert{Identity{ID: "tel:1"}}},
 	}
+}
+
+func (w world) peerHappenings() []happening {
+	hs := append(
+		w.rosters(),
+		happening{name: "mute", event: Mute{Muted: true}},
+		happening{name: "unmute", event: Mute{}},
+		happening{name: "assert", event: Assert{Identity{ID: "tel:1"}}},
+	)
 	stay := fmt.Sprint(w.obs.rosters)
 	for _, call := range []string{"a" + stay, "z" + stay, w.obs.call} {
 		for _, kind := range []Kind{Invite, Answer, Negotiate, Hangup, Reject, Metadata} {
@@ -538,15 +557,18 @@ func walk(t *testing.T, self Device, length int, choose func(n int) int) {
 	if w.state.active() {
 		w = w.take(t, happening{name: "leave", event: Leave{}})
 	}
-	for range 100 {
+	for n := range 100 {
 		if w.obs.done {
 			return
 		}
 		hs := w.happenings()
+		if n%2 == 1 { // every other time the shell does what it owes
+			hs = slices.DeleteFunc(hs, func(h happening) bool { _, roster := h.event.(RoomState); return roster })
+		}
 		if len(hs) == 0 {
 			break
 		}
-		w = w.take(t, hs[len(hs)-1])
+		w = w.take(t, hs[(n/2+len(hs)-1)%len(hs)])
 	}
 	if !w.obs.done {
 		t.Fatalf("%s: never done", strings.Join(w.trail, ", "))
@@ -556,6 +578,7 @@ func walk(t *testing.T, self Device, length int, choose func(n int) int) {
 // take is what follows from a happening.
 func (w world) take(t *testing.T, h happening) world {
 	next := world{now: w.now.Add(h.after), obs: w.obs.clone(), trail: append(slices.Clip(w.trail), h.name)}
+	next.obs.now = next.now
 	next.settle(h.event)
 	var effects []Effect
 	next.state, effects = Step(w.state, next.now, h.event)
@@ -605,6 +628,9 @@ func (w *world) settle(ev Event) {
 		pop(ev.Conn)
 	case RoomState:
 		w.obs.rosters++
+		if ev.ConfID == w.obs.conf {
+			w.obs.roster = ev
+		}
 	case MemberWritten, CallWritten:
 		w.obs.entry = w.obs.entry[1:]
 	}
@@ -630,7 +656,7 @@ func fingerprint(w world) string {
 	}
 	for _, mem := range s.sortedMembers() {
 		l, lost := s.lost[mem.Peer]
-		fmt.Fprintf(&b, "lost %v %s\n", lost, in(l.until))
+		fmt.Fprintf(&b, "lost %v %s %v\n", lost, in(l.until), l.unheard)
 	}
 	for _, p := range s.sortedPeers() {
 		fmt.Fprintf(&b, "peer %s %d %s %v %s %s\n", p.Peer, p.tries, in(p.next), p.resting, in(p.warn), in(p.watch))
@@ -644,6 +670,7 @@ func fingerprint(w world) string {
 			fmt.Fprintf(&b, "track %v %d %d\n", t.over, len(t.orphans), len(t.held))
 		}
 	}
+	fmt.Fprintf(&b, "counted %v %s\n", s.counted, in(s.proof))
 	fmt.Fprintf(&b, "entry %v %v %d %v\n", w.obs.entry, s.met, s.moves, len(s.leftBehind))
 	return b.String()
 }

@@ -25,14 +25,12 @@ func (m *machine) roomState(ev RoomState) {
 		return
 	}
 	listed := false
-	m.members = make(map[Device]Member, len(ev.Members))
+	m.setMembers(ev)
 	for _, mem := range ev.Members {
-		if mem.Device == m.cfg.Self {
+		switch {
+		case mem.Device == m.cfg.Self:
 			listed = mem.Session == m.session
-			continue
-		}
-		m.members[mem.Device] = mem
-		if first && !mem.Ours {
+		case first && !mem.Ours:
 			m.doubt(mem)
 		}
 	}
@@ -49,6 +47,26 @@ func (m *machine) roomState(ev RoomState) {
 	}
 	m.reconcilePeers()
 	m.replayEarly()
+}
+
+func (m *machine) setMembers(ev RoomState) {
+	m.members = make(map[Device]Member, len(ev.Members))
+	for _, mem := range ev.Members {
+		if mem.Device != m.cfg.Self {
+			m.members[mem.Device] = mem
+		}
+	}
+}
+
+// roomStateLeaving takes note of who comes while we leave: the call must not be terminated under them.
+func (m *machine) roomStateLeaving(ev RoomState) {
+	switch {
+	case ev.Ended || ev.Out:
+		m.cfg.Created = false
+	case ev.ConfID == m.cfg.ConfID:
+		m.known = true
+		m.setMembers(ev)
+	}
 }
 
 // shouldMove says whether we are waiting in the wrong call: people are in another one of this room and nobody ever was in

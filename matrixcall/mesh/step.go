@@ -47,6 +47,9 @@ func (m *machine) handle(ev Event) {
 	case CallWritten:
 		m.callWritten(ev)
 	}
+	if state, ok := ev.(RoomState); ok && m.phase == leaving {
+		m.roomStateLeaving(state)
+	}
 	if !m.active() {
 		return
 	}
@@ -162,7 +165,7 @@ func (m *machine) leave(reason string) {
 	for _, p := range m.sortedPeers() {
 		m.end(p, reason, politely)
 	}
-	m.peers, m.early = nil, nil
+	m.peers, m.early, m.lost, m.refused = nil, nil, nil, nil
 	m.phase = leaving
 	m.until = m.now.Add(leavePatience)
 	m.entry.tries = 0
