@@ -173,10 +173,7 @@ func (m *Membership) begin(ctx context.Context) error {
 	go m.run(runCtx)
 	select {
 	case err := <-m.joined:
-		if err != nil {
-			return err
-		}
-		return nil
+		return err
 	case <-ctx.Done():
 		if errors.Is(context.Cause(ctx), ErrAbandoned) {
 			m.Abandon()
