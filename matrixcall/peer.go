@@ -47,6 +47,7 @@ type peerConn struct {
 	pairs   candidatePairs // as seen last
 	closing atomic.Bool    // pion closes it by itself, because the peer did
 
+	voice   atomic.Pointer[string] // mid of the one audio section we listen to; nil before there is a description
 	readers sync.WaitGroup
 	mu      sync.Mutex
 	closed  bool // guarded by mu: no reader may begin any more
@@ -250,7 +251,7 @@ func (c *peerConn) createOffer(restart bool) error {
 		}
 		c.offer = &offer
 	}
-	c.report(mesh.OfferReady{Conn: c.id, SDP: sentCopy(offer.SDP)})
+	c.report(mesh.OfferReady{Conn: c.id, SDP: c.sentCopy(offer.SDP)})
 	return nil
 }
 
@@ -280,8 +281,12 @@ func gatherPatience(servers []webrtc.ICEServer) time.Duration {
 	return gatherCap
 }
 
-// sentCopy is the description as the peer gets it.
-func sentCopy(sdp string) string { return mesh.OpusWish(mesh.VideoInactive(sdp), opusWish) }
+// sentCopy is the description as the peer gets it. It settles which of its audio sections we listen to.
+func (c *peerConn) sentCopy(sdp string) string {
+	sdp, mid := mesh.OneVoice(mesh.VideoInactive(sdp))
+	c.voice.Store(&mid)
+	return mesh.OpusWish(sdp, opusWish)
+}
 
 // createAnswer answers the peer's offer. An unanswered one of ours is forgotten.
 func (c *peerConn) createAnswer(offer string) error {
@@ -304,7 +309,7 @@ func (c *peerConn) createAnswer(offer string) error {
 		return err
 	}
 	c.isDescribed()
-	sdp := sentCopy(c.pc.LocalDescription().SDP)
+	sdp := c.sentCopy(c.pc.LocalDescription().SDP)
 	c.report(mesh.AnswerReady{Conn: c.id, SDP: sdp, Audio: mesh.LocalAudio(sdp)})
 	return nil
 }

@@ -20,6 +20,9 @@ func (c *peerConn) trackAdded(track *webrtc.TrackRemote, receiver *webrtc.RTPRec
 		return
 	}
 	r := &trackReader{conn: c, track: track}
+	if transceiver := receiver.RTPTransceiver(); transceiver != nil {
+		r.mid = transceiver.Mid()
+	}
 	negotiated := receiver.GetParameters()
 	for _, codec := range negotiated.Codecs {
 		switch codec.MimeType {
@@ -51,6 +54,7 @@ func discardReports(receiver *webrtc.RTPReceiver) {
 type trackReader struct {
 	conn    *peerConn
 	track   *webrtc.TrackRemote
+	mid     string    // of its section
 	opus    [128]bool // payload types
 	tones   [128]bool
 	tone    toneReader
@@ -93,6 +97,9 @@ func isTimeout(err error) bool {
 
 func (r *trackReader) pass(packet *rtp.Packet) {
 	r.conn.metrics.PacketsReceived.Add(1)
+	if voice := r.conn.voice.Load(); voice != nil && *voice != r.mid {
+		return // the sound of a shared screen, say, of somebody who sends it unasked
+	}
 	switch payload := packet.PayloadType & 0x7f; {
 	case r.opus[payload]:
 		r.weigh(packet)

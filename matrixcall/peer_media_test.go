@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/pion/rtp"
+	"github.com/pion/webrtc/v4"
 	"maunium.net/go/mautrix/id"
+
+	"trunkline/matrixcall/mesh"
 )
 
 func TestWhoSpeaksIsTold(t *testing.T) {
@@ -84,6 +87,77 @@ func TestLevelIsReadWithoutAllocation(t *testing.T) {
 	if allocs != 0 || level != 60 || len(packet.Extensions) != 1 {
 		t.Errorf("%v allocations a packet, level %d, %d extensions, want 0, 60, 1", allocs, level, len(packet.Extensions))
 	}
+}
+
+// TestOnlyTheAgreedSectionIsHeard: a peer may send what it was asked not to.
+func TestOnlyTheAgreedSectionIsHeard(t *testing.T) {
+	heard := 0
+	conn := &peerConn{metrics: new(Metrics), packet: func(PeerKey, *rtp.Packet) { heard++ }}
+	conn.sentCopy("v=0\r\nm=audio 9 x 111\r\na=mid:0\r\na=sendrecv\r\nm=audio 9 x 111\r\na=mid:1\r\na=recvonly\r\n")
+	for _, mid := range []string{"0", "1"} {
+		r := &trackReader{conn: conn, mid: mid}
+		r.opus[111] = true
+		r.pass(&rtp.Packet{Header: rtp.Header{PayloadType: 111}})
+	}
+	if heard != 1 {
+		t.Errorf("%d packets of two sections were heard, want the first one's", heard)
+	}
+}
+
+// TestSharedScreenWithSoundIsNotMixedIntoTheVoice: the browser adds a second audio section to the call.
+func TestSharedScreenWithSoundIsNotMixedIntoTheVoice(t *testing.T) {
+	for _, ghost := range []id.UserID{"@_sip_1:x", "@zed:x"} { // inviter, invitee
+		t.Run(string(ghost[1:4]), func(t *testing.T) {
+			inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+				alice := bed.browser("@alice:x", "10.1.0.2", nil)
+				alice.enter()
+				p := bed.join(ghost)
+				time.Sleep(2 * time.Second)
+				bed.hearEachOther(p, alice)
+				screen, err := webrtc.NewTrackLocalStaticRTP(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus}, "tab-audio", "screen")
+				if err != nil {
+					t.Fatal(err)
+				}
+				alice.do(func() {
+					_, err := alice.calls[ghost].pc.AddTransceiverFromTrack(screen, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
+					alice.check(err)
+				})
+				alice.offer(ghost, false)
+				time.Sleep(time.Second)
+				in, _ := alice.sdp(ghost)
+				if mesh.CountMedia(in) < 2 || !strings.HasSuffix(strings.Join(directions(in), " "), "a=sendrecv a=inactive") {
+					t.Errorf("answer to a shared screen with sound has %v:\n%s", directions(in), in)
+				}
+				before := p.heard(alice.user)
+				for n := range 50 {
+					alice.check(screen.WriteRTP(&rtp.Packet{
+						Header: rtp.Header{Version: 2, SequenceNumber: uint16(n), Timestamp: uint32(n * 960)}, Payload: []byte("voice of the tab"),
+					}))
+					bed.talk(20*time.Millisecond, p)
+				}
+				time.Sleep(50 * time.Millisecond)
+				if got := p.heard(alice.user) - before; got != 50 {
+					t.Errorf("%d packets heard of alice, want her 50", got)
+				}
+				leave(t, p)
+			})
+		})
+	}
+}
+
+// directions are those of the audio sections.
+func directions(sdp string) (found []string) {
+	for _, section := range strings.Split(sdp, "\r\nm=")[1:] {
+		for line := range strings.Lines(section) {
+			switch line = strings.TrimSpace(line); line {
+			case "a=sendrecv", "a=sendonly", "a=recvonly", "a=inactive":
+				if strings.HasPrefix(section, "audio") {
+					found = append(found, line)
+				}
+			}
+		}
+	}
+	return found
 }
 
 // tonePackets writes packets of telephone events as event@timestamp+duration, with ! for a marker.

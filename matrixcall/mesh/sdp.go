@@ -83,6 +83,40 @@ func VideoInactive(sdp string) string {
 	return joinSections(parts)
 }
 
+// OneVoice asks for the sound of one audio section only, the first that we receive at all: browsers that share a screen
+// with its sound add another, and two streams cannot be one peer's voice. Mid is that section's; "" if there is none.
+func OneVoice(sdp string) (text, mid string) {
+	parts := sections(sdp)
+	found := false
+	for _, part := range parts[1:] {
+		if !strings.HasPrefix(part[0], "m=audio ") || strings.HasPrefix(part[0], "m=audio 0 ") {
+			continue
+		}
+		receives := false
+		for i, line := range part {
+			switch line {
+			case "a=sendrecv", "a=recvonly":
+				receives = true
+				if found && line == "a=sendrecv" {
+					part[i] = "a=sendonly"
+				} else if found {
+					part[i] = "a=inactive"
+				}
+			}
+		}
+		if !receives || found {
+			continue
+		}
+		found = true
+		for _, line := range part {
+			if name, ok := strings.CutPrefix(line, "a=mid:"); ok {
+				mid = name
+			}
+		}
+	}
+	return joinSections(parts), mid
+}
+
 // OpusWish replaces the parameters of Opus: what we would like to receive. Libraries echo the peer's instead.
 func OpusWish(sdp, parameters string) string {
 	parts := sections(sdp)

@@ -18,6 +18,28 @@ func TestVideoInactiveTouchesOnlyVideo(t *testing.T) {
 	}
 }
 
+func TestOneVoiceAsksForOneAudioSection(t *testing.T) {
+	audio := func(mid, port, direction string) string {
+		return "m=audio " + port + " UDP/TLS/RTP/SAVPF 111\r\na=mid:" + mid + "\r\na=" + direction + "\r\n"
+	}
+	for _, test := range []struct{ sdp, want, mid string }{
+		{sampleSDP, sampleSDP, "0"},
+		{audio("0", "9", "sendrecv") + audio("1", "9", "recvonly"), audio("0", "9", "sendrecv") + audio("1", "9", "inactive"), "0"},
+		{audio("0", "9", "recvonly") + audio("1", "9", "sendrecv"), audio("0", "9", "recvonly") + audio("1", "9", "sendonly"), "0"},
+		{audio("0", "9", "inactive") + audio("1", "9", "recvonly"), audio("0", "9", "inactive") + audio("1", "9", "recvonly"), "1"},
+		{audio("0", "0", "sendrecv") + audio("1", "9", "sendrecv"), audio("0", "0", "sendrecv") + audio("1", "9", "sendrecv"), "1"},
+		{audio("0", "9", "sendonly"), audio("0", "9", "sendonly"), ""},
+	} {
+		session := ""
+		if !strings.HasPrefix(test.sdp, "v=") {
+			session = "v=0\r\n"
+		}
+		if got, mid := OneVoice(session + test.sdp); got != session+test.want || mid != test.mid {
+			t.Errorf("OneVoice(%q) = %q, %q, want %q, %q", session+test.sdp, got, mid, session+test.want, test.mid)
+		}
+	}
+}
+
 func TestOpusWishReplacesTheParametersOfOpus(t *testing.T) {
 	want := strings.Replace(sampleSDP, "minptime=10;stereo=1", "usedtx=1", 1)
 	if got := OpusWish(sampleSDP, "usedtx=1"); got != want {
