@@ -131,7 +131,7 @@ func TestSharedScreenWithSoundIsNotMixedIntoTheVoice(t *testing.T) {
 				before := p.heard(alice.user)
 				for n := range 50 {
 					alice.check(screen.WriteRTP(&rtp.Packet{
-						Header: rtp.Header{Version: 2, SequenceNumber: uint16(n), Timestamp: uint32(n * 960)}, Payload: []byte("voice of the tab"),
+						Header: rtp.Header{Version: 2, SequenceNumber: uint16(n), Timestamp: uint32(n * 960)}, Payload: []byte("voice of " + string(alice.user)),
 					}))
 					bed.talk(20*time.Millisecond, p)
 				}
