@@ -65,6 +65,10 @@ func (c *callSnapshot) put(e roomEvent) (late bool) {
 		if id.UserID(key) != e.Sender {
 			return false
 		}
+		// … or of its own stable name with the same ones, beside which the user's entry of our kind stands.
+		if e.Type == memberTypeStable && c.members[e.Sender].Type != memberTypeStable && len(memberCalls(e.Content)) == 0 {
+			return false
+		}
 		if old, known := c.members[e.Sender]; known && old.Time > e.Time {
 			return true
 		}

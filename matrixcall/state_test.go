@@ -541,3 +541,22 @@ func TestTURNAnswersThatAreNoServers(t *testing.T) {
 		})
 	}
 }
+
+func TestStableMemberEventWithoutCallsHidesNothing(t *testing.T) {
+	user := "@alice:x"
+	unstable := roomEvent{
+		Type: memberType, StateKey: &user, Sender: "@alice:x", Time: 1,
+		Content: json.RawMessage(`{"m.calls":[{"m.call_id":"conf","m.devices":[{"device_id":"A","session_id":"s","expires_ts":1}]}]}`),
+	}
+	other := roomEvent{Type: memberTypeStable, StateKey: &user, Sender: "@alice:x", Time: 2, Content: json.RawMessage(`{"memberships":[]}`)}
+	for name, order := range map[string][]roomEvent{"after": {unstable, other}, "before": {other, unstable}} {
+		state := newSnapshot()
+		state.joined["@alice:x"] = event.MembershipJoin
+		for _, e := range order {
+			state.put(e)
+		}
+		if got := len(state.devices(&Service{}, "conf")); got != 1 {
+			t.Errorf("a stable event without calls that came %s: %d devices, want 1", name, got)
+		}
+	}
+}

@@ -1,6 +1,8 @@
 package mesh
 
 import (
+	"hash/fnv"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -16,7 +18,8 @@ const (
 	maxHeld         = 16
 	maxOrphans      = 8
 	maxSeen         = 64
-	maxCandidates   = 128 // per description of the peer's
+	maxCandidates   = 128 // per gathering of the peer's
+	maxConnection   = 512 // candidates of one connection; more are its end
 	maxQueue        = 16
 	maxBufferedPeer = 256 << 10 // bytes of all signals of a peer that wait for something
 	maxStreams      = 16
@@ -68,6 +71,27 @@ func (sig Signal) size() int {
 		n += 64 + len(key)
 	}
 	return n
+}
+
+// describe takes note of the candidates in a description of the peer's and says whether they are still within bounds. A
+// description repeats those that went before; new credentials mean that the peer gathers anew.
+func (l *link) describe(sdp string) bool {
+	ufrag, lines := iceOf(sdp)
+	if ufrag != "" && ufrag != l.ufrag {
+		l.ufrag, l.candidates = ufrag, 0
+	}
+	for _, line := range lines {
+		h := fnv.New64a()
+		h.Write([]byte(line))
+		if sum := h.Sum64(); !slices.Contains(l.described, sum) {
+			l.described = append(l.described, sum)
+			l.inAll++
+		}
+		if l.inAll > maxConnection {
+			return false
+		}
+	}
+	return true
 }
 
 // mayKeep says whether another signal of the peer may wait for something.

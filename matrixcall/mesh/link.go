@@ -107,6 +107,7 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 		return
 	}
 	l := m.newLink(p, sig.CallID, answering)
+	l.describe(sig.SDP.Text) // a single one is bounded by the size of a message
 	l.mergeStreams(sig.Streams)
 	m.do(Open{Conn: l.conn, Peer: p.Peer, Call: l.call}, CreateAnswer{Conn: l.conn, Offer: sig.SDP.Text})
 	t := p.track(sig.CallID)
@@ -174,6 +175,10 @@ func (m *machine) answerReceived(p *peer, sig Signal) {
 		answer = AnswerFromOffer(answer, countMedia(l.invite.SDP.Text))
 		m.do(Note{Device: p.Device, Text: "answer of type offer"})
 	}
+	if !l.describe(answer) {
+		m.tooManyCandidates(p)
+		return
+	}
 	l.phase = connecting
 	l.deadline = m.now.Add(connectPatience)
 	l.mergeStreams(sig.Streams)
@@ -195,6 +200,10 @@ func (m *machine) candidatesReceived(p *peer, sig Signal) {
 		m.drop(p.Device, sig, "too many candidates")
 		return
 	}
+	if l.inAll += len(sig.Candidates); l.inAll > maxConnection {
+		m.tooManyCandidates(p)
+		return
+	}
 	l.candidates += len(sig.Candidates)
 	if l.phase != offering && l.phase != invited {
 		if len(sig.Candidates) > 0 {
@@ -203,6 +212,12 @@ func (m *machine) candidatesReceived(p *peer, sig Signal) {
 		return
 	}
 	l.waiting = append(l.waiting, sig.Candidates...)
+}
+
+// tooManyCandidates ends a connection that would keep and try ever more addresses.
+func (m *machine) tooManyCandidates(p *peer) {
+	m.do(Note{Device: p.Device, Text: "too many candidates for one connection"})
+	m.end(p, ReasonICEFailed, politely)
 }
 
 // metadataReceived merges what the peer says of its streams, key by key (MSC3291).
@@ -342,8 +357,7 @@ func (m *machine) connFailed(p *peer, err string) {
 		l.neg, l.negUntil = stable, zero
 		l.asked = true
 	case l.neg == makingAnswer:
-		l.neg, l.negUntil = stable, zero
-		m.drainQueue(p)
+		m.end(p, ReasonBadOffer, politely) // matrix-js-sdk would wait for our answer for ever
 	case l.phase == connecting:
 		m.end(p, ReasonBadOffer, politely)
 	}

@@ -142,10 +142,26 @@ func (m *machine) reconcilePeers() {
 		}
 	}
 	for _, mem := range m.sortedMembers() {
-		if m.peers[mem.Device] == nil && m.wanted(mem) && m.roomFor(mem.User) {
+		if m.peers[mem.Device] == nil && m.wanted(mem) && (m.roomFor(mem.User) || m.makeRoom(mem)) {
 			m.addPeer(mem)
 		}
 	}
+}
+
+// makeRoom lets go of a device of the user that shows no sign of life in favour of one that does, and says whether it could:
+// closed clients leave entries, and must not keep a live one out.
+func (m *machine) makeRoom(mem Member) bool {
+	if m.vanished(mem) {
+		return false
+	}
+	for _, p := range m.sortedPeers() {
+		if p.User == mem.User && !p.connected() && m.vanished(m.members[p.Device]) {
+			m.end(p, ReasonInviteTimeout, politely)
+			delete(m.peers, p.Device)
+			return m.roomFor(mem.User)
+		}
+	}
+	return false
 }
 
 func (m *machine) addPeer(mem Member) {

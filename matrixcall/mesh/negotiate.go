@@ -27,7 +27,10 @@ func (m *machine) negotiateReceived(p *peer, sig Signal) {
 		m.tellMuted(p)
 		l.neg, l.negUntil = stable, zero
 		l.asked = true
-		l.candidates = 0
+		if !l.describe(sig.SDP.Text) {
+			m.tooManyCandidates(p)
+			return
+		}
 		m.do(ApplyAnswer{Conn: l.conn, Answer: sig.SDP.Text})
 	case sig.SDP.Type != "offer":
 		m.drop(p.Device, sig, "answer to nothing")
@@ -42,6 +45,10 @@ func (m *machine) negotiateReceived(p *peer, sig Signal) {
 
 func (m *machine) offerReceived(p *peer, sig Signal) {
 	l := p.link
+	if !l.describe(sig.SDP.Text) {
+		m.tooManyCandidates(p)
+		return
+	}
 	crossed := l.neg != stable
 	if crossed {
 		l.asked = false // ask again afterwards
@@ -54,7 +61,7 @@ func (m *machine) offerReceived(p *peer, sig Signal) {
 	m.tellMuted(p)
 	l.neg = makingAnswer
 	l.negUntil = m.now.Add(shellPatience)
-	l.reoffer, l.candidates = zero, 0
+	l.reoffer = zero
 	if !l.restart.IsZero() {
 		l.restart = m.now.Add(restartAfter) // this may be the peer's restart: do not spoil it with ours
 	}
@@ -111,7 +118,7 @@ func (m *machine) negotiationOverdue(p *peer) {
 		m.end(p, ReasonSignalling, politely) // the connection is stuck
 	case offerSent:
 		l.neg, l.negUntil = stable, zero
-		l.asked = true
+		l.reoffer = m.now.Add(reofferPause) // its answer, should it come yet, is to an offer that is no more
 		m.do(Rollback{Conn: l.conn})
 	case stable:
 		l.negUntil = zero

@@ -34,6 +34,7 @@ func (m *machine) receiveFromMember(from Device, sig Signal) {
 	}
 	if listed && (sig.SenderSession == "" || sig.SenderSession == mem.Session) {
 		m.heard(mem.Peer)
+		m.reconcilePeers() // there may be room for it now
 	}
 	p := m.peers[from]
 	switch {

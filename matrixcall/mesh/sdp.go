@@ -37,6 +37,19 @@ func joinSections(parts [][]string) string {
 // countMedia is the number of media sections.
 func countMedia(sdp string) int { return len(sections(sdp)) - 1 }
 
+// iceOf returns the first user fragment of a description, and its candidates.
+func iceOf(sdp string) (ufrag string, candidates []string) {
+	for line := range strings.Lines(sdp) {
+		line = strings.TrimRight(line, "\r\n")
+		if value, ok := strings.CutPrefix(line, "a=ice-ufrag:"); ok && ufrag == "" {
+			ufrag = value
+		} else if strings.HasPrefix(line, "a=candidate:") {
+			candidates = append(candidates, line)
+		}
+	}
+	return ufrag, candidates
+}
+
 // AnswerFromOffer makes an answer of the offer that hydrogen sends in its place: only as many media sections as the
 // answered offer had, only their mids in the bundle, and a setup that is an answer.
 func AnswerFromOffer(sdp string, media int) string {

@@ -36,6 +36,7 @@ const (
 	gapPatience     = 2 * time.Second
 	reofferAfter    = 500 * time.Millisecond
 	reofferPatience = 30 * time.Second
+	reofferPause    = 15 * time.Second // after a re-offer that nothing came back for in time
 	steadyAfter     = 60 * time.Second // of connection: earlier failures are forgotten
 	earlyPatience   = 30 * time.Second
 	readAgainAfter  = 2 * time.Second
@@ -202,7 +203,10 @@ type link struct {
 	invite     Signal // as sent
 	seq        int    // of our next signal
 	waiting    []Candidate
-	candidates int      // since the peer's last description
+	candidates int      // that the peer sent since it last began to gather
+	inAll      int      // candidates of the connection
+	ufrag      string   // of the peer's last description
+	described  []uint64 // hashes of the candidates in the peer's descriptions
 	queue      []Signal // signals for after makingAnswer
 
 	neg       negotiation
@@ -315,6 +319,7 @@ func (s State) clone() State {
 			l := *p.link
 			l.waiting = slices.Clip(l.waiting)
 			l.queue = slices.Clip(l.queue)
+			l.described = slices.Clip(l.described)
 			q.link = &l
 		}
 		peers[dev] = &q

@@ -274,6 +274,12 @@ func (tr *tracer) received(plain []string, opts map[string]string) Received {
 		if n, err := strconv.Atoi(opts["media"]); err == nil {
 			sig.SDP.Text = strings.Repeat("m=video\n", n)
 		}
+		if n, err := strconv.Atoi(opts["candidates"]); err == nil { // none of them seen before
+			sig.SDP.Text = "v=0\na=ice-ufrag:" + opts["ufrag"] + "\n"
+			for i := range n {
+				sig.SDP.Text += fmt.Sprintf("a=candidate:%d %s\n", i, opts["ufrag"])
+			}
+		}
 		if t := opts["type"]; t != "" {
 			sig.SDP = SDP{Type: t, Text: "v=0\na=group:BUNDLE 0 1 2\nm=audio\na=mid:0\na=setup:actpass\nm=video\na=mid:1\nm=x\na=mid:2\n"}
 		}
@@ -329,6 +335,11 @@ func describe(e Effect) string {
 		return fmt.Sprintf("open {Conn:%d Peer:%s Inviter:%t}", e.Conn, e.Peer, e.Inviter)
 	case Close:
 		return fmt.Sprintf("close {Conn:%d}", e.Conn)
+	case CreateAnswer:
+		if n := strings.Count(e.Offer, "a=candidate:"); n > 0 {
+			e.Offer = fmt.Sprint(n, " candidates")
+		}
+		return fmt.Sprintf("createanswer %+v", e)
 	case AddCandidates:
 		return fmt.Sprintf("add %d candidates to %d", len(e.Candidates), e.Conn)
 	case ApplyAnswer:
