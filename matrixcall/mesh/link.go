@@ -108,7 +108,7 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 	}
 	l := m.newLink(p, sig.CallID, answering)
 	l.describe(sig.SDP.Text) // a single one is bounded by the size of a message
-	l.mergeStreams(sig.Streams)
+	l.describeStreams(sig.Streams)
 	m.do(Open{Conn: l.conn, Peer: p.Peer, Call: l.call}, CreateAnswer{Conn: l.conn, Offer: sig.SDP.Text})
 	t := p.track(sig.CallID)
 	orphans := t.orphans
@@ -181,7 +181,7 @@ func (m *machine) answerReceived(p *peer, sig Signal) {
 	}
 	l.phase = connecting
 	l.deadline = m.now.Add(connectPatience)
-	l.mergeStreams(sig.Streams)
+	l.describeStreams(sig.Streams)
 	m.do(ApplyAnswer{Conn: l.conn, Answer: answer})
 	if len(l.waiting) > 0 {
 		m.do(AddCandidates{Conn: l.conn, Candidates: l.waiting})
@@ -229,6 +229,16 @@ func (m *machine) metadataReceived(p *peer, sig Signal) {
 		l.asked = false
 	}
 	m.tellMuted(p)
+}
+
+// describeStreams takes over what a description says of the peer's streams: those it does not name are no more. A client
+// that changes its microphone has a new stream, and would seem unmuted by the old one.
+func (l *link) describeStreams(streams map[string]Stream) {
+	if len(streams) > 0 {
+		l.streams = maps.Clone(l.streams)
+		maps.DeleteFunc(l.streams, func(key string, _ Stream) bool { _, named := streams[key]; return !named })
+	}
+	l.mergeStreams(streams)
 }
 
 func (l *link) mergeStreams(streams map[string]Stream) {

@@ -23,7 +23,7 @@ func (m *machine) negotiateReceived(p *peer, sig Signal) {
 	case l.phase != connecting && l.phase != connected:
 		m.drop(p.Device, sig, "nothing to negotiate yet")
 	case sig.SDP.Type == "answer" && l.neg == offerSent:
-		l.mergeStreams(sig.Streams)
+		l.describeStreams(sig.Streams)
 		m.tellMuted(p)
 		l.neg, l.negUntil = stable, zero
 		l.asked = true
@@ -54,7 +54,7 @@ func (m *machine) offerReceived(p *peer, sig Signal) {
 		l.asked = false // ask again afterwards
 	}
 	before := l.audible()
-	l.mergeStreams(sig.Streams)
+	l.describeStreams(sig.Streams)
 	if l.audible() && !before {
 		l.asked = false
 	}

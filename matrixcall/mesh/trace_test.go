@@ -291,7 +291,11 @@ func (tr *tracer) received(plain []string, opts map[string]string) Received {
 		sig.Candidates = slices.Repeat([]Candidate{{Line: "candidate"}}, n)
 	}
 	if v, ok := opts["audio"]; ok {
-		sig.Streams = map[string]Stream{"theirs": {Purpose: UserMedia, AudioMuted: new(v == "muted")}}
+		key := "theirs"
+		if other := opts["stream"]; other != "" {
+			key = other
+		}
+		sig.Streams = map[string]Stream{key: {Purpose: UserMedia, AudioMuted: new(v == "muted")}}
 	}
 	if _, ok := opts["screen"]; ok {
 		if sig.Streams == nil {
