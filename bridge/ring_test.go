@@ -181,7 +181,7 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 func TestNobodyAnswersAndTheCallerIsToldByBusyTone(t *testing.T) {
 	b := newBed(t)
 	b.stop()
-	b.cfg.Calls.RingTimeout = new(1200 * time.Millisecond)
+	b.cfg.Calls.RingTimeout, b.cfg.Calls.RefusalTone = new(1200*time.Millisecond), new(4*time.Second) // the room is looked at meanwhile
 	b.start()
 	call := b.begin(b.phone("1"), ringNumber)
 	notice := b.awaitRing(1)
