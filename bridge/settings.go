@@ -64,6 +64,9 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		}
 	case addr.IsUnspecified():
 		out.RTP.Advertise = own
+		if public, err := netip.ParseAddr(c.SIP.Advertise); err == nil { // else a name, which is no address of sound
+			out.RTP.Advertise = public
+		}
 	}
 	for _, t := range c.SIP.Trunks {
 		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}

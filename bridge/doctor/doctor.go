@@ -185,16 +185,16 @@ func (p *patient) checkSIP(context.Context) []finding {
 	return list
 }
 
-// bindable tries to open the socket and closes it again.
-func bindable(network, address string) error {
-	if network == "udp" {
-		conn, err := net.ListenPacket(network, address)
+// bindable tries to open the socket of a transport (udp, tcp, tls) and closes it again.
+func bindable(transport, address string) error {
+	if transport == "udp" {
+		conn, err := net.ListenPacket(transport, address)
 		if err != nil {
 			return err
 		}
 		return conn.Close()
 	}
-	l, err := net.Listen(network, address)
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
 	}
