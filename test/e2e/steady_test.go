@@ -41,6 +41,12 @@ const maxGap = 80 * time.Millisecond
 // recordingLags is how far recordings may lie behind the clock: what was said last is not in them yet.
 const recordingLags = maxDelay + 200*time.Millisecond
 
+// judgeable waits until a second since that moment can be judged, and returns up to when recordings are complete.
+func judgeable(since time.Time) (until time.Time) {
+	time.Sleep(time.Until(since.Add(time.Second + recordingLags)))
+	return time.Now().Add(-recordingLags)
+}
+
 // noGap checks that the phone has heard the clients' steady voices without interruption since then.
 func (s *scene) noGap(phone *lab.Phone, since time.Time, clients ...*lab.Client) {
 	s.t.Helper()
@@ -49,7 +55,7 @@ func (s *scene) noGap(phone *lab.Phone, since time.Time, clients ...*lab.Client)
 
 func (s *scene) gapAtMost(allowed time.Duration, phone *lab.Phone, since time.Time, clients ...*lab.Client) {
 	s.t.Helper()
-	until := time.Now().Add(-recordingLags)
+	until := judgeable(since)
 	heard := s.heardOn(phone)
 	for _, c := range clients {
 		s.judgeGap(phone.Name, heard, c.Voice(), since, until, allowed)
@@ -64,7 +70,7 @@ func (s *scene) noGapAt(c *lab.Client, since time.Time, phone *lab.Phone) {
 
 func (s *scene) gapAtMostAt(allowed time.Duration, c *lab.Client, since time.Time, phone *lab.Phone) {
 	s.t.Helper()
-	until := time.Now().Add(-recordingLags)
+	until := judgeable(since)
 	s.judgeGap(c.User.Name, s.heardBy(c), phone.Voice(), since, until, allowed)
 }
 

@@ -27,7 +27,7 @@ func (r Recording) Duration() time.Duration {
 // Cut returns the part that starts at from and lasts at most d.
 func (r Recording) Cut(from time.Time, d time.Duration) Recording {
 	first := min(max(0, int(from.Sub(r.Start).Seconds()*float64(r.Rate))), len(r.PCM))
-	last := min(first+int(d.Seconds()*float64(r.Rate)), len(r.PCM))
+	last := min(first+max(0, int(d.Seconds()*float64(r.Rate))), len(r.PCM))
 	r.Start = r.Start.Add(time.Duration(float64(first) / float64(r.Rate) * float64(time.Second)))
 	r.PCM = r.PCM[first:last]
 	return r
