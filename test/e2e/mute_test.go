@@ -13,13 +13,7 @@ import (
 
 // Whoever mutes is not heard, and is heard again; the others notice nothing. A phone on hold is shown as muted.
 func TestMuteIsHeardAndSeen(t *testing.T) {
-	s, users := newScene(t, lab.RoomOptions{}, "alice", "bob")
-	alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
-	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
-	s.startCall(alice)
-	s.joinCall(bob)
-	s.dial(phone)
-	s.allHearAll(phone, 10*time.Second)
+	s, alice, bob, phone := steadyCall(t, "alice", "bob")
 	for _, pair := range [][2]*lab.Client{{alice, bob}, {bob, alice}} {
 		mutes, other := pair[0], pair[1]
 		t.Run(string(mutes.Kind)+" mutes", func(t *testing.T) {

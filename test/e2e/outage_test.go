@@ -17,13 +17,7 @@ const outage = 9 * time.Second
 // The homeserver freezes in a call that has settled: nobody hears anything of it. Who mutes meanwhile is not heard at
 // once, and that the phone went on hold is seen when the homeserver is back.
 func TestSoundGoesOnWhileHomeserverIsAway(t *testing.T) {
-	s, users := newScene(t, lab.RoomOptions{}, "alice", "0bob")
-	alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
-	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
-	s.startCall(alice)
-	s.joinCall(bob)
-	s.dial(phone)
-	s.allHearAll(phone, 10*time.Second)
+	s, alice, bob, phone := steadyCall(t, "alice", "0bob")
 	time.Sleep(15 * time.Second) // clients send candidates until then
 	away := time.Now()
 	s.must(bed.Synapse.Pause())
@@ -110,13 +104,7 @@ func TestPhoneIsReleasedWhenClientLeftInOutage(t *testing.T) {
 // The phone hangs up while the homeserver is away. The ghost is gone when it is back, for the room and for both clients,
 // which go on with their call.
 func TestGhostIsGoneAfterOutageInWhichPhoneHungUp(t *testing.T) {
-	s, users := newScene(t, lab.RoomOptions{}, "alice", "0bob")
-	alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
-	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
-	s.startCall(alice)
-	s.joinCall(bob)
-	s.dial(phone)
-	s.allHearAll(phone, 10*time.Second)
+	s, alice, bob, phone := steadyCall(t, "alice", "0bob")
 	s.must(bed.Synapse.Pause())
 	back := s.later(5*time.Second, bed.Synapse.Resume)
 	s.must(phone.Hangup(s.ctx))
@@ -126,7 +114,7 @@ func TestGhostIsGoneAfterOutageInWhichPhoneHungUp(t *testing.T) {
 		s.eventually("the client has ended its leg", 5*time.Second, func() bool { return s.legs(c) == 0 && s.members(c) == 0 })
 	}
 	t.Logf("the ghost has left the room %d ms after the homeserver's return", left.Milliseconds())
-	if n := s.inCall(users[0]) + s.inCall(users[1]); n != 2 {
+	if n := s.inCall(alice.User) + s.inCall(bob.User); n != 2 {
 		t.Errorf("%d clients are in the call, want both to go on", n)
 	}
 }

@@ -5,8 +5,6 @@ package e2e
 import (
 	"testing"
 	"time"
-
-	"trunkline/test/lab"
 )
 
 // resumesWithin is how soon after the bridge is up again everybody must hear everybody.
@@ -15,13 +13,7 @@ const resumesWithin = 5 * time.Second
 // The bridge is killed and started again in mid-call. The phone stays, for its call is resumed; the ghost comes back with
 // a new session, at which clients call it again, or are called, at once.
 func TestCallGoesOnWhenBridgeIsKilledAndStarted(t *testing.T) {
-	s, users := newScene(t, lab.RoomOptions{}, "alice", "0bob")
-	alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
-	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
-	s.startCall(alice)
-	s.joinCall(bob)
-	s.dial(phone)
-	s.allHearAll(phone, 10*time.Second)
+	s, _, _, phone := steadyCall(t, "alice", "0bob")
 	before := s.ghosts()
 	killed := time.Now()
 	bed.Bridge().Kill()

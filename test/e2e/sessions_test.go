@@ -16,20 +16,14 @@ const backWithin = 2 * time.Second
 func TestReloadedClientIsBackInAudio(t *testing.T) {
 	for _, role := range []struct{ name, first, second string }{{"callees", "alice", "bob"}, {"inviters", "0alice", "0bob"}} {
 		t.Run(role.name, func(t *testing.T) {
-			s, users := newScene(t, lab.RoomOptions{}, role.first, role.second)
-			alice, bob := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
-			phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
-			call := s.startCall(alice)
-			s.joinCall(bob)
-			s.dial(phone)
-			s.allHearAll(phone, 10*time.Second)
+			s, alice, bob, phone := steadyCall(t, role.first, role.second)
 			for _, pair := range [][2]*lab.Client{{alice, bob}, {bob, alice}} {
 				reloads, other := pair[0], pair[1]
 				t.Run(string(reloads.Kind), func(t *testing.T) {
 					s := s.in(t)
 					began := time.Now()
 					s.must(reloads.Reload(s.ctx))
-					_, err := reloads.AwaitCall(s.ctx, s.room.ID)
+					call, err := reloads.AwaitCall(s.ctx, s.room.ID)
 					s.must(err)
 					joins := time.Now()
 					s.must(reloads.Join(s.ctx, s.room.ID, call))

@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"strings"
+	"testing"
 	"time"
 
 	"trunkline/test/lab"
@@ -118,4 +119,18 @@ func bothDiffer(a, b string) bool {
 	ours, theirs, _ := strings.Cut(a, " ")
 	nowOurs, nowTheirs, _ := strings.Cut(b, " ")
 	return ours != nowOurs && theirs != nowTheirs
+}
+
+// steadyCall is a call that has begun: hydrogen, js-sdk and a phone, each with a steady voice, hear each other as far as
+// the phone goes. The users' names decide who invites the ghost: below "_" the client does.
+func steadyCall(t *testing.T, first, second string) (s *scene, alice, bob *lab.Client, phone *lab.Phone) {
+	t.Helper()
+	s, users := newScene(t, lab.RoomOptions{}, first, second)
+	alice, bob = s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0)), s.pageSaying(lab.JSSDK, users[1], bed.Steady(1))
+	phone = s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	s.startCall(alice)
+	s.joinCall(bob)
+	s.dial(phone)
+	s.allHearAll(phone, 10*time.Second)
+	return s, alice, bob, phone
 }
