@@ -10,6 +10,13 @@
 //	                 +------------------------------+----> Refusing ---tone over-+  |
 //	                 +------------------------------+-------------------------------+
 //
+// A phone that the room wants called is dialled by us (dialling.go):
+//
+//	      Ordered                     room joined, row saved: INVITE; phone answered
+//	Idle ---------> Dialling ---------------------------------------------------------> Talking
+//	                   |
+//	                   +--phone refuses or is silent, room hangs up or empties, shutdown--> Ending
+//
 // After a restart a leg whose phone was answered begins with Resumed, and is Resuming until its ghost is back in the call:
 //
 //	Idle --Resumed--> Resuming --room joined--> Talking          Idle --Interrupted--> Ending

@@ -6,7 +6,7 @@ import "fmt"
 type Event struct {
 	Kind  EventKind
 	N     int   // CompanyIs: how many others there are
-	Cause Cause // RoomRefused: why
+	Cause Cause // RoomRefused, PhoneRefused: why
 }
 
 func (e Event) String() string {
@@ -14,6 +14,8 @@ func (e Event) String() string {
 	case CompanyIs:
 		return fmt.Sprint(e.Kind, " ", e.N)
 	case RoomRefused:
+		return fmt.Sprint(e.Kind, " ", e.Cause)
+	case PhoneRefused:
 		return fmt.Sprint(e.Kind, " ", e.Cause)
 	}
 	return e.Kind.String()
@@ -44,13 +46,21 @@ const (
 	RoomFailed                      // the membership can't be kept
 	RoomLeft                        // the ghost is out of the call
 	Shutdown                        // the process goes
+	Ordered                         // somebody in the room wants a phone called; the row is written
+	PhoneRings                      // the phone that we call rings
+	PhoneSounds                     // there is something to hear before its answer
+	PhoneAnswered                   // it is up
+	PhoneRefused                    // it is not to be had; Cause says why
+	HungUpByRoom                    // somebody in the room wants the phone to go
 	Tick                            // the deadline may have passed
 )
 
 var eventNames = [...]string{
 	"invited", "resumed", "interrupted", "room joined", "room refused", "room declined", "phone ready", "saved", "save failed", "phone acked",
 	"phone cancelled", "phone hung up", "phone failed", "phone released", "tone failed", "dialog changed", "company is",
-	"call ended", "room failed", "room left", "shutdown", "tick",
+	"call ended", "room failed", "room left", "shutdown",
+	"ordered", "phone rings", "phone sounds", "phone answered", "phone refused", "hung up by room",
+	"tick",
 }
 
 func (k EventKind) String() string { return name(eventNames[:], int(k)) }
@@ -58,7 +68,7 @@ func (k EventKind) String() string { return name(eventNames[:], int(k)) }
 // Effect is one thing the shell must do. Any may be performed twice.
 type Effect struct {
 	Kind  EffectKind
-	Cause Cause // of RefusePhone, HangUpPhone, LeaveRoom, RingOver, DeleteRow, Forget
+	Cause Cause // of RefusePhone, HangUpPhone, LeaveRoom, RingOver, Report, DeleteRow, Forget
 	Tone  Tone  // of PlayTone
 }
 
@@ -66,7 +76,7 @@ func (e Effect) String() string {
 	switch e.Kind {
 	case PlayTone:
 		return fmt.Sprintf("%v (%v)", e.Kind, e.Tone)
-	case RefusePhone, HangUpPhone, LeaveRoom, RingOver, DeleteRow, Forget:
+	case RefusePhone, HangUpPhone, LeaveRoom, RingOver, Report, DeleteRow, Forget:
 		return fmt.Sprintf("%v (%v)", e.Kind, e.Cause)
 	}
 	return e.Kind.String()
@@ -88,8 +98,10 @@ const (
 	StopTone
 	RingRoom    // tell the room who calls, and how to decline
 	RingOver    // tell the room how that ended, Answered or why not
+	DialPhone   // INVITE
+	Report      // tell the room how a call that it ordered is getting on, or why it is over
 	RefusePhone // final response by Cause
-	HangUpPhone // BYE with a Reason by Cause
+	HangUpPhone // BYE with a Reason by Cause; CANCEL before the answer to a call of ours
 	LeaveRoom   // hang up the peers, remove the member entry, end the call if it is ours and empty
 	DeleteRow   // the row becomes a line of history
 	Forget      // the last effect, exactly once
@@ -97,7 +109,7 @@ const (
 
 var effectNames = [...]string{
 	"ring", "join room", "accept phone", "save", "send answer", "ask phone", "start media", "stop media", "play tone", "stop tone",
-	"ring room", "ring over", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
+	"ring room", "ring over", "dial phone", "report", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
 }
 
 func (k EffectKind) String() string { return name(effectNames[:], int(k)) }
@@ -140,6 +152,7 @@ const (
 	ShuttingDown   Cause = "shutdown"
 	Busy           Cause = "too many calls"
 	ProcessDied    Cause = "process died"
+	HungUp         Cause = "hung up in the room"
 )
 
 // Refusal is the SIP status (RFC 3261 §21) that tells an unanswered phone why.
@@ -151,7 +164,7 @@ func (c Cause) Refusal() (code int, reason string) {
 		return 404, "Not Found"
 	case TookTooLong, EndedInRoom, RoomEmptied, NobodyCame, NobodyAnswered:
 		return 480, "Temporarily Unavailable"
-	case Declined:
+	case Declined, HungUp:
 		return 603, "Decline"
 	case PhoneLost:
 		return 488, "Not Acceptable Here"
@@ -165,7 +178,7 @@ func (c Cause) Tone() Tone {
 	switch c {
 	case NoRights, NoSuchRoom:
 		return Information
-	case Declined, NobodyAnswered, EndedInRoom:
+	case Declined, HungUp, NobodyAnswered, EndedInRoom:
 		return BusyTone
 	case TookTooLong:
 		return Congestion
@@ -178,7 +191,7 @@ func (c Cause) Q850() (code int, text string) {
 	switch c {
 	case PhoneLost, RoomLost, NoHomeserver, NotStored, ProcessDied:
 		return 41, "Temporary failure"
-	case NobodyAnswered:
+	case NobodyAnswered, PhoneSilent:
 		return 19, "No answer from user"
 	case Declined:
 		return 21, "Call rejected"

@@ -20,6 +20,8 @@ type tally struct {
 	leaves, joins                                   int
 	plays, stopped                                  bool // a tone was begun, and the last one is over
 	rings, rung                                     int  // RingRoom, RingOver
+	dials                                           int
+	told                                            Cause // by the last Report
 }
 
 func (t tally) add(e Effect) tally {
@@ -50,6 +52,10 @@ func (t tally) add(e Effect) tally {
 		t.rings++
 	case RingOver:
 		t.rung++
+	case DialPhone:
+		t.dials++
+	case Report:
+		t.told = e.Cause
 	}
 	t.saves = min(t.saves, 2) // DialogChanged may save without end
 	return t
@@ -71,9 +77,9 @@ func TestEveryReachableStateKeepsThePromises(t *testing.T) {
 }
 
 func explore(t *testing.T, rules Rules) {
-	start := journey{state: State{Rules: rules}}
+	starts := []journey{{state: State{Rules: rules}}, {state: State{Rules: rules, Out: true}}} // the second one resumes a call of ours
 	seen := map[string]bool{}
-	for frontier := []journey{start}; len(frontier) > 0; {
+	for frontier := starts; len(frontier) > 0; {
 		var next []journey
 		for _, j := range frontier {
 			for _, ev := range everyEvent() {
@@ -155,6 +161,12 @@ func promises(from, to journey, effects []Effect) []string {
 	check(d.answers == 0 || s.Rules.Ring == 0 || s.Met, "a phone that rings is answered only after somebody came")
 	last := slices.IndexFunc(effects, func(e Effect) bool { return e.Kind == Forget })
 	check(last < 0 || last == len(effects)-1, "forget is the last effect")
+	check(d.dials <= 1 && (d.dials == 0 || d.saves > 0 && d.joins == 1), "a phone is called at most once, after that was saved, and from within the room's call")
+	check(s.Phase != Dialling || s.Out && s.Room != Absent && (s.Phone != Coming || s.Room == Up && d.dials == 1), "dialling means: the ghost first, then the phone")
+	check(s.Phase != Dialling || !s.Media || s.Phone == Coming, "the line is heard only while the phone is called")
+	check(d.dials == 0 || s.Phase < Ending || d.releases == 1 || s.Phone == Gone, "a phone that was called is told to go, or is gone by itself")
+	check(!s.Out || s.Phase < Ending || d.told == s.Cause, "the room that ordered a call is told why it is over")
+	check(s.Out || d.told == "", "nobody is told of a call that was not ordered")
 	return broken
 }
 
@@ -166,6 +178,8 @@ func everyEvent() []Event {
 			events = append(events, Event{Kind: k, N: 0}, Event{Kind: k, N: 1})
 		case RoomRefused:
 			events = append(events, Event{Kind: k, Cause: NoRights}, Event{Kind: k, Cause: NoHomeserver})
+		case PhoneRefused:
+			events = append(events, Event{Kind: k, Cause: PhoneBusy})
 		default:
 			events = append(events, Event{Kind: k})
 		}

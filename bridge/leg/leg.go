@@ -15,6 +15,7 @@ const (
 	Idle     Phase = iota
 	Setup          // the ghost goes into the call; the phone is answered unless the room must be rung first
 	Ringing        // the ghost is in the call, and nobody else
+	Dialling       // the room calls the phone
 	Resuming       // the process before had answered the phone; the ghost goes back into the call
 	Talking
 	Refusing // the phone hears a tone that says why
@@ -22,7 +23,7 @@ const (
 	Ended
 )
 
-var phaseNames = [...]string{"idle", "setup", "ringing", "resuming", "talking", "refusing", "ending", "ended"}
+var phaseNames = [...]string{"idle", "setup", "ringing", "dialling", "resuming", "talking", "refusing", "ending", "ended"}
 
 func (p Phase) String() string { return name(phaseNames[:], int(p)) }
 
@@ -32,7 +33,7 @@ type Side uint8
 const (
 	Absent Side = iota // nothing was begun
 	Coming             // the phone rings, the room is being joined
-	Ready              // the phone's answer is prepared and saved, but not sent
+	Ready              // the phone's answer, or the INVITE to it, is prepared and saved, but not sent
 	Up                 // answered, joined
 	Going              // told to go; its confirmation is awaited
 	Gone
@@ -45,7 +46,7 @@ func (s Side) String() string { return name(sideNames[:], int(s)) }
 // Rules are the limits of a leg, in wall-clock time.
 type Rules struct {
 	Setup   time.Duration // from the INVITE to the room, and from the first one who comes to the answer
-	Ring    time.Duration // how long an empty room is rung before the phone is answered; 0: it is answered and waits
+	Ring    time.Duration // how long an empty room is rung before the phone is answered, 0: it is answered and waits; or a phone that we call
 	Tones   bool          // early media: the phone hears our tones before it is answered
 	Refusal time.Duration // how long it hears why it is refused
 	Alone   time.Duration // how long a phone may wait for somebody to come
@@ -66,19 +67,22 @@ func DefaultRules() Rules {
 type State struct {
 	Rules   Rules
 	Phase   Phase
+	Out     bool // we call the phone
 	Phone   Side
 	Room    Side
-	Media   bool // packets flow between the desk and the phone
-	Acked   bool // the phone confirmed our answer
-	Stored  bool // a row exists
-	Unsure  bool // the end was forced: a side did not confirm it
-	Company int  // people and other answered phones in the conference, without this one
-	Met     bool // Company was above zero at some time
-	Tone    Tone // being played
-	Wanted  bool // somebody came while the room was rung: the phone is being answered
-	Rung    bool // the room was told of the call and not yet how that ended
+	Media   bool  // packets flow between the desk and the phone
+	Acked   bool  // the phone confirmed our answer
+	Stored  bool  // a row exists
+	Unsure  bool  // the end was forced: a side did not confirm it
+	Company int   // people and other answered phones in the conference, without this one
+	Met     bool  // Company was above zero at some time
+	Tone    Tone  // being played
+	Wanted  bool  // somebody came while the room was rung: the phone is being answered
+	Rung    bool  // the room was told of the call and not yet how that ended
+	Told    Cause // how the room was told that the call stands which it ordered
 	Cause   Cause
 
+	RingBy     time.Time // a phone that we call has to answer until then
 	AloneSince time.Time // zero while others are there
 	EndBy      time.Time // the longest call ends here
 	Deadline   time.Time // when Tick is due; zero = never
@@ -86,6 +90,9 @@ type State struct {
 
 func (s State) String() string {
 	text := fmt.Sprintf("%v phone=%v room=%v media=%t company=%d", s.Phase, s.Phone, s.Room, s.Media, s.Company)
+	if s.Out {
+		text += " out"
+	}
 	if s.Tone != NoTone {
 		text += fmt.Sprint(" tone=", s.Tone)
 	}
@@ -102,6 +109,8 @@ func Step(s State, now time.Time, ev Event) (State, []Effect) {
 		m.setup(ev)
 	case Ringing:
 		m.ringing(ev)
+	case Dialling:
+		m.dialling(ev)
 	case Resuming:
 		m.resuming(ev)
 	case Talking:
@@ -132,11 +141,11 @@ func (m *machine) tell(kind EffectKind) {
 // Successor is where the leg begins in the process that comes after, with [Resumed] if the phone was answered, else with
 // [Interrupted].
 func (s State) Successor() State {
-	return State{Rules: s.Rules, Acked: s.Acked, Met: s.Met, EndBy: s.EndBy}
+	return State{Rules: s.Rules, Out: s.Out, Acked: s.Acked, Met: s.Met, Told: s.Told, EndBy: s.EndBy}
 }
 
 // Answered tells whether the phone was answered, or may have been: the answer was saved and about to be sent.
-func (s State) Answered() bool { return s.Phone == Ready || s.Phone == Up }
+func (s State) Answered() bool { return s.Phone == Ready && !s.Out || s.Phone == Up }
 
 func (m *machine) idle(ev Event) {
 	switch ev.Kind {
@@ -147,6 +156,8 @@ func (m *machine) idle(ev Event) {
 		m.do(Ring)
 		m.do(Save)
 		m.do(JoinRoom)
+	case Ordered:
+		m.order()
 	case Resumed:
 		m.resume()
 	case Interrupted:
@@ -327,6 +338,8 @@ func (m *machine) anyEnd(ev Event) {
 		m.refuse(RoomLost)
 	case SaveFailed:
 		m.refuse(NotStored)
+	case HungUpByRoom:
+		m.refuse(HungUp)
 	case Shutdown:
 		m.end(ShuttingDown)
 	}
@@ -335,6 +348,10 @@ func (m *machine) anyEnd(ev Event) {
 // refuse ends the leg. A phone that is not answered yet hears why, where early media is allowed and there is a tone for
 // it; the room is left meanwhile.
 func (m *machine) refuse(cause Cause) {
+	if m.Out { // nobody waits there to hear why
+		m.end(cause)
+		return
+	}
 	tone := cause.Tone()
 	waits := m.Phone == Coming || m.Phone == Ready
 	if !waits || !m.Rules.Tones || m.Rules.Refusal <= 0 || tone == NoTone {
@@ -375,13 +392,14 @@ func (m *machine) end(cause Cause) {
 	}
 	m.hush()
 	m.ringOver(cause)
-	switch m.Phone {
-	case Coming, Ready:
-		m.Phone = Going
-		m.tell(RefusePhone)
-	case Up:
+	m.report(cause)
+	switch {
+	case m.Phone == Up, m.Out && (m.Phone == Coming || m.Phone == Ready):
 		m.Phone = Going
 		m.tell(HangUpPhone)
+	case m.Phone == Coming, m.Phone == Ready:
+		m.Phone = Going
+		m.tell(RefusePhone)
 	}
 	m.leave()
 	m.finish()

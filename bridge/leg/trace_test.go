@@ -118,6 +118,8 @@ func parseInput(t *testing.T, line string) (time.Duration, Event) {
 			}
 		case RoomRefused:
 			ev.Cause = Cause(rest)
+		case PhoneRefused:
+			ev.Cause = Cause(rest)
 		}
 		return after, ev
 	}
