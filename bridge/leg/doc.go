@@ -10,6 +10,12 @@
 //	                 +------------------------------+----> Refusing ---tone over-+  |
 //	                 +------------------------------+-------------------------------+
 //
+// A phone that is asked first, for a PIN or in a lobby, is answered before the room (asking.go); the menu decides:
+//
+//	Idle --Invited--> Answering --saved--> Asking --Passed--> Entering --room joined--> Talking
+//	                                         |                   |
+//	                                         +--Dismissed--------+--refused, took too long--> Refusing or Ending
+//
 // A phone that the room wants called is dialled by us (dialling.go):
 //
 //	      Ordered                     room joined, row saved: INVITE; phone answered
@@ -20,6 +26,7 @@
 // After a restart a leg whose phone was answered begins with Resumed, and is Resuming until its ghost is back in the call:
 //
 //	Idle --Resumed--> Resuming --room joined--> Talking          Idle --Interrupted--> Ending
+//	Idle --ResumedAsking--> Asking
 //
 // What the leg knows are facts, not products of states: is the phone ringing, up or gone; is the room being joined,
 // joined or left; does media run. Tearing down is one path for hang-up, failure, shutdown and time-out. Every phase that

@@ -6,16 +6,14 @@ import "fmt"
 type Event struct {
 	Kind  EventKind
 	N     int   // CompanyIs: how many others there are
-	Cause Cause // RoomRefused, PhoneRefused: why
+	Cause Cause // RoomRefused, PhoneRefused, Dismissed: why
 }
 
 func (e Event) String() string {
 	switch e.Kind {
 	case CompanyIs:
 		return fmt.Sprint(e.Kind, " ", e.N)
-	case RoomRefused:
-		return fmt.Sprint(e.Kind, " ", e.Cause)
-	case PhoneRefused:
+	case RoomRefused, PhoneRefused, Dismissed:
 		return fmt.Sprint(e.Kind, " ", e.Cause)
 	}
 	return e.Kind.String()
@@ -28,6 +26,7 @@ const (
 	Invited        EventKind = iota // an INVITE with a route
 	Resumed                         // the process before had answered the phone: go on
 	Interrupted                     // the process before had not answered it: it is refused
+	ResumedAsking                   // the process before had answered the phone, which was not in the room yet
 	RoomJoined                      // the ghost is in the room's call
 	RoomRefused                     // it can't be; Cause says why
 	RoomDeclined                    // somebody in the room does not want the call
@@ -40,6 +39,8 @@ const (
 	PhoneFailed                     // no ACK, no media, no transport
 	PhoneReleased                   // our refusal or BYE is done
 	ToneFailed                      // the phone can't be played tones before the answer
+	Passed                          // the menu lets the phone in
+	Dismissed                       // the menu ends the call; Cause says why
 	DialogChanged                   // hold, target refresh, learned address: the row must follow
 	CompanyIs                       // N others are in the conference: people, and phones that are answered
 	CallEnded                       // the room's call was terminated
@@ -56,9 +57,9 @@ const (
 )
 
 var eventNames = [...]string{
-	"invited", "resumed", "interrupted", "room joined", "room refused", "room declined", "phone ready", "saved", "save failed", "phone acked",
-	"phone cancelled", "phone hung up", "phone failed", "phone released", "tone failed", "dialog changed", "company is",
-	"call ended", "room failed", "room left", "shutdown",
+	"invited", "resumed", "interrupted", "asking again", "room joined", "room refused", "room declined", "phone ready", "saved",
+	"save failed", "phone acked", "phone cancelled", "phone hung up", "phone failed", "phone released", "tone failed", "passed",
+	"dismissed", "dialog changed", "company is", "call ended", "room failed", "room left", "shutdown",
 	"ordered", "phone rings", "phone sounds", "phone answered", "phone refused", "hung up by room",
 	"tick",
 }
@@ -94,6 +95,8 @@ const (
 	AskPhone                      // whether it has the call still; one whose answer is not acknowledged is answered again
 	StartMedia                    // connect the phone with the desk
 	StopMedia
+	Ask      // connect the phone with a desk of its own, and let the menu begin or go on
+	Enter    // connect it with the room's desk instead; the menu goes on
 	PlayTone // 183 if there was none, and the tone in the phone's ear until StopTone
 	StopTone
 	RingRoom    // tell the room who calls, and how to decline
@@ -108,8 +111,8 @@ const (
 )
 
 var effectNames = [...]string{
-	"ring", "join room", "accept phone", "save", "send answer", "ask phone", "start media", "stop media", "play tone", "stop tone",
-	"ring room", "ring over", "dial phone", "report", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
+	"ring", "join room", "accept phone", "save", "send answer", "ask phone", "start media", "stop media", "ask", "enter", "play tone",
+	"stop tone", "ring room", "ring over", "dial phone", "report", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
 }
 
 func (k EffectKind) String() string { return name(effectNames[:], int(k)) }
@@ -153,6 +156,13 @@ const (
 	Busy           Cause = "too many calls"
 	ProcessDied    Cause = "process died"
 	HungUp         Cause = "hung up in the room"
+
+	// What the menu decides.
+	LeftByKey   Cause = "left by key"
+	WrongPIN    Cause = "wrong PIN too often"
+	NoPIN       Cause = "no PIN in time"
+	PINFailed   Cause = "PIN can't be checked"
+	NotAdmitted Cause = "nobody let the phone in"
 )
 
 // Refusal is the SIP status (RFC 3261 §21) that tells an unanswered phone why.
@@ -189,11 +199,11 @@ func (c Cause) Tone() Tone {
 // Q850 is the cause of a BYE or a refusal (RFC 3326, ITU-T Q.850) with its text.
 func (c Cause) Q850() (code int, text string) {
 	switch c {
-	case PhoneLost, RoomLost, NoHomeserver, NotStored, ProcessDied:
+	case PhoneLost, RoomLost, NoHomeserver, NotStored, ProcessDied, PINFailed:
 		return 41, "Temporary failure"
 	case NobodyAnswered, PhoneSilent:
 		return 19, "No answer from user"
-	case Declined:
+	case Declined, WrongPIN:
 		return 21, "Call rejected"
 	case NoRights:
 		return 57, "Bearer capability not authorized"
@@ -201,7 +211,7 @@ func (c Cause) Q850() (code int, text string) {
 		return 1, "Unallocated number"
 	case Busy:
 		return 42, "Switching equipment congestion"
-	case LongestReached, NobodyCame, TookTooLong:
+	case LongestReached, NobodyCame, TookTooLong, NoPIN, NotAdmitted:
 		return 102, "Recovery on timer expiry"
 	case ShuttingDown:
 		return 41, "Service restarting"

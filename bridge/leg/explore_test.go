@@ -17,7 +17,7 @@ type journey struct {
 type tally struct {
 	answers, starts, stops, forgets, deletes, saves int
 	releases                                        int // RefusePhone or HangUpPhone
-	leaves, joins                                   int
+	leaves, joins, enters                           int
 	plays, stopped                                  bool // a tone was begun, and the last one is over
 	rings, rung                                     int  // RingRoom, RingOver
 	dials                                           int
@@ -28,8 +28,10 @@ func (t tally) add(e Effect) tally {
 	switch e.Kind {
 	case SendAnswer:
 		t.answers++
-	case StartMedia:
+	case StartMedia, Ask:
 		t.starts++
+	case Enter:
+		t.enters++
 	case StopMedia:
 		t.stops++
 	case Forget:
@@ -69,6 +71,8 @@ func TestEveryReachableStateKeepsThePromises(t *testing.T) {
 		"ringing with tones":  {Ring: 4 * time.Second, Tones: true, Refusal: time.Second},
 		"ringing without":     {Ring: 4 * time.Second},
 		"ringing, no refusal": {Ring: 4 * time.Second, Tones: true},
+		"asking":              {Asks: true, Refusal: time.Second},
+		"asking, no ring":     {Asks: true, Ring: 4 * time.Second, Tones: true},
 	} {
 		rules.Setup, rules.Alone, rules.Empty = 2*time.Second, 3*time.Second, time.Second
 		rules.Longest, rules.Release = 5*time.Second, time.Second
@@ -106,7 +110,7 @@ func walk(t *testing.T, from journey, ev Event) journey {
 		now = from.state.Deadline
 	}
 	to := journey{done: from.done}
-	if from.state.Phase == Idle && (ev.Kind == Resumed || ev.Kind == Interrupted) {
+	if from.state.Phase == Idle && slices.Contains([]EventKind{Resumed, Interrupted, ResumedAsking}, ev.Kind) {
 		to.done.saves++ // by the process before
 		if ev.Kind == Interrupted {
 			to.done.joins++
@@ -152,13 +156,16 @@ func promises(from, to journey, effects []Effect) []string {
 	check(s.Phase < Refusing || s.Cause != "" || from.state.Phase == Idle, "whatever ends has a cause")
 	check((d.plays && !d.stopped) == (s.Tone != NoTone), "a tone that began ends, and nothing else ends one")
 	check(s.Tone == NoTone || s.Phase == Ringing || s.Phase == Refusing, "tones are for phones that ring or are being refused")
-	check(s.Tone == NoTone || s.Rules.Tones, "no tone without early media")
+	check(s.Tone == NoTone || s.Rules.Tones || s.Media, "no tone without early media, unless the phone was answered to be asked")
+	check(s.Phase != Asking || s.Phone == Up && s.Room == Absent && s.Media, "a phone that is asked is answered, and the room does not know it")
+	check(s.Phase != Entering || s.Phone == Up && s.Room == Coming && s.Media, "a phone that may enter goes on hearing us")
+	check(d.enters <= 1 && (d.enters == 0 || d.joins == 1), "a phone enters once, after the room was joined")
 	check(s.Phase != Ringing || s.Room == Up && !s.Media && s.Rules.Ring > 0 && s.Stored, "ringing means: room joined, no sound, a row")
 	check(s.Phase != Ringing || s.Company == 0 || s.Wanted, "whoever comes to a ringing phone is answered")
-	check(s.Phase != Refusing || s.Room != Coming && s.Room != Up && s.Phone != Up, "a phone that hears why is out of the room")
+	check(s.Phase != Refusing || s.Room != Coming && s.Room != Up && (s.Phone != Up || s.Media && d.enters == 0), "a phone that hears why is out of the room")
 	check(d.rings <= 1 && d.rung <= 1 && d.rings-d.rung == btoi(s.Rung), "the room is told of a ring at most once, and once how it ended")
 	check(!s.Rung || s.Phase == Ringing, "a ring is over once the phone stops ringing")
-	check(d.answers == 0 || s.Rules.Ring == 0 || s.Met, "a phone that rings is answered only after somebody came")
+	check(d.answers == 0 || s.Rules.Ring == 0 || s.Rules.Asks || s.Met, "a phone that rings is answered only after somebody came")
 	last := slices.IndexFunc(effects, func(e Effect) bool { return e.Kind == Forget })
 	check(last < 0 || last == len(effects)-1, "forget is the last effect")
 	check(d.dials <= 1 && (d.dials == 0 || d.saves > 0 && d.joins == 1), "a phone is called at most once, after that was saved, and from within the room's call")
@@ -180,6 +187,8 @@ func everyEvent() []Event {
 			events = append(events, Event{Kind: k, Cause: NoRights}, Event{Kind: k, Cause: NoHomeserver})
 		case PhoneRefused:
 			events = append(events, Event{Kind: k, Cause: PhoneBusy})
+		case Dismissed:
+			events = append(events, Event{Kind: k, Cause: WrongPIN})
 		default:
 			events = append(events, Event{Kind: k})
 		}

@@ -12,18 +12,23 @@ type ID string
 type Phase uint8
 
 const (
-	Idle     Phase = iota
-	Setup          // the ghost goes into the call; the phone is answered unless the room must be rung first
-	Ringing        // the ghost is in the call, and nobody else
-	Dialling       // the room calls the phone
-	Resuming       // the process before had answered the phone; the ghost goes back into the call
+	Idle      Phase = iota
+	Setup           // the ghost goes into the call; the phone is answered unless the room must be rung first
+	Ringing         // the ghost is in the call, and nobody else
+	Answering       // the phone is answered before the room, because it is asked first
+	Dialling        // the room calls the phone
+	Asking          // an answered phone hears a menu: a PIN is asked for, or the room whether it may enter
+	Entering        // it may: the ghost goes into the call
+	Resuming        // the process before had answered the phone; the ghost goes back into the call
 	Talking
 	Refusing // the phone hears a tone that says why
 	Ending
 	Ended
 )
 
-var phaseNames = [...]string{"idle", "setup", "ringing", "dialling", "resuming", "talking", "refusing", "ending", "ended"}
+var phaseNames = [...]string{
+	"idle", "setup", "ringing", "answering", "dialling", "asking", "entering", "resuming", "talking", "refusing", "ending", "ended",
+}
 
 func (p Phase) String() string { return name(phaseNames[:], int(p)) }
 
@@ -45,6 +50,7 @@ func (s Side) String() string { return name(sideNames[:], int(s)) }
 
 // Rules are the limits of a leg, in wall-clock time.
 type Rules struct {
+	Asks    bool          // the phone is answered first and asked: for a PIN, or the room whether it may enter
 	Setup   time.Duration // from the INVITE to the room, and from the first one who comes to the answer
 	Ring    time.Duration // how long an empty room is rung before the phone is answered, 0: it is answered and waits; or a phone that we call
 	Tones   bool          // early media: the phone hears our tones before it is answered
@@ -111,6 +117,12 @@ func Step(s State, now time.Time, ev Event) (State, []Effect) {
 		m.ringing(ev)
 	case Dialling:
 		m.dialling(ev)
+	case Answering:
+		m.answerFirst(ev)
+	case Asking:
+		m.asking(ev)
+	case Entering:
+		m.entering(ev)
 	case Resuming:
 		m.resuming(ev)
 	case Talking:
@@ -150,16 +162,24 @@ func (s State) Answered() bool { return s.Phone == Ready && !s.Out || s.Phone ==
 func (m *machine) idle(ev Event) {
 	switch ev.Kind {
 	case Invited:
-		m.Phase, m.Phone, m.Room, m.Stored = Setup, Coming, Coming, true
+		m.Phase, m.Phone, m.Stored = Setup, Coming, true
 		m.EndBy = m.now.Add(m.Rules.Longest)
 		m.Deadline = m.now.Add(m.Rules.Setup)
 		m.do(Ring)
 		m.do(Save)
+		if m.Rules.Asks {
+			m.Phase = Answering
+			m.do(AcceptPhone)
+			return
+		}
+		m.Room = Coming
 		m.do(JoinRoom)
 	case Ordered:
 		m.order()
 	case Resumed:
 		m.resume()
+	case ResumedAsking:
+		m.askAgain()
 	case Interrupted:
 		m.Phone, m.Room, m.Stored = Coming, Up, true
 		m.end(ProcessDied)
@@ -340,21 +360,25 @@ func (m *machine) anyEnd(ev Event) {
 		m.refuse(NotStored)
 	case HungUpByRoom:
 		m.refuse(HungUp)
+	case Dismissed:
+		m.end(ev.Cause)
 	case Shutdown:
 		m.end(ShuttingDown)
 	}
 }
 
-// refuse ends the leg. A phone that is not answered yet hears why, where early media is allowed and there is a tone for
-// it; the room is left meanwhile.
+// refuse ends the leg. A phone that is not in the room yet hears why, where it can and there is a tone for it; the room is
+// left meanwhile.
 func (m *machine) refuse(cause Cause) {
 	if m.Out { // nobody waits there to hear why
 		m.end(cause)
 		return
 	}
 	tone := cause.Tone()
-	waits := m.Phone == Coming || m.Phone == Ready
-	if !waits || !m.Rules.Tones || m.Rules.Refusal <= 0 || tone == NoTone {
+	if m.Phone == Up && tone == NoTone {
+		tone = Congestion // it can't be sent another way any more
+	}
+	if !m.hears() || m.Rules.Refusal <= 0 || tone == NoTone {
 		m.end(cause)
 		return
 	}

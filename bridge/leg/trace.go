@@ -24,6 +24,6 @@ func FormatStep(start, at time.Time, ev Event, effects []Effect, s State) string
 
 // FormatRules writes the line that a trace begins with where its rules are not [DefaultRules].
 func FormatRules(r Rules) string {
-	return fmt.Sprintf("rules setup=%v ring=%v tones=%t refusal=%v alone=%v empty=%v longest=%v release=%v\n",
-		r.Setup, r.Ring, r.Tones, r.Refusal, r.Alone, r.Empty, r.Longest, r.Release)
+	return fmt.Sprintf("rules asks=%t setup=%v ring=%v tones=%t refusal=%v alone=%v empty=%v longest=%v release=%v\n",
+		r.Asks, r.Setup, r.Ring, r.Tones, r.Refusal, r.Alone, r.Empty, r.Longest, r.Release)
 }

@@ -76,6 +76,8 @@ func parseRules(t *testing.T, line string, r *Rules) {
 		key, value, _ := strings.Cut(field, "=")
 		var err error
 		switch d := durations[key]; {
+		case key == "asks":
+			r.Asks, err = strconv.ParseBool(value)
 		case key == "tones":
 			r.Tones, err = strconv.ParseBool(value)
 		case d != nil:
@@ -90,7 +92,7 @@ func parseRules(t *testing.T, line string, r *Rules) {
 }
 
 func TestRulesOfATraceAreReadAsTheyAreWritten(t *testing.T) {
-	want := Rules{Setup: 1, Ring: 2, Tones: true, Refusal: 3, Alone: 4, Empty: 5, Longest: 6, Release: 7}
+	want := Rules{Asks: true, Setup: 1, Ring: 2, Tones: true, Refusal: 3, Alone: 4, Empty: 5, Longest: 6, Release: 7}
 	var got Rules
 	parseRules(t, FormatRules(want), &got)
 	if got != want {
@@ -116,9 +118,7 @@ func parseInput(t *testing.T, line string) (time.Duration, Event) {
 			if ev.N, err = strconv.Atoi(rest); err != nil {
 				t.Fatalf("%q: %v", line, err)
 			}
-		case RoomRefused:
-			ev.Cause = Cause(rest)
-		case PhoneRefused:
+		case RoomRefused, PhoneRefused, Dismissed:
 			ev.Cause = Cause(rest)
 		}
 		return after, ev
