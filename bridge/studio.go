@@ -79,6 +79,7 @@ type voice struct {
 	peers  map[deviceKey]bool    // devices with a copy of their microphone at this ghost; only the worker touches it
 
 	talk   talk          // only the worker touches it
+	told   func()        // called when what the phone is told is over; nil = nothing; only the worker touches it
 	speaks atomic.Bool   // the phone is speaking, as it comes to the desk
 	unsent atomic.Uint64 // packets that ToPhone or ToPeers could not send
 }
@@ -173,6 +174,39 @@ func (v *voice) Play(t transcode.Tone) {
 			v.phone.Play(t)
 		}
 	})
+}
+
+// Say lets the phone, and nobody else, hear recorded sound instead of what it was told before. over is called once it has
+// ended, or the phone has left; not when it was stopped or replaced. It must not block.
+func (v *voice) Say(pieces [][]int16, over func()) {
+	said := v.worker.post(func() {
+		if v.conf == nil {
+			over()
+			return
+		}
+		v.phone.Say(pieces)
+		v.told = over
+	})
+	if !said {
+		over()
+	}
+}
+
+// StopSaying ends that.
+func (v *voice) StopSaying() {
+	v.worker.post(func() {
+		v.told = nil
+		if v.conf != nil {
+			v.phone.StopSaying()
+		}
+	})
+}
+
+// toldAll reports the end of what the phone was told.
+func (v *voice) toldAll() {
+	over := v.told
+	v.told = nil
+	over()
 }
 
 // SetFormat changes the codec towards the phone.

@@ -242,6 +242,9 @@ func (w *worker) leave(v *voice) {
 	c.desk.DropPhone(v.phone)
 	delete(c.voices, v.phone)
 	v.conf = nil
+	if v.told != nil {
+		v.toldAll()
+	}
 	if len(c.voices) == 0 {
 		delete(w.conferences, string(c.room))
 	}
@@ -277,6 +280,9 @@ func (c *conference) ToPhone(p *transcode.Phone, packet *rtp.Packet) {
 		}
 		if err := v.opts.ToPhone(packet); err != nil {
 			v.unsent.Add(1)
+		}
+		if v.told != nil && !p.Saying() {
+			v.toldAll()
 		}
 	}
 }

@@ -193,8 +193,9 @@ func (d *Desk) add(v *voice) {
 	}
 }
 
-// mix returns everything but the phone itself, and its tone; nil when that is nothing.
+// mix returns everything but the phone itself, its tone, and what it is told; nil when that is nothing.
 func (d *Desk) mix(p *Phone) []int16 {
+	told := p.told()
 	others := d.heard
 	own := &silent
 	if p.voice.heard {
@@ -204,7 +205,7 @@ func (d *Desk) mix(p *Phone) []int16 {
 	tone := &silent
 	if p.player.Playing() && p.player.Read(p.tone[:]) {
 		tone = &p.tone
-	} else if others == 0 {
+	} else if others == 0 && !told {
 		return nil
 	}
 	for i, x := range d.sum {
@@ -214,6 +215,9 @@ func (d *Desk) mix(p *Phone) []int16 {
 			d.stats.Clipped++
 		}
 		p.mixed[i] = int16(y)
+	}
+	if told {
+		d.stats.Clipped += p.duck(&p.mixed)
 	}
 	return p.mixed[:]
 }

@@ -40,7 +40,7 @@
 //	desk.FromPeer(device, ghostOfPhone, pkt, time.Now())
 //
 // A loop that was held up calls Tick once for each missed deadline; arrivals and ticks must come from the same clock.
-// Receiver reports go to [Phone.PeerLoss], tones to [Phone.Play].
+// Receiver reports go to [Phone.PeerLoss], tones to [Phone.Play], recorded words to [Phone.Say].
 //
 // Followed: RFC 3550 (RTP), RFC 3551 (G.711 payloads), RFC 3389 (comfort noise from phones), RFC 6716 and RFC 7587
 // (Opus), RFC 6464 (levels), ITU-T G.711 and its Appendix I (concealment), ITU-T E.180 and ETSI TS 102 971 (tones),

@@ -49,6 +49,10 @@ type Phone struct {
 	player  Player
 	tone    [FrameSamples]int16
 
+	prompter Prompter
+	prompt   [FrameSamples]int16
+	gain     int // of the others, of fullGain
+
 	detector DigitDetector
 	pressed  [8]rune // digits heard, the oldest first
 	presses  int
@@ -89,7 +93,7 @@ func newPhone(c PhoneConfig) (*Phone, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Phone{config: c, clean: clean, resting: true, quiet: keepAlive - 1}
+	p := &Phone{config: c, clean: clean, resting: true, quiet: keepAlive - 1, gain: fullGain}
 	p.stream.clock = 1
 	p.source.init(&p.decoder)
 	p.source.use(&p.stream)
