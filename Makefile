@@ -16,6 +16,7 @@ help: ## list the commands
 .PHONY: build
 build: need-build ## build the bridge into build/bridge
 	@mkdir -p build
+	@scripts/make-sounds.sh
 	@echo "compiling the bridge (some minutes the first time)"
 	go build -ldflags "$(LDFLAGS)" -o build/bridge ./cmd/bridge
 
