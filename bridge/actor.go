@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/pion/rtp"
+	"golang.org/x/time/rate"
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
+	"trunkline/bridge/menu"
 	"trunkline/matrixcall"
 	"trunkline/sip"
 	"trunkline/transcode"
@@ -38,6 +40,7 @@ type actor struct {
 
 	join   joining // the attempt to enter the room's call
 	ring   ring
+	lobby  lobby
 	naming naming
 
 	// The bridge's mutex guards these. The actor itself may read target, for it alone writes it.
@@ -53,6 +56,7 @@ type actor struct {
 	options  config.Options // of the route, all set
 	name     string         // of the caller, as the room sees it
 	state    leg.State
+	dialin   dialin
 	media    *sip.Media
 	early    *voice                     // at a desk of its own, while the phone hears tones of ours
 	before   *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
@@ -82,7 +86,8 @@ func makeActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 		inbox: newInbox[func()](), trace: newTrace(), begun: time.Now(),
 		ctx: ctx, stop: stop, counted: make(chan struct{}), speaking: make(map[deviceKey]bool), muted: make(map[deviceKey]bool),
 		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
-		name: ghostName(info.Caller, b.showNumbers[info.Trunk]),
+		dialin: dialin{hands: rate.NewLimiter(rate.Every(handEvery), handsAtOnce)},
+		name:   ghostName(info.Caller, b.showNumbers[info.Trunk]),
 	}
 }
 
@@ -111,9 +116,10 @@ func (a *actor) run() {
 			}
 		case <-timer.C:
 			a.step(leg.Event{Kind: leg.Tick})
+			a.stepMenu(menu.Event{Kind: menu.Tick})
 		}
-		if !a.state.Deadline.IsZero() {
-			timer.Reset(time.Until(a.state.Deadline))
+		if due := a.deadline(); !due.IsZero() {
+			timer.Reset(time.Until(due))
 		}
 	}
 }
@@ -134,6 +140,7 @@ func (a *actor) step(ev leg.Event) {
 	for _, e := range effects {
 		a.perform(e)
 	}
+	a.menuFollows(before, ev)
 	if caller := a.naming.early; caller != nil && a.state.Room == leg.Up {
 		a.naming.early = nil
 		a.identify(*caller)
@@ -153,6 +160,8 @@ func (a *actor) fromPhone(ev sip.Event) {
 		a.tell(leg.PhoneFailed)
 	case sip.Ended:
 		a.tell(leg.PhoneReleased)
+	case sip.Digit:
+		a.inbox.Put(func() { a.stepMenu(menu.Event{Kind: menu.Digit, Key: menu.Key(ev.Key)}) })
 	case sip.DialogChanged:
 		a.tell(leg.DialogChanged)
 	case sip.IdentityChanged:

@@ -70,6 +70,9 @@ func (b *Bridge) admin() http.Handler {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /debug/legs", b.listLegs)
 	mux.HandleFunc("GET /debug/legs/{id}/trace", b.showTrace)
+	mux.HandleFunc("GET /pins", b.adminPINs)
+	mux.HandleFunc("POST /pins", b.adminPINs)
+	mux.HandleFunc("DELETE /pins", b.adminPINs)
 	mux.HandleFunc("POST /drain", b.startDrain)
 	mux.HandleFunc("GET /debug/drain", b.showDrain)
 	return mux

@@ -71,7 +71,8 @@ rtp: {address: 127.0.0.1}
 webrtc: {addresses: [127.0.0.1], loopback: true}
 calls: {empty_timeout: 300ms, max_legs: 3, refusal_tone: 1500ms}
 admin: {listen: ""}
-`, b.hs.URL(), b.hs.Domain(), ports[0], ports[0], filepath.Join(t.TempDir(), "t.db"), b.sip, b.sip)
+dial_in: {pin_key: %q, sounds: [%q]}
+`, b.hs.URL(), b.hs.Domain(), ports[0], ports[0], filepath.Join(t.TempDir(), "t.db"), b.sip, b.sip, filepath.Join(t.TempDir(), "pin.key"), writePrompts(t))
 	var err error
 	if b.cfg, err = config.Parse("test", []byte(text)); err != nil {
 		t.Fatal(err)
@@ -88,6 +89,7 @@ admin: {listen: ""}
 		{Number: ringNumber, Room: string(b.room)},
 		{Number: plainNumber, Room: string(b.room), Options: config.Options{EarlyMedia: new(false)}},
 	}
+	b.cfg.Routes = append(b.cfg.Routes, b.dialInRoutes()...)
 	b.start()
 	t.Cleanup(b.stop)
 	return b

@@ -22,6 +22,7 @@ import (
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
+	"trunkline/bridge/sound"
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -49,6 +50,8 @@ type Bridge struct {
 	phones       *sip.Stack
 	studio       *studio
 	routes       *routes
+	pins         *pins
+	sounds       *sound.Library
 	showNumbers  map[string]bool // by trunk
 
 	ctx  context.Context // of everything that runs; ends when the process should stop
@@ -106,7 +109,14 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		return nil, err
 	}
 	b.journal = db.NewJournal(b.store, log)
-	b.routes = newRoutes(cfg, b.store)
+	b.routes, b.pins = newRoutes(cfg, b.store), newPINs(cfg.DialIn, b.store)
+	b.sounds = sound.Open(sound.Options{Folders: cfg.DialIn.Sounds})
+	b.checkLanguages()
+	if b.routes.askPINs() { // better now than at the first call
+		if _, err := b.pins.key(); err != nil {
+			return nil, errors.Join(err, b.store.Close())
+		}
+	}
 	heard := matrixcall.Options{OnMessage: b.message, OnReaction: b.reaction}
 	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.journal, b.store.Shared(), heard, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
@@ -492,6 +502,9 @@ func (b *Bridge) releaseGhost(name string) {
 // forget is the end of a leg.
 func (b *Bridge) forget(a *actor, cause leg.Cause) {
 	b.drop(a)
+	if a.dialin.parked {
+		b.releaseGhost(a.join.localpart)
+	}
 	b.metrics.ended.WithLabelValues(string(cause)).Inc()
 	talk := time.Duration(0)
 	if !a.answered.IsZero() {

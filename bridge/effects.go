@@ -42,6 +42,10 @@ func (a *actor) perform(e leg.Effect) {
 		a.startMedia()
 	case leg.StopMedia:
 		a.stopMedia()
+	case leg.Ask:
+		a.ask()
+	case leg.Enter:
+		a.enter()
 	case leg.PlayTone:
 		a.playTone(e.Tone)
 	case leg.StopTone:
@@ -87,6 +91,11 @@ var errLegEnds = errors.New("leg ends")
 
 // joinRoom takes a few round trips to the homeserver, so it runs beside the actor.
 func (a *actor) joinRoom() {
+	if a.before == nil && !a.park() {
+		close(a.join.over)
+		return
+	}
+	a.dialin.parked = false // leaveRoom sees to it
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	a.join.cancel = cancel
 	a.wg.Go(func() {
@@ -123,26 +132,51 @@ func (a *actor) complain(err error) {
 	a.note("tell the room which rights phones lack", a.bridge.tellOnce(ctx, rights.Room, a.join.ghost, rights.Error()))
 }
 
-// enterCall makes the caller's ghost, brings it into the room, and into the room's call.
-func (a *actor) enterCall(ctx context.Context) error {
-	b := a.bridge
-	room, err := b.matrix.ResolveRoom(ctx, a.target)
-	if err != nil {
-		return fmt.Errorf("find room %s: %w", a.target, err)
+// park reserves a ghost for the leg, unless it has one.
+func (a *actor) park() bool {
+	if a.join.localpart != "" {
+		return true
 	}
-	if a.join.localpart, err = b.reserveGhost(a.info); err != nil {
-		return err
+	name, err := a.bridge.reserveGhost(a.info)
+	if err != nil {
+		a.log.Warn("no ghost for the phone", "err", err)
+		a.tellEvent(leg.Event{Kind: leg.RoomRefused, Cause: joinCause(err)})
+		return false
+	}
+	a.join.localpart, a.dialin.parked = name, true
+	return true
+}
+
+// enterRoom makes the caller's ghost, for which a name must be reserved, and brings it into the leg's room. The ghost is not nil
+// where an error is about the room.
+func (a *actor) enterRoom(ctx context.Context) (*matrixcall.Ghost, id.RoomID, error) {
+	b := a.bridge
+	b.mu.Lock()
+	target := a.target
+	b.mu.Unlock()
+	room, err := b.matrix.ResolveRoom(ctx, target)
+	if err != nil {
+		return nil, "", fmt.Errorf("find room %s: %w", target, err)
 	}
 	ghost, err := b.matrix.Ghost(ctx, a.join.localpart, a.name)
 	if err != nil {
-		return fmt.Errorf("make ghost: %w", err)
+		return nil, "", fmt.Errorf("make ghost: %w", err)
 	}
-	a.join.ghost = ghost
 	if err := ghost.EnterRoom(ctx, room); err != nil {
-		return fmt.Errorf("enter room %s: %w", room, err)
+		return ghost, "", fmt.Errorf("enter room %s: %w", room, err)
 	}
 	if err := b.matrix.CheckRights(ctx, ghost, room); err != nil {
-		return fmt.Errorf("check rights in %s: %w", room, err)
+		return ghost, "", fmt.Errorf("check rights in %s: %w", room, err)
+	}
+	return ghost, room, nil
+}
+
+// enterCall makes the caller's ghost, brings it into the room, and into the room's call.
+func (a *actor) enterCall(ctx context.Context) error {
+	ghost, room, err := a.enterRoom(ctx)
+	a.join.ghost = ghost
+	if err != nil {
+		return err
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
 		CreateType: "m.voice", Intent: a.options.Intent, Name: "Call from " + a.name,
@@ -262,27 +296,30 @@ func (a *actor) sendAnswer() {
 	a.log.Info("leg began", "room", a.target, "after", time.Since(a.begun).Round(time.Millisecond))
 }
 
-func (a *actor) startMedia() {
+// startMedia seats the phone at the desk of its room.
+func (a *actor) startMedia() { a.sit(voiceOptions{Room: a.room(), ToPeers: a.writePeers}) }
+
+// sit connects the phone with a desk.
+func (a *actor) sit(where voiceOptions) bool {
 	if a.stream.SSRC == 0 { // else it has begun with tones
 		format := a.media.Format()
 		a.stream = phoneConfig(codecOf(format), format.PayloadType)
 	}
 	media := a.media
-	v, err := a.bridge.studio.Join(voiceOptions{
-		Room: a.room(), Phone: a.stream,
-		ToPhone: media.WriteRTP, ToPeers: a.writePeers,
-		Press: func(digit rune) { media.SendDigit(byte(digit)) },
-	})
+	where.Phone, where.ToPhone = a.stream, media.WriteRTP
+	where.Press = func(digit rune) { media.SendDigit(byte(digit)) }
+	v, err := a.bridge.studio.Join(where)
 	if err != nil {
 		a.note("start media", err)
 		a.tell(leg.PhoneFailed)
-		return
+		return false
 	}
 	a.bridge.seat(a, v)
-	a.media.OnPacket(v.FromPhone)
-	if a.held {
+	media.OnPacket(v.FromPhone)
+	if a.silenced() {
 		v.Mute(true)
 	}
+	return true
 }
 
 // room is where the leg's conference is. Its join must be over, or have been over in the process before.
@@ -315,10 +352,11 @@ func (a *actor) setFormat(f sip.Format) {
 	}
 }
 
+// stopMedia takes the phone off the desk where it sits, if it does. Its stream can go on at another one.
 func (a *actor) stopMedia() {
 	if v := a.voice.Swap(nil); v != nil {
 		a.media.OnPacket(nil)
-		v.Leave()
+		a.stream = v.Leave()
 		a.unsent += v.unsent.Load()
 	}
 }
@@ -326,18 +364,13 @@ func (a *actor) stopMedia() {
 // hold mutes the phone towards the peers while it is on hold: no hold music for the room.
 func (a *actor) hold(on bool) {
 	a.held = on
-	if v := a.voice.Load(); v != nil {
-		v.Mute(on)
-	}
-	if m := a.outlet.Load(); m != nil && a.voice.Load() != nil {
-		m.Mute(on)
-	}
+	a.mutePhone()
 }
 
 // save writes the row. The answer to a phone waits until it is there; a call in progress goes on without waiting.
 func (a *actor) save() {
 	row := a.row()
-	if a.state.Phase == leg.Talking || a.state.Phase == leg.Resuming {
+	if a.state.Phase >= leg.Asking {
 		a.note("save leg", a.bridge.journal.PutLeg(row))
 		return
 	}

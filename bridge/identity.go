@@ -24,7 +24,7 @@ func (a *actor) identify(caller sip.Caller) {
 		a.naming.early = &caller
 		return
 	}
-	show := a.bridge.showNumbers[a.info.Trunk]
+	show := a.showsNumber()
 	name := ghostName(caller, show)
 	if name == a.name {
 		return

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"trunkline/bridge/sound"
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -25,6 +26,7 @@ type metrics struct {
 
 	rings      prometheus.Counter
 	ringsEnded *prometheus.CounterVec
+	pins       *prometheus.CounterVec
 }
 
 func newMetrics(b *Bridge) *metrics {
@@ -42,6 +44,9 @@ func newMetrics(b *Bridge) *metrics {
 		ringsEnded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_rings_ended_total", Help: "Rings that ended, by how: answered, or why not.",
 		}, []string{"how"}),
+		pins: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_pins_total", Help: "PINs that callers entered, by result.",
+		}, []string{"result"}),
 		resumed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trunkline_legs_resumed_total", Help: "Legs taken over from a process that is gone.",
 		}),
@@ -52,8 +57,8 @@ func newMetrics(b *Bridge) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded,
-		mediaReadings(b), sipReadings(b.phones), databaseReadings(b.journal),
+		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins,
+		mediaReadings(b), soundReadings(b.sounds), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)
 	return m
@@ -79,6 +84,17 @@ func mediaReadings(b *Bridge) readings {
 			studio(func(s studioStats) uint64 { return s.Skipped })),
 		counter("trunkline_media_inbox_overflow_total", "Packets dropped because a worker's inbox was full.",
 			studio(func(s studioStats) uint64 { return s.Overflow })),
+	}
+}
+
+func soundReadings(l *sound.Library) readings {
+	stat := func(value func(sound.Stats) uint64) func() uint64 {
+		return func() uint64 { return value(l.Stats()) }
+	}
+	return readings{
+		counter("trunkline_sounds_missing_total", "Prompts that were a tone because no language has them.",
+			stat(func(s sound.Stats) uint64 { return s.Missing })),
+		counter("trunkline_sounds_broken_total", "Sound files that could not be read.", stat(func(s sound.Stats) uint64 { return s.Broken })),
 	}
 }
 

@@ -9,13 +9,13 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"trunkline/bridge/number"
 	"trunkline/sip"
 )
 
 const (
-	maxName    = 60 // characters of a display name; callers choose it
-	anonymous  = "Anonymous caller"
-	maskedTail = 2 // digits shown at the end of a masked number
+	maxName   = 60 // characters of a display name; callers choose it
+	anonymous = "Anonymous caller"
 )
 
 // ghostLocalpart names the ghost of a caller: the same caller is the same ghost, yet the number can't be read from it.
@@ -41,48 +41,23 @@ func ghostName(caller sip.Caller, showNumber bool) string {
 	if caller.Private {
 		return anonymous
 	}
-	number := cleanName(string(caller.Number))
+	shown := cleanName(string(caller.Number))
 	name := cleanName(caller.DisplayName)
-	if sameNumber(name, number) {
+	if sameNumber(name, shown) {
 		name = ""
 	}
 	if !showNumber {
-		number, name = maskNumber(number), maskDigits(name)
+		shown, name = number.Mask(shown), number.Mask(name) // a name may be a number, too
 	}
 	switch {
-	case name == "" && number == "":
+	case name == "" && shown == "":
 		return anonymous
 	case name == "":
-		return number
-	case number == "":
+		return shown
+	case shown == "":
 		return name
 	}
-	return name + " (" + number + ")"
-}
-
-// maskNumber keeps the first four characters and the last two: enough to recognise a caller one knows. Short numbers
-// are extensions and shown whole.
-func maskNumber(number string) string {
-	const head = 4
-	runes := []rune(number)
-	if len(runes) <= head+maskedTail {
-		return number
-	}
-	return string(runes[:head]) + strings.Repeat("•", len(runes)-head-maskedTail) + string(runes[len(runes)-maskedTail:])
-}
-
-// maskDigits masks a display name that is itself a long number.
-func maskDigits(name string) string {
-	digits := 0
-	for _, r := range name {
-		if unicode.IsDigit(r) {
-			digits++
-		}
-	}
-	if digits >= 7 {
-		return maskNumber(name)
-	}
-	return name
+	return name + " (" + shown + ")"
 }
 
 // cleanName removes what a caller could use to disturb the room: control and bidirectional characters, endless length.

@@ -99,17 +99,23 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 		a.log.Warn("options of a resumed leg make no sense; the defaults hold", "err", err)
 	}
 	a.options = a.options.Over(b.routes.defaults)
-	begin := leg.Interrupted
-	if known && (state.Answered() || dialog.Confirmed) {
+	a.resumeMenu(state)
+	begin, goesOn := leg.Interrupted, leg.Resumed
+	asked := !known && state.wasAsked(row.Phase)
+	if asked {
+		goesOn = leg.ResumedAsking
+	}
+	if (known || asked) && (state.Answered() || dialog.Confirmed) {
 		media, err := call.OpenMedia()
 		if err != nil {
 			a.log.Warn("the phone's ports cannot be opened again", "err", err)
 		} else {
-			begin, a.media = leg.Resumed, media
+			begin, a.media = goesOn, media
 			a.stream = phoneConfig(codecOf(media.Format()), media.Format().PayloadType)
 			a.stream.SSRC = sip.NewSSRC(dialog.Media.LocalSSRC)
 		}
 	}
+	a.dialin.parked = begin == leg.ResumedAsking && a.join.localpart != ""
 	if begin == leg.Interrupted {
 		close(a.join.over) // there is no attempt to join
 	}
@@ -204,7 +210,7 @@ func (a *actor) abandon() {
 
 // suspend is abandon after a last save: the next process resumes the leg.
 func (a *actor) suspend() {
-	if a.state.Phase == leg.Talking || a.state.Phase == leg.Resuming {
+	if a.state.Phase >= leg.Asking && a.state.Phase <= leg.Talking {
 		a.note("save leg", a.bridge.journal.PutLeg(a.row()))
 	}
 	a.abandon()
@@ -217,7 +223,7 @@ func (b *Bridge) suspendLegs() {
 	b.closing = true
 	var unanswered []*actor
 	for _, a := range b.legs {
-		if a.phase < leg.Resuming {
+		if a.phase < leg.Asking {
 			unanswered = append(unanswered, a)
 			a.tell(leg.Shutdown)
 		}

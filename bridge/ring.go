@@ -165,15 +165,23 @@ func (b *Bridge) mayAnnounce(room id.RoomID) bool {
 
 // reaction hears of every reaction in every room. It must not block.
 func (b *Bridge) reaction(r matrixcall.RoomReaction) {
-	if declineKeys[strings.ReplaceAll(r.Key, "\ufe0f", "")] {
+	key := strings.ReplaceAll(r.Key, "\ufe0f", "")
+	if declineKeys[key] {
 		b.decline(r.Room, r.Sender, func(ring *ring) bool { return r.Target == ring.notice || r.Target == ring.call })
+	}
+	if declineKeys[key] || admitKeys[key] {
+		b.attend(r.Room, r.Sender, admitKeys[key], func(l *lobby) bool { return r.Target == l.notice })
 	}
 }
 
 // message hears of every text message in every room. It must not block.
 func (b *Bridge) message(m matrixcall.RoomMessage) {
-	if strings.EqualFold(strings.Join(strings.Fields(m.Body), " "), declineCommand) {
+	switch strings.ToLower(strings.Join(strings.Fields(m.Body), " ")) {
+	case declineCommand:
 		b.decline(m.Room, m.Sender, func(*ring) bool { return true })
+		b.attend(m.Room, m.Sender, false, func(*lobby) bool { return true })
+	case admitCommand:
+		b.attend(m.Room, m.Sender, true, func(*lobby) bool { return true })
 	}
 }
 

@@ -46,6 +46,16 @@ func (r *routes) Find(ctx context.Context, number string) (route, error) {
 	return route{room: stored.Room, options: options.Over(r.defaults)}, err
 }
 
+// askPINs says whether a number of the config asks for one.
+func (r *routes) askPINs() bool {
+	for _, route := range r.fixed {
+		if route.Options.Over(r.defaults).PIN != config.PINNone {
+			return true
+		}
+	}
+	return r.defaults.PIN != config.PINNone
+}
+
 // route finds the room of the dialled number; a call to nowhere is refused before it becomes a leg.
 func (a *actor) route() bool {
 	ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
@@ -59,6 +69,10 @@ func (a *actor) route() bool {
 	case err != nil:
 		a.log.Warn("route has options that make no sense; the defaults hold", "err", err)
 	}
+	if found.room == config.AnyRoom && found.options.PIN != config.PINDatabase {
+		a.log.Warn("the route leads to the room of a PIN and asks for none", "dialled", a.info.Dialled)
+		found.room = ""
+	}
 	if found.room == "" {
 		a.log.Info("number leads nowhere", "dialled", a.info.Dialled)
 		a.bridge.refuse(a.call, cause)
@@ -66,17 +80,32 @@ func (a *actor) route() bool {
 	}
 	a.options = found.options
 	a.state.Rules = a.bridge.rulesFor(found.options)
-	a.bridge.mu.Lock()
-	a.target = found.room
-	a.bridge.mu.Unlock()
+	a.dialin.menu.Rules = menuRules(found.options)
+	a.name = ghostName(a.info.Caller, a.showsNumber())
+	a.setTarget(found.room)
 	return true
+}
+
+// setTarget says which room the leg is for.
+func (a *actor) setTarget(room string) {
+	a.bridge.mu.Lock()
+	defer a.bridge.mu.Unlock()
+	a.target = room
+}
+
+// showsNumber says whether the room may see the caller's whole number.
+func (a *actor) showsNumber() bool {
+	if show := a.options.ShowNumbers; show != nil {
+		return *show
+	}
+	return a.bridge.showNumbers[a.info.Trunk]
 }
 
 // rulesFor are the limits of a leg whose route has these options.
 func (b *Bridge) rulesFor(o config.Options) leg.Rules {
 	r := b.rules
-	r.Ring = 0
-	if o.Intent == config.IntentRing {
+	r.Ring, r.Asks = 0, asks(o)
+	if o.Intent == config.IntentRing && !r.Asks {
 		r.Ring = *o.RingTimeout
 	}
 	r.Tones, r.Refusal = *o.EarlyMedia, *o.RefusalTone

@@ -9,6 +9,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/leg"
+	"trunkline/bridge/menu"
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -18,7 +19,10 @@ import (
 func (a *actor) row() db.Leg {
 	d := a.call.Dialog()
 	a.bridge.mu.Lock()
-	state := storedState{State: a.state, Notice: a.ring.notice}
+	state := storedState{
+		State: a.state, Notice: a.ring.notice, Target: a.target, Menu: a.dialin.menu, Joined: a.dialin.joined,
+		Lobby: storedLobby{Room: a.lobby.room, Notice: a.lobby.notice},
+	}
 	a.bridge.mu.Unlock()
 	l := db.Leg{
 		ID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch, Phase: a.state.Phase.String(),
@@ -26,6 +30,7 @@ func (a *actor) row() db.Leg {
 		Direction: "in", Trunk: a.info.Trunk, Dialled: string(a.info.Dialled),
 		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
 		Ghost: a.join.localpart, EndBy: a.state.EndBy,
+		Muted: a.dialin.menu.Muted, PromptStep: a.dialin.menu.Phase.String(),
 		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d), Options: encode(a.options), State: encode(state),
 	}
 	switch m := a.outlet.Load(); {
@@ -41,6 +46,10 @@ func (a *actor) row() db.Leg {
 type storedState struct {
 	leg.State
 	Notice id.EventID `json:",omitempty"` // of the ring; "" = none, or it says how the ring ended
+	Target string     // the room's alias or id
+	Menu   menu.State
+	Lobby  storedLobby
+	Joined bool // the room was told that the phone has joined
 }
 
 // dialogOf rebuilds the dialog of a stored leg.

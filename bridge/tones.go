@@ -19,6 +19,11 @@ var errNoSession = errors.New("the phone has offered no session yet")
 
 // playTone lets the phone hear a tone instead of the one before.
 func (a *actor) playTone(t leg.Tone) {
+	if v := a.voice.Load(); v != nil { // it was answered, and sits at a desk of its own
+		v.StopSaying()
+		v.Play(toneOf(t, a.options.ToneZone))
+		return
+	}
 	if a.early == nil {
 		if err := a.openEarly(); err != nil {
 			a.note("play a tone", err)

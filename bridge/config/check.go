@@ -9,6 +9,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"trunkline/bridge/menu"
+	"trunkline/bridge/pin"
+	"trunkline/bridge/sound"
 )
 
 // checker collects what is wrong with the values of a config.
@@ -25,6 +29,8 @@ var (
 	separated   = regexp.MustCompile(`^[0-9+*#.()-]*[.()-][0-9+*#.()-]*$`) // a number with visual separators (RFC 3966 §5.1.1)
 	contentURI  = regexp.MustCompile(`^mxc://[^/\s]+/[A-Za-z0-9_-]+$`)     // Matrix specification, "Content repository"
 	hostName    = regexp.MustCompile(`^[A-Za-z0-9.-]+$`)
+	language    = regexp.MustCompile(`^[a-z]{2}([_-][A-Za-z]{2,4})?$`)
+	pinSum      = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
 // Codecs are those a phone may be offered.
@@ -45,7 +51,8 @@ func (c *checker) config(cfg *Config) {
 	c.rtp(&cfg.RTP)
 	c.webrtc(&cfg.WebRTC)
 	c.calls(&cfg.Calls)
-	c.routes(cfg.Routes)
+	c.routes(cfg.Routes, cfg.Calls.Options)
+	c.dialIn(&cfg.DialIn)
 	if cfg.Admin.Listen != "" {
 		c.addrPort("admin.listen", cfg.Admin.Listen)
 	}
@@ -218,6 +225,20 @@ func (c *checker) calls(k *Calls) {
 	c.options("calls", &k.Options)
 }
 
+func (c *checker) dialIn(d *DialIn) {
+	if d.PINKey == "" {
+		c.wrong("dial_in.pin_key", "name the file of the key; it is made at the first start")
+	}
+	if d.PINDigits < pin.Least || d.PINDigits > pin.Longest {
+		c.wrong("dial_in.pin_digits", "must be from %d to %d", pin.Least, pin.Longest)
+	}
+	for i, folder := range d.Sounds {
+		if err := (sound.Options{Folders: []string{folder}}).Check(); err != nil {
+			c.wrong(fmt.Sprintf("dial_in.sounds[%d]", i), "%v", err)
+		}
+	}
+}
+
 // The longest that options may ask for. Callers of most trunks are cut off after three minutes of ringing.
 const (
 	longestRing    = 10 * time.Minute
@@ -237,9 +258,20 @@ func (c *checker) options(key string, o *Options) {
 	if o.ToneZone != "" {
 		c.oneOf(key+".tone_zone", o.ToneZone, ZoneEurope, ZoneNorthAmerica)
 	}
+	if o.PIN != "" && o.PIN != PINNone && o.PIN != PINDatabase && !pinSum.MatchString(o.PIN) {
+		c.wrong(key+".pin", "must be %s, %s, or the 64 characters that `bridge -pin` prints; never the PIN itself", PINNone, PINDatabase)
+	}
+	if o.Language != "" && !language.MatchString(o.Language) {
+		c.wrong(key+".language", "%q is not a language like en or es_MX", o.Language)
+	}
+	if o.Keys != nil {
+		if err := menu.CheckKeys(*o.Keys); err != nil {
+			c.wrong(key+".keys", "%v", err)
+		}
+	}
 }
 
-func (c *checker) routes(routes []Route) {
+func (c *checker) routes(routes []Route, below Options) {
 	seen := map[string]bool{}
 	for i, r := range routes {
 		key := fmt.Sprintf("routes[%d]", i)
@@ -252,7 +284,10 @@ func (c *checker) routes(routes []Route) {
 			c.wrong(key+".number", "%q leads to a room already", r.Number)
 		}
 		seen[r.Number] = true
-		if len(r.Room) < 2 || r.Room[0] != '#' && r.Room[0] != '!' {
+		switch asks := r.Options.Over(below).PIN; {
+		case r.Room == AnyRoom && asks != PINDatabase:
+			c.wrong(key+".room", "%q is for routes with pin: %s, where the PIN picks the room", r.Room, PINDatabase)
+		case r.Room != AnyRoom && (len(r.Room) < 2 || r.Room[0] != '#' && r.Room[0] != '!'):
 			c.wrong(key+".room", "%q is not a room alias (#…) or room id (!…)", r.Room)
 		}
 		c.options(key, &r.Options)

@@ -30,6 +30,7 @@ type Config struct {
 	WebRTC     WebRTC     `yaml:"webrtc"`
 	Calls      Calls      `yaml:"calls"`
 	Routes     []Route    `yaml:"routes"`
+	DialIn     DialIn     `yaml:"dial_in"`
 	Admin      Admin      `yaml:"admin"`
 	Log        Log        `yaml:"log"`
 }
@@ -147,6 +148,13 @@ type Route struct {
 	Room   string `yaml:"room"`
 
 	Options `yaml:",inline"`
+}
+
+// DialIn is what callers who are asked for a PIN need.
+type DialIn struct {
+	PINKey    string   `yaml:"pin_key"`
+	PINDigits int      `yaml:"pin_digits"`
+	Sounds    []string `yaml:"sounds"`
 }
 
 type Admin struct {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"gopkg.in/yaml.v3"
+
+	"trunkline/bridge/menu"
 )
 
 const smallest = "homeserver: {domain: example.org}\n"
@@ -92,6 +94,11 @@ routes:
     early_media: false
     refusal_tone: 0s
     tone_zone: north_america
+    pin: none
+    lobby: true
+    say_people: true
+    keys: {}
+    show_numbers: true
 `
 	c, err := Parse("config.yaml", []byte(text))
 	if err != nil {
@@ -104,8 +111,8 @@ routes:
 
 func TestARouteTakesFromCallsWhatItLeavesOut(t *testing.T) {
 	c, err := Parse("config.yaml", []byte(smallest+`
-calls: {ring_timeout: 20s, early_media: false}
-routes: [{number: "1", room: "#a:b", intent: m.prompt, refusal_tone: 0s}]
+calls: {ring_timeout: 20s, early_media: false, pin: database, announce: true}
+routes: [{number: "1", room: "*", intent: m.prompt, refusal_tone: 0s, language: en_GB, keys: {"#": leave}}]
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -114,6 +121,8 @@ routes: [{number: "1", room: "#a:b", intent: m.prompt, refusal_tone: 0s}]
 	want := Options{
 		Intent: IntentPrompt, RingTimeout: new(20 * time.Second), RingNotice: new(true), EarlyMedia: new(false),
 		RefusalTone: new(time.Duration(0)), ToneZone: ZoneEurope,
+		PIN: PINDatabase, Lobby: new(false), Language: "en_GB", SayPeople: new(false), Announce: new(true),
+		Keys: &Keys{"#": menu.LeaveCall},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("options (-want +got):\n%s", diff)
@@ -127,7 +136,7 @@ func TestOptionsOfTheDatabaseAreJSON(t *testing.T) {
 		t.Errorf("ParseOptions (-want +got):\n%s%v", diff, err)
 	}
 	for _, empty := range []string{"", "{}"} {
-		if got, err := ParseOptions(empty); got != (Options{}) || err != nil {
+		if got, err := ParseOptions(empty); !cmp.Equal(got, Options{}) || err != nil {
 			t.Errorf("ParseOptions(%q) = %+v, %v", empty, got, err)
 		}
 	}
@@ -152,7 +161,12 @@ sip:
 rtp: {port_min: 80, port_max: 70}
 routes:
   - {number: "1 2", room: meeting, intent: m.room, ring_timeout: 1h}
+  - {number: "3", room: "*", pin: "1234"}
+  - {number: "4", room: "*", language: german, keys: {"*6": explode}}
 log: {level: loud}
+dial_in:
+  pin_digits: 4
+  sounds: [/nowhere]
 `
 	_, err := Parse("config.yaml", []byte(text))
 	var problems *Problems
@@ -175,14 +189,21 @@ log: {level: loud}
 		"config.yaml:13: routes[0].room: \"meeting\" is not a room alias",
 		"config.yaml:13: routes[0].intent: \"m.room\" is not one of m.ring, m.prompt",
 		"config.yaml:13: routes[0].ring_timeout: must be from 1s to 10m0s",
-		"config.yaml:14: log.level: \"loud\" is not one of debug, info, warn, error",
+		"config.yaml:14: routes[1].pin: must be none, database, or the 64 characters",
+		"config.yaml:14: routes[1].room: \"*\" is for routes with pin: database",
+		"config.yaml:15: routes[2].room: \"*\" is for routes with pin: database",
+		"config.yaml:15: routes[2].language: \"german\" is not a language",
+		"config.yaml:15: routes[2].keys: keys \"*6\": \"explode\" is not one of",
+		"config.yaml:18: dial_in.pin_digits: must be from 6 to 16",
+		"config.yaml:19: dial_in.sounds[0]: there is no folder /nowhere",
+		"config.yaml:16: log.level: \"loud\" is not one of debug, info, warn, error",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 16 {
-		t.Errorf("%d problems, want 16:\n%v", len(problems.List), err)
+	if len(problems.List) != 23 {
+		t.Errorf("%d problems, want 23:\n%v", len(problems.List), err)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"gopkg.in/yaml.v3"
+
+	"trunkline/bridge/menu"
 )
 
 // Options say how a call is treated. They stand in calls, for all numbers, and in a route, for its number; what a route
@@ -19,6 +21,36 @@ type Options struct {
 	EarlyMedia  *bool          `yaml:"early_media"`
 	RefusalTone *time.Duration `yaml:"refusal_tone"`
 	ToneZone    string         `yaml:"tone_zone"`
+
+	PIN         string `yaml:"pin"`
+	Lobby       *bool  `yaml:"lobby"`
+	Language    string `yaml:"language"`
+	SayPeople   *bool  `yaml:"say_people"`
+	Keys        *Keys  `yaml:"keys"`
+	Announce    *bool  `yaml:"announce"`
+	ShowNumbers *bool  `yaml:"show_numbers"` // nil = as the trunk says
+}
+
+// What an option pin may say besides the sum of one PIN.
+const (
+	PINNone     = "none"
+	PINDatabase = "database" // those that were made for rooms
+)
+
+// AnyRoom stands for the room in a route where the PIN picks it.
+const AnyRoom = "*"
+
+// Keys are what sequences of keys do during a call.
+type Keys map[string]menu.Action
+
+// UnmarshalYAML replaces what was there, so that a default can be taken away.
+func (k *Keys) UnmarshalYAML(node *yaml.Node) error {
+	var given map[string]menu.Action
+	if err := node.Decode(&given); err != nil {
+		return err
+	}
+	*k = given
+	return nil
 }
 
 // The intents of a call (MSC3401).
@@ -42,6 +74,13 @@ func (o Options) Over(below Options) Options {
 		EarlyMedia:  first(o.EarlyMedia, below.EarlyMedia),
 		RefusalTone: first(o.RefusalTone, below.RefusalTone),
 		ToneZone:    first(o.ToneZone, below.ToneZone),
+		PIN:         first(o.PIN, below.PIN),
+		Lobby:       first(o.Lobby, below.Lobby),
+		Language:    first(o.Language, below.Language),
+		SayPeople:   first(o.SayPeople, below.SayPeople),
+		Keys:        first(o.Keys, below.Keys),
+		Announce:    first(o.Announce, below.Announce),
+		ShowNumbers: first(o.ShowNumbers, below.ShowNumbers),
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/nyaruka/phonenumbers"
 )
@@ -70,7 +71,7 @@ func Mask(text string) string {
 	const head, tail = 4, 2
 	digits := 0
 	for _, r := range text {
-		if isDigit(r) {
+		if unicode.IsDigit(r) {
 			digits++
 		}
 	}
@@ -83,7 +84,7 @@ func Mask(text string) string {
 	}
 	seen := 0
 	return strings.Map(func(r rune) rune {
-		if !isDigit(r) {
+		if !unicode.IsDigit(r) {
 			return r
 		}
 		seen++

@@ -2,6 +2,7 @@
 //
 //	bridge -e > config.yaml        # the example config, every option explained
 //	bridge -c config.yaml -g       # writes registration.yaml for the homeserver
+//	bridge -c config.yaml -pin     # makes a PIN, and what a route must say for it
 //	bridge -c config.yaml -doctor  # checks what usually goes wrong
 //	bridge -c config.yaml          # runs
 //
@@ -49,7 +50,7 @@ func main() {
 type options struct {
 	config                                   string
 	example, register, diagnose, showVersion bool
-	healthy                                  bool
+	healthy, newPIN                          bool
 }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
@@ -61,6 +62,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	flags.BoolVar(&o.register, "g", false, "write the registration for the homeserver and exit")
 	flags.BoolVar(&o.diagnose, "doctor", false, "check what usually goes wrong, and exit")
 	flags.BoolVar(&o.healthy, "healthy", false, "ask the running bridge whether it is ready, and exit (for container health checks)")
+	flags.BoolVar(&o.newPIN, "pin", false, "make a PIN for the option pin of a route and exit")
 	flags.BoolVar(&o.showVersion, "v", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -102,6 +104,12 @@ func withConfig(ctx context.Context, o options, cfg config.Config, out, errOut i
 		}
 		fmt.Fprintf(out, "wrote %s\nGive this file to the homeserver (Synapse: app_service_config_files) and restart it.\n", path)
 		return 0
+	case o.newPIN:
+		pin, option, err := bridge.NewPIN(cfg)
+		if err == nil {
+			fmt.Fprintf(out, "PIN for callers: %s\nFor the route:   pin: %s\n", pin, option)
+		}
+		return report(errOut, err, exitFailed)
 	case o.diagnose:
 		if !doctor.Examine(ctx, cfg, o.config, out) {
 			return exitFailed

@@ -209,3 +209,12 @@ func wrap(x, length float64) float64 { return x - length*math.Round(x/length) }
 func duration(samples float64) time.Duration {
 	return time.Duration(samples * float64(time.Second) / judged)
 }
+
+// Find tells where in what was heard a source is that was played once, both at a phone's rate, and how alike the two are there.
+func Find(heard, source []int16) (from int, correlation float64) {
+	if len(heard) < len(source) {
+		return 0, 0
+	}
+	correlation, from = newHaystack(heard).search(source)
+	return from, correlation
+}

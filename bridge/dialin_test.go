@@ -1,0 +1,439 @@
+package bridge
+
+import (
+	"encoding/json"
+	"hash/fnv"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/config"
+	"trunkline/bridge/sound"
+	"trunkline/internal/testbed/homeserver"
+	"trunkline/internal/testbed/listen"
+	"trunkline/internal/testbed/member"
+	"trunkline/internal/testbed/phone"
+)
+
+const (
+	pinNumber   = "600" // one number for all rooms: the PIN picks
+	ownNumber   = "601" // leads to the room of goodNumber, with a PIN
+	nowhere     = "602" // with a PIN, leads to a room that does not exist
+	lobbyNumber = "603" // leads to the room of goodNumber, which lets phones in
+	tellNumber  = "604" // the room is told who comes, callers how many are there
+)
+
+func (b *bed) dialInRoutes() []config.Route {
+	asked := config.Options{Intent: config.IntentPrompt, PIN: config.PINDatabase}
+	return []config.Route{
+		{Number: pinNumber, Room: config.AnyRoom, Options: asked},
+		{Number: ownNumber, Room: string(b.room), Options: asked},
+		{Number: nowhere, Room: "#nowhere:" + b.hs.Domain(), Options: asked},
+		{Number: lobbyNumber, Room: string(b.room), Options: config.Options{Lobby: new(true), ShowNumbers: new(true)}},
+		{Number: tellNumber, Room: string(b.room), Options: config.Options{Intent: config.IntentPrompt, Announce: new(true), SayPeople: new(true)}},
+	}
+}
+
+// promptNames are what the tests listen for.
+var promptNames = []string{
+	"conf-getpin", "conf-invalidpin", "conf-onlyperson", "conf-onlyone", "conf-thereare", "conf-otherinparty", "conf-muted", "conf-unmuted",
+	"conf-waitforleader", "vm-goodbye", "please-try-call-later", "hold",
+}
+
+// jingle is a sound that is not taken for another one: 24 notes, picked by its name.
+func jingle(name string) []int16 {
+	seed := fnv.New64a()
+	seed.Write([]byte(name))
+	dice := rand.New(rand.NewPCG(seed.Sum64(), 1))
+	var pcm []int16
+	for range 24 {
+		hz := 300 + 2700*dice.Float64()
+		for i := range sound.Rate / 20 {
+			pcm = append(pcm, int16(3000*math.Sin(2*math.Pi*hz*float64(i)/sound.Rate)))
+		}
+	}
+	return pcm
+}
+
+// writePrompts makes a folder of sounds.
+func writePrompts(t *testing.T) string {
+	t.Helper()
+	top := t.TempDir()
+	if err := os.Mkdir(filepath.Join(top, "en"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range promptNames {
+		file, err := os.Create(filepath.Join(top, "en", name+".wav"))
+		if err == nil {
+			err = sound.WriteWAV(file, jingle(name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		file.Close()
+	}
+	return top
+}
+
+// hears waits for a prompt in what a phone has heard since from, and returns where it ends.
+func (b *bed) hears(call *phone.Call, name string, from int) (end int) {
+	b.t.Helper()
+	source := jingle(name)
+	b.await("the phone to hear "+name, func() bool {
+		heard := call.Heard()
+		if len(heard) < from+len(source) {
+			return false
+		}
+		at, like := listen.Find(heard[from:], source)
+		end = from + at + len(source)
+		return like > 0.8
+	})
+	return end
+}
+
+// heard says whether a phone has heard a prompt.
+func heard(call *phone.Call, name string) bool {
+	_, like := listen.Find(call.Heard(), jingle(name))
+	return like > 0.8
+}
+
+func (b *bed) pin() string {
+	b.t.Helper()
+	made, err := b.process.bridge.MakePIN(b.ctx(), b.room, "")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return made
+}
+
+// enters waits until the phone of the call is in the room's call with alice, both heard.
+func (b *bed) enters(call *phone.Call, alice *member.Member) id.UserID {
+	b.t.Helper()
+	b.await("the ghost to be in the call", func() bool { return len(b.ghosts()) == 1 })
+	ghost := b.ghosts()[0]
+	if err := alice.AwaitConnected(b.ctx(), ghost); err != nil {
+		b.t.Fatal(err)
+	}
+	alice.Says(sine(aliceHz, 48000, time.Second))
+	call.Play(sine(phoneHz, 8000, 20*time.Second))
+	b.await("both to hear each other", func() bool {
+		return loud(call.Heard(), aliceHz, 8000) && loud(alice.Heard(ghost).PCM, phoneHz, 48000)
+	})
+	return ghost
+}
+
+func TestCallerEntersWithAPIN(t *testing.T) {
+	t.Parallel()
+	for _, number := range []string{pinNumber, ownNumber} {
+		t.Run(number, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t)
+			alice := b.person("alice", member.JSSDK, true)
+			pin := b.pin()
+			call := b.dial(b.phone("+493012345678"), number)
+			b.hears(call, "conf-getpin", 0)
+			if ghosts := b.ghosts(); len(ghosts) > 0 {
+				t.Errorf("in the call before the PIN: %v", ghosts)
+			}
+			call.Press(pin + "#")
+			b.enters(call, alice)
+			if n := call.Streams(); n != 1 {
+				t.Errorf("the phone got %d RTP streams, want one from the prompt to the talk", n)
+			}
+			if err := call.Hangup(b.ctx()); err != nil {
+				t.Fatal(err)
+			}
+			b.await("everything to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+		})
+	}
+}
+
+// Nobody can tell a room that does not exist, or a PIN that leads elsewhere, from a wrong PIN.
+func TestWrongPINsEndTheCall(t *testing.T) {
+	t.Parallel()
+	for number, typed := range map[string]func(*bed) string{
+		ownNumber: func(*bed) string { return "482916357" },
+		nowhere:   (*bed).pin,
+	} {
+		t.Run(number, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t)
+			call := b.dial(b.phone("+493012345678"), number)
+			at, typed := 0, typed(b)
+			for range 3 {
+				at = b.hears(call, "conf-getpin", at)
+				call.Press(typed + "#")
+				at = b.hears(call, "conf-invalidpin", at)
+			}
+			b.hears(call, "vm-goodbye", at)
+			b.await("the phone to be hung up on", func() bool { return call.Ended() != "" })
+			b.await("the leg to go", func() bool { return b.rows() == 0 })
+			if got := b.history(); !slices.Equal(got, []string{"wrong PIN too often"}) {
+				t.Errorf("history %q", got)
+			}
+			for _, ev := range b.hs.Timeline(b.room) {
+				if strings.HasPrefix(string(ev.Sender), "@"+b.cfg.AppService.GhostPrefix) {
+					t.Errorf("the room has an event of the phone: %s", ev.Type)
+				}
+			}
+		})
+	}
+}
+
+func TestWhoHasGuessedTooOftenIsNotLetInByTheRightPIN(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	pin, budget := b.pin(), b.process.bridge.pins.budget
+	for budget.Take(time.Now(), "lab", "+493012345678") {
+	}
+	call := b.dial(b.phone("+493012345678"), pinNumber)
+	b.hears(call, "conf-getpin", 0)
+	call.Press(pin + "#")
+	b.hears(call, "conf-invalidpin", 0)
+	other := b.dial(b.phone("+493087654321"), pinNumber)
+	b.hears(other, "conf-getpin", 0)
+	other.Press(pin + "#")
+	b.await("another caller to come in", func() bool { return len(b.ghosts()) == 1 })
+}
+
+func TestPINEntryOutlivesAKilledProcess(t *testing.T) {
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, true)
+	pin := b.pin()
+	b.stop()
+	doomed := b.startDoomed()
+	call := b.dial(b.phone("+493012345678"), pinNumber)
+	b.hears(call, "conf-getpin", 0)
+	call.Press(pin[:4])
+	if err := call.Wait(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, doomed)
+	before := len(call.Heard())
+	b.start()
+	b.hears(call, "conf-getpin", before)
+	call.Press(pin + "#")
+	b.enters(call, alice)
+	if err := call.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.await("everything to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+}
+
+// awaitLobby waits until the room has been told of so many phones in its lobby, and returns the last notice.
+func (b *bed) awaitLobby(phones int) homeserver.Event {
+	b.t.Helper()
+	var notices []homeserver.Event
+	b.await("the room to be told who waits", func() bool {
+		notices = nil
+		for _, ev := range b.hs.Timeline(b.room) {
+			if ev.Type == event.EventMessage.Type && ev.Sender == b.bot() && strings.Contains(string(ev.Content), admitCommand) {
+				notices = append(notices, ev)
+			}
+		}
+		return len(notices) == phones
+	})
+	return notices[phones-1]
+}
+
+func TestTheRoomLetsAPhoneIn(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, true)
+	call := b.dial(b.phone("+493012345678"), lobbyNumber)
+	notice := b.awaitLobby(1)
+	if !strings.Contains(string(notice.Content), "+493012345678 waits") {
+		t.Errorf("the notice says %s, want the whole number", notice.Content)
+	}
+	b.hears(call, "hold", b.hears(call, "conf-waitforleader", 0))
+	if ghosts := b.ghosts(); len(ghosts) > 0 {
+		t.Errorf("in the call before it was let in: %v", ghosts)
+	}
+	b.react(alice, notice.ID, "🎉")
+	b.react(alice, notice.ID, "✅")
+	b.enters(call, alice)
+	if got := b.outcome(notice.ID); !strings.Contains(got, "let in by @alice") {
+		t.Errorf("the notice says %q", got)
+	}
+}
+
+func TestTheRoomSendsAPhoneAway(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, true)
+	call := b.dial(b.phone("+493012345678"), lobbyNumber)
+	notice := b.awaitLobby(1)
+	if _, err := alice.Client().SendText(b.ctx(), b.room, "!sip decline"); err != nil {
+		t.Fatal(err)
+	}
+	b.hears(call, "vm-goodbye", 0)
+	b.await("the phone to be hung up on", func() bool { return call.Ended() != "" })
+	if got := b.outcome(notice.ID); !strings.Contains(got, "sent away by @alice") {
+		t.Errorf("the notice says %q", got)
+	}
+	b.await("the leg to go", func() bool { return b.rows() == 0 })
+	if n := len(b.process.bridge.ghosts); n != 0 {
+		t.Errorf("%d ghosts are still reserved", n)
+	}
+}
+
+func TestTheLobbyOutlivesAKilledProcess(t *testing.T) {
+	b, doomed := doomedBed(t)
+	alice := b.person("alice", member.JSSDK, true)
+	call := b.dial(b.phone("+493012345678"), lobbyNumber)
+	notice := b.awaitLobby(1)
+	b.hears(call, "conf-waitforleader", 0)
+	kill(t, doomed)
+	before := len(call.Heard())
+	b.start()
+	b.hears(call, "conf-waitforleader", before)
+	b.react(alice, notice.ID, "👍")
+	b.enters(call, alice)
+	if got := b.outcome(notice.ID); !strings.Contains(got, "let in by @alice") {
+		t.Errorf("the notice says %q", got)
+	}
+}
+
+// mutedFor waits until a member's client knows whether the phone is muted.
+func (b *bed) mutedFor(m *member.Member, ghost id.UserID, muted bool) {
+	b.t.Helper()
+	err := m.Await(b.ctx(), "the phone to be muted or not", func(v member.View) bool {
+		return slices.ContainsFunc(v.Peers, func(p member.PeerView) bool { return p.User == ghost && p.Muted == muted })
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func TestKeysDuringTheCall(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, true)
+	call, ghost := b.talkWith(alice)
+	call.Press("*6")
+	at := b.hears(call, "conf-muted", 0)
+	b.mutedFor(alice, ghost, true)
+	v := b.onlyLeg().voice.Load()
+	b.await("the desk to know", func() (muted bool) {
+		v.worker.do(func() { muted = v.phone.Stats().Muted })
+		return muted
+	})
+	call.Press("*6")
+	at = b.hears(call, "conf-unmuted", at)
+	b.mutedFor(alice, ghost, false)
+	call.Press("*4")
+	at = b.hears(call, "conf-onlyone", at)
+	call.Press("*5")
+	b.await("the room to see the hand", func() bool {
+		return strings.Contains(strings.Join(b.notices(string(b.room)), "\n"), "has raised their hand")
+	})
+	call.Press("*0")
+	b.hears(call, "vm-goodbye", at)
+	b.await("the phone to be hung up on", func() bool { return call.Ended() != "" })
+	b.await("the leg to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+	if got := b.history(); !slices.Equal(got, []string{"left by key"}) {
+		t.Errorf("history %q", got)
+	}
+}
+
+func TestAPhoneThatMutedItselfStaysMutedOverAKill(t *testing.T) {
+	b, doomed := doomedBed(t)
+	w := b.talkers(member.JSSDK)
+	w.call.Press("*6")
+	b.hears(w.call, "conf-muted", 0)
+	b.mutedFor(w.alice, w.ghost, true)
+	kill(t, doomed)
+	b.start()
+	b.await("the phone to hear alice", w.phoneHears)
+	b.await("the leg to talk", func() bool { return b.onlyLeg().silencedNow() })
+	w.alice.Forget()
+	time.Sleep(500 * time.Millisecond)
+	if w.aliceHears() {
+		t.Error("after the restart alice hears a phone that had muted itself")
+	}
+}
+
+// silencedNow asks the actor.
+func (a *actor) silencedNow() bool {
+	answer := make(chan bool, 1)
+	a.inbox.Put(func() { answer <- a.silenced() && a.voice.Load() != nil })
+	return <-answer
+}
+
+func TestTheRoomAndTheCallerAreTold(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	said := func(what string) func() bool {
+		return func() bool { return strings.Contains(strings.Join(b.notices(string(b.room)), "\n"), what) }
+	}
+	call := b.dial(b.phone("+493012345678"), tellNumber)
+	b.hears(call, "conf-onlyperson", 0)
+	b.await("the room to be told", said("+493•••••••78 has joined the call by telephone."))
+	second := b.dial(b.phone("+493087654321"), tellNumber)
+	b.hears(second, "conf-onlyone", 0)
+	if err := second.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the room to be told", said("+493•••••••21 has left the call."))
+}
+
+func TestAdminsMakePINs(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	ask := func(method, room string, want int) pinView {
+		t.Helper()
+		answer := httptest.NewRecorder()
+		b.process.bridge.admin().ServeHTTP(answer, httptest.NewRequest(method, "/pins?room="+room, nil))
+		if answer.Code != want {
+			t.Fatalf("%s: %d %s, want %d", method, answer.Code, answer.Body, want)
+		}
+		var v pinView
+		if want == http.StatusOK {
+			if err := json.Unmarshal(answer.Body.Bytes(), &v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return v
+	}
+	room := string(b.room)
+	ask(http.MethodPost, "meeting", http.StatusBadRequest)
+	first, second := ask(http.MethodPost, room, http.StatusOK), ask(http.MethodPost, room, http.StatusOK)
+	if len(first.PIN) != b.cfg.DialIn.PINDigits || first.PIN == second.PIN || second.PINs != 2 {
+		t.Errorf("made %+v and %+v", first, second)
+	}
+	if v := ask(http.MethodGet, room, http.StatusOK); v.PIN != "" || v.PINs != 2 {
+		t.Errorf("GET shows %+v", v)
+	}
+	if v := ask(http.MethodDelete, room, http.StatusOK); v.PINs != 0 {
+		t.Errorf("after DELETE there are %+v", v)
+	}
+	if info, err := os.Stat(b.cfg.DialIn.PINKey); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("key file: %v, %v", info, err)
+	}
+}
+
+func TestAPINOfTheConfigIsTaken(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.stop()
+	made, option, err := NewPIN(b.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.cfg.Routes = []config.Route{{Number: ownNumber, Room: string(b.room), Options: config.Options{PIN: option}}}
+	b.start()
+	call := b.dial(b.phone("1"), ownNumber)
+	b.hears(call, "conf-getpin", 0)
+	call.Press(made + "#")
+	b.await("the phone to come in", func() bool { return len(b.ghosts()) == 1 })
+}
