@@ -2,10 +2,12 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +29,9 @@ const (
 
 // ringNumber leads to the same room as the number does, and rings it where the number waits in the call.
 func ringNumber(number int) string { return fmt.Sprint("9", number) }
+
+// PINNumber leads to the room whose PIN is typed; see [Bridge.MakePIN].
+const PINNumber = "8000"
 
 func aliasName(number int) string { return fmt.Sprintf("line-%d", number) }
 
@@ -123,7 +128,9 @@ func (b *Bridge) configure(homeserver string) error {
 			map[string]string{"number": fmt.Sprint(n), "room": room, "intent": "m.prompt"},
 			map[string]string{"number": ringNumber(n), "room": room, "intent": "m.ring", "ring_timeout": "8s", "refusal_tone": "3s"})
 	}
+	routes = append(routes, map[string]string{"number": PINNumber, "room": "*", "pin": "database"})
 	config, err := yaml.Marshal(map[string]any{
+		"dial_in":    map[string]any{"pin_key": filepath.Join(filepath.Dir(b.config), "pin.key")},
 		"homeserver": map[string]any{"address": homeserver, "domain": labDomain},
 		"appservice": map[string]any{
 			"registration": b.registration, "id": "trunkline-lab", "bot": botName, "ghost_prefix": ghostName,
@@ -230,6 +237,24 @@ func (b *Bridge) Counters(ctx context.Context) string {
 		}
 	}
 	return lines.String()
+}
+
+// MakePIN asks the bridge, as an admin does, for a PIN that leads to a room.
+func (b *Bridge) MakePIN(ctx context.Context, room id.RoomID) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.Metrics()+"/pins?room="+url.QueryEscape(string(room)), nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("make a PIN: %w", err)
+	}
+	defer resp.Body.Close()
+	var made struct{ PIN string }
+	if err := json.NewDecoder(resp.Body).Decode(&made); err != nil || made.PIN == "" {
+		return "", fmt.Errorf("make a PIN: status %d, %w", resp.StatusCode, err)
+	}
+	return made.PIN, nil
 }
 
 // Memory returns the bridge's resident memory in bytes.
