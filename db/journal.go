@@ -330,19 +330,27 @@ func (j *Journal) MarkTransaction(ctx context.Context, txnID string) (fresh bool
 		attempt, cancel := context.WithTimeout(ctx, attemptPatience)
 		defer cancel()
 		fresh, err = j.store.MarkTransaction(attempt, txnID)
-		if err == nil || ctx.Err() != nil || !isAway(err) {
+		switch {
+		case err == nil:
 			j.remember(txnID)
-			return fresh, err
+			return fresh, nil
+		case ctx.Err() != nil, !isAway(err):
+			return false, err // not taken, so its repeat must not pass for one
 		}
 		j.Report(err)
 	}
 	if !j.remember(txnID) {
 		return false, nil
 	}
-	return true, j.put(write{row: "transaction " + txnID, do: func(ctx context.Context, s *Store) error {
+	err = j.put(write{row: "transaction " + txnID, do: func(ctx context.Context, s *Store) error {
 		_, err := s.MarkTransaction(ctx, txnID)
 		return err
 	}}, nil)
+	if err != nil {
+		j.unremember(txnID)
+		return false, err
+	}
+	return true, nil
 }
 
 // remember notes a transaction and tells whether it is new to this process.
@@ -356,6 +364,15 @@ func (j *Journal) remember(txnID string) bool {
 		j.txns = slices.Delete(j.txns, 0, len(j.txns)-knownTxns)
 	}
 	return true
+}
+
+// unremember undoes remember for a transaction that was not taken after all.
+func (j *Journal) unremember(txnID string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if i := slices.Index(j.txns, txnID); i >= 0 {
+		j.txns = slices.Delete(j.txns, i, i+1)
+	}
 }
 
 // isAway tells whether err may pass with time. What the database itself refuses will not: a fault of the statement or of

@@ -209,6 +209,42 @@ func TestJournalIsBounded(t *testing.T) {
 	}
 }
 
+// A transaction that was answered with an error comes again: then it is new, even if the database has gone away meanwhile.
+func TestTransactionThatWasNotTakenIsNewWhenRepeated(t *testing.T) {
+	t.Run("request given up", func(t *testing.T) {
+		p := newProxy(t, freshDatabase(t))
+		s := open(t, p.address)
+		lease(t, s, "run-1")
+		j := journal(t, s)
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if fresh, err := j.MarkTransaction(gone, "9"); fresh || err == nil {
+			t.Errorf("MarkTransaction of a request that is over = %t, %v; want an error", fresh, err)
+		}
+		p.hang()
+		must(t, j.PutLeg(legNamed("x", "y")))
+		await(t, "the outage to be noticed", j.Away)
+		for _, want := range []bool{true, false} {
+			if fresh, err := j.MarkTransaction(t.Context(), "9"); fresh != want || err != nil {
+				t.Errorf("MarkTransaction while the database is away = %t, %v; want %t", fresh, err, want)
+			}
+		}
+		p.goOn()
+	})
+	t.Run("too many writes wait", func(t *testing.T) {
+		j := NewJournal(nil, slog.New(slog.DiscardHandler)) // nobody runs it
+		j.Report(errors.New("no answer"))
+		for i := range maxWaiting {
+			must(t, j.PutLeg(legNamed(fmt.Sprint(i), "")))
+		}
+		for range 2 {
+			if fresh, err := j.MarkTransaction(t.Context(), "9"); fresh || !errors.Is(err, ErrFull) {
+				t.Errorf("MarkTransaction = %t, %v; want ErrFull", fresh, err)
+			}
+		}
+	})
+}
+
 // What the database refuses for good must not stop the writes behind it.
 func TestRefusedWriteDoesNotBlock(t *testing.T) {
 	stores(t, func(t *testing.T, address string) {

@@ -1,6 +1,7 @@
 package matrixcall
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
@@ -118,7 +119,9 @@ func (s *Service) putTransaction(w http.ResponseWriter, r *http.Request) {
 			events = append(events, event)
 		}
 	}
-	fresh, err := s.store.MarkTransaction(r.Context(), transactionKey(r.PathValue("txn"), events))
+	// A homeserver that hangs up now will send it again. Were the mark given up half-way it might have been made, and the
+	// repeat would count as seen although nobody has handled it.
+	fresh, err := s.store.MarkTransaction(context.WithoutCancel(r.Context()), transactionKey(r.PathValue("txn"), events))
 	if err != nil {
 		s.log.Warn("transaction not taken: it cannot be remembered", "err", tidy(err))
 		answerError(w, http.StatusInternalServerError, "M_UNKNOWN", "try again")

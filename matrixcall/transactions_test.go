@@ -107,6 +107,32 @@ func TestTransactionIsHandledOnce(t *testing.T) {
 	})
 }
 
+// hastyStore does what a database driver may do when a question is given up: the row is there, the answer is not.
+type hastyStore struct{ *memory }
+
+func (h hastyStore) MarkTransaction(ctx context.Context, txnID string) (bool, error) {
+	fresh, err := h.memory.MarkTransaction(ctx, txnID)
+	return fresh, errors.Join(err, ctx.Err())
+}
+
+func TestTransactionOutlivesItsRequest(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		s, err := New(b.config(), hastyStore{b.store}, b.olm, Options{}, testLog(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		gone, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		r := httptest.NewRequestWithContext(gone, "PUT", "/_matrix/app/v1/transactions/1", strings.NewReader(`{"events":[]}`))
+		r.Header.Set("Authorization", "Bearer hs-token-of-the-test")
+		s.HTTPHandler().ServeHTTP(httptest.NewRecorder(), r)
+		if n := s.metrics.Transactions.Load(); n != 1 {
+			t.Errorf("%d transactions taken, want the one whose homeserver hung up: its repeat counts as seen", n)
+		}
+	})
+}
+
 // brokenStore cannot remember transactions.
 type brokenStore struct{ *memory }
 
