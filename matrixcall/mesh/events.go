@@ -48,6 +48,13 @@ type (
 		CallID string
 	}
 
+	// AnsweredLate says that our answer reached the homeserver only now, so late that the caller may have given up. That the
+	// homeserver is there again follows.
+	AnsweredLate struct {
+		To     Device
+		CallID string
+	}
+
 	// OfferReady is the result of CreateOffer: an offer with all candidates that were found in time.
 	OfferReady struct {
 		Conn Conn
@@ -99,6 +106,7 @@ func (Assert) isEvent()        {}
 func (MemberWritten) isEvent() {}
 func (CallWritten) isEvent()   {}
 func (SendFailed) isEvent()    {}
+func (AnsweredLate) isEvent()  {}
 func (OfferReady) isEvent()    {}
 func (AnswerReady) isEvent()   {}
 func (AnswerApplied) isEvent() {}

@@ -417,6 +417,7 @@ func (w world) peerHappenings() []happening {
 		happening{name: "assert", event: Assert{Identity{ID: "tel:1"}}},
 	)
 	stay := fmt.Sprint(w.obs.rosters)
+	hs = append(hs, happening{name: "late a", event: AnsweredLate{alice.Device, "a" + stay}})
 	for _, call := range []string{"a" + stay, "z" + stay, w.obs.call} {
 		for _, kind := range []Kind{Invite, Answer, Negotiate, Hangup, Reject, Metadata} {
 			if call == "" || kind == Invite && call == w.obs.call || kind == Reject && call != w.obs.call {

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"hash/fnv"
+	"maps"
 	"slices"
 	"time"
 
@@ -37,6 +38,12 @@ var (
 	signalPace = pace{burst: 100, every: 200 * time.Millisecond}
 	invitePace = pace{burst: 8, every: 5 * time.Second}
 	offerPace  = pace{burst: 12, every: 2 * time.Second}
+
+	// Paces of a user, by whatever devices and in whatever sessions: those cost nothing to make up, an entry can name new
+	// ones ten times a second. Eight devices may each be tried three times at once; and who makes us take a new session
+	// costs everybody else a second of sound.
+	linkPace  = pace{burst: 24, every: 15 * time.Second}
+	resetPace = pace{burst: 3, every: time.Hour}
 )
 
 type pace struct {
@@ -58,6 +65,35 @@ func (a *allowance) take(p pace, now time.Time) bool {
 	}
 	a.busy = busy.Add(p.every)
 	return true
+}
+
+// from is when one more will be within the pace.
+func (a allowance) from(p pace) time.Time { return a.busy.Add(-time.Duration(p.burst-1) * p.every) }
+
+// account is what a user has used up. It outlives the user's peers and entries.
+type account struct {
+	links  allowance // connections, whoever called, and refusals of them
+	resets allowance // sessions of ours
+}
+
+// account finds or opens a user's account.
+func (m *machine) account(user id.UserID) *account {
+	if m.accounts[user] == nil {
+		if m.accounts == nil {
+			m.accounts = make(map[id.UserID]*account)
+		}
+		m.accounts[user] = new(account)
+	}
+	return m.accounts[user]
+}
+
+func (m *machine) mayLink(user id.UserID) bool { return m.account(user).links.take(linkPace, m.now) }
+
+// closeAccounts forgets those that are even again.
+func (m *machine) closeAccounts() {
+	maps.DeleteFunc(m.accounts, func(_ id.UserID, a *account) bool {
+		return !a.links.busy.After(m.now) && !a.resets.busy.After(m.now)
+	})
 }
 
 // size is about how many bytes a signal keeps in memory.

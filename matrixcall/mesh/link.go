@@ -77,14 +77,16 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 		m.drop(p.Device, sig, "for someone else")
 		return
 	}
+	if p.link != nil && p.link.call == sig.CallID {
+		m.drop(p.Device, sig, "repeated")
+		return
+	}
+	if !p.calls.take(invitePace, m.now) || !m.mayLink(p.User) {
+		m.drop(p.Device, sig, "too many invites")
+		return
+	}
 	if l := p.link; l != nil {
 		switch {
-		case l.call == sig.CallID:
-			m.drop(p.Device, sig, "repeated")
-			return
-		case !p.calls.take(invitePace, m.now):
-			m.drop(p.Device, sig, "too many invites")
-			return
 		case l.phase == invited && l.call < sig.CallID:
 			// Both clients: the lower call id wins.
 			m.decline(p.Peer, sig.CallID, ReasonReplaced)
@@ -96,9 +98,6 @@ func (m *machine) inviteReceived(p *peer, sig Signal) {
 			// Not sent yet, or up: the peer begins anew, as matrix-js-sdk does.
 			m.end(p, ReasonReplaced, quietly)
 		}
-	} else if !p.calls.take(invitePace, m.now) {
-		m.drop(p.Device, sig, "too many invites")
-		return
 	}
 	if sig.SDP.Text == "" || sig.SDP.Type != "offer" || countMedia(sig.SDP.Text) > maxMedia {
 		m.decline(p.Peer, sig.CallID, ReasonBadOffer)
@@ -429,6 +428,29 @@ func (m *machine) expectAgain(p *peer, patience time.Duration) {
 	p.tries++
 }
 
+// unsent ends a link of which a signal cannot be sent. That says nothing of the peer: its homeserver may be away, or its
+// device have no key left. So it does not rest when the other tries are used up, but is tried again now and then.
+func (m *machine) unsent(p *peer) {
+	m.end(p, ReasonSignalling, quietly)
+	if p.invites && p.resting {
+		p.resting, p.next = false, m.now.Add(unsentPause)
+	}
+}
+
+// answeredLate is told when an outage of the homeserver kept our answer from a caller. Who has given up meanwhile, and used up
+// its tries in the outage, never calls again unless we take a new session. It gets the time to do so by itself.
+func (m *machine) answeredLate(p *peer, call string) {
+	returns := m.now.Add(gaveUpReturns)
+	switch l := p.link; {
+	case p.invites || l != nil && (l.call != call || l.phase != connecting):
+	case l != nil:
+		l.late = true
+		l.deadline = returns
+	case !p.watch.IsZero():
+		p.gaveUp, p.warn, p.watch = true, zero, returns
+	}
+}
+
 // linkDue does what is due for a link.
 func (m *machine) linkDue(p *peer) {
 	l := p.link
@@ -452,6 +474,10 @@ func (m *machine) linkOverdue(p *peer) {
 	case answering:
 		m.end(p, ReasonCreateAnswer, politely)
 	case connecting, connected:
+		late := p.link.late && p.link.phase == connecting
 		m.end(p, ReasonICEFailed, politely)
+		if late {
+			p.gaveUp, p.warn, p.watch = true, zero, m.now
+		}
 	}
 }

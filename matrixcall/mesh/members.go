@@ -34,6 +34,7 @@ func (m *machine) roomState(ev RoomState) {
 			m.doubt(mem)
 		}
 	}
+	m.closeAccounts()
 	maps.DeleteFunc(m.refused, func(p Peer, _ int) bool { return m.members[p.Device].Peer != p })
 	if !listed && m.entry.session == m.session && !m.entry.writing && m.due(m.entry.written.Add(entryRetry)) {
 		m.do(Note{Device: m.cfg.Self, Text: "our member entry was gone"})
@@ -134,8 +135,9 @@ func (m *machine) reconcilePeers() {
 			delete(m.peers, p.Device)
 		case mem.Session != p.Session:
 			m.end(p, ReasonNewSession, quietly) // a clean slate on both sides, nothing to say
-			m.addPeer(mem)
-			m.peers[p.Device].former = p.Session
+			next := m.addPeer(mem)
+			next.former = p.Session
+			next.signals, next.calls, next.offers = p.signals, p.calls, p.offers
 		case !mem.Expires.Equal(p.expires):
 			p.expires = mem.Expires
 			m.wake(p)
@@ -164,10 +166,11 @@ func (m *machine) makeRoom(mem Member) bool {
 	return false
 }
 
-func (m *machine) addPeer(mem Member) {
+func (m *machine) addPeer(mem Member) *peer {
 	p := &peer{Peer: mem.Peer, expires: mem.Expires, invites: invites(m.cfg.Self, mem.Device)}
 	m.peers[mem.Device] = p
 	m.expect(p, calleePatience)
+	return p
 }
 
 // wake gives a peer that moved (renewed its entry, say) another chance.
@@ -284,9 +287,13 @@ func (m *machine) peerDue(p *peer) {
 	}
 	switch {
 	case m.due(p.next):
-		// Hydrogen keeps signals of an unknown session until our entry arrives, but matrix-js-sdk does not.
-		if m.entry.session == m.session {
+		switch {
+		case m.entry.session != m.session:
+			// Hydrogen keeps signals of an unknown session until our entry arrives, but matrix-js-sdk does not.
+		case m.mayLink(p.User):
 			m.invite(p)
+		default:
+			p.next = m.account(p.User).links.from(linkPace)
 		}
 	case m.due(p.warn):
 		p.warn = time.Time{}
@@ -303,11 +310,10 @@ func (m *machine) peerDue(p *peer) {
 // deaf for good.
 func (m *machine) calleeOverdue(p *peer) {
 	p.watch = time.Time{}
-	for _, other := range m.peers {
-		if other.connected() && !p.gaveUp {
-			p.watch = m.now.Add(calleePatience)
-			return
-		}
+	alone := !slices.ContainsFunc(slices.Collect(maps.Values(m.peers)), (*peer).connected)
+	if !alone && !p.gaveUp {
+		p.watch = m.now.Add(calleePatience)
+		return
 	}
 	if m.fruitless >= maxRotations {
 		p.resting = true
@@ -315,6 +321,11 @@ func (m *machine) calleeOverdue(p *peer) {
 	}
 	if again := m.rotation.Add(rotatePause); !m.rotation.IsZero() && m.now.Before(again) {
 		p.watch = again
+		return
+	}
+	if !alone && !m.account(p.User).resets.take(resetPace, m.now) {
+		p.gaveUp = false // it does this too often
+		p.watch = m.now.Add(calleePatience)
 		return
 	}
 	m.do(Note{Device: p.Device, Text: "peer does not call; taking a new session"})

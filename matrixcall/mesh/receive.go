@@ -48,7 +48,7 @@ func (m *machine) receiveFromMember(from Device, sig Signal) {
 		m.drop(from, sig, "of a past session")
 	case p == nil && listed && m.wanted(mem) && !m.roomFor(mem.User):
 		m.drop(from, sig, "too many peers")
-		if sig.Kind == Invite && m.refused[mem.Peer] < maxRefusals {
+		if sig.Kind == Invite && m.refused[mem.Peer] < maxRefusals && m.mayLink(mem.User) {
 			if m.refused == nil {
 				m.refused = make(map[Peer]int)
 			}

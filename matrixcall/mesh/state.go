@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 )
 
 // Config is what a mesh is told once.
@@ -46,6 +48,7 @@ const (
 	gaveUpReturns   = 6 * time.Second  // since the homeserver was heard of after that: matrix-js-sdk looks every 5 s
 	calleeReturns   = 25 * time.Second // after a link broke: both clients call again within 5 s, if they will at all
 	rotatePause     = 2 * time.Minute
+	unsentPause     = 2 * time.Minute // between tries when nothing can be sent to the peer
 	leavePatience   = 30 * time.Second
 	lostCounts      = 60 * time.Second // how long a peer whose connection broke is still counted among the people
 	proofPatience   = 3 * time.Second  // for the first sign of life of somebody who was there before us: an answer takes 0.5 s
@@ -102,6 +105,7 @@ type State struct {
 	proof    time.Time     // end of the wait for signs of life, before people are counted for the first time
 	lost     map[Peer]loss // peers that were connected and are not now, or that nothing but their entry speaks for
 	refused  map[Peer]int  // how often members were told that there is no room for them
+	accounts map[id.UserID]*account
 }
 
 // loss is a peer whose connection ended while its member entry stands, or that was listed when we came and has not been
@@ -220,6 +224,7 @@ type link struct {
 	dirty     bool      // mute changed while we could not say so
 	announced bool      // PeerConnected was said
 	since     time.Time // connected
+	late      bool      // our answer was: an outage kept it from the peer
 	toldMuted bool
 }
 
@@ -305,6 +310,11 @@ func (s State) clone() State {
 	s.leftBehind = slices.Clip(s.leftBehind)
 	s.lost = maps.Clone(s.lost)
 	s.refused = maps.Clone(s.refused)
+	accounts := make(map[id.UserID]*account, len(s.accounts))
+	for user, a := range s.accounts {
+		accounts[user] = new(*a)
+	}
+	s.accounts = accounts
 	peers := make(map[Device]*peer, len(s.peers))
 	for dev, p := range s.peers {
 		q := *p

@@ -64,7 +64,11 @@ func (m *machine) handle(ev Event) {
 		m.assert(ev.Identity)
 	case SendFailed:
 		if p := m.peers[ev.To]; p != nil && p.link != nil && p.link.call == ev.CallID {
-			m.end(p, ReasonSignalling, quietly)
+			m.unsent(p)
+		}
+	case AnsweredLate:
+		if p := m.peers[ev.To]; p != nil {
+			m.answeredLate(p, ev.CallID)
 		}
 	case OfferReady:
 		m.withLink(ev.Conn, func(p *peer) { m.offerReady(p, ev.SDP) })

@@ -190,6 +190,8 @@ func (tr *tracer) event(verb string, plain []string, opts map[string]string) Eve
 		return ConnState{Conn: conn(), Now: Disconnected}
 	case "failed":
 		return ConnState{Conn: conn(), Now: Failed}
+	case "late":
+		return AnsweredLate{To: parsePeer(plain[0]).Device, CallID: tr.callID(opts["call"])}
 	case "unsent":
 		return SendFailed{To: parsePeer(plain[0]).Device, CallID: tr.callID(opts["call"])}
 	}
