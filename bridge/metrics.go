@@ -199,6 +199,7 @@ func homeserverReadings(m *matrixcall.Metrics) readings {
 		load("trunkline_matrix_send_requests_total", "sendToDevice requests.", &m.SendRequests),
 		load("trunkline_matrix_send_retries_total", "sendToDevice requests repeated.", &m.SendRetries),
 		load("trunkline_matrix_key_queries_total", "Users whose device keys were asked for.", &m.KeyQueries),
+		load("trunkline_matrix_key_claims_total", "Devices that a one-time key was asked of.", &m.KeyClaims),
 		load("trunkline_matrix_one_time_key_uploads_total", "Top-ups of one-time keys.", &m.OneTimeKeyUploads),
 		load("trunkline_matrix_fallback_key_uploads_total", "Fallback keys published.", &m.FallbackKeyUploads),
 		load("trunkline_matrix_ghost_devices_created_total", "Ghost devices made.", &m.GhostsCreated),

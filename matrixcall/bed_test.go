@@ -4,9 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -305,6 +307,35 @@ func (b *bed) stop(s *Service) {
 	}
 }
 
+// SendToDevice sends a batch and waits for all of it. The error is a *SendError.
+func (s *Service) SendToDevice(ctx context.Context, g *Ghost, batch []OutMessage) error {
+	sent, failed := s.toDevice(ctx, g, batch), make(map[int]error)
+	for place := range batch {
+		if err := sent(place); err != nil {
+			failed[place] = err
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	return &SendError{failed}
+}
+
+// SendError says which messages of a batch did not reach the homeserver, by
+// their place in it.
+type SendError struct{ Failed map[int]error }
+
+func (e *SendError) Error() string { return errors.Join(e.Unwrap()...).Error() }
+
+// Unwrap returns the errors in the order of the messages.
+func (e *SendError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Failed))
+	for _, n := range slices.Sorted(maps.Keys(e.Failed)) {
+		errs = append(errs, e.Failed[n])
+	}
+	return errs
+}
+
 func (b *bed) ghost(name string) *Ghost {
 	b.Helper()
 	g, err := b.service.Ghost(b.Context(), name, "Phone "+name)
@@ -481,6 +512,17 @@ func (p *person) room(invite ...id.UserID) id.RoomID {
 		p.bed.Fatal(err)
 	}
 	return answer.RoomID
+}
+
+// enter makes the person a member of a room that host has made.
+func (p *person) enter(host *person, room id.RoomID) {
+	p.bed.Helper()
+	if _, err := host.client.InviteUser(p.bed.Context(), room, &mautrix.ReqInviteUser{UserID: p.user}); err != nil {
+		p.bed.Fatal(err)
+	}
+	if _, err := p.client.JoinRoomByID(p.bed.Context(), room); err != nil {
+		p.bed.Fatal(err)
+	}
 }
 
 // ear is a conference that writes down what it is told.

@@ -128,6 +128,9 @@ func (w *assembly) enter() {
 	b.start()
 	if w.room == "" {
 		w.room = w.people[0].room(b.service.Bot())
+		for _, p := range w.people[1:] {
+			p.enter(w.people[0], w.room)
+		}
 	}
 	var ghosts []*Ghost
 	for n, name := range w.names {

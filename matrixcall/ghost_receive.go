@@ -47,6 +47,7 @@ func (g *Ghost) receive(ctx context.Context, message toDeviceEvent) (routed bool
 		return false, nil
 	case errors.Is(err, errUnreadable):
 		s.metrics.MessagesUndecryptable.Add(1)
+		g.repair(ctx, message)
 		g.log.Debug("olm message cannot be read", "sender", userName(message.Sender), "err", err)
 		return false, nil
 	case errors.Is(err, errOlmsOwn):
@@ -88,7 +89,7 @@ type callMessage struct {
 }
 
 // route hands a call message to the conference it is for, and says whether
-// there is one.
+// there is one that got it at once.
 func (g *Ghost) route(m callMessage) bool {
 	s := g.service
 	var envelope struct {
@@ -113,14 +114,13 @@ func (g *Ghost) route(m callMessage) bool {
 	defer g.routing.Unlock()
 	for _, conference := range g.conferences() {
 		if conference.Info().ConfID == envelope.ConfID {
-			s.metrics.MessagesReceived.Add(1)
 			// Anybody can name any device, but only members of the call are worth remembering.
 			name := deviceName{m.sender, envelope.DeviceID}
 			if !s.directory.knows(name, m.encrypted) && s.tracker.lists(conference.Info(), name) {
 				s.directory.heard(name, m.encrypted)
 			}
-			conference.deliverToDevice(m.sender, envelope.DeviceID, m.kind, m.content, m.encrypted)
-			return true
+			m.device = envelope.DeviceID
+			return s.tracker.deliver(g, conference, m)
 		}
 	}
 	s.metrics.MessagesUnclaimed.Add(1)

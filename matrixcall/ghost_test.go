@@ -100,6 +100,7 @@ func TestFallbackKeyAnswersWhenOneTimeKeysAreDrained(t *testing.T) {
 		drain(b, g.user, g.device)
 		alice.signal("conf", 0, g)
 		bob := b.person("bob", true)
+		bob.enter(alice, room)
 		bob.signal("conf", 0, g)
 		e := b.attach(g, room, "conf")
 		b.eventually(10*time.Second, func() string {
@@ -114,6 +115,7 @@ func TestFallbackKeyAnswersWhenOneTimeKeysAreDrained(t *testing.T) {
 		// The pool is full again, and whoever claimed the old fallback
 		// key is still understood.
 		carol := b.person("carol", true)
+		carol.enter(alice, room)
 		carol.signal("conf", 0, g)
 		b.eventually(10*time.Second, func() string {
 			return sequence(e.heard(), []id.UserID{alice.user, bob.user, carol.user}, 1)

@@ -20,7 +20,7 @@ func BenchmarkGhostInCall(b *testing.B) {
 	bed := realBed(b)
 	bed.start()
 	if os.Getenv("SYNC") != "" {
-		bed.service.sliding.Store(false)
+		bed.service.sliding.announced.Store(false)
 	}
 	alice := bed.person("alice", false)
 	room := alice.room(bed.service.Bot())

@@ -53,10 +53,16 @@ type keyring struct {
 	// account guards what changes the olm account: reading messages (which
 	// uses one-time keys up) and publishing keys. mautrix locks each of the
 	// two, but not one against the other.
-	account  slot
-	tending  atomic.Bool // an upkeep is under way
-	existed  bool        // the account came from the database
-	replaced time.Time   // when the fallback key was last replaced; guarded by account
+	account slot
+	tending atomic.Bool // an upkeep is under way
+	existed bool        // the account came from the database
+	// newestSession is when the last session with a device was made.
+	newestSession func(context.Context, id.SenderKey) (time.Time, error)
+	replaced      time.Time // when the fallback key was last replaced; guarded by account
+
+	broken    lockedMap[id.SenderKey, bool]      // whose olm session must be made anew
+	repaired  lockedMap[id.SenderKey, time.Time] // when that was last done
+	repairing atomic.Bool
 }
 
 func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *slog.Logger) (*keyring, error) {
@@ -68,6 +74,7 @@ func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *sl
 		service: s, log: log, client: client, account: newSlot(),
 		machine: crypto.NewOlmMachine(client, &logger, callStore{store, new(sync.Mutex)}, noRooms{}),
 	}
+	k.newestSession = store.GetNewestSessionCreationTS
 	k.machine.SetBackgroundCtx(s.ctx)
 	k.machine.DisableDeviceChangeKeyRotation = true // no group sessions here
 	k.machine.DisableDecryptKeyFetching = true      // strangers does that, without stopping the others
@@ -340,6 +347,12 @@ func (s callStore) AddSession(ctx context.Context, key id.SenderKey, session *cr
 	s.sessions.Lock()
 	defer s.sessions.Unlock()
 	return s.SQLCryptoStore.AddSession(ctx, key, session)
+}
+
+// GetNewestSessionCreationTS implements crypto.Store. mautrix asks only before
+// it repairs a session, and does not if there is a new one: Ghost.repair does.
+func (callStore) GetNewestSessionCreationTS(context.Context, id.SenderKey) (time.Time, error) {
+	return time.Now(), nil
 }
 
 func (callStore) PutGroupSession(context.Context, *crypto.InboundGroupSession) error { return nil }

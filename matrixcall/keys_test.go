@@ -56,6 +56,9 @@ func shareOneDatabase(t *testing.T, b *bed) {
 	b.start()
 	people := []*person{b.person("alice", true), b.person("bob", true), b.person("carol", true)}
 	room := people[0].room(b.service.Bot())
+	for _, p := range people[1:] {
+		p.enter(people[0], room)
+	}
 	ghosts, ears := make([]*Ghost, 10), make([]*ear, 10)
 	var wg sync.WaitGroup
 	for n := range ghosts {
@@ -263,8 +266,9 @@ func (p *person) hydrogenSays(g *Ghost, n int) map[string]any {
 // devices.
 func TestDeviceThatLogsInLaterIsFound(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
-		_, g, e := oneCall(b)
+		alice, g, e := oneCall(b)
 		stranger := b.person("stranger", false) // has a device without keys
+		stranger.enter(alice, e.info.Room)
 		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), stranger)); err != nil {
 			t.Fatal(err)
 		}
@@ -290,6 +294,7 @@ func TestUnknownSenderWaitsForItsKeys(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		p, g, e := oneCall(b)
 		bob := b.person("bob", true)
+		bob.enter(p, e.info.Room)
 		outage := b.fake.Break(&homeserver.Fault{Path: "/keys/query", Error: &homeserver.Error{Status: 502, Code: "M_UNKNOWN"}})
 		for n := range 3 {
 			bob.whisper(g, bob.hydrogenSays(g, n))
@@ -385,6 +390,9 @@ func TestOneTimeKeysNeverFallBelowHalf(t *testing.T) {
 			people[n] = b.person(fmt.Sprintf("caller%d", n), true)
 		}
 		room := people[0].room(b.service.Bot())
+		for _, p := range people[1:] {
+			p.enter(people[0], room)
+		}
 		g := b.ghost("_sip_topup")
 		if err := g.EnterRoom(t.Context(), room); err != nil {
 			t.Fatal(err)

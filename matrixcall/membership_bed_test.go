@@ -1,6 +1,7 @@
 package matrixcall
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,12 +38,14 @@ type callBed struct {
 	joined   []*Membership // attached
 	browsers map[id.UserID]*browser
 	sent     []OutMessage
+	sending  map[*Ghost]chan struct{} // closed when the last batch of the ghost was delivered
 	puts     int
 	refuse   error         // PutMember's answer
 	delay    time.Duration // of to-device messages
 	metrics  Metrics
 	relays   []TURNServer
 	unsent   id.UserID   // gets no message, and the sender is told
+	far      id.UserID   // gets messages after ten seconds; others do not wait for that
 	frames   int         // sent by talk
 	cut      atomic.Bool // the network
 }
@@ -60,7 +63,7 @@ func newCallBed(t testing.TB, ice ICEConfig) *callBed {
 	b := &callBed{
 		t: t, router: router, log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		members: make(map[id.UserID][]MemberDevice), browsers: make(map[id.UserID]*browser),
-		delay: 20 * time.Millisecond,
+		sending: make(map[*Ghost]chan struct{}), delay: 20 * time.Millisecond,
 	}
 	if testing.Verbose() {
 		b.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -206,30 +209,47 @@ func (b *callBed) talk(d time.Duration, phones ...*phone) {
 
 // The homeserver.
 
-func (b *callBed) SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) error {
-	time.Sleep(b.delay)
-	failed := make(map[int]error)
-	for n, msg := range batch {
-		if msg.User == b.unsent {
-			failed[n] = errTooLarge
-			continue
+func (b *callBed) toDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) (sent func(place int) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before, done := b.sending[ghost], make(chan struct{})
+	b.sending[ghost] = done
+	errs := make([]error, len(batch))
+	go func() {
+		defer close(done)
+		if before != nil {
+			<-before
 		}
-		content, err := json.Marshal(msg.Content)
-		if err != nil {
-			return err
+		time.Sleep(b.delay)
+		for n, msg := range batch {
+			errs[n] = b.carry(ghost, msg)
 		}
-		b.mu.Lock()
-		b.sent = append(b.sent, msg)
-		br := b.browsers[msg.User]
-		b.mu.Unlock()
-		if br != nil && br.device == msg.Device {
-			br.inbox.put(wire{ghost.user, msg.Type, content})
+	}()
+	return func(place int) error {
+		if batch[place].User == b.far {
+			_ = sleep(ctx, 10*time.Second)
 		}
+		<-done
+		return cmp.Or(errs[place], ctx.Err())
 	}
-	if len(failed) > 0 {
-		return &SendError{failed}
+}
+
+// carry delivers a message.
+func (b *callBed) carry(ghost *Ghost, msg OutMessage) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if msg.User == b.unsent {
+		return errTooLarge
 	}
-	return ctx.Err()
+	content, err := json.Marshal(msg.Content)
+	if err != nil {
+		return err
+	}
+	b.sent = append(b.sent, msg)
+	if br := b.browsers[msg.User]; br != nil && br.device == msg.Device {
+		br.inbox.put(wire{ghost.user, msg.Type, content})
+	}
+	return nil
 }
 
 func (b *callBed) PutMember(ctx context.Context, ghost *Ghost, _ id.RoomID, edit MemberEdit) error {

@@ -255,3 +255,24 @@ func (br *browser) press(event byte, timestamp uint32, seq uint16) {
 }
 
 var toneCodec = webrtc.RTPCodecCapability{MimeType: mimeTelephone, ClockRate: 48000}
+
+// TestPeerThatCannotBeReachedHoldsUpNoOther: what is for somebody on a foreign homeserver takes ten seconds to be given up, and
+// what is for alice goes out meanwhile.
+func TestPeerThatCannotBeReachedHoldsUpNoOther(t *testing.T) {
+	inBubble(t, ICEConfig{}, func(t *testing.T, bed *callBed) {
+		bed.far = "@fay:far"
+		bed.setMember(bed.far, MemberDevice{User: bed.far, Device: "FAR", Session: "s", Expires: time.Now().Add(time.Hour)})
+		alice := bed.browser("@alice:x", "10.1.0.2", nil)
+		p := bed.join("@_sip_1:x")
+		time.Sleep(2500 * time.Millisecond) // the invite to fay is under way
+		alice.enter()
+		time.Sleep(2500 * time.Millisecond)
+		bed.hearEachOther(p, alice)
+		p.Mute(true)
+		time.Sleep(100 * time.Millisecond)
+		if got := alice.received(typeMetadata); got != 1 {
+			t.Errorf("alice was told %d times that the phone is muted, want once, at once", got)
+		}
+		leave(t, p)
+	})
+}

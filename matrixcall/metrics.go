@@ -36,6 +36,7 @@ type Metrics struct {
 	SendRequests          atomic.Uint64 // PUT sendToDevice
 	SendRetries           atomic.Uint64 // of these, repeated
 	KeyQueries            atomic.Uint64 // users asked for by /keys/query
+	KeyClaims             atomic.Uint64 // devices a one-time key was asked of
 	OneTimeKeyUploads     atomic.Uint64 // top-ups of one-time keys
 	FallbackKeyUploads    atomic.Uint64 // fallback keys published
 	GhostsCreated         atomic.Uint64 // devices made

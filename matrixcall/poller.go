@@ -57,6 +57,7 @@ type poller struct {
 	saved    string    // only run touches this: what the store has
 	position string    // only run touches this: pos of the last sliding answer
 	heard    time.Time // only run touches this: when the last message came
+	missing  int       // only run touches this: sliding answers in a row that said there is no such page
 
 	mu        sync.Mutex
 	interrupt context.CancelCauseFunc // ends the poll under way; guarded by mu
@@ -159,7 +160,7 @@ func (p *poller) cycle(ctx context.Context) (messages int, err error) {
 	if time.Since(p.heard) > quietAge {
 		wait = quietWait
 	}
-	if p.ghost.service.sliding.Load() {
+	if p.ghost.service.sliding.usable() {
 		return p.poll(ctx, wait)
 	}
 	first := p.saved == p.since
@@ -212,7 +213,7 @@ func (p *poller) request(ctx context.Context, wait time.Duration) (*inboxAnswer,
 	limited, cancelLimited := context.WithTimeout(ctx, wait+pollDeadline)
 	defer cancelLimited()
 	read := p.bySync
-	if p.ghost.service.sliding.Load() {
+	if p.ghost.service.sliding.usable() {
 		read = p.bySliding
 	}
 	p.ghost.service.metrics.Polls.Add(1)

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -100,16 +101,13 @@ func (p *poller) bySliding(ctx context.Context, wait time.Duration) (*inboxAnswe
 	switch {
 	case errors.As(err, &refused) && refused.Response != nil && !isUnknownDevice(err):
 		p.position = "" // M_UNKNOWN_POS, or after an upgrade; a new one costs a request
-		if refused.IsStatus(http.StatusNotFound) || refused.IsStatus(http.StatusMethodNotAllowed) {
-			return nil, p.noSliding(err)
-		}
-		return nil, err
+		return nil, p.slidingRefused(err, refused)
 	case err != nil:
 		return nil, err
 	case answer.Position == "" || answer.Extensions.ToDevice.NextBatch == "":
 		return nil, p.noSliding(errors.New("answer without pos or next_batch"))
 	}
-	p.position = answer.Position
+	p.position, p.missing = answer.Position, 0
 	found := answer.Extensions
 	return &inboxAnswer{
 		next: slidingMark + found.ToDevice.NextBatch, messages: found.ToDevice.Events,
@@ -117,8 +115,46 @@ func (p *poller) bySliding(ctx context.Context, wait time.Duration) (*inboxAnswe
 	}, nil
 }
 
-// noSliding lets all pollers go on by /sync.
+// maxMissing is how many answers in a row may say that there is no such page
+// before we believe it. Only M_UNRECOGNIZED is the homeserver's own word; a
+// proxy may say 404 for a moment because what is behind it starts, or always
+// because it knows only the paths of the specification.
+const maxMissing = 3
+
+// slidingRetry is how long all pollers go on by /sync before they try again.
+const slidingRetry = time.Hour
+
+// slidingRefused takes an error of a homeserver that has answered.
+func (p *poller) slidingRefused(err error, answer mautrix.HTTPError) error {
+	switch {
+	case errors.Is(err, mautrix.MUnrecognized):
+		return p.noSliding(err)
+	case !answer.IsStatus(http.StatusNotFound) && !answer.IsStatus(http.StatusMethodNotAllowed):
+		p.missing = 0
+		return err
+	}
+	if p.missing++; p.missing < maxMissing {
+		return err
+	}
+	return p.noSliding(err)
+}
+
+// noSliding lets all pollers go on by /sync for a while.
 func (p *poller) noSliding(err error) error {
-	p.ghost.service.sliding.Store(false)
+	p.missing = 0
+	p.ghost.service.sliding.without(slidingRetry)
 	return fmt.Errorf("homeserver announces sliding sync and has it not, going on by /sync: %w", err)
 }
+
+// slidingSync says whether to ask by sliding sync. The zero value says no.
+type slidingSync struct {
+	announced atomic.Bool
+	again     atomic.Int64 // not before then, in Unix nanoseconds
+}
+
+func (s *slidingSync) usable() bool {
+	return s.announced.Load() && time.Now().UnixNano() >= s.again.Load()
+}
+
+// without makes it unusable for a while.
+func (s *slidingSync) without(d time.Duration) { s.again.Store(time.Now().Add(d).UnixNano()) }

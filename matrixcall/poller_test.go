@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -24,6 +25,7 @@ func TestBurstsFromTwoClientsReachFiveGhosts(t *testing.T) {
 	b.start()
 	alice, carol := b.person("alice", true), b.person("carol", true)
 	room := alice.room(b.service.Bot())
+	carol.enter(alice, room)
 	var ghosts []*Ghost
 	var ears []*ear
 	for n := range 5 {
@@ -103,7 +105,7 @@ func TestMessageThatWokeNobodyIsFoundAfterOnePoll(t *testing.T) {
 				t.Errorf("message %d came after %v, want at most one poll's wait, %v", n, late, pollWait)
 			}
 		}
-		if !b.service.sliding.Load() && b.service.metrics.PollRescues.Load() == 0 {
+		if !b.service.sliding.usable() && b.service.metrics.PollRescues.Load() == 0 {
 			t.Error("no message was found by a look without waiting: the test does not test")
 		}
 	})
@@ -113,9 +115,10 @@ func TestMessageThatWokeNobodyIsFoundAfterOnePoll(t *testing.T) {
 // the paths of the specification pass.
 func TestSlidingSyncThatIsThereNoMore(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
-		_, g, e := oneCall(b)
+		alice, g, e := oneCall(b)
 		p := b.person("olm", true) // what came by the last request of the one kind comes again by the first of the other
-		if !b.service.sliding.Load() {
+		p.enter(alice, e.info.Room)
+		if !b.service.sliding.usable() {
 			t.Fatal("the homeserver's announcement was not seen")
 		}
 		p.signal("conf", 0, g)
@@ -126,7 +129,7 @@ func TestSlidingSyncThatIsThereNoMore(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		b.eventually(10*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 4) })
-		if b.service.sliding.Load() {
+		if b.service.sliding.usable() {
 			t.Error("still asking by sliding sync")
 		}
 		b.service.detachConference(e)
@@ -138,8 +141,46 @@ func TestSlidingSyncThatIsThereNoMore(t *testing.T) {
 		b.eventually(10*time.Second, func() string {
 			return sequence(append(e.heard(), again.heard()...), []id.UserID{p.user}, 5)
 		})
-		if !b.service.sliding.Load() {
+		if !b.service.sliding.usable() {
 			t.Error("not asking by sliding sync, which is there again")
+		}
+	})
+}
+
+// TestOneOddAnswerDoesNotEndSlidingSync: a proxy says 404 while what is behind it starts. One that always does is believed,
+// for an hour.
+func TestOneOddAnswerDoesNotEndSlidingSync(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		alice, g, e := oneCall(b)
+		p := b.person("olm", true)
+		p.enter(alice, e.info.Room)
+		odd := &homeserver.Error{Status: 404, Code: "M_NOT_FOUND"}
+		b.fake.Break(&homeserver.Fault{Path: slidingFeature, Error: odd, Times: maxMissing - 1})
+		time.Sleep(10 * time.Second)
+		p.signal("conf", 0, g)
+		b.eventually(5*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 1) })
+		if !b.service.sliding.usable() {
+			t.Errorf("sliding sync was given up after %d odd answers", maxMissing-1)
+		}
+		gone := b.fake.Break(&homeserver.Fault{Path: slidingFeature, Error: odd})
+		time.Sleep(10 * time.Second)
+		p.signal("conf", 1, g)
+		b.eventually(5*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 2) })
+		if b.service.sliding.usable() {
+			t.Error("still asking by sliding sync, which is never there")
+		}
+		time.Sleep(slidingRetry) // it is tried again, and still not there
+		p.signal("conf", 2, g)
+		b.eventually(5*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 3) })
+		gone.Mend()
+		time.Sleep(slidingRetry + time.Minute)
+		p.signal("conf", 3, g)
+		b.eventually(5*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 4) })
+		if !b.service.sliding.usable() {
+			t.Error("not asking by sliding sync, which is there again")
+		}
+		if polls := b.fake.Requests(); !strings.Contains(polls[len(polls)-1].Path, slidingFeature) {
+			t.Errorf("last request is %s", polls[len(polls)-1].Path)
 		}
 	})
 }

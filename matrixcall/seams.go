@@ -112,13 +112,13 @@ type TURNServer struct {
 	Password string   `yaml:"password"`
 }
 
-// signalSender sends to-device messages as a ghost. It returns when every message was accepted by the homeserver or
-// given up, or ctx ends; a *SendError says which were not accepted, any other error is about all of them. It keeps the order of messages to the same device, never has two
-// requests in flight in the whole bridge, groups messages to different devices into one request per type, encrypts
-// for devices that published keys, and repeats a request with the same transaction id. (Rules 2 and 6 of the group
-// call clients: see mesh/doc.go.)
+// signalSender sends to-device messages as a ghost. toDevice takes a batch and does not block; sent, which can be
+// asked once for each place of the batch, returns when the message there was accepted by the homeserver or given up, or ctx
+// ends. It keeps the order of messages to the same device, never has two requests in flight in the
+// whole bridge, groups messages to different devices into one request per type, encrypts for devices that published keys,
+// and repeats a request with the same transaction id. (Rules 2 and 6 of the group call clients: see mesh/doc.go.)
 type signalSender interface {
-	SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) error
+	toDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) (sent func(place int) error)
 }
 
 // stateWriter puts the two state events of a group call, and returns when the homeserver said yes.

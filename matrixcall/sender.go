@@ -1,6 +1,7 @@
 package matrixcall
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,23 +48,8 @@ var (
 	errTooLarge       = errors.New("message is too large for a homeserver")
 )
 
-// SendError says which messages of a batch did not reach the homeserver, by
-// their place in it.
-type SendError struct{ Failed map[int]error }
-
-func (e *SendError) Error() string { return errors.Join(e.Unwrap()...).Error() }
-
-// Unwrap returns the errors in the order of the messages.
-func (e *SendError) Unwrap() []error {
-	errs := make([]error, 0, len(e.Failed))
-	for _, n := range slices.Sorted(maps.Keys(e.Failed)) {
-		errs = append(errs, e.Failed[n])
-	}
-	return errs
-}
-
-// SendToDevice implements signalSender.
-func (s *Service) SendToDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) error {
+// toDevice implements signalSender.
+func (s *Service) toDevice(ctx context.Context, ghost *Ghost, batch []OutMessage) (sent func(place int) error) {
 	return ghost.outbox.send(ctx, batch)
 }
 
@@ -73,19 +59,12 @@ type letter struct {
 	kind    string
 	content json.RawMessage
 	ctx     context.Context // of the send it belongs to
-	place   int             // in the batch of that send
-	done    chan<- outcome  // has room for the answer of every letter
+	done    chan error      // has room for how it ended
 	sealed  *sealing        // set when it was prepared
 }
 
-// outcome is how the letter at a place of its batch ended.
-type outcome struct {
-	place int
-	err   error
-}
-
 // finish reports how the letter ended, once.
-func (l *letter) finish(err error) { l.done <- outcome{l.place, err} }
+func (l *letter) finish(err error) { l.done <- err }
 
 // outbox sends the messages of one ghost, in order for each device. It works
 // in rounds: of every device the oldest message, one request per type, and the
@@ -121,52 +100,36 @@ type inviteAttempt struct {
 	ever  bool // it was sent plain
 }
 
-// send queues the batch and waits until the homeserver has all of it that can
-// be sent, or ctx ends. The error is a *SendError.
-func (o *outbox) send(ctx context.Context, batch []OutMessage) error {
-	failed := make(map[int]error)
-	done := make(chan outcome, len(batch))
-	letters := make([]*letter, 0, len(batch))
+// send queues the batch; sent waits until the homeserver has the message at that
+// place, or it cannot be sent, or ctx ends. It can be asked once for each place.
+func (o *outbox) send(ctx context.Context, batch []OutMessage) (sent func(place int) error) {
+	all, queued := make([]*letter, len(batch)), make([]*letter, 0, len(batch))
 	for place, message := range batch {
 		content, err := encodeMessage(message)
+		l := &letter{
+			to: deviceName{message.User, message.Device}, kind: message.Type, content: content, ctx: ctx, done: make(chan error, 1),
+		}
+		all[place] = l
 		if err != nil {
 			o.ghost.service.metrics.MessagesFailed.Add(1)
-			failed[place] = err
+			l.finish(err)
 			continue
 		}
-		letters = append(letters, &letter{
-			to: deviceName{message.User, message.Device}, kind: message.Type, content: content,
-			ctx: ctx, place: place, done: done,
-		})
+		queued = append(queued, l)
 	}
-	waiting := make(map[int]bool, len(letters))
-	for _, l := range letters {
-		waiting[l.place] = true
-	}
-	if err := o.put(letters); err != nil {
-		for place := range waiting {
-			failed[place] = err
+	if err := o.put(queued); err != nil {
+		for _, l := range queued {
+			l.finish(err)
 		}
-		clear(waiting)
 	}
-	for len(waiting) > 0 {
+	return func(place int) error {
 		select {
-		case end := <-done:
-			delete(waiting, end.place)
-			if end.err != nil {
-				failed[end.place] = end.err
-			}
+		case err := <-all[place].done:
+			return err
 		case <-ctx.Done():
-			for place := range waiting {
-				failed[place] = context.Cause(ctx)
-			}
-			clear(waiting)
+			return context.Cause(ctx)
 		}
 	}
-	if len(failed) == 0 {
-		return nil
-	}
-	return &SendError{failed}
 }
 
 func encodeMessage(message OutMessage) (json.RawMessage, error) {
@@ -255,7 +218,7 @@ func (o *outbox) isReady(ctx context.Context, l *letter) bool {
 		return false
 	}
 	device := directory.list(l.to.User).devices[l.to.Device]
-	return device == nil || o.ghost.keys.machine.CryptoStore.HasSession(ctx, device.IdentityKey)
+	return device == nil || !o.ghost.keys.needsKey(ctx, device)
 }
 
 func (o *outbox) hold(letters []*letter) {
@@ -362,7 +325,7 @@ func (o *outbox) deliver(ctx context.Context, round []*letter) error {
 		}
 		kind, content := event.ToDeviceEncrypted.Type, result.content
 		if !hasKeys {
-			if !o.ghost.service.cfg.AllowPlain {
+			if !o.ghost.service.cfg.AllowPlain || l.kind == event.ToDeviceDummy.Type {
 				o.fail(l, errPlainForbidden)
 				continue
 			}
@@ -424,18 +387,24 @@ func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]seal
 	}
 	directory := o.ghost.service.directory
 	sealed := make(map[deviceName]sealing)
-	kinds := make(map[string]map[deviceName]*event.Content)
+	wanted := make(map[deviceName]*letter)
 	for _, l := range round {
-		if known[l.to] == nil && directory.unsure(l.to) && !directory.speaksPlainOnly(l.to) {
+		switch {
+		case known[l.to] == nil && directory.unsure(l.to) && !directory.speaksPlainOnly(l.to):
 			sealed[l.to] = sealing{err: errKeysUnknown}
+		case known[l.to] != nil && !o.wantsPlain(l):
+			wanted[l.to] = l
 		}
-		if known[l.to] == nil || o.wantsPlain(l) {
-			continue
-		}
+	}
+	if err := o.beginSessions(ctx, round, known, wanted, sealed); err != nil {
+		return nil, err
+	}
+	kinds := make(map[string]map[deviceName]*event.Content)
+	for to, l := range wanted {
 		if kinds[l.kind] == nil {
 			kinds[l.kind] = make(map[deviceName]*event.Content)
 		}
-		kinds[l.kind][l.to] = &event.Content{VeryRaw: l.content}
+		kinds[l.kind][to] = &event.Content{VeryRaw: l.content}
 	}
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		contents, err := o.ghost.keys.encrypt(ctx, kind, kinds[kind])
@@ -444,18 +413,56 @@ func (o *outbox) seal(ctx context.Context, round []*letter) (map[deviceName]seal
 			if err != nil { // one device can spoil it for all: try them one by one
 				one, err = o.encryptOne(ctx, kind, to, content)
 			}
-			switch {
-			case err != nil:
-				sealed[to] = sealing{err: err}
-			case one != nil:
-				text, err := json.Marshal(one)
-				sealed[to] = sealing{content: text, err: err}
-			case !o.ghost.service.cfg.AllowPlain || !o.ghost.service.directory.speaksPlainOnly(to):
-				sealed[to] = sealing{err: errNoOneTimeKey}
+			if err == nil && one == nil {
+				err = errNoOneTimeKey // its session went meanwhile
 			}
+			if err != nil {
+				sealed[to] = sealing{err: err}
+				continue
+			}
+			text, err := json.Marshal(one)
+			sealed[to] = sealing{content: text, err: err}
 		}
 	}
 	return sealed, nil
+}
+
+// beginSessions makes olm sessions with those devices among the wanted that have
+// none, one homeserver after the other; there is more than one only if a session
+// went after isReady saw it. Whoever stays without a session is wanted no more:
+// what was only ever heard plain gets plain, the others' letters fail.
+func (o *outbox) beginSessions(
+	ctx context.Context, round []*letter, known map[deviceName]*id.Device, wanted map[deviceName]*letter, sealed map[deviceName]sealing,
+) error {
+	keys, service := o.ghost.keys, o.ghost.service
+	lacking := make(map[string][]*id.Device)
+	for to := range wanted {
+		if keys.needsKey(ctx, known[to]) {
+			lacking[to.User.Homeserver()] = append(lacking[to.User.Homeserver()], known[to])
+		}
+	}
+	for server, devices := range lacking {
+		var err error
+		for attempt := 0; ; attempt++ {
+			if err = keys.makeSessions(ctx, server, devices); err == nil || errors.Is(err, errServerAway) || !isTransient(err) {
+				break
+			}
+			if err := o.pause(ctx, round, attempt, err); err != nil {
+				return err
+			}
+		}
+		for _, device := range devices {
+			to := deviceName{device.UserID, device.DeviceID}
+			if keys.hasSession(ctx, device) {
+				continue
+			}
+			delete(wanted, to)
+			if !service.cfg.AllowPlain || !service.directory.speaksPlainOnly(to) {
+				sealed[to] = sealing{err: cmp.Or(err, errNoOneTimeKey)}
+			}
+		}
+	}
+	return nil
 }
 
 func (o *outbox) encryptOne(ctx context.Context, kind string, to deviceName, content *event.Content) (*event.Content, error) {

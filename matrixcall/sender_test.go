@@ -13,7 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/internal/testbed/homeserver"
@@ -320,14 +319,8 @@ func notListed(b *bed, e *ear, p *person) string {
 // enterCall makes the person a member of the call, whose room host has made.
 func (p *person) enterCall(host *person, e *ear) {
 	p.bed.Helper()
-	ctx, room := p.bed.Context(), e.info.Room
-	if _, err := host.client.InviteUser(ctx, room, &mautrix.ReqInviteUser{UserID: p.user}); err != nil {
-		p.bed.Fatal(err)
-	}
-	if _, err := p.client.JoinRoomByID(ctx, room); err != nil {
-		p.bed.Fatal(err)
-	}
-	p.memberOf(room, e.info.ConfID, time.Hour)
+	p.enter(host, e.info.Room)
+	p.memberOf(e.info.Room, e.info.ConfID, time.Hour)
 	p.bed.eventually(5*time.Second, func() string { return notListed(p.bed, e, p) })
 }
 

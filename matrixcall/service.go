@@ -91,6 +91,7 @@ type Service struct {
 	seen      seenEvents
 	order     transactionOrder
 	directory *directory
+	claims    claims
 
 	// ghostNotices are the notices a ghost has sent in the bot's place.
 	ghostNotices lockedMap[id.EventID, *Ghost]
@@ -101,7 +102,7 @@ type Service struct {
 	joining  keyedLocks[id.RoomID]
 	session  string        // makes transaction ids differ from those of earlier runs
 	requests atomic.Uint64 // sendToDevice requests of this run
-	sliding  atomic.Bool   // the homeserver has sliding sync
+	sliding  slidingSync
 
 	mu       sync.Mutex // guards the fields below
 	closed   bool       // nothing may be spawned any more
@@ -324,7 +325,7 @@ func (s *Service) checkVersions(ctx context.Context) error {
 	if len(versions.Versions) == 0 {
 		return permanent("%s/_matrix/client/versions is not answered like a Matrix homeserver would", s.cfg.HomeserverURL)
 	}
-	s.sliding.Store(versions.UnstableFeatures[slidingFeature])
+	s.sliding.announced.Store(versions.UnstableFeatures[slidingFeature])
 	return nil
 }
 

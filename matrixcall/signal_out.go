@@ -2,21 +2,26 @@ package matrixcall
 
 import (
 	"context"
-	"errors"
-	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"trunkline/matrixcall/mesh"
 )
 
-// signaller sends the membership's signals: the actor puts, one goroutine sends, in order.
+// lateAnswer is how long an answer may be on its way before the caller may have given up: matrix-js-sdk does after some 4 s
+// without a homeserver, hydrogen at once.
+const lateAnswer = 3 * time.Second
+
+// signaller sends the membership's signals: the actor puts, one goroutine hands them over, in order. It does not wait for
+// what it handed over: one device that cannot be reached yet must not hold up what is for the others.
 type signaller struct {
 	m       *Membership
 	queue   *inbox[[]mesh.Send]
 	mu      sync.Mutex
 	pending map[mesh.Device]int // guarded by mu: signals not yet accepted by the homeserver
 	closing chan struct{}
+	waits   sync.WaitGroup // for what was handed over
 }
 
 func newSignaller(m *Membership) *signaller {
@@ -54,6 +59,7 @@ func (s *signaller) start(ctx context.Context) <-chan struct{} {
 	ended := make(chan struct{})
 	s.m.wg.Go(func() {
 		defer close(ended)
+		defer s.waits.Wait()
 		for {
 			select {
 			case <-ctx.Done():
@@ -78,23 +84,44 @@ func (s *signaller) sendAll(ctx context.Context) {
 				"call_id", e.Signal.CallID, "kind", e.Signal.Kind, "seq", e.Signal.Seq, "reason", e.Signal.Reason)
 		}
 		messages, cause := s.encode(batch)
-		failed := failures(s.m.host.SendToDevice(ctx, s.m.ghost, messages), len(messages))
-		s.mu.Lock()
-		for _, e := range batch {
-			if s.pending[e.To]--; s.pending[e.To] == 0 {
-				delete(s.pending, e.To)
-			}
+		began, sent := time.Now(), s.m.host.toDevice(ctx, s.m.ghost, messages)
+		places := make(map[mesh.Device][]int)
+		for n, e := range cause {
+			places[e.To] = append(places[e.To], n)
 		}
-		s.mu.Unlock()
-		for _, n := range slices.Sorted(maps.Keys(failed)) {
-			e := cause[n]
-			if ctx.Err() == nil {
-				s.m.log.Warn("signal not sent", "peer", userName(e.To.User), "device", e.To.ID, "session", e.Signal.DestSession,
-					"call_id", e.Signal.CallID, "kind", e.Signal.Kind, "seq", e.Signal.Seq, "err", failed[n])
-			}
-			if e.Signal.Kind != mesh.AssertedIdentity { // a name that is not shown is no reason to end a call
-				s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})
-			}
+		for to, places := range places {
+			s.waits.Go(func() {
+				for _, n := range places {
+					s.settle(ctx, cause[n], sent(n), time.Since(began))
+				}
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				for _, e := range batch {
+					if e.To == to {
+						s.pending[to]--
+					}
+				}
+				if s.pending[to] == 0 {
+					delete(s.pending, to)
+				}
+			})
+		}
+	}
+}
+
+// settle takes note of how a message ended.
+func (s *signaller) settle(ctx context.Context, e mesh.Send, err error, took time.Duration) {
+	switch {
+	case err == nil && e.Signal.Kind == mesh.Answer && took > lateAnswer:
+		s.m.inbox.put(mesh.AnsweredLate{To: e.To, CallID: e.Signal.CallID})
+	case err == nil:
+	default:
+		if ctx.Err() == nil {
+			s.m.log.Warn("signal not sent", "peer", userName(e.To.User), "device", e.To.ID, "session", e.Signal.DestSession,
+				"call_id", e.Signal.CallID, "kind", e.Signal.Kind, "seq", e.Signal.Seq, "err", err)
+		}
+		if e.Signal.Kind != mesh.AssertedIdentity { // a name that is not shown is no reason to end a call
+			s.m.inbox.put(mesh.SendFailed{To: e.To, CallID: e.Signal.CallID})
 		}
 	}
 }
@@ -112,19 +139,4 @@ func (s *signaller) encode(batch []mesh.Send) (messages []OutMessage, cause []me
 		}
 	}
 	return messages, cause
-}
-
-// failures returns what became of the messages of a batch that were not sent.
-func failures(err error, n int) map[int]error {
-	if err == nil {
-		return nil
-	}
-	if some, ok := errors.AsType[*SendError](err); ok {
-		return some.Failed
-	}
-	all := make(map[int]error, n)
-	for i := range n {
-		all[i] = err
-	}
-	return all
 }

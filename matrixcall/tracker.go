@@ -51,6 +51,7 @@ type trackedRoom struct {
 	state       *callSnapshot // nil until the first read; guarded by mu
 	reading     bool          // a read is under way; guarded by mu
 	meanwhile   []roomEvent   // events that came during the read; guarded by mu
+	newcomers   []newcomer    // guarded by mu
 }
 
 // tracked is one conference in a room. It is told nothing before a read that
@@ -158,6 +159,7 @@ func (t *tracker) remove(m conference) (last bool) {
 	}
 	r.mu.Lock() // waits for a delivery under way
 	r.conferences = slices.DeleteFunc(r.conferences, func(c *tracked) bool { return c.conference == m })
+	r.newcomers = slices.DeleteFunc(r.newcomers, func(n newcomer) bool { return n.conference == m })
 	last = len(r.conferences) == 0
 	r.mu.Unlock()
 	if last {
@@ -223,6 +225,7 @@ func (r *trackedRoom) read(ctx context.Context) error {
 	}
 	reader, present := r.conferences[0].ghost, slices.Clone(r.conferences)
 	r.reading, r.meanwhile = true, nil
+	began := time.Now()
 	r.mu.Unlock()
 
 	state, err := r.service.readState(ctx, reader, r.room)
@@ -247,6 +250,7 @@ func (r *trackedRoom) read(ctx context.Context) error {
 		c.ready = true
 	}
 	r.tell()
+	r.admit(began)
 	return nil
 }
 
@@ -285,6 +289,7 @@ func (r *trackedRoom) event(e roomEvent) {
 		return
 	}
 	r.tell()
+	r.admit(time.Time{})
 }
 
 // tell hands every conference its part of the state. Called with mu held:
