@@ -26,6 +26,8 @@ type actor struct {
 	log    *slog.Logger
 	call   *sip.Call
 	info   sip.Info
+	party  sip.Caller     // who is on the phone: the caller, or who is called
+	order  *order         // nil if the phone called us
 	epoch  int64          // of its rows
 	inbox  *inbox[func()] // run does what comes, in order
 	trace  *trace
@@ -79,15 +81,17 @@ func newActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 
 func makeActor(b *Bridge, id leg.ID, call *sip.Call) *actor {
 	info := call.Info()
+	party := info.Caller
+	party.Number = b.plan.Local(info.Trunk, party.Number)
 	ctx, stop := context.WithCancelCause(context.WithoutCancel(b.ctx))
 	return &actor{
-		id: id, bridge: b, call: call, info: info, epoch: 1,
+		id: id, bridge: b, call: call, info: info, party: party, epoch: 1,
 		log:   b.log.With("leg", id, "trunk", info.Trunk, "call", info.CallID),
 		inbox: newInbox[func()](), trace: newTrace(), begun: time.Now(),
 		ctx: ctx, stop: stop, counted: make(chan struct{}), speaking: make(map[deviceKey]bool), muted: make(map[deviceKey]bool),
 		state: leg.State{Rules: b.rules}, join: joining{over: make(chan struct{})},
 		dialin: dialin{hands: rate.NewLimiter(rate.Every(handEvery), handsAtOnce)},
-		name:   ghostName(info.Caller, b.showNumbers[info.Trunk]),
+		name:   ghostName(party, b.showNumbers[info.Trunk]),
 	}
 }
 
@@ -150,6 +154,8 @@ func (a *actor) step(ev leg.Event) {
 // fromPhone translates what the call reports. It is called by the sip package and only puts.
 func (a *actor) fromPhone(ev sip.Event) {
 	switch ev := ev.(type) {
+	case sip.Provisional, sip.Answered, sip.Refused:
+		a.fromDialled(ev)
 	case sip.Acked:
 		a.tell(leg.PhoneAcked)
 	case sip.Cancelled:

@@ -57,6 +57,15 @@ const (
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
+	b := makeBed(t)
+	b.start()
+	t.Cleanup(b.stop)
+	return b
+}
+
+// makeBed is newBed without the bridge running yet.
+func makeBed(t *testing.T) *bed {
+	t.Helper()
 	b := &bed{t: t, hs: homeserver.StartLoopback(t, homeserver.Config{}), log: testLog(t)}
 	ports := freePorts(t, 2)
 	b.sip = fmt.Sprintf("127.0.0.1:%d", ports[1])
@@ -90,8 +99,6 @@ dial_in: {pin_key: %q, sounds: [%q]}
 		{Number: plainNumber, Room: string(b.room), Options: config.Options{EarlyMedia: new(false)}},
 	}
 	b.cfg.Routes = append(b.cfg.Routes, b.dialInRoutes()...)
-	b.start()
-	t.Cleanup(b.stop)
 	return b
 }
 

@@ -20,6 +20,7 @@ import (
 	"maunium.net/go/mautrix/appservice"
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/bridge/command"
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
 	"trunkline/bridge/sound"
@@ -52,6 +53,8 @@ type Bridge struct {
 	routes       *routes
 	pins         *pins
 	sounds       *sound.Library
+	plan         *dialPlan
+	grammar      command.Grammar
 	showNumbers  map[string]bool // by trunk
 
 	ctx  context.Context // of everything that runs; ends when the process should stop
@@ -64,6 +67,7 @@ type Bridge struct {
 	suspended chan struct{}  // closed when legs must be let go for the next process
 	abandoned chan struct{}  // closed when legs must be let go because another process has them
 
+	commands sync.WaitGroup // of rooms; none begins once closing is set
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
 
 	mu        sync.Mutex // guards what follows
@@ -73,6 +77,7 @@ type Bridge struct {
 	ghosts    map[string]bool           // localparts in use
 	told      map[id.RoomID]time.Time   // rooms that were told why phones can't come in, and when
 	announced map[id.RoomID][]time.Time // when a room was told of a call
+	orders    orders
 	closing   bool
 	ready     bool
 }
@@ -98,7 +103,8 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}), asking: newAskPace(),
-		drain: drain{over: make(chan struct{})},
+		drain: drain{over: make(chan struct{})}, orders: newOrders(), plan: newDialPlan(cfg),
+		grammar: command.Grammar{Prefix: cfg.Commands.Prefix},
 	}
 	for _, t := range cfg.SIP.Trunks {
 		b.showNumbers[t.Name] = t.ShowNumbers
@@ -117,7 +123,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 			return nil, errors.Join(err, b.store.Close())
 		}
 	}
-	heard := matrixcall.Options{OnMessage: b.message, OnReaction: b.reaction}
+	heard := matrixcall.Options{OnMessage: b.message, OnReaction: b.reaction, OnInvite: b.invited}
 	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.journal, b.store.Shared(), heard, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
 	}
@@ -199,6 +205,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	b.stop(errShutdown)
 	group.Wait()
+	b.commands.Wait()
 	b.refusals.Wait()
 	b.drains.Wait()
 	return errors.Join(err, b.close())
@@ -480,11 +487,11 @@ func (b *Bridge) speakers() (phones, devices int) {
 var errCrowded = errors.New("too many calls of one caller at a time")
 
 // reserveGhost picks a localpart for the caller that no live leg uses. Callers without a number share theirs.
-func (b *Bridge) reserveGhost(info sip.Info) (string, error) {
+func (b *Bridge) reserveGhost(party sip.Caller, trunk string) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for turn := range b.cfg.Calls.MaxLegs {
-		name := ghostLocalpart(b.cfg.AppService.GhostPrefix, b.registration.AppToken, info.Caller, info.Trunk, turn)
+		name := ghostLocalpart(b.cfg.AppService.GhostPrefix, b.registration.AppToken, party, trunk, turn)
 		if !b.ghosts[name] {
 			b.ghosts[name] = true
 			return name, nil
@@ -506,11 +513,7 @@ func (b *Bridge) forget(a *actor, cause leg.Cause) {
 		b.releaseGhost(a.join.localpart)
 	}
 	b.metrics.ended.WithLabelValues(string(cause)).Inc()
-	talk := time.Duration(0)
-	if !a.answered.IsZero() {
-		talk = time.Since(a.answered)
-	}
-	a.log.Info("leg ended", "cause", cause, "talk", talk.Round(time.Millisecond), "dur", time.Since(a.begun).Round(time.Millisecond),
+	a.log.Info("leg ended", "cause", cause, "talk", a.talked().Round(time.Millisecond), "dur", time.Since(a.begun).Round(time.Millisecond),
 		"unsent", a.unsent)
 }
 
@@ -549,6 +552,7 @@ func (b *Bridge) tellOnce(ctx context.Context, room id.RoomID, ghost *matrixcall
 func (b *Bridge) forgetNotices(now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.orders.forget(now)
 	maps.DeleteFunc(b.told, func(_ id.RoomID, at time.Time) bool { return now.Sub(at) >= noticePause })
 	maps.DeleteFunc(b.announced, func(_ id.RoomID, at []time.Time) bool { return now.Sub(at[len(at)-1]) >= ringNoticePeriod })
 }

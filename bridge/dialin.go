@@ -221,7 +221,7 @@ func (a *actor) deadline() time.Time {
 
 // resumeMenu goes on with the menu of the process before.
 func (a *actor) resumeMenu(state storedState) {
-	a.name = ghostName(a.info.Caller, a.showsNumber())
+	a.name = ghostName(a.party, a.showsNumber())
 	a.dialin.menu, a.dialin.joined = state.Menu, state.Joined
 	if state.Menu.Phase == menu.Idle {
 		a.dialin.menu.Rules = menuRules(a.options)

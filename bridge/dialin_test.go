@@ -237,7 +237,7 @@ func (b *bed) awaitLobby(phones int) homeserver.Event {
 	b.await("the room to be told who waits", func() bool {
 		notices = nil
 		for _, ev := range b.hs.Timeline(b.room) {
-			if ev.Type == event.EventMessage.Type && ev.Sender == b.bot() && strings.Contains(string(ev.Content), admitCommand) {
+			if ev.Type == event.EventMessage.Type && ev.Sender == b.bot() && strings.Contains(string(ev.Content), "!sip admit") {
 				notices = append(notices, ev)
 			}
 		}

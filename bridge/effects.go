@@ -54,6 +54,10 @@ func (a *actor) perform(e leg.Effect) {
 		a.ringRoom()
 	case leg.RingOver:
 		a.ringOver(e.Cause)
+	case leg.DialPhone:
+		a.dialPhone()
+	case leg.Report:
+		a.report(e.Cause)
 	case leg.RefusePhone:
 		a.bridge.refuse(a.call, e.Cause)
 	case leg.HangUpPhone:
@@ -137,7 +141,7 @@ func (a *actor) park() bool {
 	if a.join.localpart != "" {
 		return true
 	}
-	name, err := a.bridge.reserveGhost(a.info)
+	name, err := a.bridge.reserveGhost(a.party, a.info.Trunk)
 	if err != nil {
 		a.log.Warn("no ghost for the phone", "err", err)
 		a.tellEvent(leg.Event{Kind: leg.RoomRefused, Cause: joinCause(err)})
@@ -179,7 +183,7 @@ func (a *actor) enterCall(ctx context.Context) error {
 		return err
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
-		CreateType: "m.voice", Intent: a.options.Intent, Name: "Call from " + a.name,
+		CreateType: "m.voice", Intent: a.options.Intent, Name: a.callName(),
 		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
 	})
 	if err != nil {
@@ -187,6 +191,14 @@ func (a *actor) enterCall(ctx context.Context) error {
 	}
 	a.enteredCall(ctx, m)
 	return nil
+}
+
+// callName is what a call is called that the ghost makes.
+func (a *actor) callName() string {
+	if a.order != nil {
+		return "Call to " + a.name
+	}
+	return "Call from " + a.name
 }
 
 // enteredCall counts the leg in once it is known who is there.

@@ -14,8 +14,6 @@ import (
 // A phone in the lobby has a ghost that is a member of the room and not in its call. The room is told by a notice, and answers by
 // a reaction to it or by a command.
 
-const admitCommand = "!sip admit"
-
 // admitKeys are the reactions that let a phone in, without variation selectors.
 var admitKeys = map[string]bool{"✅": true, "✔": true, "☑": true, "👍": true, "🆗": true, "👌": true}
 
@@ -51,8 +49,9 @@ func (a *actor) askAdmission() {
 			return
 		}
 		a.waitIn(room, "")
+		prefix := a.bridge.grammar.Prefix
 		text := fmt.Sprintf("%s waits in the lobby: react with ✅ to let the phone in, with ❌ to send it away. Where messages are not "+
-			"encrypted, %s and %s answer all that wait.", a.name, admitCommand, declineCommand)
+			"encrypted, %s and %s answer all that wait.", a.name, prefix+" admit", prefix+" decline")
 		notice, err := a.bridge.matrix.NoticeID(ctx, room, ghost, text)
 		a.note("tell the room who waits in the lobby", err)
 		a.waitIn(room, notice)

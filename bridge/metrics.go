@@ -24,6 +24,7 @@ type metrics struct {
 	setup    prometheus.Histogram
 	resumed  prometheus.Counter
 
+	commands   *prometheus.CounterVec
 	rings      prometheus.Counter
 	ringsEnded *prometheus.CounterVec
 	pins       *prometheus.CounterVec
@@ -38,6 +39,9 @@ func newMetrics(b *Bridge) *metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_calls_refused_total", Help: "Calls that were not answered but refused, by reason.",
 		}, []string{"reason"}),
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_commands_total", Help: "Commands of people in rooms, by verb; inviting the ghost of a number is a call.",
+		}, []string{"verb"}),
 		rings: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trunkline_rings_total", Help: "Rooms rung because nobody was in the call.",
 		}),
@@ -57,7 +61,7 @@ func newMetrics(b *Bridge) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins,
+		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands,
 		mediaReadings(b), soundReadings(b.sounds), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)

@@ -74,6 +74,10 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	if err := json.Unmarshal([]byte(row.State), &state); err != nil {
 		return fmt.Errorf("read state: %w", err)
 	}
+	if state.Out && !state.Dialled() {
+		b.forgetOrder(row, state.Notice)
+		return errNotDialled
+	}
 	dialog, err := dialogOf(row)
 	if err != nil {
 		return err
@@ -87,6 +91,9 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	a.epoch, a.begun, a.answered = row.Epoch, row.Created, row.Answered
 	a.state = state.Successor()
 	a.held = dialog.Held()
+	if state.Out {
+		a.resumeOrder(row, state.Notice)
+	}
 	a.join.localpart = row.Ghost
 	if known {
 		a.before, a.target = &before, string(before.Room)
@@ -119,7 +126,9 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	if begin == leg.Interrupted {
 		close(a.join.over) // there is no attempt to join
 	}
-	a.resumeRing(state.Notice, id.RoomID(cmp.Or(string(before.Room), row.RoomID)), ringEnd(begin))
+	if !state.Out {
+		a.resumeRing(state.Notice, id.RoomID(cmp.Or(string(before.Room), row.RoomID)), ringEnd(begin))
+	}
 	a.tell(begin)
 	call.OnEvent(a.fromPhone)
 	b.mu.Lock()

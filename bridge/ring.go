@@ -13,7 +13,6 @@ import (
 
 const (
 	noticePatience = 10 * time.Second
-	declineCommand = "!sip decline"
 	// maxAsked bounds the questions to the homeserver whether somebody may decline, at a time for one leg.
 	maxAsked = 4
 	// ringNotices in ringNoticePeriod are the most that one room gets to read; more calls than that ring without a notice.
@@ -55,7 +54,7 @@ func (a *actor) ringRoom() {
 		return
 	}
 	text := "Call from " + a.name + ": join the call to answer, react with ❌ to decline. Where messages are not encrypted, " +
-		declineCommand + " declines all calls that ring in this room."
+		b.grammar.Prefix + " decline declines all calls that ring in this room."
 	ghost := a.join.ghost
 	a.wg.Go(func() {
 		defer close(posted)
@@ -171,17 +170,6 @@ func (b *Bridge) reaction(r matrixcall.RoomReaction) {
 	}
 	if declineKeys[key] || admitKeys[key] {
 		b.attend(r.Room, r.Sender, admitKeys[key], func(l *lobby) bool { return r.Target == l.notice })
-	}
-}
-
-// message hears of every text message in every room. It must not block.
-func (b *Bridge) message(m matrixcall.RoomMessage) {
-	switch strings.ToLower(strings.Join(strings.Fields(m.Body), " ")) {
-	case declineCommand:
-		b.decline(m.Room, m.Sender, func(*ring) bool { return true })
-		b.attend(m.Room, m.Sender, false, func(*lobby) bool { return true })
-	case admitCommand:
-		b.attend(m.Room, m.Sender, true, func(*lobby) bool { return true })
 	}
 }
 

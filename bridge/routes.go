@@ -3,6 +3,9 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"slices"
+
+	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
@@ -56,11 +59,26 @@ func (r *routes) askPINs() bool {
 	return r.defaults.PIN != config.PINNone
 }
 
+// withPINs are the numbers of the config that ask for PINs made for the room.
+func (r *routes) withPINs(room id.RoomID) (numbers []string) {
+	for _, route := range r.fixed {
+		leads := route.Room == config.AnyRoom || route.Room == string(room)
+		if leads && route.Options.Over(r.defaults).PIN == config.PINDatabase {
+			numbers = append(numbers, route.Number)
+		}
+	}
+	slices.Sort(numbers)
+	return numbers
+}
+
 // route finds the room of the dialled number; a call to nowhere is refused before it becomes a leg.
 func (a *actor) route() bool {
 	ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 	defer cancel()
 	found, err := a.bridge.routes.Find(ctx, string(a.info.Dialled))
+	if local := a.bridge.plan.Local(a.info.Trunk, a.info.Dialled); err == nil && found.room == "" && local != a.info.Dialled {
+		found, err = a.bridge.routes.Find(ctx, string(local))
+	}
 	cause := leg.NoSuchRoom
 	switch {
 	case err != nil && found.room == "":
@@ -81,7 +99,7 @@ func (a *actor) route() bool {
 	a.options = found.options
 	a.state.Rules = a.bridge.rulesFor(found.options)
 	a.dialin.menu.Rules = menuRules(found.options)
-	a.name = ghostName(a.info.Caller, a.showsNumber())
+	a.name = ghostName(a.party, a.showsNumber())
 	a.setTarget(found.room)
 	return true
 }

@@ -39,13 +39,28 @@ func (a *actor) row() db.Leg {
 	case a.before != nil:
 		l.RoomID = string(a.before.Room)
 	}
+	if a.order != nil {
+		a.rowOfOrder(&l, state)
+	}
 	return l
+}
+
+// rowOfOrder fills in what is different in a call of ours. Before the INVITE may be out there is no dialog: nobody is to be
+// told that the call is over.
+func (a *actor) rowOfOrder(l *db.Leg, state storedState) {
+	o := a.order
+	state.Notice = o.board.event()
+	l.Direction, l.Dialled, l.DialledBy, l.RoomID, l.State = "out", o.number, string(o.by), string(o.room), encode(state)
+	l.UsageDay, l.Reserved = o.day, o.most
+	if !state.Dialled() {
+		l.Dialog = "{}"
+	}
 }
 
 // storedState is the machine's state, and what else of the leg has no column of its own.
 type storedState struct {
 	leg.State
-	Notice id.EventID `json:",omitempty"` // of the ring; "" = none, or it says how the ring ended
+	Notice id.EventID `json:",omitempty"` // of the ring or order; "" = none, or it says how the ring ended
 	Target string     // the room's alias or id
 	Menu   menu.State
 	Lobby  storedLobby

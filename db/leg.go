@@ -42,12 +42,15 @@ type Leg struct {
 
 	Options string // of its route, JSON
 	State   string // what the leg's machine knows, JSON
+
+	UsageDay string        // on which it counts in the table usage, see [Store.Reserve]; "" = it does not
+	Reserved time.Duration // the longest it may last, as counted there
 }
 
 // legColumns names the columns in the order of legFields.
 var legColumns = strings.Fields(`id owner epoch phase created_at answered_at updated_at
 	direction trunk dialled caller caller_name dialled_by room_id ghost muted prompt_step digits end_by
-	call_id local_tag dialog options state`)
+	call_id local_tag dialog options state usage_day reserved`)
 
 var (
 	columnList = strings.Join(legColumns, ", ")
@@ -80,7 +83,7 @@ func legFields(l *Leg) []any {
 		l.ID, l.Owner, l.Epoch, l.Phase, millis(l.Created), millis(l.Answered), millis(l.Updated),
 		l.Direction, l.Trunk, l.Dialled, l.Caller, l.CallerName, l.DialledBy, l.RoomID, l.Ghost, l.Muted, l.PromptStep,
 		l.Digits, millis(l.EndBy), l.CallID, l.LocalTag, l.Dialog,
-		document(l.Options), document(l.State),
+		document(l.Options), document(l.State), l.UsageDay, l.Reserved.Milliseconds(),
 	}
 }
 
@@ -89,15 +92,16 @@ func document(text string) string { return cmp.Or(text, "{}") }
 
 func scanLeg(row dbutil.Scannable) (Leg, error) {
 	var l Leg
-	var created, answered, updated, endBy int64
+	var created, answered, updated, endBy, reserved int64
 	err := row.Scan(&l.ID, &l.Owner, &l.Epoch, &l.Phase, &created, &answered, &updated,
 		&l.Direction, &l.Trunk, &l.Dialled, &l.Caller, &l.CallerName, &l.DialledBy, &l.RoomID, &l.Ghost, &l.Muted,
 		&l.PromptStep, &l.Digits, &endBy, &l.CallID, &l.LocalTag, &l.Dialog,
-		&l.Options, &l.State)
+		&l.Options, &l.State, &l.UsageDay, &reserved)
 	if err != nil {
 		return Leg{}, fmt.Errorf("read leg: %w", err)
 	}
 	l.Created, l.Answered, l.Updated, l.EndBy = instant(created), instant(answered), instant(updated), instant(endBy)
+	l.Reserved = time.Duration(reserved) * time.Millisecond
 	return l, nil
 }
 
@@ -109,7 +113,7 @@ func (s *Store) PutLeg(ctx context.Context, l Leg) error {
 	return affected(result, err, "save leg "+l.ID)
 }
 
-// DeleteLeg removes the leg and writes its line of history in one transaction. Deleting twice is not an error. A leg that
+// DeleteLeg removes the leg, settles what it has used, and writes its line of history in one transaction. Deleting twice is not an error. A leg that
 // has another owner or epoch stays, which is [ErrFenced].
 func (s *Store) DeleteLeg(ctx context.Context, id string, by Hold, cause string, now time.Time) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
@@ -120,6 +124,9 @@ func (s *Store) DeleteLeg(ctx context.Context, id string, by Hold, cause string,
 			id, by.Owner, by.Epoch, millis(now), cause)
 		if err != nil {
 			return fmt.Errorf("write history of leg %s: %w", id, err)
+		}
+		if err := s.settle(ctx, id, by, now); err != nil {
+			return err
 		}
 		return s.remove(ctx, by, "leg", "id = $3", id)
 	})

@@ -24,13 +24,16 @@ func (s *Store) MarkTransaction(ctx context.Context, txnID string) (fresh bool, 
 	return n > 0, nil
 }
 
-// Forget removes the lines of history older than keepHistory, and transaction ids that no homeserver would repeat.
+// Forget removes the lines of history and of usage older than keepHistory, and transaction ids that no homeserver would repeat.
 func (s *Store) Forget(ctx context.Context, keepHistory, now time.Time) error {
 	if _, err := s.db.Exec(ctx, "DELETE FROM seen_transaction WHERE seen_at < $1", millis(now.Add(-keepTransactions))); err != nil {
 		return fmt.Errorf("forget transactions: %w", err)
 	}
 	if _, err := s.db.Exec(ctx, "DELETE FROM history WHERE ended_at < $1", millis(keepHistory)); err != nil {
 		return fmt.Errorf("forget history: %w", err)
+	}
+	if _, err := s.db.Exec(ctx, "DELETE FROM usage WHERE running = 0 AND day < $1", keepHistory.Format(time.DateOnly)); err != nil {
+		return fmt.Errorf("forget usage: %w", err)
 	}
 	return nil
 }

@@ -199,6 +199,8 @@ func (s *Service) handleRoomEvent(e roomEvent) {
 	case membershipTypes:
 		if *e.StateKey == s.bot.UserID.String() {
 			s.botMembership(e)
+		} else if s.opts.OnInvite != nil && s.OwnGhost(id.UserID(*e.StateKey)) {
+			s.ghostInvite(e)
 		}
 		s.tracker.event(e)
 	case event.EventRedaction.Type:

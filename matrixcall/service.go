@@ -64,6 +64,7 @@ type Store interface {
 type Options struct {
 	OnMessage  func(RoomMessage)
 	OnReaction func(RoomReaction)
+	OnInvite   func(GhostInvite)
 }
 
 // Service is the application service. Its methods may be called from many
@@ -440,8 +441,8 @@ func (s *Service) NoticeID(ctx context.Context, room id.RoomID, ghost *Ghost, te
 	return notice, nil
 }
 
-// EditNotice lets a notice say something else, once. Clients that know no edits
-// show the new text below.
+// EditNotice lets a notice say something else; one that a ghost has sent, once.
+// Clients that know no edits show the new text below.
 func (s *Service) EditNotice(ctx context.Context, room id.RoomID, notice id.EventID, text string) error {
 	content := map[string]any{
 		"msgtype": "m.notice", "body": "* " + text, "m.mentions": struct{}{},

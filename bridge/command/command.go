@@ -44,7 +44,7 @@ const (
 type Command struct {
 	Verb   Verb
 	Number string // Call: as written, without separators; a number or a sip: address
-	Phone  Phone  // HangUp, Mute, Unmute, DTMF, Admit, Decline: which
+	Phone  Phone  // HangUp, Mute, Unmute, DTMF: which
 	Digits string // DTMF
 	PIN    PINWish
 	About  Verb // Help: one command, or empty for all
@@ -52,7 +52,7 @@ type Command struct {
 
 func (c Command) String() string {
 	switch c.Verb {
-	case HangUp, Mute, Unmute, DTMF, Admit, Decline:
+	case HangUp, Mute, Unmute, DTMF:
 		return string(c.Verb) + " " + c.Phone.String()
 	case PIN:
 		return string(c.Verb) + " " + string(c.PIN)

@@ -39,7 +39,7 @@ func TestCommandsAreRead(t *testing.T) {
 		{"!sip pin", Command{Verb: PIN, PIN: ShowPIN}},
 		{"!sip pin new", Command{Verb: PIN, PIN: NewPIN}},
 		{"!sip pin remove", Command{Verb: PIN, PIN: RemovePIN}},
-		{"!sip admit 3", Command{Verb: Admit, Phone: Phone{Index: 3}}},
+		{"!sip let-in", Command{Verb: Admit}},
 		{"!sip reject", Command{Verb: Decline}},
 		{"!sip yes", Command{Verb: Confirm}},
 		{"> <@ben:example.org> !sip call 1\n> more\n\n!sip who", Command{Verb: Who}},

@@ -43,8 +43,14 @@ func specs() []spec {
 			"A PIN is shown once, when it is made; what is stored can't be read back. \"new\" makes the old one invalid, \"off\" closes dialling in by PIN.",
 			LevelManage, readPIN,
 		},
-		{Admit, []string{"let-in", "accept"}, "admit [1|all]", "lets a waiting phone in", phone, LevelManage, readPhone},
-		{Decline, []string{"reject", "deny"}, "decline [1|all]", "sends a waiting phone away", phone, LevelManage, readPhone},
+		{
+			Admit, []string{"let-in", "accept"}, "admit", "lets the phones in that wait in the lobby",
+			"Whoever may take part in the call may do that. A reaction (✅) to the notice of one phone lets in that one.", LevelView, readNothing,
+		},
+		{
+			Decline, []string{"reject", "deny"}, "decline", "declines the calls that ring here, and sends phones in the lobby away",
+			"Whoever may take part in the call may do that. A reaction (❌) to the notice of one phone declines that one.", LevelView, readNothing,
+		},
 		{Confirm, []string{"yes"}, "confirm", "confirms your call to an expensive number", "Within one minute, by who asked for the call.", LevelCall, readNothing},
 		{Help, []string{"?"}, "help [command]", "explains", "", LevelView, readHelp},
 	}

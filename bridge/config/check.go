@@ -53,6 +53,8 @@ func (c *checker) config(cfg *Config) {
 	c.calls(&cfg.Calls)
 	c.routes(cfg.Routes, cfg.Calls.Options)
 	c.dialIn(&cfg.DialIn)
+	c.permissions(cfg)
+	c.dialling(&cfg.Dialling, cfg.SIP.Trunks)
 	if cfg.Admin.Listen != "" {
 		c.addrPort("admin.listen", cfg.Admin.Listen)
 	}
@@ -116,6 +118,7 @@ func (c *checker) sip(s *SIP) {
 		}
 		names[t.Name] = true
 		c.trunk(key, t)
+		c.trunkNumbers(key, t)
 	}
 }
 

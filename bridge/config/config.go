@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"gopkg.in/yaml.v3"
+
+	"trunkline/bridge/command"
+	"trunkline/bridge/number"
 )
 
 //go:embed example.yaml
@@ -31,8 +34,12 @@ type Config struct {
 	Calls      Calls      `yaml:"calls"`
 	Routes     []Route    `yaml:"routes"`
 	DialIn     DialIn     `yaml:"dial_in"`
+	Commands   Commands   `yaml:"commands"`
+	Dialling   Dialling   `yaml:"dialling"`
 	Admin      Admin      `yaml:"admin"`
 	Log        Log        `yaml:"log"`
+
+	Permissions command.Permissions `yaml:"permissions"`
 }
 
 type Homeserver struct {
@@ -101,6 +108,12 @@ type Trunk struct {
 	Ping        time.Duration `yaml:"ping"`
 
 	IgnoreAssertedIdentity bool `yaml:"ignore_asserted_identity"`
+
+	Numbers        number.Rules `yaml:"numbers"`
+	Dials          []string     `yaml:"dials"`
+	Extensions     []string     `yaml:"extensions"`
+	Number         string       `yaml:"number"`
+	CallsPerSecond int          `yaml:"calls_per_second"`
 }
 
 type RTP struct {

@@ -86,13 +86,13 @@ func decode(text []byte, c *Config) []Problem {
 // plain turns the library's message into a sentence for an admin.
 func plain(message string) Problem {
 	if m := unknownField.FindStringSubmatch(message); m != nil {
-		return Problem{Line: number(m[1]), Key: m[2], Text: "there is no such option here (see `bridge -e` for all options)"}
+		return Problem{Line: lineOf(m[1]), Key: m[2], Text: "there is no such option here (see `bridge -e` for all options)"}
 	}
 	if m := wrongType.FindStringSubmatch(message); m != nil {
-		return Problem{Line: number(m[1]), Text: strings.TrimSpace(m[2]) + " is not " + kindOf(m[3])}
+		return Problem{Line: lineOf(m[1]), Text: strings.TrimSpace(m[2]) + " is not " + kindOf(m[3])}
 	}
 	if m := anyLine.FindStringSubmatch(message); m != nil {
-		return Problem{Line: number(m[1]), Text: m[2]}
+		return Problem{Line: lineOf(m[1]), Text: m[2]}
 	}
 	return Problem{Text: message}
 }
@@ -113,7 +113,7 @@ func kindOf(goType string) string {
 	return "a group of options"
 }
 
-func number(digits string) int {
+func lineOf(digits string) int {
 	n, err := strconv.Atoi(digits)
 	if err != nil {
 		return 0

@@ -15,7 +15,7 @@ func (m *machine) order() {
 
 // Dialled tells of a leg that calls a phone whether the INVITE was sent, or may have been: that was saved, and the INVITE about
 // to go.
-func (s State) Dialled() bool { return s.Out && s.Room != Coming }
+func (s State) Dialled() bool { return s.Out && s.Room >= Up }
 
 func (m *machine) dialling(ev Event) {
 	switch ev.Kind {

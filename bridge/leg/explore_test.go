@@ -1,7 +1,6 @@
 package leg
 
 import (
-	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -82,14 +81,14 @@ func TestEveryReachableStateKeepsThePromises(t *testing.T) {
 
 func explore(t *testing.T, rules Rules) {
 	starts := []journey{{state: State{Rules: rules}}, {state: State{Rules: rules, Out: true}}} // the second one resumes a call of ours
-	seen := map[string]bool{}
+	seen, events := map[journey]bool{}, everyEvent()
 	for frontier := starts; len(frontier) > 0; {
 		var next []journey
 		for _, j := range frontier {
-			for _, ev := range everyEvent() {
+			for _, ev := range events {
 				to := walk(t, j, ev)
-				if key := fmt.Sprintf("%+v", to); !seen[key] {
-					seen[key] = true
+				if !seen[to] {
+					seen[to] = true
 					next = append(next, to)
 				}
 			}

@@ -1,16 +1,12 @@
 // Package quota decides whether a call to the telephone network may be placed and how long it may last. It is pure: the
 // database holds the rows, the shell brings them, the time is an argument.
 //
-// A call counts in four scopes at once: its user, its room, its trunk, and all. Of each the database has one [Row] per day.
-// The caller's loop, in one transaction, so that two calls can't both take the last minute:
+// A call counts in four scopes at once: its user, its room, its trunk, and all. Of each the database has one [Row] per day,
+// and keeps the books: read, decide, and count is one transaction there (db.Store.Reserve), so that two calls can't both take
+// the last minute.
 //
-//	rows := read the rows with quota.Keys(request, day)
+//	rows := those of quota.Keys(request, rules.Day(now)), and those of other days with calls that still run
 //	decision := quota.Decide(rules, now, request, rows)
-//	if decision.Verdict == quota.Allowed {
-//		write quota.Began(rows, decision.Longest)  // the call's own record keeps day and Longest
-//	}
-//	…
-//	write quota.Over(rows of that day, decision.Longest, talked)
 //
 // Minutes are reserved before they are talked: a call may last no longer than what is left in each of its scopes, less
 // what running calls may still use. So no limit of minutes is ever overrun, also by many calls at once, and after a crash
@@ -70,16 +66,6 @@ type Rules struct {
 
 	Expensive []string      // prefixes in E.164 that want a second word: "+882", "+4990"
 	Shortest  time.Duration // with less than that left a call is not begun at all
-}
-
-// DefaultRules are careful: a stolen account costs a bounded sum.
-func DefaultRules() Rules {
-	return Rules{
-		All:      Limits{Calls: 1000, Talk: 100 * time.Hour, Running: 30, Longest: 4 * time.Hour},
-		User:     Limits{Calls: 50, Talk: 5 * time.Hour, Running: 2},
-		Room:     Limits{Calls: 100, Talk: 10 * time.Hour, Running: 5},
-		Shortest: time.Minute,
-	}
 }
 
 // Request is a call that somebody wants.
@@ -151,29 +137,6 @@ func Decide(r Rules, now time.Time, q Request, rows []Row) Decision {
 		d.Verdict, d.Text = Confirm, "This number is expensive to call."
 	}
 	return d
-}
-
-// Began returns the rows with one more call running. rows are those of [Keys]; missing ones must be passed as zero rows
-// with their key.
-func Began(rows []Row, longest time.Duration) []Row {
-	rows = slices.Clone(rows)
-	for i := range rows {
-		rows[i].Calls++
-		rows[i].Running++
-		rows[i].Reserved += longest
-	}
-	return rows
-}
-
-// Over returns the rows of the day the call began on with that call ended. A call that was never answered has talked 0.
-func Over(rows []Row, longest, talked time.Duration) []Row {
-	rows = slices.Clone(rows)
-	for i := range rows {
-		rows[i].Running = max(0, rows[i].Running-1)
-		rows[i].Reserved = max(0, rows[i].Reserved-longest)
-		rows[i].Talked += max(0, talked)
-	}
-	return rows
 }
 
 // ConfirmWithin is how long an expensive call waits for its second word.

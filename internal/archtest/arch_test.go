@@ -26,7 +26,7 @@ var allowed = map[string][]string{
 		"sip", "matrixcall", "transcode", "db",
 	},
 	"bridge/command":    {},
-	"bridge/config":     {"bridge/menu", "bridge/pin", "bridge/sound"},
+	"bridge/config":     {"bridge/command", "bridge/menu", "bridge/number", "bridge/pin", "bridge/quota", "bridge/sound"},
 	"bridge/doctor":     {"bridge/config", "db"},
 	"bridge/leg":        {},
 	"bridge/menu":       {},

@@ -118,6 +118,10 @@ func (b *Bridge) configure(homeserver string) error {
 	if err != nil {
 		return err
 	}
+	if b.lab.called, b.lab.calledFree, err = holdPort(); err != nil {
+		return err
+	}
+	b.lab.own("port of the phone to be called", func() error { b.lab.calledFree(); return nil })
 	b.as, b.admin = ports[0], ports[1]
 	b.lab.sipAddress = fmt.Sprintf("127.0.0.1:%d", sip)
 	rtp := 20000 + (ports[1]%100)*100 // a range of this lab's own, most likely
@@ -142,9 +146,12 @@ func (b *Bridge) configure(homeserver string) error {
 				map[string]string{"transport": "udp", "address": b.lab.sipAddress},
 				map[string]string{"transport": "tcp", "address": b.lab.sipAddress},
 			},
-			"trunks": []any{map[string]any{"name": "lab", "networks": []string{"127.0.0.0/8"}}},
+			"trunks": []any{map[string]any{
+				"name": "lab", "networks": []string{"127.0.0.0/8"}, "proxy": fmt.Sprintf("127.0.0.1:%d", b.lab.called), "extensions": []string{"7xx"},
+			}},
 		},
-		"rtp": map[string]any{"address": "127.0.0.1", "port_min": rtp, "port_max": rtp + 98},
+		"permissions": map[string]string{labDomain: "call"},
+		"rtp":         map[string]any{"address": "127.0.0.1", "port_min": rtp, "port_max": rtp + 98},
 		// Chromium offers its loopback addresses, too: no network card is needed.
 		"webrtc": map[string]any{"loopback": true},
 		"routes": routes,

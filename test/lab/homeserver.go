@@ -217,6 +217,15 @@ type Notice struct {
 
 // LastNotice returns the newest notice in the room, a zero one if there is none. An edited one has its new text.
 func (l *Lab) LastNotice(ctx context.Context, as *User, room id.RoomID) (Notice, error) {
+	notices, err := l.Notices(ctx, as, room)
+	if err != nil || len(notices) == 0 {
+		return Notice{}, err
+	}
+	return notices[0], nil
+}
+
+// Notices returns the latest notices in the room, the newest first. Edits are notices, too.
+func (l *Lab) Notices(ctx context.Context, as *User, room id.RoomID) (notices []Notice, err error) {
 	var messages struct {
 		Chunk []struct {
 			ID      id.EventID `json:"event_id"`
@@ -228,14 +237,20 @@ func (l *Lab) LastNotice(ctx context.Context, as *User, room id.RoomID) (Notice,
 	}
 	path := "/v3/rooms/" + url.PathEscape(string(room)) + "/messages?dir=b&limit=20"
 	if err := l.API(ctx, as, http.MethodGet, path, nil, &messages); err != nil {
-		return Notice{}, err
+		return nil, err
 	}
 	for _, m := range messages.Chunk {
 		if m.Content.MsgType == "m.notice" {
-			return Notice{ID: m.ID, Body: m.Content.Body}, nil
+			notices = append(notices, Notice{ID: m.ID, Body: m.Content.Body})
 		}
 	}
-	return Notice{}, nil
+	return notices, nil
+}
+
+// Say writes a message into a room.
+func (l *Lab) Say(ctx context.Context, as *User, room id.RoomID, text string) error {
+	path := fmt.Sprintf("/v3/rooms/%s/send/m.room.message/%s", url.PathEscape(string(room)), rand.Text())
+	return l.API(ctx, as, http.MethodPut, path, map[string]string{"msgtype": "m.text", "body": text}, nil)
 }
 
 // React sends a reaction to an event.

@@ -45,6 +45,8 @@ type Lab struct {
 	steady   []*Voice
 
 	sipAddress string // of the bridge, host:port
+	called     int    // UDP port of the phone that the bridge can call
+	calledFree func() // lets go of that port
 	stunSilent atomic.Bool
 
 	mu     sync.Mutex

@@ -53,6 +53,7 @@ type PhoneOptions struct {
 	Codecs    string // in baresip's words, "" = PCMU,PCMA
 	Transport string // "udp" (default) or "tcp"
 	Number    string // "" = made from the phone's name
+	Called    bool   // it is the one that the bridge's trunk leads to; there can be one in a lab
 }
 
 // parameter returns the transport as a parameter of a SIP URI.
@@ -94,6 +95,10 @@ func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts Phon
 	ports, err := freePorts(3)
 	if err != nil {
 		return nil, err
+	}
+	if opts.Called {
+		l.calledFree()
+		ports[0] = l.called
 	}
 	dir, err := os.MkdirTemp(l.dir, "phone-"+name+"-")
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -121,6 +122,23 @@ func freePorts(n int) ([]int, error) {
 		ports = append(ports, port)
 	}
 	return nil, errors.New("find a free port: 127.0.0.1 has none left")
+}
+
+// holdPort opens a port for UDP and TCP, so that nobody else gets it until release is called.
+func holdPort() (port int, release func(), err error) {
+	for range 200 {
+		udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			return 0, nil, fmt.Errorf("hold a port: %w", err)
+		}
+		port := udp.LocalAddr().(*net.UDPAddr).Port
+		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		if err == nil {
+			return port, sync.OnceFunc(func() { udp.Close(); tcp.Close() }), nil
+		}
+		udp.Close()
+	}
+	return 0, nil, errors.New("hold a port: 127.0.0.1 has none left")
 }
 
 // portIsFree reports whether 127.0.0.1 has the port free for TCP and UDP.

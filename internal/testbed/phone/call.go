@@ -27,6 +27,7 @@ type Call struct {
 	number  string
 	bridge  string
 	invite  *sip.Request
+	in      *incoming // nil for a call of ours
 
 	mu        sync.Mutex
 	target    sip.Uri

@@ -10,5 +10,11 @@
 //	err = call.Hangup(ctx)
 //	heard := call.Heard()             // 8 kHz PCM since the answer
 //
+// It answers calls of the bridge, too:
+//
+//	call, err := p.AwaitCall(ctx)
+//	err = call.Ring()                 // or Progress, Refuse
+//	err = call.PickUp(ctx)
+//
 // It shares no code with the bridge: what both believe was written twice.
 package phone

@@ -39,8 +39,11 @@ type Phone struct {
 	wg     sync.WaitGroup // listeners, and watchers of INVITE transactions
 	deaf   atomic.Bool    // closing
 
+	called chan *Call // calls of the bridge that nobody has taken yet; more are busy
+
 	mu    sync.Mutex
 	calls map[string]*Call // by Call-ID
+	rung  int              // calls of the bridge so far
 }
 
 // Open makes a phone that listens on a free port of its address.
@@ -54,7 +57,7 @@ func Open(c Config) (*Phone, error) {
 	if len(c.Codecs) == 0 {
 		c.Codecs = []string{"PCMU", "PCMA"}
 	}
-	p := &Phone{config: c, calls: map[string]*Call{}}
+	p := &Phone{config: c, calls: map[string]*Call{}, called: make(chan *Call, 4)}
 	discard := slog.New(slog.DiscardHandler)
 	var err error
 	p.ua, err = sipgo.NewUA(
@@ -74,7 +77,7 @@ func Open(c Config) (*Phone, error) {
 	}
 	p.server.OnBye(p.onBye)
 	p.server.OnInvite(p.onInvite)
-	p.server.OnAck(func(*sip.Request, sip.ServerTransaction) {})
+	p.server.OnAck(p.onAck)
 	p.server.OnUpdate(p.onInvite)
 	p.server.OnOptions(func(req *sip.Request, tx sip.ServerTransaction) {
 		_ = tx.Respond(sip.NewResponseFromRequest(req, 200, "OK", nil))
@@ -269,9 +272,13 @@ func (p *Phone) onBye(req *sip.Request, tx sip.ServerTransaction) {
 	c.end(reason)
 }
 
-// onInvite answers a re-INVITE or UPDATE of the bridge with what we have.
+// onInvite takes a call of the bridge, and answers a re-INVITE or UPDATE with what we have.
 func (p *Phone) onInvite(req *sip.Request, tx sip.ServerTransaction) {
 	c := p.callOf(req)
+	if _, within := req.To().Params.Get("tag"); c == nil && !within && req.IsInvite() && len(req.Body()) > 0 {
+		p.takeInvite(req, tx)
+		return
+	}
 	if c == nil {
 		_ = tx.Respond(sip.NewResponseFromRequest(req, 481, "Call/Transaction Does Not Exist", nil))
 		return

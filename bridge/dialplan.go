@@ -1,0 +1,178 @@
+package bridge
+
+import (
+	"cmp"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"trunkline/bridge/command"
+	"trunkline/bridge/config"
+	"trunkline/bridge/number"
+	"trunkline/bridge/quota"
+	"trunkline/sip"
+)
+
+// dialPlan says where a number that somebody wrote leads, over which trunks, and how these write it.
+type dialPlan struct {
+	policy number.Policy
+	quotas quota.Rules
+	trunks []config.Trunk           // that calls can be sent to
+	rules  map[string]number.Rules  // of all trunks
+	paces  map[string]*rate.Limiter // of trunks with a limit per second
+}
+
+func newDialPlan(cfg config.Config) *dialPlan {
+	p := &dialPlan{
+		policy: cfg.Dialling.Policy, quotas: cfg.Dialling.Quotas(),
+		rules: make(map[string]number.Rules), paces: make(map[string]*rate.Limiter),
+	}
+	for _, t := range cfg.SIP.Trunks {
+		p.rules[t.Name] = t.Numbers
+		if t.Proxy != "" {
+			p.trunks = append(p.trunks, t)
+		}
+		if t.CallsPerSecond > 0 {
+			p.paces[t.Name] = rate.NewLimiter(rate.Limit(t.CallsPerSecond), t.CallsPerSecond)
+		}
+	}
+	return p
+}
+
+// destination is a number that may be called: what it is called by us, and the ways there, the best first.
+type destination struct {
+	number string // in E.164, or an extension, or an address without "sip:"
+	ways   []way
+}
+
+// way is one trunk that leads to a number, and what the trunk is to be asked for.
+type way struct {
+	trunk config.Trunk
+	dial  sip.Number
+}
+
+// Find judges what somebody wrote. Its error is in words for the room.
+func (p *dialPlan) Find(typed string) (destination, error) {
+	if err := p.policy.Emergency(typed); err != nil { // first: it has no E.164, and may look like an extension
+		return destination{}, err
+	}
+	if scheme, _, isAddress := strings.Cut(typed, ":"); isAddress && (scheme == "sip" || scheme == "sips") {
+		return p.address(typed)
+	}
+	for _, t := range p.trunks {
+		if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, typed) }) {
+			return destination{typed, []way{{t, sip.Number(typed)}}}, nil
+		}
+	}
+	n, err := number.Parse(typed, p.policy.Country)
+	if err != nil {
+		return destination{}, &command.Error{Text: "That is not a number that I can call. Write it with its country: +49 30 123456."}
+	}
+	if err := p.policy.Check(n); err != nil {
+		return destination{}, err
+	}
+	d := destination{number: string(n)}
+	type candidate struct {
+		way
+		fit int
+	}
+	var found []candidate
+	for _, t := range p.trunks {
+		if fit := longestPrefix(t.Dials, string(n)); fit >= 0 {
+			found = append(found, candidate{way{t, sip.Number(t.Numbers.ToTrunk(n))}, fit})
+		}
+	}
+	slices.SortStableFunc(found, func(a, b candidate) int { return cmp.Compare(b.fit, a.fit) })
+	for _, c := range found {
+		d.ways = append(d.ways, c.way)
+	}
+	if len(d.ways) == 0 {
+		return destination{}, &command.Error{Text: "No telephone line leads to that number. Ask who runs this bridge."}
+	}
+	return d, nil
+}
+
+// address finds the trunk that has the domain of a SIP address.
+func (p *dialPlan) address(uri string) (destination, error) {
+	if err := p.policy.CheckAddress(uri); err != nil {
+		return destination{}, err
+	}
+	_, address, _ := strings.Cut(uri, ":")
+	user, domain, _ := strings.Cut(address, "@")
+	for _, t := range p.trunks {
+		host := t.Proxy
+		if h, _, err := net.SplitHostPort(t.Proxy); err == nil {
+			host = h
+		}
+		if strings.EqualFold(domain, t.Domain) || strings.EqualFold(domain, host) {
+			return destination{address, []way{{t, sip.Number(user)}}}, nil
+		}
+	}
+	return destination{}, &command.Error{Text: "No telephone line leads to that address. Ask who runs this bridge."}
+}
+
+// MayRedirect judges the number that a trunk says a call should go to instead: it must be one that could be called, and without
+// a second word.
+func (p *dialPlan) MayRedirect(trunk string, to sip.Number) bool {
+	text, ok := p.rules[trunk].FromTrunk(string(to))
+	return ok && p.policy.Check(number.E164(text)) == nil && longestPrefix(p.quotas.Expensive, text) <= 0
+}
+
+// Local writes a number of a trunk as the bridge does: in E.164 if the trunk's rules say how.
+func (p *dialPlan) Local(trunk string, n sip.Number) sip.Number {
+	rules := p.rules[trunk]
+	if rules.Country == "" && len(rules.In) == 0 {
+		return n
+	}
+	text, _ := rules.FromTrunk(string(n))
+	return sip.Number(text)
+}
+
+// Hurry waits a little for the trunk's turn, and is false when too many calls want one.
+func (p *dialPlan) Hurry(trunk string) bool {
+	pace := p.paces[trunk]
+	if pace == nil {
+		return true
+	}
+	r := pace.Reserve()
+	wait := r.Delay()
+	if !r.OK() || wait > longestTurn {
+		r.Cancel()
+		return false
+	}
+	time.Sleep(wait)
+	return true
+}
+
+// longestTurn is how long an order may wait for a trunk that takes only so many calls per second.
+const longestTurn = 2 * time.Second
+
+// fits compares an extension with its pattern, in which x is any digit.
+func fits(pattern, typed string) bool {
+	if len(pattern) != len(typed) {
+		return false
+	}
+	for i := range len(pattern) {
+		if pattern[i] != typed[i] && (pattern[i] != 'x' || typed[i] < '0' || typed[i] > '9') {
+			return false
+		}
+	}
+	return true
+}
+
+// longestPrefix is how much of a number the best of prefixes takes, 0 if there are no prefixes at all, -1 if none fits.
+func longestPrefix(prefixes []string, n string) int {
+	if len(prefixes) == 0 {
+		return 0
+	}
+	best := -1
+	for _, prefix := range prefixes {
+		if prefix != "" && strings.HasPrefix(n, prefix) {
+			best = max(best, len(prefix))
+		}
+	}
+	return best
+}

@@ -1,0 +1,278 @@
+package bridge
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/command"
+	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
+	"trunkline/bridge/number"
+	"trunkline/bridge/quota"
+	"trunkline/db"
+	"trunkline/sip"
+)
+
+// order is a telephone that somebody in a room wants called. What a leg knows of it does not change, but for its notice.
+type order struct {
+	by     id.UserID
+	room   id.RoomID
+	number string // as [destination] has it
+	day    string // on which it counts
+	most   time.Duration
+
+	board *board // what the room is told
+}
+
+// refusal is why somebody's wish is not carried out, in words for the room.
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return r.text }
+
+// needsConfirmation is a call that wants a second word of who ordered it.
+type needsConfirmation struct{ text string }
+
+func (n *needsConfirmation) Error() string { return n.text }
+
+// sipGrace lets the leg's own deadline be the one that ends a call nobody answers.
+const sipGrace = 30 * time.Second
+
+// place calls a telephone into a room's call. Its error is for the room ([plainWords]); without one the leg goes its way, and
+// tells the room by itself.
+func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed string, confirmed bool) error {
+	to, err := b.plan.Find(typed)
+	if err != nil {
+		return err
+	}
+	if err := b.takesOrders(); err != nil {
+		return err
+	}
+	call, trunk, err := b.prepare(ctx, to)
+	if err != nil {
+		return err
+	}
+	a := b.ordered(call, order{by: by, room: room, number: to.number})
+	if err := a.reserve(ctx, quota.Request{
+		User: string(by), Room: string(room), Trunk: trunk, Number: to.number, Confirmed: confirmed,
+	}); err != nil {
+		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
+		return err
+	}
+	a.order.board.post(ctx, "Calling "+a.name+" …")
+	a.note("save leg", b.journal.SaveLeg(ctx, a.row())) // now it names the notice
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
+		a.note("delete row", b.journal.DeleteLeg(string(a.id), b.hold(a.epoch), string(leg.ShuttingDown), time.Now()))
+		return errGoesDown
+	}
+	a.tell(leg.Ordered)
+	call.OnEvent(a.fromPhone)
+	b.legs[a.id] = a
+	b.wg.Go(a.run)
+	return nil
+}
+
+var (
+	errGoesDown = &refusal{"The bridge is being restarted. Try again in a minute."}
+	errTooMany  = &refusal{"All telephone lines are in use. Try again later."}
+)
+
+// takesOrders says why no call can be placed now.
+func (b *Bridge) takesOrders() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closing || !b.ready || !b.drain.since.IsZero():
+		return errGoesDown
+	case b.journal.Away():
+		return &refusal{"The bridge can't reach its database. Try again later."}
+	case len(b.legs) >= b.cfg.Calls.MaxLegs:
+		return errTooMany
+	}
+	return nil
+}
+
+// prepare binds the ports of a call over the first trunk that takes one. Nothing is sent yet.
+func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string, error) {
+	var errs []error
+	for _, w := range to.ways {
+		if !b.plan.Hurry(w.trunk.Name) {
+			errs = append(errs, errTooMany)
+			continue
+		}
+		call, err := b.phones.Dial(ctx, sip.DialRequest{
+			Trunk: w.trunk.Name, Number: w.dial, From: sip.Caller{Number: sip.Number(w.trunk.Number)},
+			RingTimeout:   b.cfg.Dialling.RingTimeout + sipGrace,
+			AllowRedirect: func(n sip.Number) bool { return b.plan.MayRedirect(w.trunk.Name, n) },
+		})
+		if err == nil {
+			return call, w.trunk.Name, nil
+		}
+		b.log.Warn("a trunk does not take a call", "trunk", w.trunk.Name, "err", err)
+		errs = append(errs, err)
+	}
+	err := errors.Join(errs...)
+	switch {
+	case errors.Is(err, sip.ErrFull), errors.Is(err, errTooMany):
+		return nil, "", errTooMany
+	case errors.Is(err, sip.ErrDown):
+		return nil, "", &refusal{"The telephone line is out of order at present. Try again later."}
+	}
+	return nil, "", fmt.Errorf("dial: %w", err)
+}
+
+// ordered makes the leg of an order.
+func (b *Bridge) ordered(call *sip.Call, o order) *actor {
+	a := makeActor(b, leg.ID(strings.ToLower(rand.Text()[:12])), call)
+	o.board = &board{actor: a}
+	a.order, a.target = &o, string(o.room)
+	a.party = sip.Caller{Number: sip.Number(o.number)}
+	a.name = ghostName(a.party, b.showNumbers[a.info.Trunk])
+	a.log = a.log.With("out", true)
+	a.options = config.Options{ // who is called is asked for nothing, and its notice tells the room
+		Intent: config.IntentPrompt, PIN: config.PINNone, Lobby: new(false), Announce: new(false), SayPeople: new(false),
+	}.Over(b.routes.defaults)
+	a.dialin.menu.Rules = menuRules(a.options)
+	a.state.Out = true
+	a.state.Rules = b.rulesFor(a.options)
+	a.state.Rules.Ring, a.state.Rules.Alone = b.cfg.Dialling.RingTimeout, b.cfg.Dialling.AloneTimeout
+	return a
+}
+
+// reserve counts the call, if its limits allow it, and writes its row.
+func (a *actor) reserve(ctx context.Context, q quota.Request) error {
+	rules, now := &a.bridge.plan.quotas, time.Now()
+	day := rules.Day(now)
+	var keys []db.UsageKey
+	for _, k := range quota.Keys(q, day) {
+		keys = append(keys, db.UsageKey{Day: k.Day, Scope: string(k.Scope), Name: k.Name})
+	}
+	a.order.day = day
+	ctx, cancel := context.WithTimeout(ctx, databasePatience)
+	defer cancel()
+	var refused error
+	longest, err := a.bridge.store.Reserve(ctx, a.row(), keys, func(used []db.Usage) (longest time.Duration, err error) {
+		longest, refused = decide(*rules, now, q, used)
+		return longest, refused
+	})
+	switch {
+	case refused != nil:
+		return refused
+	case err != nil:
+		a.bridge.journal.Report(err)
+		return fmt.Errorf("count the call: %w", err)
+	}
+	a.order.most = longest
+	if longest > 0 {
+		a.state.Rules.Longest = min(a.state.Rules.Longest, longest)
+	}
+	return nil
+}
+
+// decide asks package quota.
+func decide(rules quota.Rules, now time.Time, q quota.Request, used []db.Usage) (time.Duration, error) {
+	rows := make([]quota.Row, 0, len(used))
+	for _, u := range used {
+		rows = append(rows, quota.Row{
+			Key:   quota.Key{Day: u.Day, Scope: quota.Scope(u.Scope), Name: u.Name},
+			Calls: u.Calls, Talked: u.Talked, Running: u.Running, Reserved: u.Reserved,
+		})
+	}
+	switch d := quota.Decide(rules, now, q, rows); d.Verdict {
+	case quota.Allowed:
+		return d.Longest, nil
+	case quota.Confirm:
+		return 0, &needsConfirmation{d.Text}
+	default:
+		return 0, &refusal{d.Text}
+	}
+}
+
+// plainWords says an error to the room; ok is false for one that tells people there nothing.
+func plainWords(err error) (text string, ok bool) {
+	if e, ok := errors.AsType[*refusal](err); ok {
+		return e.text, true
+	}
+	if e, ok := errors.AsType[*number.Refusal](err); ok {
+		return e.Text, true
+	}
+	if e, ok := errors.AsType[*command.Error](err); ok {
+		return e.Text, true
+	}
+	return "That did not work, and the reason is in the bridge's log. Try again, or ask who runs this bridge.", false
+}
+
+func (a *actor) dialPhone() {
+	if err := a.call.SendInvite(); err != nil {
+		a.note("dial", err)
+		a.tell(leg.PhoneFailed)
+		return
+	}
+	a.media = a.call.Media()
+	a.log.Info("phone is called", "room", a.target, "after", time.Since(a.begun).Round(time.Millisecond))
+}
+
+// fromDialled translates what a call of ours reports.
+func (a *actor) fromDialled(ev sip.Event) {
+	switch ev := ev.(type) {
+	case sip.Provisional:
+		if ev.Early {
+			a.tell(leg.PhoneSounds)
+		}
+		if ev.Code >= 180 && ev.Code <= 182 {
+			a.tell(leg.PhoneRings)
+		}
+	case sip.Answered:
+		a.inbox.Put(func() { a.setFormat(a.media.Format()) }) // it may differ from that of early media
+		a.tell(leg.PhoneAnswered)
+	case sip.Refused:
+		a.tellEvent(leg.Event{Kind: leg.PhoneRefused, Cause: refusedBecause(ev)})
+	}
+}
+
+func refusedBecause(r sip.Refused) leg.Cause {
+	if r.Local {
+		return leg.TrunkAway
+	}
+	q850 := 0
+	if r.Cause.Protocol == "Q.850" {
+		q850 = r.Cause.Code
+	}
+	return leg.WhyRefused(r.Code, q850)
+}
+
+// resumeOrder gives a leg of ours back what its row says of the order.
+func (a *actor) resumeOrder(row db.Leg, notice id.EventID) {
+	a.order = &order{
+		by: id.UserID(row.DialledBy), room: id.RoomID(row.RoomID), number: row.Dialled, day: row.UsageDay, most: row.Reserved,
+	}
+	a.order.board = &board{actor: a, notice: notice}
+	a.party = sip.Caller{Number: sip.Number(row.Dialled)}
+	a.log = a.log.With("out", true)
+}
+
+// errNotDialled says that the process before had not called the phone yet.
+var errNotDialled = errors.New("the process before died before it called the phone")
+
+// forgetOrder tells the room of a call that the process before had not begun.
+func (b *Bridge) forgetOrder(row db.Leg, notice id.EventID) {
+	if notice == "" {
+		return
+	}
+	name := ghostName(sip.Caller{Number: sip.Number(row.Dialled)}, b.showNumbers[row.Trunk])
+	b.refusals.Go(func() {
+		ctx, cancel := context.WithTimeout(b.ctx, noticePatience)
+		defer cancel()
+		if err := b.matrix.EditNotice(ctx, id.RoomID(row.RoomID), notice, callOver(name, leg.ProcessDied, 0)); err != nil {
+			b.log.Warn("could not tell the room that its call was not placed", "leg", row.ID, "err", err)
+		}
+	})
+}

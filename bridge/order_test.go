@@ -1,0 +1,527 @@
+package bridge
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/command"
+	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
+	"trunkline/bridge/number"
+	"trunkline/internal/testbed/listen"
+	"trunkline/internal/testbed/member"
+	"trunkline/internal/testbed/phone"
+	"trunkline/internal/testbed/speech"
+)
+
+const (
+	berlin   = "+493012345678" // a number of no expensive kind, which nobody has
+	berlinAs = "03012345678"   // as the trunk is asked for it
+)
+
+// dialBed is a bed whose trunk leads to one phone, and whose alice may call it.
+func dialBed(t *testing.T, edit func(*config.Config)) (*bed, *phone.Phone) {
+	t.Helper()
+	b := makeBed(t)
+	p := b.phone(berlin)
+	trunk := &b.cfg.SIP.Trunks[0]
+	trunk.Proxy, trunk.Number = p.Addr().String(), "+4930999"
+	trunk.Extensions = []string{"1xxx"}
+	trunk.Numbers = number.Rules{Out: []number.Rule{{Prefix: "+49", Replace: "0"}}}
+	b.cfg.Dialling.Country = "DE"
+	b.cfg.Dialling.RingTimeout = 30 * time.Second
+	b.cfg.Permissions = command.Permissions{
+		"@alice:" + b.hs.Domain(): command.LevelCall, "@bob:" + b.hs.Domain(): command.LevelView,
+	}
+	if edit != nil {
+		edit(&b.cfg)
+	}
+	b.start()
+	t.Cleanup(b.stop)
+	return b, p
+}
+
+// says lets a member write into the room.
+func (b *bed) says(who *member.Member, text string) {
+	b.t.Helper()
+	if _, err := who.Client().SendText(b.ctx(), b.room, text); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// boards are the bot's notices in the order they were posted, as they read now.
+func (b *bed) boards() []string {
+	var order []id.EventID
+	texts := map[id.EventID]string{}
+	for _, ev := range b.hs.Timeline(b.room) {
+		var content struct {
+			Body    string                `json:"body"`
+			New     struct{ Body string } `json:"m.new_content"`
+			Relates struct {
+				EventID id.EventID `json:"event_id"`
+			} `json:"m.relates_to"`
+		}
+		if ev.Type != event.EventMessage.Type || ev.Sender != b.bot() || json.Unmarshal(ev.Content, &content) != nil {
+			continue
+		}
+		if content.New.Body != "" {
+			texts[content.Relates.EventID] = content.New.Body
+			continue
+		}
+		order = append(order, ev.ID)
+		texts[ev.ID] = content.Body
+	}
+	list := make([]string, 0, len(order))
+	for _, ev := range order {
+		list = append(list, texts[ev])
+	}
+	return list
+}
+
+// told waits until some notice of the bot reads so.
+func (b *bed) told(part string) {
+	b.t.Helper()
+	defer func() {
+		if b.t.Failed() {
+			b.t.Logf("the bot's notices: %q", b.boards())
+		}
+	}()
+	b.await(fmt.Sprintf("the room to be told %q", part), func() bool {
+		return slices.ContainsFunc(b.boards(), func(text string) bool { return strings.Contains(text, part) })
+	})
+}
+
+// membership is a user's in the room, by its state.
+func (b *bed) membership(user id.UserID) string {
+	var content struct {
+		Membership string `json:"membership"`
+	}
+	if json.Unmarshal(b.hs.State(b.room, event.StateMember.Type, string(user)), &content) != nil {
+		return ""
+	}
+	return content.Membership
+}
+
+// called waits until the bridge calls the phone.
+func (b *bed) called(p *phone.Phone) *phone.Call {
+	b.t.Helper()
+	call, err := p.AwaitCall(b.ctx())
+	if err != nil {
+		b.t.Fatalf("%v; the bot's notices: %q", err, b.boards())
+	}
+	b.t.Cleanup(call.Forget)
+	return call
+}
+
+// clear waits until nothing of the call is left.
+func (b *bed) clear() {
+	b.t.Helper()
+	b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+}
+
+// Not parallel: it judges sound made in real time.
+func TestRoomCallsAPhoneAndBothHearEachOther(t *testing.T) {
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
+		t.Run(kind.String(), func(t *testing.T) {
+			b, p := dialBed(t, nil)
+			alice := b.person("alice", kind, true)
+			b.says(alice, "!sip call +49 30 12345678")
+			call := b.called(p)
+			if got := call.Invite().Recipient.User; got != berlinAs {
+				t.Errorf("the trunk is asked for %s, want %s", got, berlinAs)
+			}
+			if got := call.Invite().From().Address.User; got != "+4930999" {
+				t.Errorf("the call is from %s, want the trunk's number", got)
+			}
+			b.told("Calling +493•••••••78 …")
+			if err := call.Ring(); err != nil {
+				t.Fatal(err)
+			}
+			b.told("+493•••••••78 rings.")
+			if err := call.PickUp(b.ctx()); err != nil {
+				t.Fatal(err)
+			}
+			b.told("+493•••••••78 has answered.")
+			ghost := b.ghosts()
+			if len(ghost) != 1 {
+				t.Fatalf("ghosts in the call: %v, want one", ghost)
+			}
+			if err := alice.AwaitConnected(b.ctx(), ghost...); err != nil {
+				t.Fatal(err)
+			}
+			said := map[string][]int16{"alice": speech.Alice.PCM(48000, talkTime), "phone": speech.Bob.PCM(8000, talkTime)}
+			alice.Forget()
+			before := len(call.Heard())
+			alice.Says(said["alice"])
+			call.Play(said["phone"])
+			time.Sleep(talkTime + time.Second)
+			hears(t, "phone", call.Heard()[before:], 8000, listen.Resample(said["alice"], 48000, 8000), said["phone"])
+			hears(t, "alice", alice.Heard(ghost[0]).PCM, 48000, listen.Resample(said["phone"], 8000, 48000), said["alice"])
+
+			if err := call.Hangup(b.ctx()); err != nil {
+				t.Fatal(err)
+			}
+			if err := alice.AwaitGone(b.ctx(), ghost[0]); err != nil {
+				t.Error(err)
+			}
+			b.clear()
+			b.told("the phone hung up.")
+			if n := len(b.boards()); n != 1 {
+				t.Errorf("the bot has posted %d notices, want one that is edited: %q", n, b.boards())
+			}
+			for _, text := range b.notices(string(b.room)) {
+				if strings.Contains(text, "12345678") {
+					t.Errorf("the number is not masked: %s", text)
+				}
+			}
+			if complaints := alice.Complaints(); len(complaints) > 0 {
+				t.Errorf("alice's client complains: %q", complaints)
+			}
+		})
+	}
+}
+
+// Not parallel: it judges sound made in real time.
+func TestRoomHearsTheLineBeforeTheAnswer(t *testing.T) {
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.Progress(); err != nil {
+		t.Fatal(err)
+	}
+	b.told("the line can be heard")
+	ghosts := b.ghosts()
+	if err := alice.AwaitConnected(b.ctx(), ghosts...); err != nil {
+		t.Fatal(err)
+	}
+	call.Play(sine(phoneHz, 8000, 20*time.Second))
+	b.await("alice to hear the announcement", func() bool { return loud(alice.Heard(ghosts[0]).PCM, phoneHz, 48000) })
+	if err := call.Refuse(404, "Not Found", "Reason: Q.850;cause=1"); err != nil {
+		t.Fatal(err)
+	}
+	b.told("Call to 1001: the number is not in use; check it.")
+	b.clear()
+}
+
+func TestRoomIsToldWhyAPhoneIsNotToBeHad(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.Hydrogen, true)
+	for _, c := range []struct {
+		code   int
+		header []string
+		told   string
+	}{
+		{486, nil, "busy"},
+		{603, nil, "declined"},
+		{480, []string{"Reason: Q.850;cause=19"}, "no answer"},
+		{404, nil, "the number is not in use"},
+		{503, []string{"Reason: Q.850;cause=34"}, "the telephone network is busy"},
+	} {
+		b.says(alice, fmt.Sprintf("!sip call 1%d", c.code))
+		call := b.called(p)
+		if err := call.Refuse(c.code, "Refused", c.header...); err != nil {
+			t.Fatal(err)
+		}
+		b.told(fmt.Sprintf("Call to 1%d: %s", c.code, c.told))
+		b.clear()
+	}
+	want := []string{"telephone network busy", "number not in use", "phone not answered", "phone declined", "phone busy"}
+	if got := b.history(); !slices.Equal(got, want) {
+		t.Errorf("history %q, want %q", got, want)
+	}
+}
+
+func TestRoomHangsUpWhileThePhoneRings(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	b.told("1001 rings.")
+	b.says(alice, "!sip hangup")
+	<-call.Done()
+	if why := call.Ended(); !strings.Contains(why, "cancelled") {
+		t.Errorf("the phone was ended by %q, want CANCEL", why)
+	}
+	b.told("Call to 1001: hung up in the room.")
+	b.clear()
+}
+
+func TestNobodyAnswersAndThePhoneIsCancelled(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) { c.Dialling.RingTimeout = 2 * time.Second })
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	<-call.Done()
+	b.told("Call to 1001: no answer.")
+	b.clear()
+}
+
+func TestRoomHangsUpATalkAndPressesKeysAndMutes(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("1001 has answered.")
+	ghost := b.ghosts()[0]
+	if err := alice.AwaitConnected(b.ctx(), ghost); err != nil {
+		t.Fatal(err)
+	}
+	b.says(alice, "!sip who")
+	b.told("1. 1001 talks for 0:")
+	b.says(alice, "!sip dtmf 42,#")
+	b.await("the keys to arrive", func() bool { return call.Keys() == "42#" })
+	for _, muted := range []bool{true, false} {
+		b.says(alice, map[bool]string{true: "!sip mute", false: "!sip unmute"}[muted])
+		err := alice.Await(b.ctx(), "the ghost to be muted or not", func(v member.View) bool {
+			return slices.ContainsFunc(v.Peers, func(peer member.PeerView) bool { return peer.User == ghost && peer.Muted == muted })
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.says(alice, "!sip hangup 1")
+	<-call.Done()
+	if why := call.Ended(); !strings.Contains(why, "cause=16") {
+		t.Errorf("the phone was hung up on with %q, want Q.850 16", why)
+	}
+	b.told("hung up in the room.")
+	b.told("Phone 1 is hung up.")
+	b.clear()
+}
+
+func TestOnlyWhoMayCallCalls(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) {
+		c.Dialling.Deny = []string{"+4989"}
+		c.Dialling.Expensive = []string{"+4940"}
+	})
+	alice, bob, eve := b.person("alice", member.JSSDK, false), b.person("bob", member.JSSDK, false), b.person("eve", member.JSSDK, false)
+	for _, c := range []struct {
+		who  *member.Member
+		says string
+		told string
+	}{
+		{bob, "!sip call 1001", `You may not use "!sip call" here. Ask who runs this bridge.`},
+		{bob, "!sip who", "There is no phone here."},
+		{bob, "!sip help", "!sip who – lists the phones in this room\n!sip admit – "},
+		{eve, "!sip help", `You may not use "!sip help" here. Ask who runs this bridge.`},
+		{alice, "!sip call 112", "Emergency numbers can't be called from here. Use a telephone."},
+		{alice, "!sip call +49 89 1234567", "Numbers of this range may not be called."},
+		{alice, "!sip call +33 1 70 18 99 00", "Numbers of this country or range may not be called from here."},
+		{alice, "!sip call 12", "That is not a number that I can call. Write it with its country: +49 30 123456."},
+		{alice, "!sip call sip:a@elsewhere.example", "SIP addresses of this domain may not be called."},
+		{alice, "!sip call", "Which number?"},
+		{alice, "!sip frobnicate", `I don't know that command. Write "!sip help" for a list.`},
+		{alice, "!sip pin off", "No PIN leads into this room any more."},
+		{alice, "!sip hangup", "There is no phone here."},
+		{alice, "!sip confirm", `There is no call to confirm. Write "!sip call" and the number first.`},
+	} {
+		before := len(b.boards())
+		b.says(c.who, c.says)
+		b.await("an answer", func() bool { return len(b.boards()) > before })
+		if got := b.boards()[before]; !strings.HasPrefix(got, c.told) {
+			t.Errorf("%q is answered with %q, want %q", c.says, got, c.told)
+		}
+	}
+	b.says(alice, "!sip call +49 40 1234567")
+	b.told(`This number is expensive to call. Write "!sip confirm" within a minute if you want to call it.`)
+	b.says(bob, "!sip confirm")
+	b.told(`You may not use "!sip confirm" here.`)
+	if b.rows() != 0 || p.Rung() != 0 {
+		t.Error("a call that was refused has a row, or rang")
+	}
+	b.says(alice, "!sip confirm")
+	call := b.called(p)
+	if got := call.Invite().Recipient.User; got != "0401234567" {
+		t.Errorf("the trunk is asked for %s", got)
+	}
+	if err := call.Refuse(486, "Busy Here"); err != nil {
+		t.Fatal(err)
+	}
+	b.clear()
+}
+
+func TestQuotaIsCountedAndRefuses(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) {
+		c.Dialling.Limits.User = config.DialLimit{Calls: 2, AtOnce: 1}
+	})
+	alice := b.person("alice", member.JSSDK, true)
+	for range 2 {
+		b.says(alice, "!sip call 1001")
+		call := b.called(p)
+		if err := call.Ring(); err != nil {
+			t.Fatal(err)
+		}
+		b.says(alice, "!sip call 1002")
+		b.told("You have as many calls at once as allowed. Try again when one of them is over.")
+		b.says(alice, "!sip hangup")
+		<-call.Done()
+		b.clear()
+	}
+	b.says(alice, "!sip call 1003")
+	b.told("You have placed as many calls today as allowed. The count begins anew at midnight (00:00 UTC).")
+	if b.rows() != 0 {
+		t.Error("a call that was refused has a row")
+	}
+}
+
+func TestLongestCallIsEndedAndTold(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Limits.All.Longest = 3 * time.Second })
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	<-call.Done()
+	if after := time.Since(begun); after < 2500*time.Millisecond {
+		t.Errorf("hung up after %v, want 3 s", after)
+	}
+	b.told("it has lasted as long as a call may.")
+	b.clear()
+}
+
+func TestKillSwitchTellsWhy(t *testing.T) {
+	t.Parallel()
+	b, _ := dialBed(t, func(c *config.Config) { c.Dialling.Stopped = "the bill is being looked into." })
+	alice := b.person("alice", member.JSSDK, false)
+	b.says(alice, "!sip call 1001")
+	b.told("Calls to telephones are switched off at present: the bill is being looked into.")
+}
+
+func TestEverybodyLeavesWhileThePhoneRings(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.Hydrogen, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.LeaveCall(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	<-call.Done()
+	b.told("Call to 1001: everybody has left the room's call.")
+	b.clear()
+}
+
+func TestInvitingTheGhostOfANumberCallsIt(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice, bob := b.person("alice", member.JSSDK, true), b.person("bob", member.JSSDK, false)
+	ghost := id.NewUserID(b.cfg.AppService.GhostPrefix+berlin, b.hs.Domain())
+	invite := func(who *member.Member) {
+		t.Helper()
+		if _, err := who.Client().InviteUser(b.ctx(), b.room, &mautrix.ReqInviteUser{UserID: ghost}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	invite(bob)
+	b.told(`You may not use "!sip call" here.`)
+	b.await("the invitation to be declined", func() bool { return b.membership(ghost) == "leave" })
+	invite(alice)
+	call := b.called(p)
+	if got := call.Invite().Recipient.User; got != berlinAs {
+		t.Errorf("the trunk is asked for %s, want %s", got, berlinAs)
+	}
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if ghosts := b.ghosts(); len(ghosts) != 1 || strings.Contains(string(ghosts[0]), "12345678") {
+		t.Errorf("ghosts in the call: %v, want one that hides the number", ghosts)
+	}
+	b.await("the invited ghost to be gone", func() bool { return b.membership(ghost) == "leave" })
+	if err := call.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.clear()
+}
+
+// A phone that is called back by its room is the same ghost as when it called.
+func TestPhoneIsTheSameGhostInBothDirections(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) { c.SIP.Trunks[0].Numbers.Country = "DE" })
+	alice := b.person("alice", member.JSSDK, true)
+	in := b.dial(b.phone(berlinAs), goodNumber)
+	came := b.ghosts()
+	if err := in.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.clear()
+	b.says(alice, "!sip call "+berlin)
+	call := b.called(p)
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if called := b.ghosts(); len(called) != 1 || !slices.Equal(called, came) {
+		t.Errorf("the caller was %v, and is %v when called", came, called)
+	}
+	b.says(alice, "!sip hangup")
+	<-call.Done()
+	b.clear()
+}
+
+func TestStopCancelsAPhoneThatRings(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	b.told("1001 rings.")
+	b.stop()
+	<-call.Done()
+	b.told("Call to 1001: the bridge is being restarted; try again in a minute.")
+	if ghosts := b.ghosts(); len(ghosts) != 0 {
+		t.Errorf("ghosts in the call: %v", ghosts)
+	}
+}
+
+func TestEveryEndHasWordsForTheRoom(t *testing.T) {
+	for status := 300; status < 700; status++ {
+		for q850 := range 128 {
+			if cause := leg.WhyRefused(status, q850); overWords[cause] == "" {
+				t.Fatalf("%d, Q.850 %d: no words for %q", status, q850, cause)
+			}
+		}
+	}
+	for _, cause := range []leg.Cause{
+		leg.TrunkAway, leg.HungUp, leg.PhoneLeft, leg.PhoneLost, leg.RoomEmptied, leg.NobodyCame, leg.EndedInRoom, leg.RoomLost, leg.NoRights,
+		leg.NoSuchRoom, leg.NoHomeserver, leg.NotStored, leg.TookTooLong, leg.LongestReached, leg.ShuttingDown, leg.ProcessDied, leg.Busy,
+	} {
+		if overWords[cause] == "" {
+			t.Errorf("no words for %q", cause)
+		}
+	}
+	if got, want := callOver("Anna", leg.PhoneLeft, 63*time.Minute+5*time.Second), "Call to Anna: over after 1:03:05, the phone hung up."; got != want {
+		t.Errorf("callOver = %q, want %q", got, want)
+	}
+}

@@ -1,0 +1,103 @@
+package db
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Usage is what was used on a day within one scope, and what running calls may still use.
+type Usage struct {
+	UsageKey
+	Calls    int
+	Talked   time.Duration // by calls that are over
+	Running  int
+	Reserved time.Duration // by calls that run
+}
+
+// UsageKey names what is counted together.
+type UsageKey struct {
+	Day   string // 2026-11-22
+	Scope string
+	Name  string
+}
+
+// Reserve writes the first row of a leg that somebody wants, if it may be. decide gets what was used under keys, and what calls
+// of other days that still run have there; it returns the longest that the call may last (0 = no limit), or why it may not be,
+// which Reserve returns. All of it is one transaction, so that two calls can't both take the last minute. The leg counts until
+// it is deleted. Keys must always come in the same order, else two processes may wait for each other.
+func (s *Store) Reserve(ctx context.Context, l Leg, keys []UsageKey, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
+	var longest time.Duration
+	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		for _, key := range keys { // holds the rows until the end of the transaction
+			_, err := s.db.Exec(ctx, `INSERT INTO usage (day, scope, name, calls, talked, running, reserved) VALUES ($1, $2, $3, 0, 0, 0, 0)
+				ON CONFLICT (day, scope, name) DO UPDATE SET calls = usage.calls`, key.Day, key.Scope, key.Name)
+			if err != nil {
+				return fmt.Errorf("hold usage: %w", err)
+			}
+		}
+		var used []Usage
+		for _, key := range keys {
+			rows, err := s.usage(ctx, key)
+			if err != nil {
+				return err
+			}
+			used = append(used, rows...)
+		}
+		var err error
+		if longest, err = decide(used); err != nil {
+			return err
+		}
+		for _, key := range keys {
+			_, err := s.db.Exec(ctx, `UPDATE usage SET calls = calls + 1, running = running + 1, reserved = reserved + $4
+				WHERE day = $1 AND scope = $2 AND name = $3`, key.Day, key.Scope, key.Name, longest.Milliseconds())
+			if err != nil {
+				return fmt.Errorf("count leg %s: %w", l.ID, err)
+			}
+			l.UsageDay = key.Day
+		}
+		l.Reserved = longest
+		return s.PutLeg(ctx, l)
+	})
+	return longest, err
+}
+
+// usage reads what counts under a key: the day's row, and those of other days with calls that still run.
+func (s *Store) usage(ctx context.Context, key UsageKey) ([]Usage, error) {
+	rows, err := s.db.Query(ctx, `SELECT day, scope, name, calls, talked, running, reserved FROM usage
+		WHERE scope = $2 AND name = $3 AND (day = $1 OR running > 0)`, key.Day, key.Scope, key.Name)
+	if err != nil {
+		return nil, fmt.Errorf("read usage: %w", err)
+	}
+	defer rows.Close()
+	var list []Usage
+	for rows.Next() {
+		var u Usage
+		var talked, reserved int64
+		if err := rows.Scan(&u.Day, &u.Scope, &u.Name, &u.Calls, &talked, &u.Running, &reserved); err != nil {
+			return nil, fmt.Errorf("read usage: %w", err)
+		}
+		u.Talked, u.Reserved = time.Duration(talked)*time.Millisecond, time.Duration(reserved)*time.Millisecond
+		list = append(list, u)
+	}
+	return list, rows.Err()
+}
+
+// settle takes a leg that is about to be deleted out of what runs, and counts what it has talked. It is part of the deletion:
+// a leg is settled once, whichever process ends it.
+func (s *Store) settle(ctx context.Context, id string, by Hold, now time.Time) error {
+	_, err := s.db.Exec(ctx, `UPDATE usage SET
+			running = CASE WHEN usage.running > 0 THEN usage.running - 1 ELSE 0 END,
+			reserved = CASE WHEN usage.reserved > leg.reserved THEN usage.reserved - leg.reserved ELSE 0 END,
+			talked = usage.talked + CASE WHEN leg.answered_at > 0 AND leg.answered_at < $4 THEN $4 - leg.answered_at ELSE 0 END
+		FROM leg
+		WHERE leg.id = $1 AND leg.owner = $2 AND leg.epoch = $3 AND leg.usage_day <> '' AND usage.day = leg.usage_day AND (
+			usage.scope = 'user' AND usage.name = leg.dialled_by OR
+			usage.scope = 'room' AND usage.name = leg.room_id OR
+			usage.scope = 'trunk' AND usage.name = leg.trunk OR
+			usage.scope = 'all' AND usage.name = '')`, id, by.Owner, by.Epoch, millis(now))
+	if err != nil {
+		return fmt.Errorf("settle leg %s: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"trunkline/test/lab"
+)
+
+// A member writes a command, a phone rings and answers, both hear each other, and a command ends it.
+func TestRoomCallsAPhone(t *testing.T) {
+	s, users := newScene(t, lab.RoomOptions{}, "alice")
+	alice := s.page(lab.Hydrogen, users[0])
+	phone := s.phone("desk", lab.PhoneOptions{Number: "701", Called: true})
+	s.startCall(alice)
+	s.dialed = time.Now()
+	s.must(bed.Say(s.ctx, users[0], s.room.ID, "!sip call 701"))
+	s.answered(phone) // baresip picks up by itself
+	t.Logf("the phone has answered %d ms after the command", time.Since(s.dialed).Milliseconds())
+	s.notified("701 has answered.")
+	s.listen(1)
+	s.clientHears(alice, phone.Saying())
+	s.phoneHears(phone, s.said(alice))
+	over := time.Now()
+	s.must(bed.Say(s.ctx, users[0], s.room.ID, "!sip hangup"))
+	s.await(phone, lab.CallClosed, over, 10*time.Second)
+	s.notified("hung up in the room")
+	s.eventually("the ghost has left", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
+}
+
+// notified waits until one of the bridge's latest notices says so.
+func (s *scene) notified(part string) {
+	s.t.Helper()
+	s.eventually("the room is told: "+part, 10*time.Second, func() bool {
+		notices, err := bed.Notices(s.ctx, s.owner, s.room.ID)
+		s.must(err)
+		for _, n := range notices {
+			if strings.Contains(n.Body, part) {
+				return true
+			}
+		}
+		return false
+	})
+}
