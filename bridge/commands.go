@@ -79,6 +79,10 @@ func (b *Bridge) invited(i matrixcall.GhostInvite) {
 	if strings.Trim(strings.TrimPrefix(typed, "+"), "0123456789") != "" || typed == "" {
 		return // the ghost of some caller
 	}
+	if b.cfg.Permissions.Level(string(i.Sender), string(i.Room)) == command.LevelNone {
+		b.log.Info("a stranger invites the ghost of a number", "by", i.Sender, "room", i.Room)
+		return // and no user is made for what they made up
+	}
 	b.inTurn(i.Room, func(ctx context.Context) {
 		if err := b.matrix.AnswerInvite(ctx, i); err != nil {
 			b.log.Warn("could not answer an invitation", "room", i.Room, "err", err)

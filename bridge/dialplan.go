@@ -56,11 +56,11 @@ type way struct {
 
 // Find judges what somebody wrote. Its error is in words for the room.
 func (p *dialPlan) Find(typed string) (destination, error) {
-	if err := p.policy.Emergency(typed); err != nil { // first: it has no E.164, and may look like an extension
-		return destination{}, err
-	}
 	if scheme, _, isAddress := strings.Cut(typed, ":"); isAddress && (scheme == "sip" || scheme == "sips") {
 		return p.address(typed)
+	}
+	if err := p.policy.Emergency(typed); err != nil { // first: it has no E.164, and may look like an extension
+		return destination{}, err
 	}
 	for _, t := range p.trunks {
 		if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, typed) }) {

@@ -434,18 +434,20 @@ func TestEverybodyLeavesWhileThePhoneRings(t *testing.T) {
 func TestInvitingTheGhostOfANumberCallsIt(t *testing.T) {
 	t.Parallel()
 	b, p := dialBed(t, nil)
-	alice, bob := b.person("alice", member.JSSDK, true), b.person("bob", member.JSSDK, false)
+	alice, bob, eve := b.person("alice", member.JSSDK, true), b.person("bob", member.JSSDK, false), b.person("eve", member.JSSDK, false)
 	ghost := id.NewUserID(b.cfg.AppService.GhostPrefix+berlin, b.hs.Domain())
-	invite := func(who *member.Member) {
+	other := id.NewUserID(b.cfg.AppService.GhostPrefix+"+493099999999", b.hs.Domain())
+	invite := func(who *member.Member, ghost id.UserID) {
 		t.Helper()
 		if _, err := who.Client().InviteUser(b.ctx(), b.room, &mautrix.ReqInviteUser{UserID: ghost}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	invite(bob)
+	invite(eve, other)
+	invite(bob, ghost)
 	b.told(`You may not use "!sip call" here.`)
 	b.await("the invitation to be declined", func() bool { return b.membership(ghost) == "leave" })
-	invite(alice)
+	invite(alice, ghost)
 	call := b.called(p)
 	if got := call.Invite().Recipient.User; got != berlinAs {
 		t.Errorf("the trunk is asked for %s, want %s", got, berlinAs)
@@ -457,6 +459,9 @@ func TestInvitingTheGhostOfANumberCallsIt(t *testing.T) {
 		t.Errorf("ghosts in the call: %v, want one that hides the number", ghosts)
 	}
 	b.await("the invited ghost to be gone", func() bool { return b.membership(ghost) == "leave" })
+	if got := b.membership(other); got != "invite" {
+		t.Errorf("a stranger's invitation was answered: the ghost's membership is %q", got)
+	}
 	if err := call.Hangup(b.ctx()); err != nil {
 		t.Fatal(err)
 	}

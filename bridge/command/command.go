@@ -17,6 +17,7 @@ package command
 
 import (
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"unicode"
@@ -62,6 +63,9 @@ func (c Command) String() string {
 
 // GoString is String: also %#v must not show digits.
 func (c Command) GoString() string { return c.String() }
+
+// LogValue is String, whatever the log's format.
+func (c Command) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // Phone picks phones of a room. The zero value is the only one there is.
 type Phone struct {

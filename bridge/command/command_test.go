@@ -3,6 +3,7 @@ package command
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -207,7 +208,9 @@ func TestNumbersAndKeysDoNotShowInLogs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, text := range []string{fmt.Sprint(c), fmt.Sprintf("%+v %#v %s", c, c, c)} {
+		var logged strings.Builder
+		slog.New(slog.NewJSONHandler(&logged, nil)).Info("command", "command", c)
+		for _, text := range []string{fmt.Sprint(c), fmt.Sprintf("%+v %#v %s", c, c, c), logged.String()} {
 			if strings.Contains(text, "123456") || strings.Contains(text, "8675") {
 				t.Errorf("%q shows in %q", body, text)
 			}
