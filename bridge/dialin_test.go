@@ -323,7 +323,7 @@ func TestKeysDuringTheCall(t *testing.T) {
 	call.Press("*6")
 	at := b.hears(call, "conf-muted", 0)
 	b.mutedFor(alice, ghost, true)
-	v := b.onlyLeg().voice.Load()
+	v := b.seated(b.onlyLeg())
 	b.await("the desk to know", func() (muted bool) {
 		v.worker.do(func() { muted = v.phone.Stats().Muted })
 		return muted

@@ -26,6 +26,13 @@ func (b *bed) onlyLeg() *actor {
 	return legs[0]
 }
 
+// seated waits until the leg's phone sits at its desk: that comes after the answer.
+func (b *bed) seated(a *actor) *voice {
+	b.t.Helper()
+	b.await("the phone to sit at its desk", func() bool { return a.voice.Load() != nil })
+	return a.voice.Load()
+}
+
 // talkWith dials in and waits until all members are connected to the phone's ghost.
 func (b *bed) talkWith(members ...*member.Member) (*phone.Call, id.UserID) {
 	b.t.Helper()
@@ -111,7 +118,7 @@ func TestSpeechIsProtectedWhileAnyPeerLosesPackets(t *testing.T) {
 	alice := b.person("alice", member.JSSDK, true)
 	call, _ := b.talkWith(alice)
 	a := b.onlyLeg()
-	v := a.voice.Load()
+	v := b.seated(a)
 	protected := func() (fec bool) {
 		v.worker.do(func() { fec = v.phone.Stats().PeerFEC })
 		return fec
@@ -139,7 +146,7 @@ func TestMembersWhoMuteThemselvesAreLeftOutOfTheMix(t *testing.T) {
 	alice := b.person("alice", member.JSSDK, true)
 	b.talkWith(alice)
 	alice.Says(speech.Alice.PCM(48000, 2*time.Second))
-	v := b.onlyLeg().voice.Load()
+	v := b.seated(b.onlyLeg())
 	muted := func() (found, muted bool) {
 		v.worker.do(func() {
 			for key, seat := range v.conf.devices {
