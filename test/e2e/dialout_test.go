@@ -10,7 +10,8 @@ import (
 	"trunkline/test/lab"
 )
 
-// A member writes a command, a phone rings and answers, both hear each other, and a command ends it.
+// A member writes a command, a phone rings and answers, both hear each other, and a command ends it. Then the
+// ghost of the phone's number is invited: it rings again.
 func TestRoomCallsAPhone(t *testing.T) {
 	s, users := newScene(t, lab.RoomOptions{}, "alice")
 	alice := s.page(lab.Hydrogen, users[0])
@@ -29,6 +30,13 @@ func TestRoomCallsAPhone(t *testing.T) {
 	s.await(phone, lab.CallClosed, over, 10*time.Second)
 	s.notified("hung up in the room")
 	s.eventually("the ghost has left", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
+
+	again := time.Now()
+	s.must(bed.Invite(s.ctx, users[0], s.room.ID, bed.Bridge().GhostOf("701")))
+	s.await(phone, lab.CallEstablished, again, 10*time.Second)
+	t.Logf("the phone has answered %d ms after the invitation", time.Since(again).Milliseconds())
+	s.must(phone.Hangup(s.ctx))
+	s.eventually("the ghost has left again", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
 }
 
 // notified waits until one of the bridge's latest notices says so.

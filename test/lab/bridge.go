@@ -56,6 +56,9 @@ type Bridge struct {
 // Bot returns the bridge's bot, which rooms invite.
 func (b *Bridge) Bot() id.UserID { return id.NewUserID(botName, labDomain) }
 
+// GhostOf returns the user whose invitation calls a number.
+func (b *Bridge) GhostOf(number string) id.UserID { return id.NewUserID(ghostName+number, labDomain) }
+
 // IsGhost reports whether a user is one of the bridge's ghosts.
 func (b *Bridge) IsGhost(user id.UserID) bool {
 	return len(user) > len(ghostName) && user[1:1+len(ghostName)] == ghostName

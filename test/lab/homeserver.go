@@ -253,6 +253,12 @@ func (l *Lab) Say(ctx context.Context, as *User, room id.RoomID, text string) er
 	return l.API(ctx, as, http.MethodPut, path, map[string]string{"msgtype": "m.text", "body": text}, nil)
 }
 
+// Invite invites a user to a room.
+func (l *Lab) Invite(ctx context.Context, as *User, room id.RoomID, user id.UserID) error {
+	path := fmt.Sprintf("/v3/rooms/%s/invite", url.PathEscape(string(room)))
+	return l.API(ctx, as, http.MethodPost, path, map[string]id.UserID{"user_id": user}, nil)
+}
+
 // React sends a reaction to an event.
 func (l *Lab) React(ctx context.Context, as *User, room id.RoomID, target id.EventID, key string) error {
 	path := fmt.Sprintf("/v3/rooms/%s/send/m.reaction/%s", url.PathEscape(string(room)), rand.Text())
