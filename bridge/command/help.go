@@ -44,11 +44,15 @@ func specs() []spec {
 			LevelManage, readPIN,
 		},
 		{
-			Admit, []string{"let-in", "accept"}, "admit", "lets the phones in that wait in the lobby",
+			Admit,
+			[]string{"let-in", "accept"},
+			"admit", "lets the phones in that wait in the lobby",
 			"Whoever may take part in the call may do that. A reaction (✅) to the notice of one phone lets in that one.", LevelView, readNothing,
 		},
 		{
-			Decline, []string{"reject", "deny"}, "decline", "declines the calls that ring here, and sends phones in the lobby away",
+			Decline,
+			[]string{"reject", "deny"},
+			"decline", "declines the calls that ring here, and sends phones in the lobby away",
 			"Whoever may take part in the call may do that. A reaction (❌) to the notice of one phone declines that one.", LevelView, readNothing,
 		},
 		{Confirm, []string{"yes"}, "confirm", "confirms your call to an expensive number", "Within one minute, by who asked for the call.", LevelCall, readNothing},
