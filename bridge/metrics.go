@@ -202,6 +202,7 @@ func homeserverReadings(m *matrixcall.Metrics) readings {
 		load("trunkline_matrix_messages_failed_total", "Call messages given up.", &m.MessagesFailed),
 		load("trunkline_matrix_send_requests_total", "sendToDevice requests.", &m.SendRequests),
 		load("trunkline_matrix_send_retries_total", "sendToDevice requests repeated.", &m.SendRetries),
+		load("trunkline_matrix_nudges_total", "sendToDevice requests that only wake clients.", &m.Nudges),
 		load("trunkline_matrix_key_queries_total", "Users whose device keys were asked for.", &m.KeyQueries),
 		load("trunkline_matrix_key_claims_total", "Devices that a one-time key was asked of.", &m.KeyClaims),
 		load("trunkline_matrix_one_time_key_uploads_total", "Top-ups of one-time keys.", &m.OneTimeKeyUploads),

@@ -352,6 +352,7 @@ type person struct {
 	device id.DeviceID
 	client *mautrix.Client
 	olm    *crypto.OlmMachine // nil: a client without encryption
+	poll   time.Duration      // how long a long poll lasts
 
 	// sealing is held while olm is at work: mautrix's store in memory is
 	// for one goroutine.
@@ -372,7 +373,7 @@ type heard struct {
 // person makes a user. With olm the client has device keys and encrypts.
 func (b *bed) person(name string, withOlm bool) *person {
 	b.Helper()
-	p := &person{bed: b}
+	p := &person{bed: b, poll: 5 * time.Second}
 	var token string
 	if b.fake != nil {
 		u := b.fake.User(name)
@@ -421,7 +422,7 @@ func (p *person) listen() {
 func (p *person) sync(ctx context.Context) {
 	since := ""
 	for ctx.Err() == nil {
-		answer, err := p.client.FullSyncRequest(ctx, mautrix.ReqSync{Timeout: 5000, Since: since, FilterID: pollFilter})
+		answer, err := p.client.FullSyncRequest(ctx, mautrix.ReqSync{Timeout: int(p.poll.Milliseconds()), Since: since, FilterID: pollFilter})
 		if err != nil {
 			time.Sleep(50 * time.Millisecond)
 			continue
@@ -434,6 +435,9 @@ func (p *person) sync(ctx context.Context) {
 }
 
 func (p *person) take(ctx context.Context, e *event.Event) {
+	if e.Type.Type == "m.dummy" {
+		return // clients ignore it
+	}
 	h := heard{sender: e.Sender, kind: e.Type.Type, content: e.Content.VeryRaw, at: time.Now()}
 	e.Type.Class = event.ToDeviceEventType
 	_ = e.Content.ParseRaw(e.Type)

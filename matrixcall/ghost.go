@@ -27,6 +27,7 @@ type Ghost struct {
 	asSelf    *mautrix.Client // acts as the user's device: keys, /sync, to-device
 	keys      *keyring
 	outbox    outbox
+	nudger    nudger
 	strangers strangers
 	routing   sync.Mutex // held while a message is handed to a conference
 	calling   slot       // held while a conference begins or ends
@@ -200,7 +201,7 @@ func (s *Service) newGhost(ctx context.Context, user id.UserID, device id.Device
 		service: s, log: s.log.With("ghost", userName(user)), user: user, device: device,
 		asUser: asUser, asSelf: asSelf, calling: newSlot(), used: time.Now(),
 	}
-	g.outbox.ghost, g.strangers.ghost = g, g
+	g.outbox.ghost, g.strangers.ghost, g.nudger.ghost = g, g, g
 	if g.keys, err = newKeyring(ctx, s, asSelf, g.log); err != nil {
 		return nil, fmt.Errorf("load olm account: %w", err)
 	}

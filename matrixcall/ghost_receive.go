@@ -168,16 +168,19 @@ func (k *keyring) open(ctx context.Context, message toDeviceEvent) (*crypto.Decr
 		return nil, errRepeated
 	}
 	opened, failed := k.unseal(ctx, sealed)
+	if opened == nil && failed && ctx.Err() == nil {
+		// If that was because the tables cannot be read, it must come again; and at once if they could not be read only then.
+		if err := k.service.storeAway(ctx); err != nil {
+			return nil, err
+		}
+		opened, failed = k.unseal(ctx, sealed)
+	}
 	switch {
 	case opened != nil:
 		return opened, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case failed:
-		// If that was because the tables cannot be read, it must come again.
-		if err := k.service.storeAway(ctx); err != nil {
-			return nil, err
-		}
 		return nil, errUnreadable
 	}
 	return nil, errOlmsOwn

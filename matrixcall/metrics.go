@@ -33,6 +33,7 @@ type Metrics struct {
 	MessagesSent          atomic.Uint64 // messages accepted by the homeserver
 	MessagesSentPlain     atomic.Uint64 // of these, unencrypted
 	MessagesFailed        atomic.Uint64 // given up
+	Nudges                atomic.Uint64 // requests that only wake clients
 	SendRequests          atomic.Uint64 // PUT sendToDevice
 	SendRetries           atomic.Uint64 // of these, repeated
 	KeyQueries            atomic.Uint64 // users asked for by /keys/query

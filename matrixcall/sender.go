@@ -7,12 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
 
-	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 )
@@ -351,7 +349,10 @@ type sealing struct {
 
 // sealWithStore is seal, again if need be until olm's tables can be read:
 // calls outlive the absence of the database, and what they say waits for it.
+// A database that answers now may not have a moment ago, so the last word has
+// an attempt that began after it answered.
 func (o *outbox) sealWithStore(ctx context.Context, round []*letter) (map[deviceName]sealing, error) {
+	answered := false
 	for attempt := 0; ; attempt++ {
 		sealed, err := o.seal(ctx, round)
 		if err != nil {
@@ -362,8 +363,11 @@ func (o *outbox) sealWithStore(ctx context.Context, round []*letter) (map[device
 			return sealed, nil
 		}
 		away := o.ghost.service.storeAway(ctx)
-		if away == nil {
+		if away == nil && answered {
 			return sealed, nil // it was something else
+		}
+		if answered = away == nil; answered {
+			continue
 		}
 		if err := o.pause(ctx, round, attempt, away); err != nil {
 			return nil, err
@@ -549,9 +553,11 @@ func (o *outbox) post(ctx context.Context, p *parcel) {
 	s := o.ghost.service
 	txn := s.transactionID()
 	for attempt := 0; ; attempt++ {
-		err := o.request(ctx, p, txn)
+		s.metrics.SendRequests.Add(1)
+		err := o.ghost.putToDevice(ctx, p.kind, txn, p.messages)
 		switch {
 		case err == nil:
+			o.ghost.nudger.follow(p.letters)
 			s.metrics.MessagesSent.Add(uint64(len(p.letters)))
 			if p.kind != event.ToDeviceEncrypted.Type {
 				s.metrics.MessagesSentPlain.Add(uint64(len(p.letters)))
@@ -582,19 +588,6 @@ func (o *outbox) post(ctx context.Context, p *parcel) {
 		}
 		return
 	}
-}
-
-// request makes one attempt.
-func (o *outbox) request(ctx context.Context, p *parcel, txn string) error {
-	ctx, cancel := context.WithTimeout(ctx, sendDeadline)
-	defer cancel()
-	o.ghost.service.metrics.SendRequests.Add(1)
-	client := o.ghost.asSelf
-	_, err := client.MakeFullRequest(ctx, mautrix.FullRequest{
-		Method: http.MethodPut, URL: client.BuildClientURL("v3", "sendToDevice", p.kind, txn),
-		RequestJSON: map[string]any{"messages": p.messages}, MaxAttempts: 1,
-	})
-	return err
 }
 
 // pause waits before another attempt. It returns an error when there is to be
