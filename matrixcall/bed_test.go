@@ -30,6 +30,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"trunkline/internal/testbed/homeserver"
+	"trunkline/internal/testbed/postgres"
 	"trunkline/internal/testbed/synapse"
 )
 
@@ -175,6 +176,12 @@ func fakeBedWith(t testing.TB, cfg homeserver.Config) *bed {
 // TRUNKLINE_SYNAPSE is set.
 func realBed(t testing.TB) *bed {
 	t.Helper()
+	return realBedWith(t, nil)
+}
+
+// realBedWith is a realBed whose Synapse uses a cluster of PostgreSQL, if one is given.
+func realBedWith(t testing.TB, cluster *postgres.Cluster) *bed {
+	t.Helper()
 	synapse.Wanted(t)
 	b := &bed{TB: t, store: newMemory(), olm: openOlm(t), handler: new(swappable), plain: true, domain: realDomain}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -183,7 +190,7 @@ func realBed(t testing.TB) *bed {
 	}
 	b.serve(l)
 	b.synapse = synapse.New(t, synapse.Config{
-		Registrations: []string{writeRegistration(t, l)}, ServerName: b.domain, Progress: io.Discard,
+		Registrations: []string{writeRegistration(t, l)}, ServerName: b.domain, Progress: io.Discard, Postgres: cluster,
 	})
 	b.url = b.synapse.URL()
 	return b

@@ -14,7 +14,7 @@ import (
 
 // nudgeAfter is how long after a message its receivers are nudged. Requests of clients that could finish in the wrong order
 // with ours are over by then.
-const nudgeAfter = 500 * time.Millisecond
+const nudgeAfter = 300 * time.Millisecond
 
 // nudged are the messages for which somebody waits: a client that gets one late has no sound meanwhile.
 var nudged = map[string]bool{
