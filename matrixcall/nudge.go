@@ -16,10 +16,10 @@ import (
 // with ours are over by then.
 const nudgeAfter = 300 * time.Millisecond
 
-// nudged are the messages for which somebody waits: a client that gets one late has no sound meanwhile.
+// nudged are the messages for which somebody waits: a client that gets one late has no sound meanwhile. (A hangup is not
+// among them: the member entry that goes with it wakes clients, too.)
 var nudged = map[string]bool{
 	"m.call.invite": true, "m.call.answer": true, "m.call.select_answer": true, "m.call.negotiate": true,
-	"m.call.hangup": true, "m.call.reject": true,
 }
 
 // nudger wakes clients whose homeserver may have left them asleep. When two sendToDevice requests finish in the wrong order,
