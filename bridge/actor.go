@@ -167,7 +167,7 @@ func (a *actor) fromPhone(ev sip.Event) {
 	case sip.Ended:
 		a.tell(leg.PhoneReleased)
 	case sip.Digit:
-		a.inbox.Put(func() { a.stepMenu(menu.Event{Kind: menu.Digit, Key: menu.Key(ev.Key)}) })
+		a.key(ev.Key)
 	case sip.DialogChanged:
 		a.tell(leg.DialogChanged)
 	case sip.IdentityChanged:

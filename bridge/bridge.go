@@ -56,6 +56,7 @@ type Bridge struct {
 	plan         *dialPlan
 	grammar      command.Grammar
 	showNumbers  map[string]bool // by trunk
+	inBand       map[string]bool // trunks whose phones' keys are heard in their sound
 
 	ctx  context.Context // of everything that runs; ends when the process should stop
 	stop context.CancelCauseFunc
@@ -99,7 +100,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 			Setup: cfg.Calls.SetupTimeout, Alone: cfg.Calls.AloneTimeout, Empty: cfg.Calls.EmptyTimeout,
 			Longest: cfg.Calls.Longest, Release: leg.DefaultRules().Release,
 		},
-		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool),
+		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool), inBand: make(map[string]bool),
 		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}), asking: newAskPace(),
@@ -107,7 +108,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 		grammar: command.Grammar{Prefix: cfg.Commands.Prefix},
 	}
 	for _, t := range cfg.SIP.Trunks {
-		b.showNumbers[t.Name] = t.ShowNumbers
+		b.showNumbers[t.Name], b.inBand[t.Name] = t.ShowNumbers, t.DTMF == "inband"
 	}
 	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	var err error

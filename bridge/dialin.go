@@ -53,6 +53,11 @@ func (a *actor) stepMenu(ev menu.Event) {
 	}
 }
 
+// key hands the menu a key of the phone. It only puts.
+func (a *actor) key(key byte) {
+	a.inbox.Put(func() { a.stepMenu(menu.Event{Kind: menu.Digit, Key: menu.Key(key)}) })
+}
+
 func (a *actor) performMenu(e menu.Effect) {
 	switch e.Kind {
 	case menu.Save:

@@ -1,12 +1,14 @@
 package bridge
 
 import (
+	"bytes"
 	"encoding/json"
 	"hash/fnv"
 	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,11 +20,13 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
 	"trunkline/bridge/sound"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
+	"trunkline/transcode"
 )
 
 const (
@@ -99,12 +103,6 @@ func (b *bed) hears(call *phone.Call, name string, from int) (end int) {
 		return like > 0.8
 	})
 	return end
-}
-
-// heard says whether a phone has heard a prompt.
-func heard(call *phone.Call, name string) bool {
-	_, like := listen.Find(call.Heard(), jingle(name))
-	return like > 0.8
 }
 
 func (b *bed) pin() string {
@@ -228,6 +226,74 @@ func TestPINEntryOutlivesAKilledProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.await("everything to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+}
+
+// Some phones behind gateways have no other way than the tones themselves.
+func TestKeysAreHeardInTheSound(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.stop()
+	b.cfg.SIP.Trunks[0].DTMF = "inband"
+	b.start()
+	pin := b.pin()
+	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", NoDTMF: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	call := b.dial(p, pinNumber)
+	b.hears(call, "conf-getpin", 0)
+	press := func(keys string) {
+		t.Helper()
+		for _, key := range keys {
+			tone, ok := transcode.DTMF(key, 120*time.Millisecond)
+			if !ok {
+				t.Fatalf("%c is no key", key)
+			}
+			var player transcode.Player
+			player.Play(tone)
+			pcm := make([]int16, sound.Rate/4) // a quarter of a second, most of it a pause
+			player.Read(pcm)
+			call.Play(pcm)
+		}
+	}
+	press(pin + "#")
+	b.await("the phone to come in", func() bool { return len(b.ghosts()) == 1 })
+	b.await("the leg to talk", func() bool { return b.onlyLeg().talksNow() })
+	press("*6")
+	at := b.hears(call, "conf-muted", 0)
+	press("*6") // the room does not hear it now, the menu does
+	b.hears(call, "conf-unmuted", at)
+}
+
+// talksNow asks the actor.
+func (a *actor) talksNow() bool {
+	answer := make(chan bool, 1)
+	a.inbox.Put(func() { answer <- a.state.Phase == leg.Talking })
+	return <-answer
+}
+
+func TestPromptsAreInTheLanguageOfTheRoute(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.stop()
+	folder := filepath.Join(b.cfg.DialIn.Sounds[0], "it")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var file bytes.Buffer
+	if err := sound.WriteWAV(&file, jingle("it/conf-getpin")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "conf-getpin.wav"), file.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for i := range b.cfg.Routes {
+		b.cfg.Routes[i].Language = "it"
+	}
+	b.start()
+	call := b.dial(b.phone("1"), pinNumber)
+	b.hears(call, "it/conf-getpin", 0)
 }
 
 // awaitLobby waits until the room has been told of so many phones in its lobby, and returns the last notice.

@@ -320,6 +320,8 @@ func (a *actor) sit(where voiceOptions) bool {
 	media := a.media
 	where.Phone, where.ToPhone = a.stream, media.WriteRTP
 	where.Press = func(digit rune) { media.SendDigit(byte(digit)) }
+	where.Phone.InBandDigits = a.bridge.inBand[a.info.Trunk] && media.Format().DTMF == 0
+	where.Key = func(digit rune) { a.key(byte(digit)) }
 	v, err := a.bridge.studio.Join(where)
 	if err != nil {
 		a.note("start media", err)

@@ -66,6 +66,7 @@ type voiceOptions struct {
 	ToPhone func(*rtp.Packet) error // G.711, called by the worker every 20 ms
 	ToPeers func(*rtp.Packet) error // Opus, while the phone is heard
 	Press   func(digit rune)        // presses a key for the phone; must not block
+	Key     func(digit rune)        // takes keys that are heard in the phone's sound; must not block; nil = nobody listens for them
 }
 
 // voice is one phone on a desk.

@@ -284,6 +284,9 @@ func (c *conference) ToPhone(p *transcode.Phone, packet *rtp.Packet) {
 		if v.told != nil && !p.Saying() {
 			v.toldAll()
 		}
+		for digit, ok := p.Digit(); ok; digit, ok = p.Digit() {
+			v.opts.Key(digit)
+		}
 	}
 }
 

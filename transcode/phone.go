@@ -191,15 +191,18 @@ func (p *Phone) classify(pkt *rtp.Packet) (packetKind, int) {
 
 // pull plays the next frame of the phone into its voice.
 func (p *Phone) pull(now int64) {
-	if p.voice.muted {
+	if p.voice.muted && !p.config.InBandDigits {
 		p.source.pause()
 		p.voice.hush()
 		return
 	}
 	p.voice.heard = p.source.pull(now, p.voice.pcm[:])
 	p.voice.listen()
-	if p.config.InBandDigits {
+	if p.config.InBandDigits { // of muted ones, too: a key ends that
 		p.hearDigits()
+	}
+	if p.voice.muted {
+		p.voice.hush()
 	}
 }
 

@@ -165,7 +165,7 @@ func (c *checker) trunk(key string, t Trunk) {
 	for i, codec := range t.Codecs {
 		c.oneOf(fmt.Sprintf("%s.codecs[%d]", key, i), codec, Codecs...)
 	}
-	c.oneOf(key+".dtmf", t.DTMF, "", "auto", "info")
+	c.oneOf(key+".dtmf", t.DTMF, "", "auto", "info", "inband")
 }
 
 func (c *checker) rtp(r *RTP) {
