@@ -37,7 +37,7 @@ test: need-test ## everything that needs no lab, with the race detector
 	@failed=0; \
 	go test -race -timeout 280s $(RACED) || failed=1; \
 	go test -timeout 280s $(PLAIN) || failed=1; \
-	go test -race -p 1 -timeout 280s $(ALONE) || failed=1; \
+	go test -race -p 1 -timeout 420s $(ALONE) || failed=1; \
 	exit $$failed
 
 .PHONY: e2e
