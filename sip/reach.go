@@ -164,6 +164,7 @@ func cmpPort(port uint16, t Transport) uint16 {
 func (s *Stack) begin(ctx context.Context, trunk *Trunk, req *gosip.Request) (*gosip.ClientTx, error) {
 	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	s.awaitRegistered(connecting, trunk, req)
 	if err := s.connect(connecting, trunk, req); err != nil {
 		return nil, fmt.Errorf("%s: %w", req.Method, err)
 	}
@@ -172,6 +173,28 @@ func (s *Stack) begin(ctx context.Context, trunk *Trunk, req *gosip.Request) (*g
 		return nil, fmt.Errorf("%s: %w", req.Method, err)
 	}
 	return tx, nil
+}
+
+// registerPatience is how long anything else waits for the first REGISTER.
+const registerPatience = 5 * time.Second
+
+// awaitRegistered lets nothing be sent before the first REGISTER of this process is answered, where a registration belongs to a
+// connection: that of the process before is gone, and the registrar knows us by ours only (RFC 5626 §5.3).
+func (s *Stack) awaitRegistered(ctx context.Context, trunk *Trunk, req *gosip.Request) {
+	if trunk == nil || !trunk.Register || trunk.transport() == UDP || req.Method == gosip.REGISTER {
+		return
+	}
+	w := s.watches[trunk.Name]
+	if w == nil {
+		return
+	}
+	patience := time.NewTimer(registerPatience)
+	defer patience.Stop()
+	select {
+	case <-w.asked:
+	case <-patience.C:
+	case <-ctx.Done():
+	}
 }
 
 // exchange sends a request other than INVITE and waits for its final answer, or for timer F.

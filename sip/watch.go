@@ -43,6 +43,7 @@ type watch struct {
 	auth     auth
 	expires  time.Duration
 	failures int
+	asked    chan struct{} // closed when the first REGISTER has had its answer, or none
 
 	mu    sync.Mutex
 	state TrunkState
@@ -51,7 +52,7 @@ type watch struct {
 }
 
 func (s *Stack) newWatch(trunk *Trunk) *watch {
-	w := &watch{stack: s, trunk: trunk, expires: trunk.RegisterFor}
+	w := &watch{stack: s, trunk: trunk, expires: trunk.RegisterFor, asked: make(chan struct{})}
 	if w.expires <= 0 {
 		w.expires = registerFor
 	}
@@ -82,6 +83,7 @@ func (w *watch) run() {
 		w.stack.log.Error("trunk is not watched", "trunk", w.trunk.Name, "err", err)
 		return
 	}
+	registered := sync.OnceFunc(func() { close(w.asked) })
 	var register, ping, keep time.Time // when next; zero = never
 	now := time.Now()
 	if w.trunk.Register {
@@ -102,6 +104,7 @@ func (w *watch) run() {
 		if !register.IsZero() && !now.Before(register) {
 			register = time.Now().Add(w.register())
 			keep = w.nextKeep()
+			registered()
 		}
 		if !ping.IsZero() && !now.Before(ping) {
 			w.ping()

@@ -1,7 +1,10 @@
 package phone
 
 import (
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -10,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pion/rtp"
+	"github.com/pion/srtp/v3"
 )
 
 // Rate is the sample rate of everything a phone plays and hears.
@@ -39,6 +43,10 @@ type audio struct {
 	sent     int
 	received int
 	idle     chan struct{} // closed when queue and keys are empty
+
+	key     string        // ours, as it is written in a description; "" = nothing is encrypted
+	out, in *srtp.Context // nil = in clear; in is nil, too, until the far end's key is known
+	farKey  string
 }
 
 func openAudio(local netip.Addr) (*audio, error) {
@@ -50,6 +58,47 @@ func openAudio(local netip.Addr) (*audio, error) {
 	close(idle)
 	return &audio{conn: conn, stop: make(chan struct{}), idle: idle}, nil
 }
+
+// cryptoSuite is the one that a phone with SRTP speaks.
+const cryptoSuite = "AES_CM_128_HMAC_SHA1_80"
+
+// keyLength is that of master key and salt together, and of the key alone.
+const (
+	keyLength    = 30
+	masterLength = 16
+)
+
+// encrypt makes a key. Nothing is sent in clear from then on.
+func (a *audio) encrypt() error {
+	own := make([]byte, keyLength)
+	_, _ = rand.Read(own) // it never fails
+	a.key = base64.StdEncoding.EncodeToString(own)
+	var err error
+	a.out, err = srtp.CreateContext(own[:masterLength], own[masterLength:], srtp.ProtectionProfileAes128CmHmacSha1_80)
+	return err
+}
+
+// decrypt takes the far end's key from its line in a description. What was counted with the same key goes on.
+func (a *audio) decrypt(line string) error {
+	_, key, _ := strings.Cut(line, " inline:")
+	key, _, _ = strings.Cut(key, "|")
+	theirs, err := base64.StdEncoding.DecodeString(key)
+	if err != nil || len(theirs) != keyLength || !strings.Contains(line, " "+cryptoSuite+" ") {
+		return fmt.Errorf("no usable key: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if key == a.farKey {
+		return nil
+	}
+	a.farKey = key
+	a.in, err = srtp.CreateContext(theirs[:masterLength], theirs[masterLength:], srtp.ProtectionProfileAes128CmHmacSha1_80)
+	return err
+}
+
+// beforeRollover is how many packets an encrypting phone sends before its sequence numbers begin anew and a count that no packet
+// carries matters (RFC 3711 §3.3.1): less than two seconds' worth.
+const beforeRollover = 90
 
 func (a *audio) port() uint16 { return a.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
 
@@ -82,6 +131,9 @@ func (a *audio) close() {
 // send puts one packet on the wire every 20 ms, whether there is something to say or not.
 func (a *audio) send() {
 	seq, ts, ssrc := uint16(time.Now().UnixNano()), uint32(0), uint32(time.Now().UnixNano()>>7)|1
+	if a.out != nil {
+		seq = -beforeRollover & 0xffff
+	}
 	next := a.started
 	for {
 		next = next.Add(frame)
@@ -98,6 +150,9 @@ func (a *audio) send() {
 			p.Version, p.SSRC, p.SequenceNumber = 2, ssrc, seq
 			seq++
 			b, err := p.Marshal()
+			if err == nil && a.out != nil {
+				b, err = a.out.EncryptRTP(nil, b, nil)
+			}
 			if err != nil || !remote.IsValid() {
 				continue
 			}
@@ -212,10 +267,22 @@ func (a *audio) receive() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil || p.Unmarshal(buf[:n]) != nil || n > 1 && buf[1] >= 192 && buf[1] <= 223 {
+		if err != nil || n > 1 && buf[1] >= 192 && buf[1] <= 223 {
 			continue
 		}
+		packet := buf[:n]
 		a.mu.Lock()
+		if a.out != nil {
+			if a.in == nil {
+				a.mu.Unlock()
+				continue
+			}
+			packet, err = a.in.DecryptRTP(nil, packet, nil)
+		}
+		if err != nil || p.Unmarshal(packet) != nil {
+			a.mu.Unlock()
+			continue
+		}
 		a.received++
 		if p.PayloadType == a.codec.pt {
 			a.rec.write(&p, a.codec, time.Now())

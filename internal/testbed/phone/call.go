@@ -349,8 +349,13 @@ func (c *Call) describe(names []string, dtmf uint8) []byte {
 		fmt.Fprintf(&pts, " %d", dtmf)
 		fmt.Fprintf(&maps, "a=rtpmap:%d telephone-event/8000\r\na=fmtp:%d 0-15\r\n", dtmf, dtmf)
 	}
-	return fmt.Appendf(nil, "v=0\r\no=- 1 %d IN %s %s\r\ns=call\r\nc=IN %s %s\r\nt=0 0\r\nm=audio %d RTP/AVP%s\r\n%sa=ptime:20\r\na=%s\r\n",
-		c.version, family, p.config.Local, family, p.config.Local, c.audio.port(), pts.String(), maps.String(), c.direction)
+	profile := "RTP/AVP"
+	if p.config.SRTP {
+		profile = "RTP/SAVP"
+		fmt.Fprintf(&maps, "a=crypto:1 %s inline:%s\r\n", cryptoSuite, c.audio.key)
+	}
+	return fmt.Appendf(nil, "v=0\r\no=- 1 %d IN %s %s\r\ns=call\r\nc=IN %s %s\r\nt=0 0\r\nm=audio %d %s%s\r\n%sa=ptime:20\r\na=%s\r\n",
+		c.version, family, p.config.Local, family, p.config.Local, c.audio.port(), profile, pts.String(), maps.String(), c.direction)
 }
 
 // takeSDP reads what a description of the bridge says about our stream.
@@ -373,7 +378,14 @@ func (c *Call) takeSDP(body []byte) error {
 			}
 		case strings.HasPrefix(l, "a=rtpmap:") && strings.Contains(l, "telephone-event"):
 			dtmf, _ = strconv.Atoi(strings.Fields(l[len("a=rtpmap:"):])[0])
+		case strings.HasPrefix(l, "a=crypto:"):
+			if err := c.audio.decrypt(l); err != nil {
+				return fmt.Errorf("phone: %q: %w", l, err)
+			}
 		}
+	}
+	if c.phone.config.SRTP != strings.Contains(string(body), "RTP/SAVP") {
+		return fmt.Errorf("phone: encrypted is %t, but the answer is %q", c.phone.config.SRTP, body)
 	}
 	addr, err := netip.ParseAddr(host)
 	if err != nil || port == 0 || k.name == "" {

@@ -3,11 +3,13 @@ package phone
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,11 +23,14 @@ import (
 // Config says what kind of phone it is. The zero value, with Local set, is a UDP phone that offers PCMU and PCMA.
 type Config struct {
 	Local     netip.Addr // address it signals and talks from
-	Transport string     // "udp" (default) or "tcp"
+	Transport string     // "udp" (default), "tcp" or "tls"
 	User      string     // its number, default "2001"
 	Name      string     // display name
 	Codecs    []string   // in order of preference, default PCMU, PCMA
 	NoDTMF    bool       // does not offer telephone-event
+
+	TLS  *tls.Config // for "tls": its certificate, and whose it believes
+	SRTP bool        // encrypts its sound, with keys in the description (RFC 4568)
 }
 
 // Phone is one telephone. Close it after use.
@@ -41,9 +46,10 @@ type Phone struct {
 
 	called chan *Call // calls of the bridge that nobody has taken yet; more are busy
 
-	mu    sync.Mutex
-	calls map[string]*Call // by Call-ID
-	rung  int              // calls of the bridge so far
+	mu       sync.Mutex
+	calls    map[string]*Call // by Call-ID
+	rung     int              // calls of the bridge so far
+	requests []string         // methods, as they came
 }
 
 // Open makes a phone that listens on a free port of its address.
@@ -62,6 +68,7 @@ func Open(c Config) (*Phone, error) {
 	var err error
 	p.ua, err = sipgo.NewUA(
 		sipgo.WithUserAgent("testbed-phone"),
+		sipgo.WithUserAgenTLSConfig(c.TLS),
 		sipgo.WithUserAgentTransportLayerOptions(sip.WithTransportLayerLogger(discard)),
 		sipgo.WithUserAgentTransactionLayerOptions(sip.WithTransactionLayerLogger(discard),
 			sip.WithTransactionLayerUnhandledResponseHandler(p.strayResponse)),
@@ -80,8 +87,10 @@ func Open(c Config) (*Phone, error) {
 	p.server.OnAck(p.onAck)
 	p.server.OnUpdate(p.onInvite)
 	p.server.OnOptions(func(req *sip.Request, tx sip.ServerTransaction) {
+		p.note(req)
 		_ = tx.Respond(sip.NewResponseFromRequest(req, 200, "OK", nil))
 	})
+	p.server.OnRegister(p.onRegister)
 	if err := p.listen(); err != nil {
 		return nil, fmt.Errorf("phone: %w", err)
 	}
@@ -90,13 +99,19 @@ func Open(c Config) (*Phone, error) {
 
 func (p *Phone) listen() error {
 	any := netip.AddrPortFrom(p.config.Local, 0)
-	if p.config.Transport == "tcp" {
+	if p.config.Transport != "udp" {
 		ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(any))
 		if err != nil {
 			return err
 		}
 		p.local, p.close = ln.Addr().(*net.TCPAddr).AddrPort(), ln.Close
-		p.wg.Go(func() { _ = p.server.ServeTCP(ln) })
+		p.wg.Go(func() {
+			if p.config.Transport == "tls" {
+				_ = p.server.ServeTLS(tls.NewListener(ln, p.config.TLS))
+			} else {
+				_ = p.server.ServeTCP(ln)
+			}
+		})
 		return nil
 	}
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(any))
@@ -213,6 +228,9 @@ func buildAsIs(*sipgo.Client, *sip.Request) error { return nil }
 
 func (p *Phone) newCall(bridge string, inv Invite) (*Call, error) {
 	a, err := openAudio(p.config.Local)
+	if err == nil && p.config.SRTP {
+		err = a.encrypt()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("phone: %w", err)
 	}
@@ -230,8 +248,8 @@ func (p *Phone) newCall(bridge string, inv Invite) (*Call, error) {
 		c.callID = rand.Text()
 	}
 	c.target = sip.Uri{Scheme: "sip", User: inv.Number, Host: host, Port: port}
-	if p.config.Transport == "tcp" {
-		c.target.UriParams.Add("transport", "tcp")
+	if p.config.Transport != "udp" {
+		c.target.UriParams.Add("transport", p.config.Transport)
 	}
 	c.to = "<sip:" + inv.Number + "@" + bracketed(host) + ">"
 	c.invite = c.request(sip.INVITE)
@@ -272,8 +290,34 @@ func (p *Phone) onBye(req *sip.Request, tx sip.ServerTransaction) {
 	c.end(reason)
 }
 
+// onRegister takes every binding, for as long as is asked.
+func (p *Phone) onRegister(req *sip.Request, tx sip.ServerTransaction) {
+	p.note(req)
+	res := sip.NewResponseFromRequest(req, 200, "OK", nil)
+	for _, name := range []string{"Contact", "Expires"} {
+		if h := req.GetHeader(name); h != nil {
+			res.AppendHeader(sip.HeaderClone(h))
+		}
+	}
+	_ = tx.Respond(res)
+}
+
+func (p *Phone) note(req *sip.Request) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requests = append(p.requests, string(req.Method))
+}
+
+// Requests are the methods of what the bridge has asked the phone, in order: REGISTER, OPTIONS, UPDATE and INVITE.
+func (p *Phone) Requests() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.requests)
+}
+
 // onInvite takes a call of the bridge, and answers a re-INVITE or UPDATE with what we have.
 func (p *Phone) onInvite(req *sip.Request, tx sip.ServerTransaction) {
+	p.note(req)
 	c := p.callOf(req)
 	if _, within := req.To().Params.Get("tag"); c == nil && !within && req.IsInvite() && len(req.Body()) > 0 {
 		p.takeInvite(req, tx)
@@ -327,8 +371,8 @@ func (p *Phone) strayResponse(res *sip.Response) {
 
 func (p *Phone) contact() string {
 	v := "<sip:" + p.config.User + "@" + p.local.String()
-	if p.config.Transport == "tcp" {
-		v += ";transport=tcp"
+	if p.config.Transport != "udp" {
+		v += ";transport=" + p.config.Transport
 	}
 	return v + ">"
 }
