@@ -143,6 +143,9 @@ func (a *actor) step(ev leg.Event) {
 	}
 	for _, e := range effects {
 		a.perform(e)
+		if a.bridge.performed != nil {
+			a.bridge.performed(e)
+		}
 	}
 	a.menuFollows(before, ev)
 	if caller := a.naming.early; caller != nil && a.state.Room == leg.Up {

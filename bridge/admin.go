@@ -32,7 +32,7 @@ func (b *Bridge) listenHTTP() ([]*server, error) {
 	}
 	var servers []*server
 	for _, h := range handlers {
-		l, err := net.Listen("tcp", h.address)
+		l, err := b.listenTCP(h.address)
 		if err != nil {
 			for _, s := range servers {
 				s.listener.Close()
@@ -44,6 +44,16 @@ func (b *Bridge) listenHTTP() ([]*server, error) {
 		})
 	}
 	return servers, nil
+}
+
+// listenTCP binds a listener that is kept for the next process: what the homeserver sends meanwhile waits a moment instead of
+// failing, after which Synapse would wait for longer.
+func (b *Bridge) listenTCP(address string) (net.Listener, error) {
+	at, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return b.sockets.ListenTCP(at.AddrPort())
 }
 
 // appService is what the homeserver talks to, with the two health questions in front.

@@ -55,18 +55,22 @@ const (
 	lostNumber  = "300" // leads to a room that does not exist
 )
 
-func newBed(t *testing.T) *bed {
+func newBed(t *testing.T) *bed { return newBedAt(t, homeserver.Config{}) }
+
+func newBedAt(t *testing.T, hs homeserver.Config) *bed {
 	t.Helper()
-	b := makeBed(t)
+	b := makeBedAt(t, hs)
 	b.start()
 	t.Cleanup(b.stop)
 	return b
 }
 
 // makeBed is newBed without the bridge running yet.
-func makeBed(t *testing.T) *bed {
+func makeBed(t *testing.T) *bed { return makeBedAt(t, homeserver.Config{}) }
+
+func makeBedAt(t *testing.T, hs homeserver.Config) *bed {
 	t.Helper()
-	b := &bed{t: t, hs: homeserver.StartLoopback(t, homeserver.Config{}), log: testLog(t)}
+	b := &bed{t: t, hs: homeserver.StartLoopback(t, hs), log: testLog(t)}
 	ports := freePorts(t, 2)
 	b.sip = fmt.Sprintf("127.0.0.1:%d", ports[1])
 	text := fmt.Sprintf(`
@@ -107,7 +111,7 @@ func (b *bed) bot() id.UserID { return id.NewUserID(b.cfg.AppService.Bot, b.cfg.
 // start runs the bridge as a process would.
 func (b *bed) start() {
 	b.t.Helper()
-	made, err := New(b.t.Context(), b.cfg, b.reg, b.log)
+	made, err := New(b.t.Context(), b.cfg, b.reg, nil, b.log)
 	if err != nil {
 		b.t.Fatal(err)
 	}

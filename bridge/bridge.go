@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ import (
 	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
+	"trunkline/sockets"
 )
 
 const (
@@ -49,6 +51,7 @@ type Bridge struct {
 	lease        *db.Lease   // nil until Run has it
 	matrix       *matrixcall.Service
 	phones       *sip.Stack
+	sockets      *sockets.Store
 	studio       *studio
 	routes       *routes
 	pins         *pins
@@ -68,6 +71,8 @@ type Bridge struct {
 	suspended chan struct{}  // closed when legs must be let go for the next process
 	abandoned chan struct{}  // closed when legs must be let go because another process has them
 
+	performed func(leg.Effect) // hears of each effect that was begun; tests only
+
 	commands sync.WaitGroup // of rooms; none begins once closing is set
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
 
@@ -76,6 +81,7 @@ type Bridge struct {
 	rooms     map[id.RoomID]*gathering
 	past      []*actor                  // the last legs that ended, for their traces
 	ghosts    map[string]bool           // localparts in use
+	elsewhere []string                  // user ids of ghosts in calls of other processes, as last seen
 	told      map[id.RoomID]time.Time   // rooms that were told why phones can't come in, and when
 	announced map[id.RoomID][]time.Time // when a room was told of a call
 	orders    orders
@@ -92,10 +98,13 @@ type gathering struct {
 // errShutdown is the cause of everything that ends because the process does.
 var errShutdown = errors.New("shutting down")
 
-// New opens the database and the sockets. Nothing is answered before [Bridge.Run].
-func New(ctx context.Context, cfg config.Config, registration *appservice.Registration, log *slog.Logger) (*Bridge, error) {
+// New opens the database and the sockets, those that kept has from the process before as they are; nil keeps none. Nothing is
+// answered before [Bridge.Run].
+func New(
+	ctx context.Context, cfg config.Config, registration *appservice.Registration, kept *sockets.Store, log *slog.Logger,
+) (*Bridge, error) {
 	b := &Bridge{
-		cfg: cfg, registration: registration, run: rand.Text(), log: log,
+		cfg: cfg, registration: registration, run: rand.Text(), log: log, sockets: kept,
 		rules: leg.Rules{
 			Setup: cfg.Calls.SetupTimeout, Alone: cfg.Calls.AloneTimeout, Empty: cfg.Calls.EmptyTimeout,
 			Longest: cfg.Calls.Longest, Release: leg.DefaultRules().Release,
@@ -130,6 +139,7 @@ func New(ctx context.Context, cfg config.Config, registration *appservice.Regist
 	}
 	phoneSide, err := sipConfig(cfg)
 	if err == nil {
+		phoneSide.Sockets = kept
 		b.phones, err = sip.New(phoneSide, b, log)
 	}
 	if err != nil {
@@ -176,6 +186,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		err = b.resumeLegs(ctx, orphans)
 	}
 	if err == nil {
+		b.sockets.Sweep() // what calls need was asked for
 		// Phones first: those of resumed calls should not wait for the homeserver. New calls get 503 until the bridge is ready.
 		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
 		// The homeserver may be away for long. Should the lease be lost meanwhile, the resumed calls must be let go at once.
@@ -185,6 +196,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	if err == nil {
 		b.setReady(true)
+		b.sockets.Ready()
 		b.log.Info("bridge is up", "run", b.run)
 		select {
 		case <-ctx.Done():
@@ -487,18 +499,28 @@ func (b *Bridge) speakers() (phones, devices int) {
 // errCrowded says that a caller has as many calls at once as one may have.
 var errCrowded = errors.New("too many calls of one caller at a time")
 
-// reserveGhost picks a localpart for the caller that no live leg uses. Callers without a number share theirs.
+// reserveGhost picks a localpart for the caller that no live leg uses, here or in another process. Callers without a number
+// share theirs.
 func (b *Bridge) reserveGhost(party sip.Caller, trunk string) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for turn := range b.cfg.Calls.MaxLegs {
+	for turn := range b.cfg.Calls.MaxLegs + len(b.elsewhere) {
 		name := ghostLocalpart(b.cfg.AppService.GhostPrefix, b.registration.AppToken, party, trunk, turn)
-		if !b.ghosts[name] {
+		if !b.ghosts[name] && !slices.Contains(b.elsewhere, string(id.NewUserID(name, b.cfg.Homeserver.Domain))) {
 			b.ghosts[name] = true
 			return name, nil
 		}
 	}
 	return "", errCrowded
+}
+
+// claimGhost reserves a localpart that a leg had in the process before, and says whether it was free.
+func (b *Bridge) claimGhost(name string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	free := !b.ghosts[name]
+	b.ghosts[name] = true
+	return free
 }
 
 func (b *Bridge) releaseGhost(name string) {

@@ -8,7 +8,10 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -16,12 +19,33 @@ import (
 	"maunium.net/go/mautrix/appservice"
 
 	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
 	"trunkline/db"
 	"trunkline/internal/testbed/homeserver"
+	"trunkline/sockets"
 )
 
 // childSettings, when set, makes this test binary run a bridge until it is killed: what it holds is a child's settings.
 const childSettings = "TRUNKLINE_TEST_CHILD"
+
+// childDies, when set, is a number: after so many effects of its legs the child kills itself.
+const childDies = "TRUNKLINE_TEST_CHILD_DIES"
+
+func dyingAfter(number string) func(leg.Effect) {
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return nil
+	}
+	var left atomic.Int64
+	left.Store(n)
+	return func(e leg.Effect) {
+		if left.Add(-1) == 0 {
+			fmt.Fprintf(os.Stderr, "the child dies after %q\n", e)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {} // until the kernel has done it
+		}
+	}
+}
 
 type child struct {
 	Config       config.Config
@@ -36,17 +60,25 @@ func TestMain(m *testing.M) {
 	var c child
 	err := json.Unmarshal([]byte(text), &c)
 	if err == nil {
+		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		kept := sockets.FromEnvironment(log)
 		var b *Bridge
-		if b, err = New(context.Background(), c.Config, &c.Registration, slog.New(slog.NewTextHandler(os.Stderr, nil))); err == nil {
-			err = b.Run(context.Background())
+		if b, err = New(ctx, c.Config, &c.Registration, kept, log); err == nil {
+			b.performed = dyingAfter(os.Getenv(childDies))
+			err = b.Run(ctx)
 		}
+		stop()
+		err = errors.Join(err, kept.Close())
 	}
-	fmt.Fprintln(os.Stderr, "child:", err)
-	os.Exit(1)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "child:", err)
+		os.Exit(1)
+	}
 }
 
-// startChild runs the bridge in a process of its own, which can be killed.
-func (b *bed) startChild() *exec.Cmd {
+// childCommand is the bridge in a process of its own.
+func (b *bed) childCommand() *exec.Cmd {
 	b.t.Helper()
 	settings, err := json.Marshal(child{b.cfg, *b.reg})
 	if err != nil {
@@ -54,6 +86,13 @@ func (b *bed) startChild() *exec.Cmd {
 	}
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childSettings+"="+string(settings))
+	return cmd
+}
+
+// startChild runs the bridge in a process of its own, which can be killed.
+func (b *bed) startChild() *exec.Cmd {
+	b.t.Helper()
+	cmd := b.childCommand()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var output strings.Builder
 	cmd.Stdout, cmd.Stderr = &output, &output
@@ -86,7 +125,7 @@ admin: {listen: ""}
 		t.Fatal(err)
 	}
 	// The homeserver was never given the registration.
-	b, err := New(t.Context(), cfg, config.NewRegistration(cfg), testLog(t))
+	b, err := New(t.Context(), cfg, config.NewRegistration(cfg), nil, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +147,7 @@ func TestLostLeaseEndsTheWaitForTheHomeserver(t *testing.T) {
 	b.stop()
 	cfg := b.cfg
 	cfg.Homeserver.Address = fmt.Sprintf("http://127.0.0.1:%d", freePorts(t, 1)[0])
-	waits, err := New(t.Context(), cfg, b.reg, b.log)
+	waits, err := New(t.Context(), cfg, b.reg, nil, b.log)
 	if err != nil {
 		t.Fatal(err)
 	}

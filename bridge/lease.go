@@ -35,7 +35,24 @@ func (b *Bridge) takeLease(ctx context.Context) ([]db.Leg, error) {
 		return nil, fmt.Errorf("node %s: %w", b.node(), err)
 	}
 	b.lease = lease
-	return lease.Adopt(ctx)
+	return b.adopt(ctx)
+}
+
+// adopt takes over what dead processes left behind, and looks which ghosts living ones have.
+func (b *Bridge) adopt(ctx context.Context) ([]db.Leg, error) {
+	legs, err := b.lease.Adopt(ctx)
+	if err != nil {
+		return nil, err
+	}
+	elsewhere, err := b.store.GhostsElsewhere(ctx, b.run)
+	if err == nil {
+		b.mu.Lock()
+		b.elsewhere = elsewhere
+		b.mu.Unlock()
+	} else {
+		b.log.Warn("ghosts of other processes are not known", "err", err)
+	}
+	return legs, nil
 }
 
 // keepLease renews the lease, and takes over what others have left whose lease lapsed. It returns when ctx ends, or with
@@ -72,7 +89,7 @@ func (b *Bridge) renew(ctx context.Context) ([]db.Leg, error) {
 	if err := b.lease.Renew(ctx); err != nil {
 		return nil, err
 	}
-	return b.lease.Adopt(ctx)
+	return b.adopt(ctx)
 }
 
 // flush waits until what was noted is in the database.

@@ -96,7 +96,7 @@ func (b *bed) neighbour(node string) *process {
 	cfg.AppService.Listen = fmt.Sprintf("127.0.0.1:%d", ports[0])
 	sipAddress := fmt.Sprintf("127.0.0.1:%d", ports[1])
 	cfg.SIP.Listen = []config.Listen{{Transport: "udp", Address: sipAddress}}
-	made, err := New(b.t.Context(), cfg, b.reg, b.log.With("node", node))
+	made, err := New(b.t.Context(), cfg, b.reg, nil, b.log.With("node", node))
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestSecondProcessOnANodeRefusesToStart(t *testing.T) {
 	cfg := b.cfg
 	cfg.AppService.Listen = fmt.Sprintf("127.0.0.1:%d", ports[0])
 	cfg.SIP.Listen = []config.Listen{{Transport: "udp", Address: fmt.Sprintf("127.0.0.1:%d", ports[1])}}
-	second, err := New(t.Context(), cfg, b.reg, b.log)
+	second, err := New(t.Context(), cfg, b.reg, nil, b.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestCallIsResumedAlthoughTheHomeserverComesLater(t *testing.T) {
 	w := b.talkers(member.JSSDK)
 	b.stop()
 	away := b.hs.Break(&homeserver.Fault{Drop: true})
-	made, err := New(b.t.Context(), b.cfg, b.reg, b.log)
+	made, err := New(b.t.Context(), b.cfg, b.reg, nil, b.log)
 	if err != nil {
 		t.Fatal(err)
 	}

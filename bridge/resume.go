@@ -122,6 +122,9 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 			a.stream.SSRC = sip.NewSSRC(dialog.Media.LocalSSRC)
 		}
 	}
+	if a.join.localpart != "" && !b.claimGhost(a.join.localpart) {
+		begin = a.changeGhost(begin)
+	}
 	a.dialin.parked = begin == leg.ResumedAsking && a.join.localpart != ""
 	if begin == leg.Interrupted {
 		close(a.join.over) // there is no attempt to join
@@ -133,13 +136,34 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	call.OnEvent(a.fromPhone)
 	b.mu.Lock()
 	b.legs[a.id] = a
-	b.ghosts[a.join.localpart] = true
 	b.mu.Unlock()
 	if begin == leg.Resumed {
 		b.gather(a, before.Room) // so that phones of one room are company before their ghosts are back
 	}
 	b.wg.Go(a.run)
 	return nil
+}
+
+// changeGhost gives an adopted leg another ghost, because one of ours has its own by now. Its entry in the room is removed.
+func (a *actor) changeGhost(begin leg.EventKind) leg.EventKind {
+	b, before := a.bridge, a.before
+	a.join.localpart = "" // it is not this leg's to give back
+	if begin != leg.Resumed {
+		return begin
+	}
+	name, err := b.reserveGhost(a.party, a.info.Trunk)
+	if err != nil {
+		a.log.Warn("no ghost for an adopted leg", "err", err)
+		return leg.Interrupted
+	}
+	a.join.localpart = name
+	a.join.saved.Store(nil)
+	b.refusals.Go(func() {
+		if err := b.sweepRoom(b.ctx, *before, a.epoch); err != nil {
+			a.log.Warn("an entry of an adopted leg stays until it expires", "err", err)
+		}
+	})
+	return begin
 }
 
 // ringEnd is how a ring ended that the process before had not told the room of.
@@ -157,7 +181,8 @@ func (a *actor) askPhone() {
 		return
 	}
 	a.wg.Go(func() {
-		if a.bridge.asking.Wait(a.ctx) != nil {
+		// What the phone said while no process ran comes first: it may be over, or ask something itself.
+		if a.bridge.phones.CatchUp(a.ctx) != nil || a.bridge.asking.Wait(a.ctx) != nil {
 			return // the leg is over
 		}
 		if err := a.call.Refresh(); err != nil && !errors.Is(err, sip.ErrEnded) {
@@ -197,6 +222,11 @@ func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
 		return nil, fmt.Errorf("find ghost: %w", err)
 	}
 	a.join.ghost = ghost
+	if ghost.UserID() != a.before.Ghost {
+		if err := ghost.EnterRoom(ctx, a.before.Room); err != nil {
+			return nil, fmt.Errorf("enter room %s: %w", a.before.Room, err)
+		}
+	}
 	m, err := ghost.JoinCall(ctx, a.before.Room, matrixcall.CallOptions{
 		Rejoin: a.before, OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
 	})
@@ -250,6 +280,7 @@ func (b *Bridge) suspendLegs() {
 			break
 		}
 	}
+	b.phones.Deafen() // the next process answers what comes from now on
 	close(b.suspended)
 	over := make(chan struct{})
 	go func() { b.wg.Wait(); close(over) }() // outlives this function only when legs hang, which ends the process

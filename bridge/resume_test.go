@@ -2,13 +2,23 @@ package bridge
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
+	"math/big"
+	mathrand "math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +27,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 )
@@ -33,6 +44,13 @@ func doomedBed(t *testing.T) (*bed, *exec.Cmd) {
 func (b *bed) startDoomed() *exec.Cmd {
 	b.t.Helper()
 	doomed := b.startChild()
+	b.awaitChild()
+	return doomed
+}
+
+// awaitChild waits until a bridge in another process answers phones.
+func (b *bed) awaitChild() {
+	b.t.Helper()
 	b.await("the child to answer phones", func() bool {
 		ctx, cancel := context.WithTimeout(b.t.Context(), time.Second)
 		defer cancel()
@@ -40,7 +58,6 @@ func (b *bed) startDoomed() *exec.Cmd {
 		var refused *phone.StatusError
 		return errors.As(err, &refused) && refused.Code == 404
 	})
-	return doomed
 }
 
 func kill(t *testing.T, doomed *exec.Cmd) {
@@ -186,6 +203,108 @@ func TestCallOverTCPOutlivesAKilledProcess(t *testing.T) {
 	w.clean()
 }
 
+// certified makes a certificate for 127.0.0.1 that is its own authority, and returns where it is.
+func certified(t *testing.T) (files config.TLS, own *tls.Config) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err1 := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	secret, err2 := x509.MarshalPKCS8PrivateKey(key)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	files = config.TLS{Certificate: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"), CA: filepath.Join(dir, "cert.pem")}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
+	if err := errors.Join(os.WriteFile(files.Certificate, certPEM, 0o600), os.WriteFile(files.Key, keyPEM, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certPEM)
+	return files, &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS12}
+}
+
+// A trunk over TLS that we register with, and encrypted sound: its sequence numbers have begun anew when the process is killed,
+// so the next one must find a count that is nowhere. The registrar hears us before the phone does.
+func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
+	b := newBed(t)
+	b.stop()
+	files, own := certified(t)
+	p, err := phone.Open(phone.Config{
+		Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", Transport: "tls", TLS: own, SRTP: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	address := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])
+	b.cfg.SIP.Listen = append(slices.Clone(b.cfg.SIP.Listen), config.Listen{Transport: "tls", Address: address})
+	b.cfg.SIP.TLS = files
+	trunk := b.cfg.SIP.Trunks[0]
+	trunk.SRTP, trunk.Proxy, trunk.Transport, trunk.Register, trunk.Username = "optional", p.Addr().String(), "tls", true, "trunkline"
+	b.cfg.SIP.Trunks = []config.Trunk{trunk}
+	doomed := b.startDoomed()
+	b.sip = address
+	w := b.talkersWith(member.Hydrogen, p)
+	b.await("the sequence numbers to begin anew", func() bool { sent, _ := w.call.Packets(); return sent > 120 })
+	if !strings.Contains(w.call.Answer(), "RTP/SAVP") {
+		t.Fatalf("the call is not encrypted: %s", w.call.Answer())
+	}
+	kill(t, doomed)
+	before := len(p.Requests())
+	w.silence()
+	begun := time.Now()
+	b.start()
+	w.back(begun)
+	w.await("the phone to be asked", func() bool { return w.call.Reinvited() == 1 })
+	if asked := p.Requests()[before:]; len(asked) < 2 || asked[0] != "REGISTER" {
+		t.Errorf("the next process asked %v, want REGISTER first", asked)
+	}
+	w.clean()
+}
+
+// A leg is adopted whose ghost stands for a call of this process by now. It gets another one, and nothing of the first stays.
+func TestAdoptedLegWhoseGhostIsInUseGetsAnother(t *testing.T) {
+	b, doomed := doomedBed(t)
+	w := b.talkers(member.Hydrogen)
+	kill(t, doomed)
+	made, err := New(t.Context(), b.cfg, b.reg, nil, b.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	former := w.ghost
+	localpart, _, _ := strings.Cut(strings.TrimPrefix(string(former), "@"), ":")
+	made.ghosts[localpart] = true
+	ctx, stop := context.WithCancel(context.Background())
+	b.process = &process{bridge: made, stop: stop, over: make(chan error, 1)}
+	over := b.process.over
+	go func() { over <- made.Run(ctx) }()
+	b.await("another ghost alone", func() bool {
+		ghosts := b.ghosts()
+		if len(ghosts) == 1 {
+			w.ghost = ghosts[0]
+		}
+		return len(ghosts) == 1 && w.ghost != former
+	})
+	w.await("both to hear each other", w.hearing)
+	w.clean()
+	if !made.ghosts[localpart] {
+		t.Error("the ghost of the other leg was given back")
+	}
+}
+
 func TestCallOnHoldOutlivesAKilledProcess(t *testing.T) {
 	b, doomed := doomedBed(t)
 	w := b.talkers(member.JSSDK)
@@ -208,25 +327,29 @@ func TestCallOnHoldOutlivesAKilledProcess(t *testing.T) {
 	w.clean()
 }
 
-// The phone's call was in set-up or rang: it is told to try again, and nothing stays in the room.
+// The phone rang, with or without hearing our ringback: it is told to try again, and nothing stays in the room.
 func TestUnansweredCallOfAKilledProcessIsRefused(t *testing.T) {
-	b, doomed := doomedBed(t)
-	p := b.phone("1")
-	dialled := make(chan error, 1)
-	ctx := b.ctx()
-	go func() {
-		_, err := p.Dial(ctx, b.sip, ringNumber)
-		dialled <- err
-	}()
-	b.await("the ghost to ring", func() bool { return len(b.ghosts()) == 1 })
-	time.Sleep(300 * time.Millisecond)
-	kill(t, doomed)
-	b.start()
-	var refused *phone.StatusError
-	if err := <-dialled; !errors.As(err, &refused) || refused.Code != 503 {
-		t.Errorf("Dial = %v, want 503", err)
+	for number, progress := range map[string]int{ringNumber: 183, plainNumber: 180} {
+		t.Run(fmt.Sprint(progress), func(t *testing.T) {
+			b, doomed := doomedBed(t)
+			call := b.begin(b.phone("1"), number)
+			b.await("the ghost to ring", func() bool {
+				return len(b.ghosts()) == 1 && slices.Contains(call.Provisional(), progress)
+			})
+			if heard := call.Answer() != ""; heard != (progress == 183) {
+				t.Errorf("after %d early media is there = %t", progress, heard)
+			}
+			time.Sleep(300 * time.Millisecond)
+			kill(t, doomed)
+			b.start()
+			refusedWith(t, call, 503)
+			b.await("rows, ghosts and the call to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 && b.activeCalls() == 0 })
+			history, err := b.process.bridge.store.History(b.ctx(), 10)
+			if err != nil || len(history) != 1 || history[0].Cause != string(leg.ProcessDied) {
+				t.Errorf("history = %+v, %v; want one call that ended because the process died", history, err)
+			}
+		})
 	}
-	b.await("rows, ghosts and the call to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 && b.activeCalls() == 0 })
 }
 
 // The process died while the room was rung: its successor takes back what the notice says.
@@ -315,7 +438,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	b := newBed(t)
 	alice := b.person("alice", member.Hydrogen, true)
 	alice.Says(sine(aliceHz, 48000, time.Second))
-	chance := rand.New(rand.NewPCG(7, 11))
+	chance := mathrand.New(mathrand.NewPCG(7, 11))
 	for round := range rounds {
 		at := time.Duration(chance.IntN(400)) * time.Millisecond
 		if !t.Run(fmt.Sprint(round, " after ", at), func(t *testing.T) { b.killedAfter(t, alice, at) }) {

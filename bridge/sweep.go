@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"trunkline/bridge/leg"
-	"trunkline/db"
+	"trunkline/matrixcall"
 )
 
 // A process that died leaves ghosts in calls. Those whose leg is not resumed are removed at the next start; those that a leg
@@ -28,21 +28,20 @@ func (b *Bridge) sweepRooms(ctx context.Context) error {
 		if b.liveLeg(leg.ID(m.LegID)) {
 			continue
 		}
-		group.Go(func() error { return b.sweepRoom(ctx, m) })
+		group.Go(func() error { return b.sweepRoom(ctx, membershipOf(m), m.Epoch) })
 	}
 	return group.Wait()
 }
 
-func (b *Bridge) sweepRoom(ctx context.Context, m db.Membership) error {
+func (b *Bridge) sweepRoom(ctx context.Context, m matrixcall.MembershipInfo, epoch int64) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepPatience)
 	defer cancel()
-	info := membershipOf(m)
-	if err := b.matrix.SweepMembership(ctx, info); err != nil {
-		b.log.Warn("stale membership stays for now", "room", m.RoomID, "ghost", m.Ghost, "err", err)
+	if err := b.matrix.SweepMembership(ctx, m); err != nil {
+		b.log.Warn("stale membership stays for now", "room", m.Room, "ghost", m.Ghost, "err", err)
 		return nil // its row stays, too: it is tried again
 	}
-	b.log.Info("swept a stale membership", "room", m.RoomID, "ghost", m.Ghost)
-	return b.deleteMembership(info, m.Epoch)
+	b.log.Info("swept a stale membership", "room", m.Room, "ghost", m.Ghost)
+	return b.deleteMembership(m, epoch)
 }
 
 func (b *Bridge) liveLeg(id leg.ID) bool {

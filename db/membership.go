@@ -55,6 +55,15 @@ func (s *Store) Memberships(ctx context.Context, owner string) ([]Membership, er
 	return dbutil.ConvertRowFn[Membership](scanMembership).NewRowIter(rows, nil).AsList()
 }
 
+// GhostsElsewhere returns the ghosts that are in calls for other owners than this one.
+func (s *Store) GhostsElsewhere(ctx context.Context, owner string) ([]string, error) {
+	rows, err := s.db.Query(ctx, "SELECT DISTINCT ghost FROM membership WHERE owner <> $1", owner)
+	if err != nil {
+		return nil, fmt.Errorf("read ghosts of others: %w", err)
+	}
+	return dbutil.ConvertRowFn[string](dbutil.ScanSingleColumn[string]).NewRowIter(rows, nil).AsList()
+}
+
 func scanMembership(row dbutil.Scannable) (Membership, error) {
 	var m Membership
 	var expires int64

@@ -23,4 +23,5 @@ fi
 if said=$(bridge -c /data/config.yaml -g 2>/dev/null); then
     stop "$said Then start the container again."
 fi
-exec bridge -c /data/config.yaml
+# -keep: the bridge is started again at once when it dies, and its sockets are kept meanwhile.
+exec bridge -keep -c /data/config.yaml

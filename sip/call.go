@@ -456,7 +456,7 @@ func (c *Call) abandon() {
 	c.invite.releaseIfAny()
 	c.answer.releaseIfAny()
 	if m := c.media.Load(); m != nil {
-		m.close(false)
+		m.abandon()
 	}
 	c.stack.forget(c)
 }

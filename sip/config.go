@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -38,7 +39,31 @@ type Config struct {
 	Trunks    []Trunk
 	UserAgent string // "" = "Trunkline"
 	Limits    Limits
+	Sockets   Sockets // nil = they end with the stack
 }
+
+// Sockets binds the stack's sockets, and may keep them open beyond the process: then what comes meanwhile waits in them for the
+// next one. Its methods may be called from any goroutine.
+type Sockets interface {
+	// ListenUDP and ListenTCP return the socket bound there that was kept, or bind a new one.
+	ListenUDP(netip.AddrPort) (*net.UDPConn, error)
+	ListenTCP(netip.AddrPort) (*net.TCPListener, error)
+	// Release says that the socket bound there is closed for good, and not for the next process.
+	Release(net.Addr)
+}
+
+// ownSockets end with the process.
+type ownSockets struct{}
+
+func (ownSockets) ListenUDP(a netip.AddrPort) (*net.UDPConn, error) {
+	return net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
+}
+
+func (ownSockets) ListenTCP(a netip.AddrPort) (*net.TCPListener, error) {
+	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(a))
+}
+
+func (ownSockets) Release(net.Addr) {}
 
 // RTPConfig says where media sockets are opened.
 type RTPConfig struct {

@@ -290,7 +290,7 @@ func TestPortsGiveUpWhenNoOtherWouldDoBetter(t *testing.T) {
 		{syscall.EADDRNOTAVAIL, 1, syscall.EADDRNOTAVAIL},
 		{syscall.EADDRINUSE, 3, errPortsExhausted},
 	} {
-		p := newPorts(RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20000, PortMax: 20005}, 0)
+		p := newPorts(RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20000, PortMax: 20005}, 0, ownSockets{})
 		tries := 0
 		p.listen = func(netip.AddrPort) (rtpConn, error) {
 			tries++

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/pion/rtp"
@@ -23,6 +24,7 @@ type Media struct {
 	readers  sync.WaitGroup // readRTP, readRTCP
 	closing  sync.Once
 	onPacket atomic.Pointer[func(*rtp.Packet)]
+	stale    atomic.Bool  // what is read now waited while no process ran
 	onDigit  func(byte)   // set before start, like the next two
 	byINFO   func(byte)   // sends a key by signalling
 	infoOnly bool         // the trunk wants keys as INFO
@@ -177,6 +179,7 @@ func (m *Media) SendDigit(key byte) {
 func (m *Media) readRTP() {
 	buf := make([]byte, 2048)
 	var packet rtp.Packet
+	m.readStale(&packet, buf)
 	for {
 		n, from, err := m.rtp.ReadFromUDPAddrPort(buf)
 		if errors.Is(err, net.ErrClosed) {
@@ -187,6 +190,46 @@ func (m *Media) readRTP() {
 		}
 		m.received(&packet, buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
 	}
+}
+
+// maxStale is how many packets may wait in a kept socket: more than its buffer holds.
+const maxStale = 4096
+
+// readStale takes out what waits in a socket that was kept while no process ran. Sound is of no use any more, and played late
+// would make the call late from then on; keys that were pressed count, whenever.
+func (m *Media) readStale(packet *rtp.Packet, buf []byte) {
+	conn, ok := m.rtp.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return // closed already
+	}
+	m.stale.Store(true)
+	defer m.stale.Store(false)
+	for range maxStale {
+		var n int
+		var from syscall.Sockaddr
+		var failed error
+		err := raw.Control(func(fd uintptr) { n, from, failed = syscall.Recvfrom(int(fd), buf, syscall.MSG_DONTWAIT) })
+		if err != nil || errors.Is(failed, syscall.EAGAIN) {
+			return
+		}
+		if source := addrPortOfSockaddr(from); failed == nil && source.IsValid() {
+			m.received(packet, buf[:n], source)
+		}
+	}
+}
+
+func addrPortOfSockaddr(a syscall.Sockaddr) netip.AddrPort {
+	switch a := a.(type) {
+	case *syscall.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *syscall.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+	}
+	return netip.AddrPort{}
 }
 
 func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
@@ -228,7 +271,7 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 	case p.PayloadType == comfortNoise && f.PayloadType != comfortNoise: // RFC 3389: it is there, and silent
 	case p.PayloadType != f.PayloadType:
 		m.stats.malformed.Add(1) // a codec that was not agreed
-	case receives:
+	case receives && !m.stale.Load():
 		if f := m.onPacket.Load(); f != nil {
 			(*f)(p)
 		}
@@ -256,20 +299,29 @@ func (m *Media) state(s *MediaState) {
 	}
 }
 
-// close says goodbye in RTCP if bye, closes the sockets, waits for the readers and gives the ports back.
+// close says goodbye in RTCP if bye, closes the sockets for good, waits for the readers and gives the ports back.
 func (m *Media) close(bye bool) {
 	m.closing.Do(func() {
 		if bye {
 			m.sendReport(time.Now(), true)
 		}
-		m.mu.Lock()
-		m.closed = true
-		m.mu.Unlock()
-		_ = m.rtp.Close()
-		_ = m.rtcp.Close()
-		m.readers.Wait()
-		m.ports.giveBack(m.local.Port())
+		m.shut(m.ports.close)
 	})
+}
+
+// abandon is close for a call that another process may carry on, with these sockets if they are kept.
+func (m *Media) abandon() {
+	m.closing.Do(func() { m.shut(func(conn rtpConn) error { return conn.Close() }) })
+}
+
+func (m *Media) shut(end func(rtpConn) error) {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	_ = end(m.rtp) // nothing of ours waits in them
+	_ = end(m.rtcp)
+	m.readers.Wait()
+	m.ports.giveBack(m.local.Port())
 }
 
 func addrPortOf(a net.Addr) netip.AddrPort {

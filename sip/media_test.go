@@ -2,6 +2,7 @@ package sip
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -168,7 +169,7 @@ func TestSourceLock(t *testing.T) {
 func TestPortsRestAfterUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		p := newPorts(RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20001, PortMax: 20007}, 30*time.Second)
+		p := newPorts(RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20001, PortMax: 20007}, 30*time.Second, ownSockets{})
 		p.listen = func(a netip.AddrPort) (rtpConn, error) { return w.listen(a), nil }
 		seen := map[uint16]bool{}
 		for range 3 { // 20002, 20004, 20006
@@ -424,7 +425,7 @@ func TestHeldPhoneHearsNothing(t *testing.T) {
 }
 
 func TestWriteRTPDoesNotAllocate(t *testing.T) {
-	p := newPorts(RTPConfig{Addr: netip.MustParseAddr("127.0.0.1"), PortMin: 35000, PortMax: 35999}, 0)
+	p := newPorts(RTPConfig{Addr: netip.MustParseAddr("127.0.0.1"), PortMin: 35000, PortMax: 35999}, 0, ownSockets{})
 	rtpc, rtcpc, err := p.open()
 	if err != nil {
 		t.Fatal(err)
@@ -436,5 +437,51 @@ func TestWriteRTPDoesNotAllocate(t *testing.T) {
 	packet := &rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5}, Payload: make([]byte, 160)}
 	if n := testing.AllocsPerRun(100, func() { _ = m.WriteRTP(packet) }); n != 0 {
 		t.Errorf("WriteRTP allocates %v times", n)
+	}
+}
+
+// Sound that waited in a kept socket while no process ran is not played late; keys that were pressed meanwhile count.
+func TestWhatWaitedInAKeptSocket(t *testing.T) {
+	listen := func() *net.UDPConn {
+		conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	rtpc, rtcpc, phone := listen(), listen(), listen()
+	defer phone.Close()
+	m := newMedia(newPorts(RTPConfig{}, 0, ownSockets{}), rtpc, rtcpc, &mediaTotals{})
+	m.apply(Negotiated{
+		Remote: addrPortOf(phone.LocalAddr()), Direction: SendRecv, Format: Format{PayloadType: 0, DTMF: 101},
+	}, nil, time.Now())
+	played, keys := make(chan uint16, 100), make(chan byte, 100)
+	m.onDigit = func(key byte) { keys <- key }
+	m.OnPacket(func(p *rtp.Packet) { played <- p.SequenceNumber })
+	say := func(seq uint16, kind uint8, payload []byte) {
+		p := rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 7, SequenceNumber: seq, Timestamp: uint32(seq) * 160, PayloadType: kind}, Payload: payload}
+		b, err := p.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := phone.WriteToUDPAddrPort(b, addrPortOf(rtpc.LocalAddr())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for seq := range uint16(50) {
+		say(seq, 0, make([]byte, 160))
+	}
+	say(50, 101, []byte{7, 0x80, 3, 0x20})
+	m.start()
+	defer m.close(false)
+	if key := <-keys; key != '7' {
+		t.Errorf("key = %q, want 7", key)
+	}
+	for m.stale.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	say(51, 0, make([]byte, 160))
+	if seq := <-played; seq != 51 {
+		t.Errorf("packet %d was played, want 51, the first that came in time", seq)
 	}
 }

@@ -29,19 +29,19 @@ type ports struct {
 	min, max   uint16
 	quarantine time.Duration
 	listen     func(netip.AddrPort) (rtpConn, error)
+	release    func(net.Addr) // a socket is closed for good
 
 	mu   sync.Mutex
 	busy map[uint16]time.Time // even port -> when it is free again; zero = in use
 }
 
-func newPorts(c RTPConfig, quarantine time.Duration) *ports {
+func newPorts(c RTPConfig, quarantine time.Duration, sockets Sockets) *ports {
 	return &ports{
 		addr: c.Addr, min: c.PortMin + c.PortMin%2, max: c.PortMax,
 		quarantine: quarantine,
-		listen: func(a netip.AddrPort) (rtpConn, error) {
-			return net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
-		},
-		busy: map[uint16]time.Time{},
+		listen:     func(a netip.AddrPort) (rtpConn, error) { return sockets.ListenUDP(a) },
+		release:    sockets.Release,
+		busy:       map[uint16]time.Time{},
 	}
 }
 
@@ -91,9 +91,15 @@ func (p *ports) bind(port uint16) (rtp, rtcp rtpConn, err error) {
 	}
 	rtcp, err = p.listen(netip.AddrPortFrom(p.addr, port+1))
 	if err != nil {
-		return nil, nil, errors.Join(err, rtp.Close())
+		return nil, nil, errors.Join(err, p.close(rtp))
 	}
 	return rtp, rtcp, nil
+}
+
+// close closes a socket for good.
+func (p *ports) close(conn rtpConn) error {
+	p.release(conn.LocalAddr())
+	return conn.Close()
 }
 
 func (p *ports) take(port uint16) bool {

@@ -187,7 +187,7 @@ func TestUnchangedKeysGoOn(t *testing.T) { // a re-INVITE must not reset counter
 }
 
 func TestWriteSRTPDoesNotAllocateBuffers(t *testing.T) {
-	p := newPorts(RTPConfig{Addr: netip.MustParseAddr("127.0.0.1"), PortMin: 35000, PortMax: 35999}, 0)
+	p := newPorts(RTPConfig{Addr: netip.MustParseAddr("127.0.0.1"), PortMin: 35000, PortMax: 35999}, 0, ownSockets{})
 	rtpc, rtcpc, err := p.open()
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -23,23 +24,74 @@ type guardedPackets struct {
 	guard   *guard
 	reading func() // called at each read: sipgo knows the socket by then and can send from it
 	deaf    atomic.Bool
+	closed  chan struct{}
+	once    sync.Once
+
+	empty   chan struct{} // closed when nothing waited in the socket for the first time, and what had was handled
+	emptied bool          // only ReadFrom touches it
+}
+
+func newGuardedPackets(conn net.PacketConn, g *guard, reading func()) *guardedPackets {
+	return &guardedPackets{PacketConn: conn, guard: g, reading: reading, closed: make(chan struct{}), empty: make(chan struct{})}
+}
+
+// lookForMore notices when nothing waits in the socket any more. What was read last may need a moment to reach its call.
+func (p *guardedPackets) lookForMore() {
+	if p.emptied || waits(p.PacketConn) {
+		return
+	}
+	p.emptied = true
+	time.AfterFunc(settle, func() { close(p.empty) })
+}
+
+// waits tells whether a packet can be read at once. Of what is no socket nobody knows.
+func waits(conn net.PacketConn) bool {
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		_, _, failed = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	return err == nil && failed == nil
+}
+
+// deafen takes no more messages out of the socket. sipgo goes on with it: it can still send.
+func (p *guardedPackets) deafen() {
+	p.deaf.Store(true)
+	_ = p.SetReadDeadline(time.Unix(1, 0)) // a socket that cannot wake its reader is closed soon
+}
+
+func (p *guardedPackets) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return p.PacketConn.Close()
 }
 
 func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 	p.reading()
 	for {
+		if p.deaf.Load() {
+			<-p.closed
+			return 0, nil, net.ErrClosed
+		}
+		p.lookForMore()
 		n, from, err := p.PacketConn.ReadFrom(b)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return 0, nil, err
 			}
+			if p.deaf.Load() {
+				continue
+			}
 			time.Sleep(time.Millisecond) // an ICMP error of an earlier write; never spin on a broken socket
 			continue
 		}
 		g := p.guard
-		if p.deaf.Load() {
-			continue
-		}
 		if g.trunkOf(addrPortOf(from).Addr()) == nil {
 			g.counters.drop(dropUnknownSource)
 			continue

@@ -49,6 +49,7 @@ type Stack struct {
 	stop    context.CancelFunc
 	calls   sync.WaitGroup // run goroutines of calls and watches, and their transactions
 	serving sync.WaitGroup // handlers called by sipgo
+	deafen  sync.Once
 
 	mu       sync.Mutex
 	closed   bool
@@ -73,6 +74,7 @@ type listener struct {
 	packets   net.PacketConn // UDP
 	conns     net.Listener   // TCP
 	ready     chan struct{}  // closed when requests can be sent from it
+	caughtUp  chan struct{}  // closed when nothing waits in it that came before it was read
 }
 
 // quiet is set once: sipgo has package variables that every stack of the process shares.
@@ -104,8 +106,11 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	if c.UserAgent == "" {
 		c.UserAgent = "Trunkline"
 	}
+	if c.Sockets == nil {
+		c.Sockets = ownSockets{}
+	}
 	s := &Stack{
-		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine),
+		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine, c.Sockets),
 		refusals:   rate.Sometimes{First: 20, Interval: time.Second},
 		neighbours: &neighbours{trunks: c.Trunks}, resolver: net.DefaultResolver,
 		outgoing: map[Transport]*outgoingConns{},
@@ -136,19 +141,19 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 func (s *Stack) bind(l Listen) error {
 	switch l.Transport {
 	case UDP:
-		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(l.Addr))
+		conn, err := s.config.Sockets.ListenUDP(l.Addr)
 		if err != nil {
 			return fmt.Errorf("sip: listen: %w", err)
 		}
 		s.addPackets(conn)
 	case TCP, TLS:
-		ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(l.Addr))
+		ln, err := s.config.Sockets.ListenTCP(l.Addr)
 		if err != nil {
 			return fmt.Errorf("sip: listen: %w", err)
 		}
 		s.listeners = append(s.listeners, listener{
 			transport: l.Transport, addr: addrPortOf(ln.Addr()), ready: closedChannel(),
-			conns: &guardedListener{Listener: ln, guard: s.guard(), secure: s.securer(l.Transport)},
+			caughtUp: closedChannel(), conns: &guardedListener{Listener: ln, guard: s.guard(), secure: s.securer(l.Transport)},
 		})
 		if s.outgoing[l.Transport] == nil {
 			s.outgoing[l.Transport] = newOutgoingConns(ln.Addr())
@@ -160,11 +165,9 @@ func (s *Stack) bind(l Listen) error {
 // addPackets takes a ready packet socket.
 func (s *Stack) addPackets(conn net.PacketConn) {
 	ready := make(chan struct{})
+	packets := newGuardedPackets(conn, s.guard(), sync.OnceFunc(func() { close(ready) }))
 	s.listeners = append(s.listeners, listener{
-		transport: UDP, addr: addrPortOf(conn.LocalAddr()), ready: ready,
-		packets: &guardedPackets{
-			PacketConn: conn, guard: s.guard(), reading: sync.OnceFunc(func() { close(ready) }),
-		},
+		transport: UDP, addr: addrPortOf(conn.LocalAddr()), ready: ready, caughtUp: packets.empty, packets: packets,
 	})
 }
 
@@ -213,6 +216,7 @@ func (s *Stack) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
+	s.Deafen()
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
@@ -227,14 +231,33 @@ func (s *Stack) Run(ctx context.Context) error {
 // gone by then, it would open a new socket that nobody closes.
 const settle = 10 * time.Millisecond
 
-// closeTransports ends the read loops and everything sipgo holds.
-func (s *Stack) closeTransports(listening *sync.WaitGroup) {
+// CatchUp waits until Run has taken in what came over UDP before it began, or ctx ends.
+func (s *Stack) CatchUp(ctx context.Context) error {
 	for _, l := range s.listeners {
-		if p, ok := l.packets.(*guardedPackets); ok {
-			p.deaf.Store(true)
+		select {
+		case <-l.caughtUp:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
-	time.Sleep(settle)
+	return nil
+}
+
+// Deafen ends the reading of UDP messages, and gives those that were read the time to be handled. What comes from now on stays
+// in the socket, for the next process if it gets it (see [Sockets]).
+func (s *Stack) Deafen() {
+	s.deafen.Do(func() {
+		for _, l := range s.listeners {
+			if p, ok := l.packets.(*guardedPackets); ok {
+				p.deafen()
+			}
+		}
+		time.Sleep(settle)
+	})
+}
+
+// closeTransports ends the read loops and everything sipgo holds. Messages must not be read any more.
+func (s *Stack) closeTransports(listening *sync.WaitGroup) {
 	_ = s.closeSockets() // they are going anyway
 	listening.Wait()
 	s.layer.Close()

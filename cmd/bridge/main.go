@@ -5,6 +5,7 @@
 //	bridge -c config.yaml -pin     # makes a PIN, and what a route must say for it
 //	bridge -c config.yaml -doctor  # checks what usually goes wrong
 //	bridge -c config.yaml          # runs
+//	bridge -c config.yaml -keep    # runs it as a child that is started again, and keeps its sockets meanwhile
 //
 // Exit codes: 0 all is well, 1 something failed while starting or running (or the doctor found a problem), 2 the flags or
 // the configuration are wrong.
@@ -19,12 +20,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 
 	"trunkline/bridge"
 	"trunkline/bridge/config"
 	"trunkline/bridge/doctor"
+	"trunkline/sockets"
 )
 
 // version is set by the linker.
@@ -50,7 +53,7 @@ func main() {
 type options struct {
 	config                                   string
 	example, register, diagnose, showVersion bool
-	healthy, newPIN                          bool
+	healthy, newPIN, keep                    bool
 }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
@@ -63,6 +66,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	flags.BoolVar(&o.diagnose, "doctor", false, "check what usually goes wrong, and exit")
 	flags.BoolVar(&o.healthy, "healthy", false, "ask the running bridge whether it is ready, and exit (for container health checks)")
 	flags.BoolVar(&o.newPIN, "pin", false, "make a PIN for the option pin of a route and exit")
+	flags.BoolVar(&o.keep, "keep", false,
+		"run as a child that is started again when it dies or at SIGHUP, and keep its sockets meanwhile (where there is no systemd)")
 	flags.BoolVar(&o.showVersion, "v", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -115,31 +120,68 @@ func withConfig(ctx context.Context, o options, cfg config.Config, out, errOut i
 			return exitFailed
 		}
 		return 0
+	case o.keep:
+		return keep(ctx, o, newLogger(cfg.Log, errOut), errOut)
 	}
 	registration, err := config.LoadRegistration(cfg, o.config)
 	if err != nil {
 		return report(errOut, err, exitUsage)
 	}
 	log := newLogger(cfg.Log, errOut)
-	b, err := bridge.New(ctx, cfg, registration, log)
+	kept := sockets.FromEnvironment(log)
+	b, err := bridge.New(ctx, cfg, registration, kept, log)
 	if err == nil {
 		stop := drainOnSignal(b)
 		err = b.Run(ctx)
 		stop()
 	}
-	return report(errOut, err, exitFailed)
+	return report(errOut, errors.Join(err, kept.Close()), exitFailed)
+}
+
+// keep runs the bridge as a child, for as long as that shall run.
+func keep(ctx context.Context, o options, log *slog.Logger, errOut io.Writer) int {
+	keeper, err := sockets.NewKeeper(func() *exec.Cmd {
+		// By its name, not by what runs here: a restart takes the program that is installed by then.
+		cmd := exec.Command(os.Args[0], "-c", o.config)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		return cmd
+	}, log)
+	if err != nil {
+		return report(errOut, err, exitFailed)
+	}
+	stop := onSignals(func(sig os.Signal) {
+		if sig == syscall.SIGHUP {
+			keeper.Restart()
+		} else {
+			keeper.Signal(sig)
+		}
+	}, syscall.SIGHUP, syscall.SIGUSR1)
+	defer stop()
+	code, err := keeper.Run(ctx)
+	if err != nil {
+		return report(errOut, err, exitFailed)
+	}
+	return code
 }
 
 // drainOnSignal lets the calls that are up end and takes no new ones once SIGUSR1 comes.
 func drainOnSignal(b *bridge.Bridge) (stop func()) {
+	return onSignals(func(os.Signal) { b.Drain() }, syscall.SIGUSR1)
+}
+
+// onSignals does something at each of these signals until it is stopped.
+func onSignals(do func(os.Signal), which ...os.Signal) (stop func()) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1)
+	signal.Notify(signals, which...)
 	over := make(chan struct{})
 	go func() {
-		select {
-		case <-signals:
-			b.Drain()
-		case <-over:
+		for {
+			select {
+			case sig := <-signals:
+				do(sig)
+			case <-over:
+				return
+			}
 		}
 	}()
 	return func() { signal.Stop(signals); close(over) }
