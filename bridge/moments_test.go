@@ -1,0 +1,238 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"testing"
+	"time"
+
+	"trunkline/internal/testbed/member"
+	"trunkline/internal/testbed/phone"
+)
+
+// TestKilledAfterEachEffect kills the process after the first effect of a call's leg, after the second, and so on, through
+// whole calls: set-up, answer, hold, back from hold, and either end. Whatever was begun by then: the call is refused, goes on,
+// or is over on both sides, and nothing stays.
+func TestKilledAfterEachEffect(t *testing.T) {
+	const common = 11 // effects before the ends differ
+	for _, tt := range []struct {
+		name string
+		from int
+		end  func(context.Context, *story)
+	}{
+		{"the room ends the call", 1, func(ctx context.Context, s *story) { s.endInRoom(ctx) }},
+		{"the phone hangs up", common, func(ctx context.Context, s *story) { _ = s.call.Hangup(ctx) }}, // a dead process cannot confirm it
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBed(t)
+			alice := b.person("alice", member.Hydrogen, true)
+			alice.Says(sine(aliceHz, 48000, time.Second))
+			for n := tt.from; ; n++ {
+				s := &story{talkers: &talkers{bed: b, alice: alice}, end: tt.end, ringing: make(chan *phone.Call, 1)}
+				if !s.tellUntil(n) {
+					t.Logf("%d effects", n-1)
+					if least := common + 3; n-1 < least {
+						t.Errorf("the call had %d effects, want %d at least", n-1, least)
+					}
+					return
+				}
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// story is a call from beginning to end, in whose midst the process dies.
+type story struct {
+	*talkers
+	end func(context.Context, *story)
+
+	dead    chan struct{}    // closed when the process is
+	ringing chan *phone.Call // has it once the INVITE is out
+	refuse  error            // what the phone got instead of an answer
+}
+
+// unknown is how many effects a leg has before its row is surely stored: a call whose process dies until then is known to
+// nobody, and the phone rings until it gives up.
+const unknown = 3
+
+var diesAfter = regexp.MustCompile(`the child dies after .*`)
+
+// tellUntil tells the story to a process that dies after n effects, and sees how the next one goes on. It is false when the
+// story was over before.
+func (s *story) tellUntil(n int) bool {
+	b := s.bed
+	b.stop()
+	if b.activeCalls() == 0 { // the last story has ended it
+		if _, err := s.alice.CreateCall(b.ctx(), b.room); err != nil {
+			b.t.Fatal(err)
+		}
+		b.await("alice to be in a new call", func() bool { return s.alice.JoinCall(b.ctx(), b.room) == nil })
+	}
+	var output safeText
+	cmd := b.childCommand()
+	cmd.Env = append(cmd.Env, fmt.Sprint(childDies, "=", n))
+	cmd.Stderr = &output
+	s.run(cmd)
+	b.awaitChild()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		s.tell()
+	}()
+	select {
+	case <-s.dead:
+	case <-over:
+		b.await("the end of the child, or of everything", func() bool { return s.isDead() || len(b.ghosts())+b.stored() == 0 })
+		time.Sleep(100 * time.Millisecond) // forgetting is an effect, too, and leaves no trace to wait for
+		if !s.isDead() {
+			_ = cmd.Process.Kill()
+			<-s.dead
+			b.start()
+			return false
+		}
+	}
+	moment := diesAfter.FindString(output.String())
+	b.start()
+	if s.endsUnknown(over) && n > unknown {
+		b.t.Errorf("%s: nobody knows the call, and the phone rings on", moment)
+	}
+	s.outcome(moment)
+	if b.t.Failed() {
+		b.t.Logf("%d: %s. Its log:\n%s", n, moment, output.String())
+	}
+	return true
+}
+
+// endsUnknown waits for the end of the story. A phone that rings although the next process has no row is put away, which it says.
+func (s *story) endsUnknown(over <-chan struct{}) bool {
+	for idle := 0; idle < 50; idle++ { // one second
+		select {
+		case <-over:
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+		if s.bed.rows() > 0 {
+			idle = 0
+		}
+	}
+	select {
+	case call := <-s.ringing:
+		call.Forget()
+		<-over
+		return true
+	case <-over:
+		return false
+	}
+}
+
+func (s *story) run(cmd *exec.Cmd) {
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.dead = make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // "signal: killed"
+		close(s.dead)
+	}()
+	s.t.Cleanup(func() { _ = cmd.Process.Kill(); <-s.dead })
+}
+
+func (s *story) isDead() bool {
+	select {
+	case <-s.dead:
+		return true
+	default:
+		return false
+	}
+}
+
+// tell is the story. What needs a living process is given up when that dies; what the next one answers is not.
+func (s *story) tell() {
+	b := s.bed
+	whole := b.ctx()
+	alive, cancel := context.WithCancel(whole)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.dead:
+			cancel()
+		case <-alive.Done():
+		}
+	}()
+	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678"})
+	if err != nil {
+		s.refuse = err
+		return
+	}
+	b.t.Cleanup(func() { p.Close() })
+	if s.call, s.refuse = p.Begin(whole, b.sip, phone.Invite{Number: goodNumber}); s.refuse != nil {
+		return
+	}
+	s.ringing <- s.call
+	if s.refuse = s.call.Answered(); s.refuse != nil {
+		return
+	}
+	s.call.Play(sine(phoneHz, 8000, time.Minute))
+	for alive.Err() == nil && !s.hearsAlice() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, direction := range []string{"sendonly", "sendrecv"} {
+		if alive.Err() == nil {
+			_, _ = s.call.Reinvite(alive, direction) // it fails when the process dies
+		}
+	}
+	if alive.Err() == nil {
+		s.end(whole, s)
+	}
+}
+
+func (s *story) hearsAlice() bool { return loud(s.call.Heard(), aliceHz, 8000) }
+
+func (s *story) endInRoom(ctx context.Context) {
+	if conf, err := s.alice.AwaitCall(ctx, s.room); err == nil {
+		_ = s.alice.TerminateCall(ctx, s.room, conf) // tellUntil sees whether it is over
+	}
+	select {
+	case <-s.call.Done():
+	case <-s.dead:
+	case <-ctx.Done():
+	}
+}
+
+// outcome sees that the call goes on or is over, and ends it in the first case.
+func (s *story) outcome(moment string) {
+	b := s.bed
+	b.t.Helper()
+	how := "refused: " + fmt.Sprint(s.refuse)
+	if s.refuse == nil {
+		b.await(moment+": the phone to be off hold, or a clean end", func() bool {
+			if s.call.Ended() != "" {
+				return true
+			}
+			_, err := s.call.Reinvite(b.ctx(), "sendrecv") // 491 while the bridge asks the phone
+			return err == nil
+		})
+		b.await(moment+": both to hear each other, or a clean end", func() bool {
+			ghosts := b.ghosts()
+			if len(ghosts) == 1 {
+				s.ghost = ghosts[0]
+			}
+			return s.call.Ended() != "" || len(ghosts) == 1 && s.hearing()
+		})
+		if how = s.call.Ended(); how == "" {
+			how = "went on"
+			b.hangUp(s.call)
+		}
+	}
+	b.await(moment+": rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+	if n := b.process.bridge.phones.Stats(); n.RTPPorts != 0 || n.Calls != 0 {
+		b.t.Errorf("%s: %d RTP ports and %d calls are left", moment, n.RTPPorts, n.Calls)
+	}
+	b.t.Logf("%s: %s", moment, how)
+}
