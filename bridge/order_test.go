@@ -363,6 +363,32 @@ func TestOnlyWhoMayCallCalls(t *testing.T) {
 	b.clear()
 }
 
+func TestRoomMakesAPINForItself(t *testing.T) {
+	t.Parallel()
+	b, _ := dialBed(t, func(c *config.Config) {
+		c.Routes = append(c.Routes, config.Route{Number: "900", Room: config.AnyRoom, Options: config.Options{PIN: config.PINDatabase}})
+	})
+	alice := b.person("alice", member.JSSDK, false)
+	b.says(alice, "!sip pin")
+	b.told(`No PIN leads into this room. Write "!sip pin new" to have one made.`)
+	b.says(alice, "!sip pin new")
+	b.told("Everybody who can read this can dial in; it is not shown again.")
+	b.says(alice, "!sip pin")
+	b.told("and enter the PIN. 1 lead here")
+	boards := b.boards()
+	_, made, _ := strings.Cut(boards[1], "and enter ")
+	made, _, _ = strings.Cut(made, "#")
+	room, err := b.process.bridge.pins.room(b.ctx(), config.PINDatabase, "", made)
+	if err != nil || room != string(b.room) {
+		t.Errorf("the PIN that was told (%d digits) leads to %q, %v", len(made), room, err)
+	}
+	b.says(alice, "!sip pin off")
+	b.told("No PIN leads into this room any more.")
+	if room, err := b.process.bridge.pins.room(b.ctx(), config.PINDatabase, "", made); err != nil || room != "" {
+		t.Errorf("a PIN that was taken away leads to %q, %v", room, err)
+	}
+}
+
 func TestQuotaIsCountedAndRefuses(t *testing.T) {
 	t.Parallel()
 	b, p := dialBed(t, func(c *config.Config) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/emiago/sipgo/sip"
 )
@@ -33,6 +34,13 @@ func (p *Phone) Rung() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.rung
+}
+
+// Busy tells whether a call is up, or on its way.
+func (p *Phone) Busy() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.calls) > 0
 }
 
 // takeInvite makes a call of an INVITE, and stays until its transaction may go.
@@ -112,7 +120,10 @@ func (c *Call) Progress() error {
 	return c.in.tx.Respond(res)
 }
 
-// PickUp answers and waits for the ACK.
+// repeatAnswer is when a 200 without ACK is sent again (RFC 3261 §13.3.1.4, T1).
+const repeatAnswer = 500 * time.Millisecond
+
+// PickUp answers, again and again until the ACK comes.
 func (c *Call) PickUp(ctx context.Context) error {
 	res := c.response(200, "OK", c.answerSDP())
 	c.mu.Lock()
@@ -129,13 +140,19 @@ func (c *Call) PickUp(ctx context.Context) error {
 		return fmt.Errorf("phone: pick up: %w", err)
 	}
 	defer close(c.in.released)
-	select {
-	case <-c.in.acked:
-		return nil
-	case <-c.done:
-		return fmt.Errorf("phone: pick up: %s", c.Ended())
-	case <-ctx.Done():
-		return fmt.Errorf("phone: pick up: no ACK: %w", context.Cause(ctx))
+	ticker := time.NewTicker(repeatAnswer)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.in.acked:
+			return nil
+		case <-ticker.C:
+			_ = c.in.tx.Respond(res) // the bridge may be gone for a moment
+		case <-c.done:
+			return fmt.Errorf("phone: pick up: %s", c.Ended())
+		case <-ctx.Done():
+			return fmt.Errorf("phone: pick up: no ACK: %w", context.Cause(ctx))
+		}
 	}
 }
 
