@@ -13,7 +13,8 @@ import (
 type LocalState struct {
 	Addr    netip.AddrPort // where we receive audio
 	Codecs  []string       // by preference; the first that the offer has, too, is taken
-	Current string         // codec in use: kept if the offer still has it
+	Current string         // codec in use: kept if the offer still has it, the first in a later offer of ours
+	DTMF    uint8          // payload type of telephone-event in use, 0 = none: it keeps its meaning (RFC 3264 §8.3.2)
 
 	Hold       bool   // we do not want to hear the phone now
 	SessionID  uint64 // of the o= line
@@ -78,6 +79,7 @@ const (
 	clockRate      = 8000
 	ourPtime       = 20  // ms per packet we send
 	ourDTMFPayload = 101 // in our own offers
+	firstDynamic   = 96  // RFC 3551 §3
 )
 
 // Answer answers an offer (RFC 3264). It is a pure function: same offer and state, same answer. The error is a
@@ -124,7 +126,7 @@ func chooseMedia(o *SDP, local LocalState) (int, error) {
 	if i := local.MediaIndex; i >= 0 && i < len(o.Media) && usable(&o.Media[i]) {
 		return i, nil
 	}
-	plain, audio := -1, false
+	plain, audio, secured := -1, false, false
 	for i := range o.Media {
 		switch m := &o.Media[i]; {
 		case usable(m) && secure(m):
@@ -132,7 +134,8 @@ func chooseMedia(o *SDP, local LocalState) (int, error) {
 		case usable(m) && plain < 0:
 			plain = i
 		default:
-			audio = audio || m.Kind == "audio" && m.Port != 0
+			here := m.Kind == "audio" && m.Port != 0
+			audio, secured = audio || here, secured || here && strings.Contains(m.Proto, "SAVP")
 		}
 	}
 	switch {
@@ -140,6 +143,8 @@ func chooseMedia(o *SDP, local LocalState) (int, error) {
 		return plain, nil
 	case audio && local.SRTP == SRTPRequired:
 		return 0, &NotAcceptable{302, "SRTP is required here, with keys in SDP over TLS"}
+	case audio && !secured:
+		return 0, &NotAcceptable{302, "Incompatible transport protocol, use RTP/AVP"}
 	case audio:
 		// RFC 3264 §6 would let us answer port 0; with no other stream a clear refusal serves the caller better.
 		return 0, &NotAcceptable{302, "SRTP is not offered here, use RTP/AVP"}
@@ -298,30 +303,51 @@ func ptime(m *MediaLine) int {
 }
 
 // Offer describes what we want: all our codecs, the preferred one first, which is the format until the answer says
-// otherwise.
+// otherwise. The phone may be another one than before (a transfer), so that a later offer names all of them again.
 func Offer(local LocalState) ([]byte, *Negotiated) {
 	codecs := local.Codecs
-	if local.Current != "" { // of a later offer: the sound goes on as it is
-		codecs = []string{local.Current}
+	if local.Current != "" {
+		others := slices.DeleteFunc(slices.Clone(codecs), func(c string) bool { return strings.EqualFold(c, local.Current) })
+		codecs = append([]string{local.Current}, others...)
 	}
+	if local.DTMF < firstDynamic {
+		local.DTMF = ourDTMFPayload
+	}
+	before, index := local.described()
 	c, _ := codecNamed(codecs[0])
 	n := &Negotiated{
 		Format: Format{
-			Codec: c.name, PayloadType: c.static, ClockRate: clockRate, Ptime: ourPtime, DTMF: ourDTMFPayload,
+			Codec: c.name, PayloadType: c.static, ClockRate: clockRate, Ptime: ourPtime, DTMF: local.DTMF,
 		},
 		Direction:  directionOf(true, !local.Hold),
-		MediaIndex: 0,
+		MediaIndex: index,
 	}
 	body, version := local.render(func(b *strings.Builder) {
-		local.writeOffer(b, codecs, n.Direction)
+		for i := range before {
+			if i == index {
+				local.writeOffer(b, before[i].Proto, codecs, n.Direction)
+			} else {
+				writeRejected(b, &before[i])
+			}
+		}
 	})
 	n.SDPVersion = version
 	return body, n
 }
 
-func (l LocalState) writeOffer(b *strings.Builder, codecs []string, d Direction) {
+// described returns the m= lines of our last description, and which one is in use: a later one has as many, in the same
+// order (RFC 3264 §8).
+func (l LocalState) described() ([]MediaLine, int) {
+	if s, err := ParseSDP([]byte(l.LocalSDP)); err == nil && l.MediaIndex >= 0 && l.MediaIndex < len(s.Media) {
+		return s.Media, l.MediaIndex
+	}
+	return make([]MediaLine, 1), 0
+}
+
+// writeOffer writes the m= line of an offer; before is the protocol of the one it follows, "" if there is none.
+func (l LocalState) writeOffer(b *strings.Builder, before string, codecs []string, d Direction) {
 	proto := "RTP/AVP" // with a=crypto, too: who knows no SRTP does without
-	if l.SRTP == SRTPRequired {
+	if l.SRTP == SRTPRequired && before != proto || l.encrypts() && before == "RTP/SAVP" {
 		proto = "RTP/SAVP"
 	}
 	fmt.Fprintf(b, "m=audio %d %s", l.Addr.Port(), proto)
@@ -329,12 +355,12 @@ func (l LocalState) writeOffer(b *strings.Builder, codecs []string, d Direction)
 		c, _ := codecNamed(name)
 		fmt.Fprintf(b, " %d", c.static)
 	}
-	fmt.Fprintf(b, " %d\r\n", ourDTMFPayload)
+	fmt.Fprintf(b, " %d\r\n", l.DTMF)
 	for _, name := range codecs {
 		c, _ := codecNamed(name)
 		fmt.Fprintf(b, "a=rtpmap:%d %s/%d\r\n", c.static, c.name, clockRate)
 	}
-	fmt.Fprintf(b, "a=rtpmap:%[1]d telephone-event/%[2]d\r\na=fmtp:%[1]d 0-15\r\n", ourDTMFPayload, clockRate)
+	fmt.Fprintf(b, "a=rtpmap:%[1]d telephone-event/%[2]d\r\na=fmtp:%[1]d 0-15\r\n", l.DTMF, clockRate)
 	fmt.Fprintf(b, "a=ptime:%d\r\na=%s\r\na=rtcp-mux\r\n", ourPtime, d)
 	if l.encrypts() {
 		for i, key := range l.Keys {
@@ -350,15 +376,17 @@ func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(a.Media) == 0 || a.Media[0].Port == 0 {
+	index := max(local.MediaIndex, 0) // where our offer had it
+	if index >= len(a.Media) || a.Media[index].Port == 0 {
 		return nil, &NotAcceptable{304, "The answer refuses audio"}
 	}
-	proto := a.Media[0].Proto
-	if a.Media[0].Kind != "audio" || proto != "RTP/AVP" && (proto != "RTP/SAVP" || !local.encrypts()) {
+	audio := &a.Media[index]
+	proto := audio.Proto
+	if audio.Kind != "audio" || proto != "RTP/AVP" && (proto != "RTP/SAVP" || !local.encrypts()) {
 		return nil, fmt.Errorf("%w: the answer is not to our offer", errSDP)
 	}
 	var common []string
-	for _, p := range payloads(&a.Media[0]) {
+	for _, p := range payloads(audio) {
 		if slices.ContainsFunc(local.Codecs, func(c string) bool { return strings.EqualFold(c, p.name) }) {
 			common = append(common, p.name)
 		}
@@ -367,7 +395,7 @@ func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 		return nil, &NotAcceptable{305, "The answer has no codec of the offer"}
 	}
 	local.Current, local.Codecs = "", common
-	n, err := negotiate(a, 0, local)
+	n, err := negotiate(a, index, local)
 	if err != nil {
 		return nil, err
 	}

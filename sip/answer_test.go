@@ -218,6 +218,7 @@ func TestAnswerRefuses(t *testing.T) {
 	}{
 		{"SRTP only", sdpHead + "m=audio 4000 RTP/SAVP 0\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\n", 302},
 		{"DTLS-SRTP of a browser", sdpHead + "m=audio 9 UDP/TLS/RTP/SAVPF 111 0\na=setup:actpass\n", 302},
+		{"RTP with feedback only", sdpHead + "m=audio 4000 RTP/AVPF 0\n", 302},
 		{"video only", sdpHead + "m=video 4000 RTP/AVP 96\n", 304},
 		{"no media", sdpHead, 304},
 		{"no common codec", sdpHead + "m=audio 4000 RTP/AVP 18 9 101\na=rtpmap:101 telephone-event/8000\n", 305},
@@ -229,7 +230,10 @@ func TestAnswerRefuses(t *testing.T) {
 		{"JSON", `{"v":0}`, 0},
 		{"no version", "o=- 1 1 IN IP4 192.0.2.20\n", 0},
 		{"no address", "v=0\nm=audio 4000 RTP/AVP 0\n", 0},
-		{"host name as address", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 phone.example") + "m=audio 4000 RTP/AVP 0\n", 0},
+		{"host name as address", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 phone.example") + "m=audio 4000 RTP/AVP 0\n", 301}, // RFC 8866 §5.7 allows it
+		{"address of another network", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=ATM NSAP 47.0091") + "m=audio 4000 RTP/AVP 0\n", 300},
+		{"address of another kind", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP5 192.0.2.20") + "m=audio 4000 RTP/AVP 0\n", 301},
+		{"no address at all", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 <>") + "m=audio 4000 RTP/AVP 0\n", 0},
 		{"bad port", sdpHead + "m=audio 70000 RTP/AVP 0\n", 0},
 		{"negative port", sdpHead + "m=audio -1 RTP/AVP 0\n", 0},
 		{"no formats", sdpHead + "m=audio 4000 RTP/AVP\n", 0},
@@ -284,6 +288,58 @@ func TestOfferAndItsAnswer(t *testing.T) {
 		}
 		if err == nil && (got.Format.DTMF != tt.dtmf || got.Direction != tt.direction || got.Format.Codec != "PCMU") {
 			t.Errorf("%s: TakeAnswer = %+v", tt.name, got)
+		}
+	}
+}
+
+// RFC 3264 §8: a later offer has the streams of the descriptions before it, in their places, and our audio where it was.
+func TestLaterOfferKeepsTheStreams(t *testing.T) {
+	first := sdpHead + "m=video 4002 RTP/AVP 96\na=rtpmap:96 VP8/90000\nm=audio 4000 RTP/AVP 8 97\na=rtpmap:97 telephone-event/8000\nm=image 4004 udptl t38\n"
+	local := ours()
+	body, n, err := Answer([]byte(crlf(first)), local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local.LocalSDP, local.SDPVersion, local.MediaIndex = string(body), n.SDPVersion, n.MediaIndex
+	local.Current, local.DTMF = n.Format.Codec, n.Format.DTMF
+	offer, own := Offer(local)
+	want := crlf(strings.ReplaceAll(ownHead, "o=- 7 1", "o=- 7 2") + "m=video 0 RTP/AVP 96\n" +
+		"m=audio 20000 RTP/AVP 8 0 97\na=rtpmap:8 PCMA/8000\na=rtpmap:0 PCMU/8000\na=rtpmap:97 telephone-event/8000\n" +
+		"a=fmtp:97 0-15\na=ptime:20\na=sendrecv\na=rtcp-mux\nm=image 0 udptl t38\n")
+	if d := cmp.Diff(want, string(offer)); d != "" {
+		t.Errorf("later offer (-want +got):\n%s", d)
+	}
+	local.LocalSDP, local.SDPVersion, local.MediaIndex = string(offer), own.SDPVersion, own.MediaIndex
+	got, err := TakeAnswer([]byte(crlf(sdpHead+"m=video 0 RTP/AVP 96\nm=audio 4000 RTP/AVP 0\nm=image 0 udptl t38\n")), local)
+	if err != nil || got.MediaIndex != 1 || got.Format.Codec != "PCMU" || got.Remote != addr("192.0.2.20:4000") {
+		t.Errorf("its answer: %+v, %v; want PCMU from the second stream", got, err)
+	}
+	if _, err := TakeAnswer([]byte(crlf(sdpHead+"m=audio 4000 RTP/AVP 0\n")), local); err == nil {
+		t.Error("an answer with too few streams was taken")
+	}
+}
+
+func TestLaterOfferKeepsTheProtocol(t *testing.T) { // of a stream that has keys, or has none
+	for _, tt := range []struct {
+		mode          SRTPMode
+		before, after string
+	}{
+		{SRTPOptional, "", "RTP/AVP"},
+		{SRTPOptional, "RTP/AVP", "RTP/AVP"},
+		{SRTPOptional, "RTP/SAVP", "RTP/SAVP"},
+		{SRTPRequired, "", "RTP/SAVP"},
+		{SRTPRequired, "RTP/AVP", "RTP/AVP"},
+		{SRTPRequired, "RTP/SAVP", "RTP/SAVP"},
+		{SRTPOff, "RTP/SAVP", "RTP/AVP"},
+	} {
+		local := ours()
+		local.SRTP, local.Secure, local.Keys, local.MediaIndex = tt.mode, true, newKeys(), 0
+		if tt.before != "" {
+			local.LocalSDP, local.SDPVersion = crlf(ownHead+"m=audio 20000 "+tt.before+" 0\n"), 1
+		}
+		body, _ := Offer(local)
+		if !strings.Contains(string(body), "m=audio 20000 "+tt.after+" 0 8 101\r\n") {
+			t.Errorf("SRTP %q after %q: offered %q", tt.mode, tt.before, body)
 		}
 	}
 }

@@ -134,7 +134,6 @@ type Limits struct {
 	InvitesPerSecond   int           // over all trunks; 0 = 200, negative = no limit
 	MessageBytes       int           // one SIP message; 0 = 8192
 	HeaderLines        int           // 0 = 128
-	LineBytes          int           // one header line; 0 = 2048
 	Connections        int           // TCP connections; 0 = 256
 	ConnectionsPerHost int           // TCP connections of one address; 0 = 32
 	MediaTimeout       time.Duration // after so much silence (RTP and RTCP) the phone is asked whether it lives; 0 = 60 s, negative = never
@@ -151,7 +150,6 @@ func (l Limits) withDefaults() Limits {
 	def(&l.InvitesPerSecond, 200)
 	def(&l.MessageBytes, 8192)
 	def(&l.HeaderLines, 128)
-	def(&l.LineBytes, 2048)
 	def(&l.Connections, 256)
 	def(&l.ConnectionsPerHost, 32)
 	if l.MediaTimeout == 0 {

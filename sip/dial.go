@@ -346,7 +346,11 @@ func (c *Call) takePhoneAnswer(body []byte) bool {
 		c.log.Info("answer not usable", "err", err)
 		return false
 	}
+	before := c.dialog.Media.Format
 	c.take(m, []byte(c.dialog.Media.LocalSDP), body, n)
+	if c.out.early != "" && n.Format != before { // the one who answers is not the one who was heard before
+		c.emit(MediaChanged{n.Format})
+	}
 	return true
 }
 

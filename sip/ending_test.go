@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/pion/rtp"
 )
 
 func cancelRequest() string {
@@ -118,6 +120,83 @@ func TestLateOfferWithoutUsableAnswerFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An offer of ours names every codec of the trunk: who called late, or was connected in place of another by an empty
+// re-INVITE, may have another one than our first.
+func TestOffersOfOursNameEveryCodec(t *testing.T) {
+	pcma := strings.ReplaceAll(peerOffer, "RTP/AVP 0 101", "RTP/AVP 8 101")
+	offered := func(b *bubble, want string) {
+		b.Helper()
+		if !strings.Contains(b.peer.last(), want) {
+			b.Errorf("offered %q, want %q", b.peer.last(), want)
+		}
+	}
+	codec := func(b *bubble, call *Call, want string) {
+		b.Helper()
+		if f := call.Media().Format(); f.Codec != want || call.Dialog().Media.Format != f {
+			b.Errorf("codec %+v, want %s", f, want)
+		}
+	}
+	t.Run("late offer", func(t *testing.T) {
+		inBubble(t, nil, answerAtOnce, func(b *bubble) {
+			phone := b.phoneMedia()
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, ""))
+			offered(b, "RTP/AVP 0 8 101\r\n")
+			call := <-b.calls
+			b.peer.send(b.peer.within("ACK", "k1", 1, pcma))
+			codec(b, call, "PCMA")
+			heard := 0
+			call.Media().OnPacket(func(*rtp.Packet) { heard++ })
+			phone.send(call.Media().LocalAddr(), 8)
+			phone.send(call.Media().LocalAddr(), 0) // a static number means what it says
+			synctest.Wait()
+			if heard != 2 {
+				t.Errorf("heard %d packets, want 2", heard)
+			}
+			wantLines(t, "application heard", b.said(), []string{"0s MediaChanged", "0s DialogChanged", "0s Acked"})
+		})
+	})
+	t.Run("transferred by an empty re-INVITE", func(t *testing.T) {
+		inBubble(t, nil, answerAtOnce, func(b *bubble) {
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, pcma))
+			b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+			call := <-b.calls
+			codec(b, call, "PCMA")
+			b.peer.send(b.peer.within("INVITE", "r1", 2, ""))
+			offered(b, "RTP/AVP 8 0 101\r\n")
+			answer := b.peer.last()
+			b.peer.send(b.peer.within("INVITE", "r2", 3, peerOffer)) // before our offer is answered
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 491 ") {
+				t.Errorf("an offer that crosses ours got %q, want 491", got)
+			}
+			b.peer.send(b.peer.within("ACK", "r2", 3, ""))
+			b.peer.send(b.peer.within("ACK", "r1k", 2, peerOffer))
+			codec(b, call, "PCMU")
+			wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s DialogChanged", "0s MediaChanged", "0s DialogChanged"})
+			if !strings.HasPrefix(answer, "SIP/2.0 200 OK") {
+				t.Errorf("answer %q", answer)
+			}
+		})
+	})
+	t.Run("in a call with a refused video", func(t *testing.T) {
+		inBubble(t, nil, answerAtOnce, func(b *bubble) {
+			video := "m=video 5000 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, sdpHead+video+"m=audio 4000 RTP/AVP 0\n"))
+			b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+			b.peer.send(b.peer.within("INVITE", "r1", 2, ""))
+			offered(b, "m=video 0 RTP/AVP 96\r\nm=audio 2")
+			b.peer.send(b.peer.within("ACK", "r1k", 2, sdpHead+strings.ReplaceAll(video, "5000", "0")+"m=audio 4010 RTP/AVP 0\n"))
+			if got := (<-b.calls).Dialog().Media.Remote; got != addr("192.0.2.20:4010") {
+				t.Errorf("the phone hears at %v, want port 4010", got)
+			}
+			for _, said := range b.said() {
+				if strings.HasSuffix(said, "Failed") {
+					t.Errorf("application heard %v", b.said())
+				}
+			}
+		})
+	})
 }
 
 func TestBugEndsOnlyItsCallAndSaysSo(t *testing.T) {

@@ -27,6 +27,9 @@ type verdict struct {
 	fatal bool   // on a stream: no message boundary to go on from
 }
 
+// tooLarge is about a message that is whole, or whose end is known.
+var tooLarge = verdict{code: 513, why: "Message Too Large"}
+
 func (v verdict) pass() bool { return v.drop == "" && v.code == 0 }
 
 // inspect judges one whole message. stream says that it came over TCP, where Content-Length is mandatory.
@@ -34,19 +37,24 @@ func (g *guard) inspect(data []byte, stream bool) verdict {
 	if len(bytes.Trim(data, "\r\n\x00 ")) == 0 {
 		return verdict{drop: dropKeepalive}
 	}
-	if len(data) > g.limits.MessageBytes {
-		return verdict{drop: dropOversize}
-	}
-	h, ok := g.readHead(data)
+	h, ok := readHead(data)
 	if !ok {
 		return verdict{drop: dropMalformed, fatal: true}
 	}
-	v := h.check(len(data)-h.bodyAt, stream)
+	var v verdict
+	switch {
+	case len(data) > g.limits.MessageBytes:
+		v = tooLarge
+	case h.physical > g.limits.HeaderLines:
+		v = verdict{code: 400, why: "Too many header lines"}
+	default:
+		v = h.check(len(data)-h.bodyAt, stream)
+	}
 	if v.pass() && !g.parses(data) {
 		v = verdict{code: 400, why: "Malformed header"}
 	}
-	if v.code != 0 && (!h.request || h.method == "ACK" || h.count["via"] == 0) {
-		return verdict{drop: dropMalformed} // nobody to answer, or nothing that may be answered
+	if v.code != 0 && !h.answerable() {
+		return verdict{drop: dropMalformed}
 	}
 	return v
 }
@@ -72,6 +80,8 @@ type head struct {
 	length  string         // value of the last Content-Length
 	lines   []string       // unfolded, without the start line
 	bodyAt  int
+
+	physical int // lines before unfolding
 }
 
 // longNames are the headers the guard looks at, by every name they have.
@@ -81,24 +91,24 @@ var longNames = map[string]string{
 	"contact": "contact", "m": "contact", "content-type": "content-type", "c": "content-type",
 }
 
-// readHead splits a message. It is false when the bytes are no SIP message at all or break a size limit.
-func (g *guard) readHead(data []byte) (head, bool) {
+// readHead splits a message. It is false when the bytes are no SIP message at all.
+func readHead(data []byte) (head, bool) {
 	end := bytes.Index(data, []byte("\r\n\r\n"))
 	if end < 0 {
 		return head{}, false
 	}
 	h := head{count: map[string]int{}, bodyAt: end + 4}
 	start, rest, _ := strings.Cut(string(data[:end]), "\r\n")
-	if len(start) > g.limits.LineBytes || !h.startLine(start) {
+	if !h.startLine(start) {
 		return head{}, false
 	}
-	lines := 0
 	for rest != "" {
 		var line string
 		line, rest, _ = strings.Cut(rest, "\r\n")
-		if lines++; lines > g.limits.HeaderLines || len(line) > g.limits.LineBytes || strings.ContainsAny(line, "\r\n\x00") {
+		if strings.ContainsAny(line, "\r\n\x00") {
 			return head{}, false
 		}
+		h.physical++
 		if line != "" && (line[0] == ' ' || line[0] == '\t') { // RFC 3261 §7.3.1: folding
 			if len(h.lines) == 0 {
 				return head{}, false
@@ -123,6 +133,9 @@ func (g *guard) readHead(data []byte) (head, bool) {
 	}
 	return h, true
 }
+
+// answerable is false when there is nobody to answer, or the message is none that may be answered.
+func (h *head) answerable() bool { return h.request && h.method != "ACK" && h.count["via"] > 0 }
 
 func (h *head) startLine(line string) bool {
 	if strings.ContainsAny(line, "\r\n\x00") {
@@ -186,9 +199,9 @@ func foreignScheme(scheme string) bool {
 }
 
 // refusal writes an answer to a message that sipgo is not shown. The lines it repeats hold no line ends (readHead).
-func (g *guard) refusal(data []byte, v verdict) []byte {
-	h, ok := g.readHead(data)
-	if !ok {
+func (v verdict) refusal(data []byte) []byte {
+	h, ok := readHead(data)
+	if !ok || !h.answerable() {
 		return nil
 	}
 	var b strings.Builder

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -118,7 +119,7 @@ func TestHostileDatagrams(t *testing.T) {
 			for _, m := range []string{
 				crlf(invite("Content-Length: 2000000000", fmt.Sprint("Call-ID: c", i))),
 				crlf(invite("Content-Length: 4294967295")), crlf(invite("Content-Length: 99999999999999999999")),
-				crlf(invite("X-Huge: " + strings.Repeat("h", 60000))),
+				crlf(invite("X-Huge: " + strings.Repeat("h", 60000))), crlf(invite("X-Huge: " + strings.Repeat("h", 20000))),
 				strings.Repeat("\xff", 65000), "INVITE", "\r\n", "SIP/2.0", " ", ":",
 				crlf(invite("To:")), crlf(invite("From:")), crlf(invite("Call-ID:")), crlf(invite("CSeq:")), crlf(invite("Via:")),
 			} {
@@ -136,7 +137,7 @@ func TestHostileDatagrams(t *testing.T) {
 		t.Errorf("heap grew by %d KiB over 15000 hostile datagrams", grown>>10)
 	}
 	alive(t, s)
-	if st := s.Stats(); st.Refused[400] == 0 || st.Dropped[dropOversize] == 0 || st.Dropped[dropMalformed] == 0 {
+	if st := s.Stats(); st.Refused[400] == 0 || st.Refused[513] == 0 || st.Dropped[dropMalformed] == 0 {
 		t.Errorf("counters: %+v", st)
 	}
 }
@@ -201,6 +202,74 @@ func TestStreamsAreCutIntoMessages(t *testing.T) {
 			t.Errorf("%d answered, %d refused, %d pongs; want 3, 1, 1", ok, refused, pong)
 		}
 	})
+}
+
+// An Identity of RFC 8224 may be 3000 octets long; what is longer than we read is refused, and the next message is served.
+func TestLongMessagesAreAnswered(t *testing.T) {
+	s := realStack(t, Limits{})
+	for _, tt := range []struct {
+		name, line, want string
+	}{
+		{"an Identity", "Identity: " + strings.Repeat("e", 3000), "SIP/2.0 480 Temporarily Unavailable"},
+		{"a longer one", "Identity: " + strings.Repeat("e", 9000), "SIP/2.0 513 Message Too Large"},
+		{"many lines", "X: 1" + strings.Repeat("\nX: 1", 200), "SIP/2.0 400 Too many header lines"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := dialTCP(t, s)
+			m := invite(tt.line, "Call-ID: "+strings.ReplaceAll(tt.name, " ", "-"))
+			_, _ = io.WriteString(l, crlf(strings.ReplaceAll(m, "SIP/2.0/UDP", "SIP/2.0/TCP"))+tcpOptions("after"))
+			_ = l.SetDeadline(time.Now().Add(10 * time.Second))
+			var got []string
+			for len(got) < 2 {
+				text, err := l.r.ReadString('\n')
+				if err != nil {
+					t.Fatalf("connection after %v: %v", got, err)
+				}
+				if strings.HasPrefix(text, "SIP/2.0 ") && !strings.HasPrefix(text, "SIP/2.0 1") {
+					got = append(got, strings.TrimSpace(text))
+				}
+			}
+			slices.Sort(got) // the call is served on another goroutine
+			if want := []string{"SIP/2.0 200 OK", tt.want}; !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestStackThatNeverRanIsClosed(t *testing.T) {
+	any := netip.MustParseAddrPort("127.0.0.1:0")
+	config := Config{
+		Listen: []Listen{{UDP, any}, {TCP, any}},
+		RTP:    RTPConfig{Addr: any.Addr(), PortMin: 36000, PortMax: 36999},
+		Trunks: []Trunk{{Name: "lab", Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}},
+	}
+	s, err := New(config, refuser{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call, err := s.Resume(Dialog{
+		CallID: "c", LocalTag: "l", RemoteTag: "r", RemoteTarget: "sip:2001@127.0.0.1", Transport: UDP,
+		LocalSocket: s.Addr(UDP), Remote: netip.MustParseAddrPort("127.0.0.1:9"), Confirmed: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Close(), s.Close()); err != nil {
+		t.Errorf("Close = %v", err)
+	}
+	<-call.Done()
+	config.Listen = []Listen{{UDP, s.Addr(UDP)}, {TCP, s.Addr(TCP)}}
+	again, err := New(config, refuser{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatalf("the sockets are still bound: %v", err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := again.Run(t.Context()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Run after Close = %v", err)
+	}
 }
 
 func TestConnectionsAreLimited(t *testing.T) {

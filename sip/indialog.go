@@ -104,7 +104,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 		c.send(t, refuse(481, statusText(481)))
 		return false
 	}
-	if c.offering { // §14.2: our own offer is on its way
+	if c.offering || c.answer != nil && c.answer.offer { // §14.2: an offer of ours waits for its answer
 		c.send(t, refuse(491, statusText(491)))
 		return false
 	}
@@ -408,8 +408,8 @@ func routeURI(route string) (gosip.Uri, error) {
 }
 
 // address says over which socket, and to where, a request leaves: from the one the call came to; to the first route or
-// the target. Over TCP the connection the phone uses is taken while it lives. A target with a private address seen from
-// outside cannot be reached: then the phone is where it was last heard from.
+// the target. Over TCP the connection the phone uses is taken while it lives. A target that cannot be reached from here is
+// a phone behind NAT: it is where it was last heard from.
 func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes []string) {
 	next := target
 	if len(routes) > 0 {
@@ -421,7 +421,7 @@ func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes 
 	req.SetDestination(strings.Trim(next.Host, "[]") + ":" + strconv.Itoa(int(port)))
 	if a, err := netip.ParseAddr(strings.Trim(next.Host, "[]")); err == nil {
 		req.SetDestination(netip.AddrPortFrom(a, port).String())
-		if a.IsPrivate() && d.Remote.IsValid() && !d.Remote.Addr().IsPrivate() && !d.Remote.Addr().IsLoopback() {
+		if d.Remote.IsValid() && d.behindNAT(a) {
 			req.SetDestination(d.Remote.String())
 		}
 	}
@@ -435,4 +435,22 @@ func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes 
 			req.SetDestination(d.Remote.String())
 		}
 	}
+}
+
+// behindNAT says that an address the phone gave is one of a network behind the one it is heard from: a private address
+// heard from a public one, and on a symmetric trunk, which is for such phones, from another private one, too.
+func (d *Dialog) behindNAT(a netip.Addr) bool {
+	a, heard := a.Unmap(), d.Remote.Addr().Unmap()
+	switch {
+	case a == heard || !unroutable(a) || heard.IsLoopback():
+		return false
+	}
+	return d.Media.Symmetric || !unroutable(heard)
+}
+
+// sharedSpace is what carriers use between their NAT and their customers (RFC 6598).
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+func unroutable(a netip.Addr) bool {
+	return a.IsPrivate() || a.IsLinkLocalUnicast() || sharedSpace.Contains(a)
 }

@@ -186,7 +186,7 @@ func (c *Call) local(port uint16) LocalState {
 	return LocalState{
 		SRTP: mode, Secure: c.dialog.Transport == TLS, Keys: c.srtpKeys,
 		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, port),
-		Codecs: codecs, Current: d.Format.Codec,
+		Codecs: codecs, Current: d.Format.Codec, DTMF: d.Format.DTMF,
 		SessionID: d.SessionID, SDPVersion: d.SDPVersion, LocalSDP: d.LocalSDP, MediaIndex: d.MediaIndex,
 	}
 }
@@ -214,7 +214,6 @@ func (c *Call) screen() *refusal {
 // negotiate answers body, or makes an offer when it is empty.
 func (c *Call) negotiate(body []byte, local LocalState) ([]byte, *Negotiated, *refusal) {
 	if len(body) == 0 {
-		local.Codecs = local.Codecs[:1] // the format must be known now, and not when the ACK comes
 		own, n := Offer(local)
 		return own, n, nil
 	}
@@ -375,21 +374,18 @@ func (c *Call) takeAnswer(ack *gosip.Request) bool {
 		return false
 	}
 	c.changed()
-	c.noticeHold()
 	return true
 }
 
 // takeOfferAnswer makes the phone's answer to an offer of ours effective.
 func (c *Call) takeOfferAnswer(body []byte) bool {
 	m := c.media.Load()
-	local := c.local(m.LocalAddr().Port())
-	local.Codecs = []string{c.dialog.Media.Format.Codec}
-	n, err := TakeAnswer(body, local)
+	n, err := TakeAnswer(body, c.local(m.LocalAddr().Port()))
 	if err != nil {
 		c.log.Info("answer not usable", "err", err)
 		return false
 	}
-	c.take(m, []byte(c.dialog.Media.LocalSDP), body, n)
+	c.renegotiated(m, []byte(c.dialog.Media.LocalSDP), body, n)
 	return true
 }
 

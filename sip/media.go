@@ -58,6 +58,10 @@ const comfortNoise = 13
 // maxRTP leaves room for the tag of SRTP.
 const maxRTP = 1460
 
+// readPause follows a failed read. ICMP errors of earlier writes come back as such, one each; but an error that stays must
+// not take a processor from the other calls.
+const readPause = time.Millisecond
+
 // errMediaClosed is returned by WriteRTP after the call ended.
 var errMediaClosed = fmt.Errorf("media: %w", net.ErrClosed)
 
@@ -78,11 +82,8 @@ func (m *Media) start() {
 func (m *Media) apply(n Negotiated, allowed func(netip.Addr) bool, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.lock.until.IsZero() {
-		m.lock.allowed = allowed
-		m.lock.expect(n.Remote, now)
-	} else {
-		m.lock = newSourceLock(n.Remote, allowed, now)
+	m.lock.expect(n.Remote, allowed)
+	if m.rx.lastHeard.IsZero() {
 		m.rx.lastHeard = now
 	}
 	m.neg = n
@@ -186,7 +187,8 @@ func (m *Media) readRTP() {
 			return
 		}
 		if err != nil {
-			continue // ICMP errors of earlier writes come back here
+			time.Sleep(readPause)
+			continue
 		}
 		m.received(&packet, buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
 	}
@@ -250,7 +252,7 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 		m.stats.malformed.Add(1)
 		return
 	}
-	ok, learned := m.lock.accept(from, p.SSRC, p.SequenceNumber, now)
+	ok, learned := m.lock.accept(from, p.SSRC, p.SequenceNumber)
 	if learned && m.lock.allowed != nil && m.sendTo.IsValid() {
 		m.sendTo = from // symmetric RTP (RFC 4961)
 	}
@@ -269,7 +271,9 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 			m.onDigit(key)
 		}
 	case p.PayloadType == comfortNoise && f.PayloadType != comfortNoise: // RFC 3389: it is there, and silent
-	case p.PayloadType != f.PayloadType:
+	case p.PayloadType != f.PayloadType && p.PayloadType != pcmu.static && p.PayloadType != pcma.static:
+		// The other law is read like the agreed one: RFC 3264 §6.1 lets a phone that has answered with both change between
+		// them, and one that has our offer may send before its answer is here (§5.1).
 		m.stats.malformed.Add(1) // a codec that was not agreed
 	case receives && !m.stale.Load():
 		if f := m.onPacket.Load(); f != nil {

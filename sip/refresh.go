@@ -55,7 +55,7 @@ func (c *Call) reinvite() error {
 	if c.hasMoved {
 		var n *Negotiated
 		own, n = Offer(c.local(m.LocalAddr().Port()))
-		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion, c.dialog.Media.MediaIndex = string(own), n.SDPVersion, 0
+		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion, c.dialog.Media.MediaIndex = string(own), n.SDPVersion, n.MediaIndex
 		c.changed() // before the phone can know
 	}
 	req, err := c.request(gosip.INVITE)
@@ -118,7 +118,7 @@ func (c *Call) reinvited(req *gosip.Request, res *gosip.Response) {
 	} else {
 		c.write(ack)
 	}
-	if m := c.media.Load(); m != nil && c.dialog.Media.MediaIndex == 0 && len(res.Body()) > 0 {
+	if m := c.media.Load(); m != nil && len(res.Body()) > 0 {
 		n, err := TakeAnswer(res.Body(), c.local(m.LocalAddr().Port()))
 		if err != nil {
 			c.log.Info("answer to re-INVITE not usable", "err", err)

@@ -144,6 +144,7 @@ func (m *Media) readRTCP() {
 			return
 		}
 		if err != nil {
+			time.Sleep(readPause)
 			continue
 		}
 		m.receivedRTCP(buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))

@@ -135,8 +135,13 @@ func (s *SDP) line(media **MediaLine, kind byte, value string) error {
 // parseConn reads "IN IP4 192.0.2.1" and "IN IP4 224.2.1.1/127/3".
 func parseConn(value string) (string, error) {
 	f := strings.Fields(value)
-	if len(f) != 3 || f[0] != "IN" || f[1] != "IP4" && f[1] != "IP6" {
+	switch {
+	case len(f) != 3:
 		return "", fmt.Errorf("%w: connection %q", errSDP, clip(value))
+	case f[0] != "IN":
+		return "", &NotAcceptable{300, "Incompatible network protocol, use IN"}
+	case f[1] != "IP4" && f[1] != "IP6":
+		return "", &NotAcceptable{301, "Incompatible network address format, use IP4 or IP6"}
 	}
 	addr, _, _ := strings.Cut(f[2], "/")
 	return addr, nil
@@ -185,6 +190,9 @@ func (s *SDP) addr(m *MediaLine) (netip.Addr, error) {
 		host = s.Conn
 	}
 	a, err := netip.ParseAddr(host)
+	if err != nil && host != "" && validHost(host) { // allowed by RFC 8866 §5.7; nobody sends it, and a look-up would keep the caller waiting
+		return netip.Addr{}, &NotAcceptable{301, "Host name as media address, send an IP address"}
+	}
 	if err != nil || a.Zone() != "" {
 		return netip.Addr{}, fmt.Errorf("%w: connection address %q", errSDP, clip(host))
 	}

@@ -102,7 +102,7 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 			return n, from, nil
 		case v.code != 0:
 			g.counters.refuse(v.code)
-			if answer := g.refusal(b[:n], v); answer != nil {
+			if answer := v.refusal(b[:n]); answer != nil {
 				_, _ = p.WriteTo(answer, from)
 			}
 		default:
@@ -187,7 +187,7 @@ const messageTimeout = 30 * time.Second
 const writeTimeout = 5 * time.Second
 
 // guardedConn cuts the stream into messages and gives sipgo one whole, judged message per Read. Memory per connection
-// is bounded by Limits.MessageBytes whatever Content-Length says.
+// is bounded by longestMessage whatever Content-Length says.
 type guardedConn struct {
 	net.Conn
 	guard *guard
@@ -199,7 +199,8 @@ type guardedConn struct {
 
 	turn chan struct{} // cap 1, full during a write: one that waits must not get the next one's deadline
 
-	pending []byte    // only Read touches it
+	skip    int       // bytes still to come of a refused message
+	pending []byte    // only Read touches it, like skip
 	begun   time.Time // when the first byte of pending came
 }
 
@@ -236,11 +237,26 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 		}
 	}
 	for {
+		if c.skip > 0 {
+			n := min(c.skip, len(c.pending))
+			c.consume(n)
+			if c.skip -= n; c.skip > 0 {
+				if err := c.fill(); err != nil {
+					return 0, err
+				}
+				continue
+			}
+		}
 		c.keepAlive()
 		size, v := c.guard.frame(c.pending)
 		if v.fatal || v.drop != "" {
 			c.refuse(v)
 			return 0, io.EOF
+		}
+		if !v.pass() {
+			c.refuse(v)
+			c.skip = size
+			continue
 		}
 		if size == 0 || size > len(c.pending) {
 			if err := c.fill(); err != nil {
@@ -331,22 +347,23 @@ func (c *guardedConn) refuse(v verdict) {
 		return
 	}
 	c.guard.counters.refuse(v.code)
-	if answer := c.guard.refusal(c.pending, v); answer != nil {
+	if answer := v.refusal(c.pending); answer != nil {
 		_, _ = c.Write(answer)
 	}
 }
+
+// longestMessage is what UDP could bring. A message between [Limits.MessageBytes] and this is refused and read past; what
+// goes on for longer, or announces more, is an attack, and closing the connection is cheaper.
+const longestMessage = 65535
 
 // frame finds how long the message at the beginning of a stream is; 0 means that its head is not complete yet.
 func (g *guard) frame(pending []byte) (int, verdict) {
 	end := bytes.Index(pending, []byte("\r\n\r\n"))
 	if end < 0 {
-		if len(pending) > g.limits.MessageBytes {
+		if len(pending) > longestMessage {
 			return 0, verdict{drop: dropOversize}
 		}
 		return 0, verdict{}
-	}
-	if end+4 > g.limits.MessageBytes {
-		return 0, verdict{drop: dropOversize}
 	}
 	length := -1
 	for line := range strings.SplitSeq(string(pending[:end]), "\r\n") {
@@ -363,8 +380,12 @@ func (g *guard) frame(pending []byte) (int, verdict) {
 	switch {
 	case length < 0:
 		return 0, verdict{code: 400, why: "Missing header content-length", fatal: true}
+	case end+4+length > longestMessage:
+		v := tooLarge
+		v.fatal = true
+		return 0, v
 	case end+4+length > g.limits.MessageBytes:
-		return 0, verdict{code: 513, why: "Message Too Large", fatal: true}
+		return end + 4 + length, tooLarge
 	}
 	return end + 4 + length, verdict{}
 }

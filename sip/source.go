@@ -1,21 +1,20 @@
 package sip
 
-import (
-	"net/netip"
-	"time"
-)
+import "net/netip"
 
 // sourceLock decides whose RTP is the phone's ("RTP bleed": whoever sprays our ports must neither be heard nor be sent
-// the call). It starts from the address in the SDP, may learn another one for a short while if the trunk is symmetric,
-// and then holds fast. It is a plain value and reads no clock.
+// the call). It starts from the address in the SDP, may learn another one if the trunk is symmetric, and then holds fast.
+// It is a plain value.
 //
 //	expecting --packet from the SDP address------------------> locked
 //	expecting --4 sane packets from an allowed other source--> locked (learned)
 //	locked    --re-INVITE with another address---------------> expecting
+//
+// Expecting has no end: a phone may be muted, or ring for minutes, before its first packet, and one behind NAT that was
+// not learned in time would be dumb and deaf for the whole call. What that leaves to an attacker stands in docs/sip.md.
 type sourceLock struct {
 	remote  netip.AddrPort // from the SDP
 	allowed func(netip.Addr) bool
-	until   time.Time // learning ends
 	locked  netip.AddrPort
 
 	candidate netip.AddrPort
@@ -24,33 +23,27 @@ type sourceLock struct {
 	run       int
 }
 
-const (
-	learnWindow  = 10 * time.Second // after start or re-INVITE; ringing phones may be slow to send
-	learnPackets = 4                // sane packets in a row before another source is believed
-)
+// learnPackets is how many sane packets in a row make another source believed.
+const learnPackets = 4
 
-// newSourceLock expects remote. allowed says which other hosts may be learned; nil means none.
-func newSourceLock(remote netip.AddrPort, allowed func(netip.Addr) bool, now time.Time) sourceLock {
-	return sourceLock{remote: remote, allowed: allowed, until: now.Add(learnWindow)}
-}
-
-// expect takes a new address from a later description. The lock stays if the address did not change.
-func (l *sourceLock) expect(remote netip.AddrPort, now time.Time) {
-	if remote == l.remote {
-		return
+// expect takes the address of a description, and which other hosts may be learned; nil means none. The lock stays if the
+// address did not change.
+func (l *sourceLock) expect(remote netip.AddrPort, allowed func(netip.Addr) bool) {
+	l.allowed = allowed
+	if remote != l.remote {
+		*l = sourceLock{remote: remote, allowed: allowed}
 	}
-	*l = newSourceLock(remote, l.allowed, now)
 }
 
 // accept says whether a packet from this source is the phone's, and whether the lock has just learned an address.
-func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16, now time.Time) (ok, learned bool) {
+func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16) (ok, learned bool) {
 	switch {
 	case l.locked.IsValid():
 		return from == l.locked, false
 	case from == l.remote:
 		l.locked = from
 		return true, false
-	case !l.mayLearn(from, now):
+	case !l.mayLearn(from.Addr()):
 		return false, false
 	}
 	if from != l.candidate || ssrc != l.ssrc || seq-l.seq-1 > 3 { // unsigned: late and repeated ones count as insane
@@ -66,9 +59,6 @@ func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16, now ti
 
 // mayLearn: another port of the host in the SDP is ordinary (sending and receiving ports may differ), another host only
 // when the trunk allows it.
-func (l *sourceLock) mayLearn(from netip.AddrPort, now time.Time) bool {
-	if now.After(l.until) && !(from.Addr() == l.remote.Addr()) {
-		return false
-	}
-	return from.Addr() == l.remote.Addr() || l.allowed != nil && l.allowed(from.Addr())
+func (l *sourceLock) mayLearn(from netip.Addr) bool {
+	return from == l.remote.Addr() || l.allowed != nil && l.allowed(from)
 }

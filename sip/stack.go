@@ -52,6 +52,7 @@ type Stack struct {
 	deafen  sync.Once
 
 	mu       sync.Mutex
+	running  bool // Run has begun: it closes what there is to close
 	closed   bool
 	draining bool
 	byID     map[dialogID]*Call
@@ -196,6 +197,13 @@ func (s *Stack) Addr(t Transport) netip.AddrPort {
 // Run serves until ctx ends, then closes the sockets and returns when every goroutine of the stack has. Calls are
 // dropped without BYE: they may go on in another process (see [Stack.Resume]). Hang up first to end them.
 func (s *Stack) Run(ctx context.Context) error {
+	s.mu.Lock()
+	closed := s.closed
+	s.running = true
+	s.mu.Unlock()
+	if closed {
+		return fmt.Errorf("sip: %w", net.ErrClosed)
+	}
 	var listening sync.WaitGroup
 	failed := make(chan error, len(s.listeners)) // each listener fills at most one
 	for _, l := range s.listeners {
@@ -225,6 +233,23 @@ func (s *Stack) Run(ctx context.Context) error {
 	s.closeTransports(&listening)
 	s.serving.Wait()
 	return err
+}
+
+// Close gives back the sockets of a stack that never came to [Stack.Run], and lets go of the calls it has resumed, without
+// a word to their phones. Once Run was called there is nothing left to close, and Close does nothing.
+func (s *Stack) Close() error {
+	s.mu.Lock()
+	if s.running || s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.calls.Wait()
+	err := s.closeSockets()
+	s.layer.Close()
+	return errors.Join(err, s.transports.Close())
 }
 
 // settle is how long sipgo may need to find the connection for a message it has already read. When the connection is

@@ -2,6 +2,7 @@ package sip
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -24,10 +25,10 @@ func startLine(m, with string) string {
 	return with + "\n" + rest
 }
 
-// The cases of RFC 4475, written anew for our addresses. want lists the answers that are right; "" is silence.
+// The cases of RFC 4475, written anew for our addresses. want is the final answer; "" is silence.
 var tortureTests = []struct {
 	name, message string
-	want          []string
+	want          string
 	header        string // must be in the answer
 }{
 	{
@@ -41,108 +42,115 @@ var tortureTests = []struct {
 			"v:  SIP  / 2.0  / TCP     spindle.example.com   ;", "  branch  =   z9hG4bK9ikj8  ,",
 			" SIP  /    2.0   / UDP  192.168.255.111   ; branch=", " z9hG4bK30239",
 			`m:"Quoted string \"\"" <sip:jdrosen@example.com> ; newparam =`, "      newvalue ;", "  secondparam ; q = 0.33", "", "",
-		}, "\n") + peerOffer, []string{"100", "200", "400"}, "",
+		}, "\n") + peerOffer, "400", "", // valid, but the parser does not read all of it; it is told so
 	},
-	{"§3.1.1.2 a method of strange characters", other("!interesting-Method0123456789_*+`.%indeed'~"), []string{"501"}, "Allow"},
+	{"§3.1.1.2 a method of strange characters", other("!interesting-Method0123456789_*+`.%indeed'~"), "501", "Allow"},
 	{
 		"§3.1.1.3 escaped characters", request("INVITE", "sip:sips%3Auser%40example.com@192.0.2.1", bridgeTo, "o1", 1, peerOffer),
-		[]string{"100", "200"},
+		"200",
 		"",
 	},
-	{"§3.1.1.4 escaped nulls", other("REGISTER", "Contact: <sip:%00@192.0.2.20>"), []string{"405"}, "Allow"},
-	{"§3.1.1.5 percent where it escapes nothing", other("RE%47IST%45R"), []string{"501"}, ""},
-	{"§3.1.1.6 no space before the bracket", options("From: caller<sip:caller@192.0.2.20>;tag=323"), []string{"200"}, ""},
+	{"§3.1.1.4 escaped nulls", other("REGISTER", "Contact: <sip:%00@192.0.2.20>"), "405", "Allow"},
+	{"§3.1.1.5 percent where it escapes nothing", other("RE%47IST%45R"), "501", ""},
+	{"§3.1.1.6 no space before the bracket", options("From: caller<sip:caller@192.0.2.20>;tag=323"), "200", ""},
 	{
 		"§3.1.1.7 long values", invite("Call-ID: longreq.one"+strings.Repeat("really", 20)+"long", "X-Long: "+strings.Repeat("long", 200)),
-		[]string{"100", "200"},
+		"200",
 		"",
 	},
-	{"§3.1.1.8 octets after the message", options() + "INVITE sip:joe@example.com SIP/2.0\n\n", []string{"200"}, ""},
-	{"§3.1.1.9 semicolons in the user part", startLine(options(), "OPTIONS sip:user;par=u%40example.net@192.0.2.1 SIP/2.0"), []string{"200"}, ""},
+	{"§3.1.1.8 octets after the message", options() + "INVITE sip:joe@example.com SIP/2.0\n\n", "200", ""},
+	{"§3.1.1.9 semicolons in the user part", startLine(options(), "OPTIONS sip:user;par=u%40example.net@192.0.2.1 SIP/2.0"), "200", ""},
 	{
 		"§3.1.1.10 transports of all kinds",
 		options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bKkdjuw\nVia: SIP/2.0/SCTP t2.example.com\nVia: SIP/2.0/UNKNOWN t5.example.com;branch=z9hG4bKu"),
-		[]string{"200"},
+		"200",
 		"",
 	},
-	{"§3.1.1.11 several bodies", invite("Content-Type: multipart/mixed;boundary=7a9cbec02ceef655"), []string{"415"}, "Accept: application/sdp"},
-	{"§3.1.1.12 a response with a strange phrase", "SIP/2.0 200 = 2**3 * 5**2 \xd0\xbd\n" + replyTail, nil, ""},
-	{"§3.1.1.13 a response without phrase", "SIP/2.0 100 \n" + replyTail, nil, ""},
+	{"§3.1.1.11 several bodies", invite("Content-Type: multipart/mixed;boundary=7a9cbec02ceef655"), "415", "Accept: application/sdp"},
+	{"§3.1.1.12 a response with a strange phrase", "SIP/2.0 200 = 2**3 * 5**2 \xd0\xbd\n" + replyTail, "", ""},
+	{"§3.1.1.13 a response without phrase", "SIP/2.0 100 \n" + replyTail, "", ""},
 
-	{"§3.1.2.1 stray separators", invite("Contact: \"Joe\" <sip:joe@example.org>;;;;", "Via: SIP/2.0/UDP 192.0.2.15;;,;,,"), []string{"400"}, ""},
-	{"§3.1.2.2 length beyond the message", invite("Content-Length: 9999"), []string{"400"}, ""},
-	{"§3.1.2.3 negative length", invite("Content-Length: -999"), []string{"400"}, ""},
-	{"§3.1.2.4 numbers too large", options("CSeq: 36893488147419103232 OPTIONS"), []string{"400"}, ""},
-	{"§3.1.2.4 too many hops allowed", options("Max-Forwards: 300"), []string{"400"}, ""},
-	{"§3.1.2.5 response with numbers too large", "SIP/2.0 503 Service Unavailable\n" + strings.ReplaceAll(replyTail, "1 OPTIONS", "9292394834772304023312 OPTIONS"), nil, ""},
-	{"§3.1.2.6 unterminated quote", options("To: \"Mr. J. User <sip:j.user@example.com>"), []string{"400"}, ""},
-	{"§3.1.2.7 brackets round the Request-URI", startLine(options(), "OPTIONS <sip:user@example.com> SIP/2.0"), []string{"400"}, ""},
-	{"§3.1.2.8 space in the Request-URI", startLine(options(), "OPTIONS sip:user@example.com; lr SIP/2.0"), []string{"400"}, ""},
-	{"§3.1.2.9 several spaces in the start line", startLine(options(), "OPTIONS  sip:user@example.com  SIP/2.0"), []string{"400"}, ""},
-	{"§3.1.2.10 space at the end of the start line", startLine(options(), "OPTIONS sip:user@example.com SIP/2.0 "), []string{"400", ""}, ""},
-	{"§3.1.2.11 headers in the Request-URI", startLine(options(), "OPTIONS sip:user@192.0.2.1?Route=%3Csip:x.example.com%3E SIP/2.0"), []string{"200", "400"}, ""},
-	{"§3.1.2.12 a date in another zone", options("Date: Fri, 01 Jan 2010 16:00:00 EST"), []string{"200", "400"}, ""},
-	{"§3.1.2.14 spaces in the address", options("To: \"Watson, Thomas\" < sip:t.watson@example.org >"), []string{"200", "400"}, ""},
-	{"§3.1.2.15 unquoted display name", options("From: Bell, Alexander <sip:a.g.bell@example.com>;tag=43"), []string{"200", "400"}, ""},
-	{"§3.1.2.16 unknown version", startLine(options(), "OPTIONS sip:t.watson@192.0.2.1 SIP/7.0"), []string{"505"}, ""},
-	{"§3.1.2.17 CSeq of another method", options("CSeq: 8 INVITE"), []string{"400"}, ""},
-	{"§3.1.2.18 unknown method, CSeq of another", other("NEWMETHOD", "CSeq: 8 INVITE"), []string{"400", "501"}, ""},
-	{"§3.1.2.19 an impossible status", "SIP/2.0 4294967301 better not break the receiver\n" + replyTail, nil, ""},
+	{"§3.1.2.1 stray separators", invite("Contact: \"Joe\" <sip:joe@example.org>;;;;", "Via: SIP/2.0/UDP 192.0.2.15;;,;,,"), "400", ""},
+	{"§3.1.2.2 length beyond the message", invite("Content-Length: 9999"), "400", ""},
+	{"§3.1.2.3 negative length", invite("Content-Length: -999"), "400", ""},
+	{"§3.1.2.4 numbers too large", options("CSeq: 36893488147419103232 OPTIONS"), "400", ""},
+	{"§3.1.2.4 too many hops allowed", options("Max-Forwards: 300"), "400", ""},
+	{"§3.1.2.5 response with numbers too large", "SIP/2.0 503 Service Unavailable\n" + strings.ReplaceAll(replyTail, "1 OPTIONS", "9292394834772304023312 OPTIONS"), "", ""},
+	{"§3.1.2.6 unterminated quote", options("To: \"Mr. J. User <sip:j.user@example.com>"), "400", ""},
+	{"§3.1.2.7 brackets round the Request-URI", startLine(options(), "OPTIONS <sip:user@example.com> SIP/2.0"), "400", ""},
+	{"§3.1.2.8 space in the Request-URI", startLine(options(), "OPTIONS sip:user@example.com; lr SIP/2.0"), "400", ""},
+	{"§3.1.2.9 several spaces in the start line", startLine(options(), "OPTIONS  sip:user@example.com  SIP/2.0"), "400", ""},
+	{"§3.1.2.10 space at the end of the start line", startLine(options(), "OPTIONS sip:user@example.com SIP/2.0 "), "", ""},
+	{"§3.1.2.11 headers in the Request-URI", startLine(options(), "OPTIONS sip:user@192.0.2.1?Route=%3Csip:x.example.com%3E SIP/2.0"), "200", ""},
+	{"§3.1.2.12 a date in another zone", options("Date: Fri, 01 Jan 2010 16:00:00 EST"), "200", ""},
+	{"§3.1.2.14 spaces in the address", options("To: \"Watson, Thomas\" < sip:t.watson@example.org >"), "400", ""},
+	{"§3.1.2.15 unquoted display name", options("From: Bell, Alexander <sip:a.g.bell@example.com>;tag=43"), "200", ""},
+	{"§3.1.2.16 unknown version", startLine(options(), "OPTIONS sip:t.watson@192.0.2.1 SIP/7.0"), "505", ""},
+	{"§3.1.2.17 CSeq of another method", options("CSeq: 8 INVITE"), "400", ""},
+	{"§3.1.2.18 unknown method, CSeq of another", other("NEWMETHOD", "CSeq: 8 INVITE"), "400", ""},
+	{"§3.1.2.19 an impossible status", "SIP/2.0 4294967301 better not break the receiver\n" + replyTail, "", ""},
 
-	{"§3.2.1 no transaction id", options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bK"), []string{"200", "400"}, ""},
-	{"§3.3.1 nearly everything missing", "INVITE " + bridgeURI + " SIP/2.0\nCSeq: 193942 INVITE\nVia: SIP/2.0/UDP 192.0.2.95;branch=z9hG4bKkdj.insuf\nContent-Length: 0\n\n", []string{"400"}, ""},
-	{"§3.3.2 unknown scheme", startLine(options(), "OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0"), []string{"416"}, ""},
-	{"§3.3.3 another unknown scheme", startLine(options(), "OPTIONS soap.beep://192.0.2.103:3002 SIP/2.0"), []string{"416"}, ""},
-	{"§3.3.4 unknown schemes in headers", other("REGISTER", "To: <isbn:2983792873>"), []string{"405", "400"}, ""},
+	{"§3.2.1 no transaction id", options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bK"), "200", ""},
+	{"§3.3.1 nearly everything missing", "INVITE " + bridgeURI + " SIP/2.0\nCSeq: 193942 INVITE\nVia: SIP/2.0/UDP 192.0.2.95;branch=z9hG4bKkdj.insuf\nContent-Length: 0\n\n", "400", ""},
+	{"§3.3.2 unknown scheme", startLine(options(), "OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0"), "416", ""},
+	{"§3.3.3 another unknown scheme", startLine(options(), "OPTIONS soap.beep://192.0.2.103:3002 SIP/2.0"), "416", ""},
+	{"§3.3.4 unknown schemes in headers", other("REGISTER", "To: <isbn:2983792873>"), "405", ""},
 	{
 		"§3.3.5 unknown extension required", options("Require: nothingSupportsThis, nothingSupportsThisEither", "Proxy-Require: noProxiesSupportThis"),
-		[]string{"420"},
+		"420",
 		"Unsupported: nothingSupportsThis, nothingSupportsThisEither",
 	},
-	{"preconditions required", invite("Require: 100rel, precondition"), []string{"420"}, "Unsupported: precondition"},
-	{"§3.3.6 unknown content type", invite("Content-Type: application/unknownformat"), []string{"415"}, "Accept: application/sdp"},
-	{"compressed body", invite("Content-Encoding: gzip"), []string{"415"}, "Accept-Encoding: identity"},
-	{"§3.3.8 mandatory headers twice", options("Call-ID: a\nCall-ID: b"), []string{"400"}, ""},
-	{"two To headers", options("To: <sip:a@b>\nTo: <sip:c@d>"), []string{"400"}, ""},
-	{"compact and long form of one header", options("From: <sip:a@b>;tag=1\nf: <sip:c@d>;tag=2"), []string{"400"}, ""},
-	{"§3.3.9 two lengths", options("Content-Length: 0\nContent-Length: 8"), []string{"400"}, ""},
-	{"§3.3.11 no hops left, but it is for us", options("Max-Forwards: 0"), []string{"200"}, ""},
-	{"a call without hops left", invite("Max-Forwards: 0"), []string{"483"}, ""},
-	{"§3.3.15 an answer nobody can give", invite("Accept: text/nobodyKnowsThis"), []string{"406"}, ""},
-	{"§3.4.1 an INVITE of RFC 2543", invite("Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), []string{"400", "100"}, ""},
+	{"preconditions required", invite("Require: 100rel, precondition"), "420", "Unsupported: precondition"},
+	{"§3.3.6 unknown content type", invite("Content-Type: application/unknownformat"), "415", "Accept: application/sdp"},
+	{"compressed body", invite("Content-Encoding: gzip"), "415", "Accept-Encoding: identity"},
+	{"§3.3.8 mandatory headers twice", options("Call-ID: a\nCall-ID: b"), "400", ""},
+	{"two To headers", options("To: <sip:a@b>\nTo: <sip:c@d>"), "400", ""},
+	{"compact and long form of one header", options("From: <sip:a@b>;tag=1\nf: <sip:c@d>;tag=2"), "400", ""},
+	{"§3.3.9 two lengths", options("Content-Length: 0\nContent-Length: 8"), "400", ""},
+	{"§3.3.11 no hops left, but it is for us", options("Max-Forwards: 0"), "200", ""},
+	{"a call without hops left", invite("Max-Forwards: 0"), "483", ""},
+	{"§3.3.15 an answer nobody can give", invite("Accept: text/nobodyKnowsThis"), "406", ""},
+	{"§3.4.1 an INVITE of RFC 2543", invite("Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), "400", ""},
 
-	{"secure scheme without TLS", startLine(options(), "OPTIONS sips:1000@192.0.2.1 SIP/2.0"), []string{"416"}, ""},
-	{"telephone scheme", startLine(invite(), "INVITE tel:+1-000;phone-context=x SIP/2.0"), []string{"100", "200"}, ""},
-	{"SRTP only", invite("X-Pad: 1") + "", []string{"100", "200"}, ""},
-	{"method we know and do not serve", other("SUBSCRIBE"), []string{"405"}, "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, UPDATE"},
-	{"lower-case method is another method", startLine(options("CSeq: 1 options"), "options sip:1000@192.0.2.1 SIP/2.0"), []string{"200", "400", "501"}, ""},
-	{"CANCEL of nothing", other("CANCEL"), []string{"481"}, ""},
-	{"BYE of nothing", other("BYE"), []string{"481"}, ""},
-	{"BYE of an unknown dialog", request("BYE", bridgeURI, bridgeTo+";tag=x", "o1", 1, ""), []string{"481"}, ""},
-	{"INVITE of an unknown dialog", request("INVITE", bridgeURI, bridgeTo+";tag=x", "o1", 1, peerOffer), []string{"481"}, ""},
-	{"UPDATE of nothing", other("UPDATE"), []string{"481"}, ""},
-	{"ACK of nothing", other("ACK"), nil, ""},
-	{"malformed ACK", other("ACK", "CSeq: x ACK"), nil, ""},
-	{"ACK without To", other("ACK", "To:"), nil, ""},
-	{"INVITE without To", invite("To:"), []string{"400"}, ""},
-	{"INVITE without From", invite("From:"), []string{"400"}, ""},
-	{"INVITE without Call-ID", invite("Call-ID:"), []string{"400"}, ""},
-	{"INVITE without CSeq", invite("CSeq:"), []string{"400"}, ""},
-	{"INVITE without Via", invite("Via:"), nil, ""},
-	{"INVITE without Contact", invite("Contact:"), []string{"100", "400"}, ""},
-	{"INVITE with broken SDP", request("INVITE", bridgeURI, bridgeTo, "o1", 1, "v=0\nm=audio x\n"), []string{"100", "400"}, ""},
-	{"INVITE with no common codec", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/AVP 18\n"), []string{"100", "488"}, `Warning: 305 192.0.2.1 "No common codec, offer PCMU or PCMA"`},
-	{"INVITE with SRTP only", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/SAVP 0\n"), []string{"100", "488"}, "Warning: 302"},
-	{"header injection by a bare LF", options("From: <sip:a@b>;tag=1\x0bX"), []string{"200", "400", ""}, ""},
-	{"NUL in a header", options("Subject: a\x00b"), nil, ""},
-	{"one byte", "x", nil, ""},
-	{"keep-alive", "\n\n", nil, ""},
-	{"NULs", "\x00\x00\x00\x00", nil, ""},
-	{"HTTP", "GET / HTTP/1.1\nHost: x\n\n", nil, ""},
-	{"a start line only", "OPTIONS sip:x@y SIP/2.0\n\n", nil, ""},
-	{"a header line of 3000 octets", options("X-Long: " + strings.Repeat("a", 3000)), nil, ""},
-	{"200 header lines", options("X: 1" + strings.Repeat("\nX: 1", 200)), nil, ""},
-	{"9000 octets", invite("Content-Length: 8500") + strings.Repeat("a", 8300), nil, ""},
+	{"secure scheme without TLS", startLine(options(), "OPTIONS sips:1000@192.0.2.1 SIP/2.0"), "416", ""},
+	{"telephone scheme", startLine(invite(), "INVITE tel:+1-000;phone-context=x SIP/2.0"), "200", ""},
+	{
+		"SRTP or RTP, without TLS", // keys would be on the wire in clear: the stream without them is taken
+		request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4002 RTP/SAVP 0\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\nm=audio 4000 RTP/AVP 0\n"),
+		"200", "m=audio 0 RTP/SAVP 0\r\nm=audio 2",
+	},
+	{"method we know and do not serve", other("SUBSCRIBE"), "405", "Allow: INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, UPDATE"},
+	{"lower-case method is another method", startLine(options("CSeq: 1 options"), "options sip:1000@192.0.2.1 SIP/2.0"), "200", ""}, // wrong by RFC 3261 §7.1, and harmless: the parser has made it upper case
+	{"CANCEL of nothing", other("CANCEL"), "481", ""},
+	{"BYE of nothing", other("BYE"), "481", ""},
+	{"BYE of an unknown dialog", request("BYE", bridgeURI, bridgeTo+";tag=x", "o1", 1, ""), "481", ""},
+	{"INVITE of an unknown dialog", request("INVITE", bridgeURI, bridgeTo+";tag=x", "o1", 1, peerOffer), "481", ""},
+	{"UPDATE of nothing", other("UPDATE"), "481", ""},
+	{"ACK of nothing", other("ACK"), "", ""},
+	{"malformed ACK", other("ACK", "CSeq: x ACK"), "", ""},
+	{"ACK without To", other("ACK", "To:"), "", ""},
+	{"INVITE without To", invite("To:"), "400", ""},
+	{"INVITE without From", invite("From:"), "400", ""},
+	{"INVITE without Call-ID", invite("Call-ID:"), "400", ""},
+	{"INVITE without CSeq", invite("CSeq:"), "400", ""},
+	{"INVITE without Via", invite("Via:"), "", ""},
+	{"INVITE without Contact", invite("Contact:"), "400", ""},
+	{"INVITE with broken SDP", request("INVITE", bridgeURI, bridgeTo, "o1", 1, "v=0\nm=audio x\n"), "400", ""},
+	{"INVITE with no common codec", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/AVP 18\n"), "488", `Warning: 305 192.0.2.1 "No common codec, offer PCMU or PCMA"`},
+	{"INVITE with SRTP only", request("INVITE", bridgeURI, bridgeTo, "o1", 1, sdpHead+"m=audio 4000 RTP/SAVP 0\n"), "488", "Warning: 302"},
+	{"a control character in a parameter", options("From: <sip:a@b>;tag=1\x0bX"), "200", ""},
+	{"NUL in a header", options("Subject: a\x00b"), "", ""},
+	{"one byte", "x", "", ""},
+	{"keep-alive", "\n\n", "", ""},
+	{"NULs", "\x00\x00\x00\x00", "", ""},
+	{"HTTP", "GET / HTTP/1.1\nHost: x\n\n", "", ""},
+	{"a start line only", "OPTIONS sip:x@y SIP/2.0\n\n", "", ""},
+	{"a header line of 3000 octets", options("X-Long: " + strings.Repeat("a", 3000)), "200", ""}, // RFC 8224: an Identity has as many
+	{"a header line of 9000 octets", options("X-Long: " + strings.Repeat("a", 9000)), "513", ""},
+	{"200 header lines", options("X: 1" + strings.Repeat("\nX: 1", 200)), "400", ""},
+	{"9000 octets", invite("Content-Length: 8500") + strings.Repeat("a", 8300), "513", ""},
+	{"9000 octets of an ACK", other("ACK", "X-Long: "+strings.Repeat("a", 9000)), "", ""},
+	{"host name as media address", request("INVITE", bridgeURI, bridgeTo, "o1", 1, strings.ReplaceAll(peerOffer, "c=IN IP4 192.0.2.20", "c=IN IP4 media.example.net")), "488", "Warning: 301"},
 }
 
 func TestTortureMessages(t *testing.T) {
@@ -151,13 +159,9 @@ func TestTortureMessages(t *testing.T) {
 			inBubble(t, nil, answerAtOnce, func(b *bubble) {
 				b.peer.send(tt.message)
 				got, all := b.peer.codes()
-				for _, code := range got {
-					if !slices.Contains(tt.want, code) {
-						t.Errorf("answered %v, want one of %v", got, tt.want)
-					}
-				}
-				if len(got) == 0 && len(tt.want) > 0 && !slices.Contains(tt.want, "") {
-					t.Errorf("no answer, want one of %v", tt.want)
+				got = slices.DeleteFunc(got, func(code string) bool { return code == "100" })
+				if strings.Join(got, " ") != tt.want {
+					t.Errorf("answered %v, want %q", got, tt.want)
 				}
 				if !strings.Contains(all, tt.header) {
 					t.Errorf("no %q in %q", tt.header, all)
@@ -237,6 +241,41 @@ func (p *rawPeer) forgetAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.got = p.got[:n]
+}
+
+// A phone behind NAT names a Contact that only its own network knows.
+func TestPhoneBehindNATIsReachedWhereItIs(t *testing.T) {
+	for _, tt := range []struct {
+		name, contact, source string
+		symmetric, atSource   bool
+	}{
+		{"private, heard from a public address", "192.168.7.7:5060", "203.0.113.5:61234", false, true},
+		{"carrier's NAT, heard from a public address", "100.64.3.3:5060", "203.0.113.5:61234", false, true},
+		{"private, heard from another private network", "172.17.0.2:5060", "192.168.1.5:61234", true, true},
+		{"the same, but its trunk has no such phones", "172.17.0.2:5060", "192.168.1.5:61234", false, false},
+		{"another public address", "198.51.100.3:5060", "203.0.113.5:61234", true, false},
+		{"another port of the same host", "192.168.1.5:5070", "192.168.1.5:61234", true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(c *Config) {
+				c.Trunks[0].Symmetric = tt.symmetric
+				c.Trunks[0].Networks = []netip.Prefix{netip.PrefixFrom(addr(tt.source).Addr(), 32), netip.PrefixFrom(peerAddr.Addr(), 32)}
+			}, answerAtOnce, func(b *bubble) {
+				source, contact := b.newPeer(addr(tt.source)), b.newPeer(addr(tt.contact))
+				b.Cleanup(func() { source.close(); contact.close() })
+				source.send(invite("Contact: <sip:2001@" + tt.contact + ">"))
+				source.send(source.within("ACK", "k1", 1, ""))
+				source.forget()
+				_ = (<-b.calls).Hangup(Cause{})
+				synctest.Wait()
+				for p, want := range map[*rawPeer]bool{source: tt.atSource, contact: !tt.atSource} {
+					if got := strings.HasPrefix(p.last(), "BYE sip:2001@"+tt.contact+" SIP/2.0\r\n"); got != want {
+						t.Errorf("at %v: %q, want BYE: %v", p.conn.addr, p.last(), want)
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestTargetRefreshAndRoutes(t *testing.T) {
@@ -350,12 +389,12 @@ func FuzzGuard(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, stream bool) {
 		v := g.inspect(data, stream)
 		if v.code != 0 {
-			answer := string(g.refusal(data, v))
+			answer := string(v.refusal(data))
 			if !strings.HasPrefix(answer, "SIP/2.0 4") && !strings.HasPrefix(answer, "SIP/2.0 5") || strings.Count(answer, "\r\n\r\n") != 1 || strings.ContainsAny(strings.ReplaceAll(answer, "\r\n", ""), "\r\n\x00") {
 				t.Fatalf("refusal %q", answer)
 			}
 		}
-		if size, fv := g.frame(data); size > g.limits.MessageBytes || size > 0 && fv.code != 0 {
+		if size, fv := g.frame(data); size > longestMessage || size > 0 && !fv.pass() && (fv != tooLarge || size <= g.limits.MessageBytes) {
 			t.Fatalf("frame = %d, %+v", size, fv)
 		}
 		if n := s.counters.panics.Load(); n != 0 {
