@@ -60,6 +60,9 @@ func TestCallsOutliveTheDatabase(t *testing.T) {
 	}
 	b.await("the ghost of the call that ended to go", func() bool { return len(b.ghosts()) == 1 })
 	b.await("both to hear each other", w.hearing)
+	bob := b.person("bob", member.Hydrogen, true) // takes encrypted signalling only, in a session that cannot be stored now
+	bobHears := func() bool { return loud(bob.Heard(w.ghost).PCM, phoneHz, 48000) }
+	b.await("bob to hear the phone", bobHears)
 	if err := c.StartServer(b.ctx()); err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +76,11 @@ func TestCallsOutliveTheDatabase(t *testing.T) {
 		t.Errorf("%d rows, want the leg that is up and its membership", n)
 	}
 	b.dial(b.phone("3"), goodNumber)
+	// What was said in bob's session meanwhile is in the tables, else the next process could not go on in it.
+	b.stop()
+	bob.Forget()
+	b.start()
+	b.await("bob to hear the phone again", bobHears)
 	w.leave()
 }
 

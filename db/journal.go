@@ -323,6 +323,30 @@ func (j *Journal) SaveSyncToken(_ context.Context, user id.UserID, token string)
 	}}, nil)
 }
 
+// Write does a write of tables that the Store does not know. While the database is away, or when a write of the same row waits, it
+// is done some time.
+func (j *Journal) Write(ctx context.Context, row string, do func(context.Context) error) error {
+	if !j.Away() && !j.holds(row) {
+		attempt, cancel := context.WithTimeout(ctx, attemptPatience)
+		err := do(attempt)
+		cancel()
+		if !isAway(err) {
+			return err
+		}
+		if ctx.Err() == nil {
+			j.Report(err)
+		}
+	}
+	return j.put(write{row: row, put: true, do: func(ctx context.Context, _ *Store) error { return do(ctx) }}, nil)
+}
+
+// holds tells whether a write of a row waits.
+func (j *Journal) holds(row string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.ContainsFunc(j.queue, func(w *write) bool { return w.row == row })
+}
+
 // MarkTransaction is [Store.MarkTransaction]. While the database is away the memory of this process answers: the homeserver
 // repeats only what it has sent a short while ago.
 func (j *Journal) MarkTransaction(ctx context.Context, txnID string) (fresh bool, err error) {

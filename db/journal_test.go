@@ -137,6 +137,44 @@ func TestCallsGoOnWhileTheDatabaseIsAway(t *testing.T) {
 	})
 }
 
+// Writes of tables that are not ours (olm's) are done at once, or wait behind what waits of the same row.
+func TestForeignWritesWaitForTheDatabase(t *testing.T) {
+	outages(t, func(t *testing.T, o outage) {
+		s, ctx := open(t, o.address), t.Context()
+		lease(t, s, "run-1")
+		j := journal(t, s)
+		must(t, j.SaveGhostDevice(ctx, "@g:x", "DEV"))
+		put := func(token string) {
+			t.Helper()
+			must(t, j.Write(ctx, "foreign", func(ctx context.Context) error { return s.SaveSyncToken(ctx, "@g:x", token) }))
+		}
+		put("1")
+		if token, err := s.SyncToken(ctx, "@g:x"); token != "1" || err != nil {
+			t.Errorf("a write while the database is there is not done when it returns: %q, %v", token, err)
+		}
+		o.begin()
+		for _, token := range []string{"2", "3", "4"} {
+			put(token)
+		}
+		if !j.Away() {
+			t.Error("the outage went unnoticed")
+		}
+		if st := j.Stats(); st.Waiting > 2 {
+			t.Errorf("%d writes of one row wait", st.Waiting)
+		}
+		o.over()
+		put("5")
+		flush(t, j)
+		if token, err := s.SyncToken(ctx, "@g:x"); token != "5" || err != nil {
+			t.Errorf("after the outage the table has %q, %v; want the last", token, err)
+		}
+		refused := errors.New("refused")
+		if err := j.Write(ctx, "foreign", func(context.Context) error { return fmt.Errorf("%w: %w", refused, ErrFenced) }); !errors.Is(err, refused) {
+			t.Errorf("Write = %v, want why it is not done", err)
+		}
+	})
+}
+
 // A save under way when the database goes is refused, too, and sooner than a phone loses patience.
 func TestSaveIntoAnOutageIsRefused(t *testing.T) {
 	outages(t, func(t *testing.T, o outage) {

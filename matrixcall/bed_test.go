@@ -40,6 +40,9 @@ type memory struct {
 	devices map[id.UserID]id.DeviceID
 	tokens  map[id.UserID]string
 	txns    map[string]bool
+
+	patient bool                          // set before use
+	waiting []func(context.Context) error // guarded by mu
 }
 
 func newMemory() *memory {
@@ -78,6 +81,38 @@ func (m *memory) MarkTransaction(_ context.Context, txnID string) (bool, error) 
 	fresh := !m.txns[txnID]
 	m.txns[txnID] = true
 	return fresh, nil
+}
+
+// Write lets a patient memory's writes wait when they fail.
+func (m *memory) Write(ctx context.Context, _ string, do func(context.Context) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var err error
+	if len(m.waiting) == 0 {
+		err = do(ctx)
+	}
+	if m.patient && (err != nil || len(m.waiting) > 0) {
+		m.waiting, err = append(m.waiting, do), nil
+	}
+	return err
+}
+
+func (m *memory) Away() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.waiting) > 0
+}
+
+// catchUp does what waits.
+func (m *memory) catchUp(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for ; len(m.waiting) > 0; m.waiting = m.waiting[1:] {
+		if err := m.waiting[0](ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openOlm opens an empty database for olm.

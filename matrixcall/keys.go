@@ -68,13 +68,12 @@ type keyring struct {
 func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *slog.Logger) (*keyring, error) {
 	// The account's name holds the device: a new device starts anew.
 	name := client.UserID.String() + "/" + client.DeviceID.String()
-	store := crypto.NewSQLCryptoStore(s.db, nil, name, client.DeviceID, pickleKey)
+	sessions := newCallStore(s, crypto.NewSQLCryptoStore(s.db, nil, name, client.DeviceID, pickleKey))
 	logger := zerologTo(log, slog.LevelDebug)
 	k := &keyring{
 		service: s, log: log, client: client, account: newSlot(),
-		machine: crypto.NewOlmMachine(client, &logger, callStore{store, new(sync.Mutex)}, noRooms{}),
+		machine: crypto.NewOlmMachine(client, &logger, sessions, noRooms{}), newestSession: sessions.newest,
 	}
-	k.newestSession = store.GetNewestSessionCreationTS
 	k.machine.SetBackgroundCtx(s.ctx)
 	k.machine.DisableDeviceChangeKeyRotation = true // no group sessions here
 	k.machine.DisableDecryptKeyFetching = true      // strangers does that, without stopping the others
@@ -307,61 +306,6 @@ func (k *keyring) encrypt(ctx context.Context, evtType string, contents map[devi
 	}
 	return sealed, nil
 }
-
-// callStore is the olm store without megolm: a ghost reads no room messages,
-// but everybody who writes one in an encrypted room sends the ghost its key.
-//
-// It also mends two faults of mautrix's store. HasSession, asked by who sends,
-// reads a map that AddSession, called by who receives, writes. And GetSessions
-// takes a connection and then a lock, AddSession the lock and then a
-// connection: with one connection, as SQLite has, they wait for each other for
-// ever.
-type callStore struct {
-	*crypto.SQLCryptoStore
-	sessions *sync.Mutex
-}
-
-// HasSession implements crypto.Store.
-func (s callStore) HasSession(ctx context.Context, key id.SenderKey) bool {
-	s.sessions.Lock()
-	defer s.sessions.Unlock()
-	return s.SQLCryptoStore.HasSession(ctx, key)
-}
-
-// GetSessions implements crypto.Store.
-func (s callStore) GetSessions(ctx context.Context, key id.SenderKey) (crypto.OlmSessionList, error) {
-	s.sessions.Lock()
-	defer s.sessions.Unlock()
-	return s.SQLCryptoStore.GetSessions(ctx, key)
-}
-
-// GetLatestSession implements crypto.Store.
-func (s callStore) GetLatestSession(ctx context.Context, key id.SenderKey) (*crypto.OlmSession, error) {
-	s.sessions.Lock()
-	defer s.sessions.Unlock()
-	return s.SQLCryptoStore.GetLatestSession(ctx, key)
-}
-
-// AddSession implements crypto.Store.
-func (s callStore) AddSession(ctx context.Context, key id.SenderKey, session *crypto.OlmSession) error {
-	s.sessions.Lock()
-	defer s.sessions.Unlock()
-	return s.SQLCryptoStore.AddSession(ctx, key, session)
-}
-
-// GetNewestSessionCreationTS implements crypto.Store. mautrix asks only before
-// it repairs a session, and does not if there is a new one: Ghost.repair does.
-func (callStore) GetNewestSessionCreationTS(context.Context, id.SenderKey) (time.Time, error) {
-	return time.Now(), nil
-}
-
-func (callStore) PutGroupSession(context.Context, *crypto.InboundGroupSession) error { return nil }
-
-func (callStore) PutWithheldGroupSession(context.Context, event.RoomKeyWithheldEventContent) error {
-	return nil
-}
-
-func (callStore) PutSecret(context.Context, id.Secret, string) error { return nil }
 
 // noRooms is the state store of somebody who does not encrypt for rooms.
 type noRooms struct{}

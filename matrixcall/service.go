@@ -57,6 +57,12 @@ type Store interface {
 	SaveSyncToken(ctx context.Context, user id.UserID, token string) error
 	// MarkTransaction remembers a transaction and says whether it is new.
 	MarkTransaction(ctx context.Context, txnID string) (fresh bool, err error)
+	// Write writes something of olm's tables. While the database is away it
+	// is done later, after what waits already; of several writes with one
+	// name that wait only the last. An error says that it will not be done.
+	Write(ctx context.Context, name string, do func(context.Context) error) error
+	// Away says whether the database does not answer.
+	Away() bool
 }
 
 // Options are what the owner of a service may want to hear. All of it may be
