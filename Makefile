@@ -45,6 +45,11 @@ e2e: need-lab build ## real clients, real homeserver, real phone; RUN=regexp pic
 	TRUNKLINE_BRIDGE=$(CURDIR)/build/bridge go test -tags "goolm,nolibopusfile,e2e" -count=1 -timeout 1800s -v $(if $(RUN),-run '$(RUN)') ./test/e2e
 	$(if $(RUN),,TRUNKLINE_SYNAPSE=1 go test -p 1 -timeout 280s ./matrixcall ./internal/testbed/...)
 
+.PHONY: chaos
+chaos: need-lab build ## kill -9 at seeded moments of calls in the lab (ROUNDS=100, SEED=1), and how long it is silent
+	TRUNKLINE_BRIDGE=$(CURDIR)/build/bridge TRUNKLINE_CHAOS_ROUNDS=$(or $(ROUNDS),100) TRUNKLINE_CHAOS_SEED=$(or $(SEED),1) \
+	go test -tags "goolm,nolibopusfile,e2e" -count=1 -timeout 2400s -v -run '$(or $(RUN),^TestCallsSurvive)' ./test/e2e
+
 .PHONY: lab
 lab: need-lab build ## the same lab, kept running for you; Ctrl-C ends it
 	go build -o build/lab ./test/lab/cmd/lab

@@ -41,10 +41,16 @@ type scene struct {
 // newScene makes a room for the named users; the first one owns it.
 func newScene(t *testing.T, opts lab.RoomOptions, names ...string) (*scene, []*lab.User) {
 	t.Helper()
+	return newSceneFor(t, 5*time.Minute, opts, names...)
+}
+
+// newSceneFor is newScene for a case of another length.
+func newSceneFor(t *testing.T, limit time.Duration, opts lab.RoomOptions, names ...string) (*scene, []*lab.User) {
+	t.Helper()
 	if !bed.Bridge().Running() {
 		t.Fatal("the bridge has ended in an earlier case")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	s := &scene{t: t, ctx: ctx, told: new(bool)}
 	var users []*lab.User

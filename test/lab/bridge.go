@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -36,9 +35,10 @@ const PINNumber = "8000"
 func aliasName(number int) string { return fmt.Sprintf("line-%d", number) }
 
 const (
-	labDomain = "lab.local"
-	botName   = "trunkline"
-	ghostName = "_phone_"
+	labDomain    = "lab.local"
+	botName      = "trunkline"
+	ghostName    = "_phone_"
+	databaseName = "bridge"
 )
 
 // Bridge is the real binary with a config of the lab's.
@@ -113,7 +113,7 @@ func (b *Bridge) configure(homeserver string) error {
 	if err != nil {
 		return err
 	}
-	database, err := b.lab.Postgres.CreateDatabase("bridge")
+	database, err := b.lab.Database.CreateDatabase(databaseName)
 	if err != nil {
 		return err
 	}
@@ -227,21 +227,12 @@ func (b *Bridge) Metrics() string { return fmt.Sprintf("http://127.0.0.1:%d", b.
 // Counters returns the bridge's own metrics that are not zero, for failure messages: late frames and concealed sound
 // tell a starved machine from a fault.
 func (b *Bridge) Counters(ctx context.Context) string {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.Metrics()+"/metrics", nil)
-	if err != nil {
-		return err.Error()
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err.Error()
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	text, err := b.ask(ctx, "/metrics")
 	if err != nil {
 		return err.Error()
 	}
 	var lines strings.Builder
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "trunkline_") && !strings.HasSuffix(line, " 0\n") {
 			lines.WriteString("  " + line)
 		}

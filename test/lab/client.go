@@ -312,6 +312,9 @@ func (c *Client) Heard(ctx context.Context, since time.Time) ([]Recording, error
 	return all, nil
 }
 
+// Forget forgets what the user has heard so far: pages that listen for long keep it all.
+func (c *Client) Forget(ctx context.Context) error { return c.do(ctx, "lab.forget()") }
+
 // Peer is how one remote device looks from the client.
 type Peer struct {
 	User      string `json:"user"`

@@ -37,7 +37,8 @@ type Lab struct {
 	root string // of the repository
 
 	Synapse  *synapse.Server
-	Postgres *postgres.Cluster
+	Postgres *postgres.Cluster // of the homeserver
+	Database *postgres.Cluster // of the bridge, nil without one: either may fail alone
 	pages    *pageServer
 	browser  *browser
 	bridge   *Bridge
@@ -121,6 +122,10 @@ func (l *Lab) startHomeserver(ctx context.Context) (err error) {
 	}
 	config := synapse.Config{Postgres: l.Postgres, Progress: l.opts.Progress, TURNURIs: []string{stun}}
 	if l.opts.Bridge {
+		if l.Database, err = postgres.Start(ctx, l.opts.Progress); err != nil {
+			return err
+		}
+		l.own("the bridge's PostgreSQL", l.Database.Close)
 		if config.Port, err = l.port(homeserverPort); err != nil {
 			return err
 		}

@@ -26,6 +26,8 @@ type Phone struct {
 
 	process *process
 	control *baresipControl
+	pace    pace
+	watches sync.WaitGroup // until the process ends
 
 	mu     sync.Mutex
 	events []PhoneEvent
@@ -117,6 +119,7 @@ func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts Phon
 	if p.process, err = startProcess("baresip "+name, filepath.Join(dir, "log"), cmd); err != nil {
 		return nil, err
 	}
+	p.watches.Go(func() { p.pace.watch(p) })
 	l.own("phone "+name, p.Close)
 	if p.control, err = dialBaresip(ctx, fmt.Sprintf("127.0.0.1:%d", ports[1]), p.process, p.put); err != nil {
 		return nil, fmt.Errorf("phone %s: %w; its output ends with:\n%s", name, err, p.process.tail(2000))
@@ -273,6 +276,19 @@ func (p *Phone) Heard() (Recording, error) {
 	return r, nil
 }
 
+// HeardByClock is Heard with silence where nothing came, so that times hold whatever happens to the line.
+func (p *Phone) HeardByClock() (Recording, error) {
+	file, err := p.dump("dec")
+	if err != nil {
+		return Recording{}, fmt.Errorf("phone %s heard nothing: %w", p.Name, err)
+	}
+	r, err := p.Heard()
+	if err != nil {
+		return Recording{}, err
+	}
+	return p.pace.stretch(r, file), nil
+}
+
 // dump returns the newest file of the sndfile module in one direction.
 func (p *Phone) dump(direction string) (string, error) {
 	files, err := filepath.Glob(filepath.Join(p.dir, "dump-*-"+direction+".wav"))
@@ -317,5 +333,6 @@ func (p *Phone) Close() error {
 		p.control.close()
 	}
 	p.process.kill() // baresip 1.0.0 may hang at SIGTERM with a call up; nothing of it is worth an orderly end
+	p.watches.Wait()
 	return nil
 }

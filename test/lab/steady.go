@@ -50,6 +50,37 @@ func (r Recording) FirstHeard(v *Voice, after time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
+// HeardAgain returns when the steady voice came back after it had fallen silent some time after that moment, or was silent
+// then, and whether it did. What is still in buffers at that moment does not count.
+func (r Recording) HeardAgain(v *Voice, after time.Time) (time.Time, bool) {
+	r = r.Cut(after, time.Hour)
+	const silence = 6 // frames: shorter ones are no silence
+	if lead := r.Start.Sub(after); lead > silence*steadyFrame*time.Second/judgeRate {
+		return r.FirstHeard(v, after)
+	}
+	absent := 0
+	for i, ok := range r.presence(v) {
+		switch {
+		case !ok:
+			absent++
+		case absent < silence:
+			absent = 0
+		default:
+			return r.FirstHeard(v, r.Start.Add(time.Duration(i)*steadyFrame*time.Second/judgeRate))
+		}
+	}
+	return time.Time{}, false
+}
+
+// VoiceLevel returns how loud the steady voice's band is between the two moments, in dB below overload.
+func (r Recording) VoiceLevel(v *Voice, from, to time.Time) float64 {
+	r = r.Cut(from, to.Sub(from))
+	if len(r.PCM) == 0 {
+		return listen.Silence
+	}
+	return max(listen.Silence, 20*math.Log10(max(rms(bandPass(r.PCM, r.Rate, v.Low-60, v.High+60, steadyReach)), 1e-9)/32768))
+}
+
 // presence tells for each frame whether the steady voice is in it.
 func (r Recording) presence(v *Voice) []bool {
 	if r.Rate == 0 || len(r.PCM) == 0 {

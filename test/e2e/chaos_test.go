@@ -1,0 +1,459 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"trunkline/test/lab"
+)
+
+// The bridge is killed at seeded moments, and the next one is started at once. A call that was answered goes on and is heard
+// both ways; one that was not, or that somebody was leaving, may have ended, on both sides. Afterwards nothing is left of it.
+// `make chaos` asks for more rounds; a seed repeats a run as far as two processes that race can be made to.
+func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
+	rounds, seed := number("TRUNKLINE_CHAOS_ROUNDS", 10), number("TRUNKLINE_CHAOS_SEED", 1)
+	c := newChaos(t, time.Duration(rounds)*20*time.Second+2*time.Minute)
+	began, failed := time.Now(), 0
+	for i, k := range plan(rounds, uint64(seed)) {
+		if !t.Run(fmt.Sprintf("%03d %s", i+1, k.phase), func(t *testing.T) { c.round(t, k) }) {
+			if failed++; failed == maxFailures {
+				break
+			}
+		}
+	}
+	t.Logf("%.1f s a round\n%s", time.Since(began).Seconds()/float64(rounds), c.report())
+	if failed > 0 {
+		t.Errorf("%d rounds failed; make chaos SEED=%d ROUNDS=%d repeats them", failed, seed, rounds)
+	}
+}
+
+// number reads a setting of `make chaos`.
+func number(variable string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(variable)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+const (
+	maxFailures  = 5                      // no more rounds are tried then
+	heardAgain   = 15 * time.Second       // everybody hears everybody so soon after the next start, or the call has ended
+	clearedAfter = 12 * time.Second       // all of a call is gone so soon after its end
+	buffered     = 500 * time.Millisecond // sound of the dead process is not heard for longer
+	chaosGap     = 200 * time.Millisecond // allowed in the second that is judged: what is lost to a busy machine
+	quieter      = 15                     // dB by which the own voice must be below the right one
+)
+
+// phase is where in a call the process is killed.
+type phase string
+
+const (
+	beforeAnswer  phase = "before the answer"
+	whileAnswer   phase = "while answering"
+	roomIsRung    phase = "room is rung"
+	talking       phase = "talking"
+	onHold        phase = "on hold"
+	renegotiates  phase = "client renegotiates"
+	phoneHangsUp  phase = "phone hangs up"
+	clientHangsUp phase = "client hangs up"
+)
+
+var phases = []phase{beforeAnswer, whileAnswer, roomIsRung, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp}
+
+// kill is one round: in which phase, how far in it (0 to 1), and who acts there: hydrogen, js-sdk or both.
+type kill struct {
+	phase  phase
+	moment float64
+	who    int
+}
+
+// plan spreads the rounds over the phases, in an order and at moments that the seed decides.
+func plan(rounds int, seed uint64) (all []kill) {
+	chance := rand.New(rand.NewPCG(seed, 3401))
+	for len(all) < rounds {
+		for _, i := range chance.Perm(len(phases)) {
+			all = append(all, kill{phases[i], chance.Float64(), chance.IntN(3)})
+		}
+	}
+	return all[:rounds]
+}
+
+// chaos is one long call of hydrogen and js-sdk to which a phone comes, round by round.
+type chaos struct {
+	*scene
+	phone *lab.Phone
+	call  string
+	away  map[*lab.Client]bool // clients that are not in the call now
+	held  bool                 // the phone was on hold in its last call
+	setup time.Duration        // from dialling to the answer, when nobody is killed
+	rest  lab.Vitals           // of a bridge without calls
+	tally map[phase]*tally
+}
+
+// newChaos begins the call and lets the phone come once, undisturbed.
+func newChaos(t *testing.T, limit time.Duration) *chaos {
+	t.Helper()
+	s, users := newSceneFor(t, limit, lab.RoomOptions{}, "alice", "0bob")
+	c := &chaos{scene: s, away: map[*lab.Client]bool{}, tally: map[phase]*tally{}}
+	s.must(bed.Bridge().Stop())
+	s.must(bed.Bridge().Start(s.ctx))
+	var err error
+	c.rest, err = bed.Bridge().Vitals(s.ctx)
+	s.must(err)
+	for i, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
+		c.away[s.pageSaying(kind, users[i], bed.Steady(i))] = true
+	}
+	c.phone = s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	c.assemble()
+	c.dialIn()
+	c.setup = s.await(c.phone, lab.CallEstablished, s.dialed, heardAgain).At.Sub(s.dialed)
+	c.awaitSound(s.dialed)
+	c.hangUp()
+	c.clears(true)
+	t.Logf("undisturbed, a call is answered %d ms after dialling", c.setup.Milliseconds())
+	return c
+}
+
+// round is one kill and what comes of it.
+func (c *chaos) round(t *testing.T, k kill) {
+	defer func(all *scene) { c.scene = all }(c.scene)
+	c.scene = c.in(t)
+	defer c.tidy()
+	from, to, acted := c.act(k)
+	at := from + time.Duration(k.moment*float64(to-from))
+	time.Sleep(at)
+	killed := time.Now()
+	up, ok := c.came(lab.CallEstablished)
+	answered := ok && up.Before(killed)
+	bed.Bridge().Kill()
+	c.must(bed.Bridge().Start(c.ctx))
+	ready := time.Since(killed)
+	c.must(<-acted)
+	since := killed
+	if k.phase == onHold {
+		time.Sleep(time.Until(killed.Add(buffered)))
+		since = time.Now()
+		c.must(c.phone.Resume(c.ctx))
+	}
+	alive, sound := c.awaitFate(since), "ended"
+	if k.phase == renegotiates {
+		defer func() { c.must(c.pages[1].Camera(c.ctx, false)) }()
+	}
+	switch {
+	case alive:
+		sound = c.judge(k.phase, since)
+		c.isThereOnce()
+		c.hangUp()
+	case answered && k.phase != phoneHangsUp && len(c.present()) > 0:
+		t.Errorf("the call was answered %s before the kill, and has ended", killed.Sub(up))
+	}
+	c.count(k.phase, alive)
+	c.clears(alive)
+	t.Logf("killed %d ms into it, the next one was ready %d ms later: %s", at.Milliseconds(), ready.Milliseconds(), sound)
+}
+
+// act brings the call into its phase, and says between which moments from now to kill. What it has begun by then is over
+// when the channel has said how it went.
+func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
+	nothing := make(chan error, 1)
+	nothing <- nil
+	if k.phase == roomIsRung {
+		c.leave(c.present()...)
+		c.dialed = time.Now()
+		c.must(c.phone.Dial(c.ctx, c.room.Ring))
+		return 0, 2 * time.Second, nothing
+	}
+	c.assemble()
+	c.dialIn()
+	switch k.phase {
+	case beforeAnswer:
+		return 0, c.setup * 9 / 10, nothing
+	case whileAnswer:
+		return c.setup * 9 / 10, c.setup*12/10 + 50*time.Millisecond, nothing
+	}
+	c.answered(c.phone)
+	c.awaitSound(c.dialed)
+	clients := c.pages
+	if k.who < len(clients) {
+		clients = clients[k.who : k.who+1]
+	}
+	switch k.phase {
+	case onHold:
+		c.hold()
+		return 0, 700 * time.Millisecond, nothing
+	case renegotiates:
+		return 0, 500 * time.Millisecond, c.later(0, func() error { return c.pages[1].Camera(c.ctx, true) })
+	case phoneHangsUp:
+		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.Hangup(c.ctx) })
+	case clientHangsUp:
+		return 0, 400 * time.Millisecond, c.later(0, func() error { c.leave(clients...); return nil })
+	}
+	return 0, time.Second, nothing
+}
+
+// present returns the clients that are in the call.
+func (c *chaos) present() []*lab.Client {
+	return slices.DeleteFunc(slices.Clone(c.pages), func(p *lab.Client) bool { return c.away[p] })
+}
+
+// assemble lets all clients be in one call, a new one if the last one is over.
+func (c *chaos) assemble() {
+	c.t.Helper()
+	for _, p := range c.pages {
+		c.must(p.Forget(c.ctx))
+		if !c.away[p] {
+			continue
+		}
+		calls, _, err := bed.CallState(c.ctx, c.owner, c.room.ID)
+		c.must(err)
+		if !slices.Contains(calls, c.call) {
+			c.call, err = p.CreateCall(c.ctx, c.room.ID)
+			c.must(err)
+		}
+		c.must(p.Join(c.ctx, c.room.ID, c.call))
+		delete(c.away, p)
+	}
+}
+
+func (c *chaos) leave(clients ...*lab.Client) {
+	for _, p := range clients {
+		c.away[p] = true
+		if err := p.Leave(c.ctx); err != nil {
+			c.t.Error(err)
+		}
+	}
+}
+
+func (c *chaos) dialIn() {
+	c.t.Helper()
+	c.dialed, c.held = time.Now(), false
+	c.must(c.phone.Dial(c.ctx, c.room.Number))
+}
+
+// hold puts the call on hold, from the phone.
+func (c *chaos) hold() {
+	c.t.Helper()
+	c.held = true
+	c.must(c.phone.Hold(c.ctx))
+}
+
+// came returns when an event of the phone's last call came.
+func (c *chaos) came(event string) (at time.Time, ok bool) {
+	for _, ev := range c.phone.Events() {
+		if ev.Type == event && ev.At.After(c.dialed) {
+			return ev.At, true
+		}
+	}
+	return at, false
+}
+
+func (c *chaos) hangUp() {
+	c.t.Helper()
+	now := time.Now()
+	c.must(c.phone.Hangup(c.ctx))
+	c.await(c.phone, lab.CallClosed, now, 5*time.Second)
+}
+
+// line is one direction in which sound goes.
+type line struct {
+	to    string // who hears
+	heard func() lab.Recording
+	right *lab.Voice
+	own   *lab.Voice
+}
+
+// lines are all lines of the call now; what is older than that moment need not be heard. baresip writes nothing down after a
+// hold: that the phone hears again then is for the tests with a scripted phone.
+func (c *chaos) lines(since time.Time) (all []line) {
+	phone := func() lab.Recording {
+		heard, err := c.phone.HeardByClock()
+		if err != nil {
+			return lab.Recording{} // nothing yet
+		}
+		return heard.Cut(since, time.Hour)
+	}
+	for _, p := range c.present() {
+		page := func() lab.Recording {
+			tracks, err := p.Heard(c.ctx, since)
+			c.must(err)
+			return lab.Mix(tracks...)
+		}
+		all = append(all, line{string(p.Kind), page, c.phone.Voice(), p.Voice()})
+		if !c.held {
+			all = append(all, line{"phone", phone, p.Voice(), c.phone.Voice()})
+		}
+	}
+	return all
+}
+
+// allHeard returns when each line was heard that had been silent then, or soon after, if all were.
+func (c *chaos) allHeard(since time.Time) (first []time.Time, ok bool) {
+	for _, l := range c.lines(since) {
+		at, ok := l.heard().HeardAgain(l.right, since)
+		if !ok {
+			return nil, false
+		}
+		first = append(first, at)
+	}
+	return first, true
+}
+
+func (c *chaos) awaitSound(since time.Time) {
+	c.t.Helper()
+	c.eventually("all hear each other", heardAgain, func() bool { _, ok := c.allHeard(since); return ok })
+}
+
+// awaitFate waits until everybody hears everybody since that moment, or the phone's call has ended.
+func (c *chaos) awaitFate(since time.Time) (alive bool) {
+	c.t.Helper()
+	c.eventually("all hear each other, or the call has ended", heardAgain, func() bool {
+		if _, ended := c.came(lab.CallClosed); ended {
+			return true
+		}
+		if len(c.present()) > 0 {
+			_, alive = c.allHeard(since)
+		}
+		return alive
+	})
+	return alive
+}
+
+// judge listens for a second and notes how long each line was dead.
+func (c *chaos) judge(p phase, since time.Time) string {
+	c.t.Helper()
+	first, _ := c.allHeard(since)
+	from := slices.MaxFunc(first, time.Time.Compare)
+	until := judgeable(from)
+	var all []string
+	for i, l := range c.lines(since) {
+		heard := l.heard()
+		gap := first[i].Sub(since)
+		all = append(all, fmt.Sprintf("%s hears %s after %d ms", l.to, l.right.Name, gap.Milliseconds()))
+		c.at(p).gaps[l.to] = append(c.at(p).gaps[l.to], gap)
+		if hole, at := heard.LongestGap(l.right, from, until); hole > chaosGap {
+			c.t.Errorf("%s does not hear %s for %s, %s after it was back", l.to, l.right.Name, hole, at.Sub(from))
+		}
+		right, own := heard.VoiceLevel(l.right, from, until), heard.VoiceLevel(l.own, from, until)
+		if own > right-quieter {
+			c.t.Errorf("%s hears itself with %.0f dB and %s with %.0f dB", l.to, own, l.right.Name, right)
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// isThereOnce checks that the call which goes on is one leg, one ghost and one pair of ports.
+func (c *chaos) isThereOnce() {
+	c.t.Helper()
+	v, err := bed.Bridge().Vitals(c.ctx)
+	c.must(err)
+	ghosts := len(c.ghosts())
+	if v.Rows["leg"] != 1 || v.Rows["membership"] != 1 || v.Gauges["trunkline_sip_rtp_port_pairs"] != 1 || ghosts != 1 {
+		c.t.Errorf("rows %v, gauges %v, %d ghosts; want one of each", v.Rows, v.Gauges, ghosts)
+	}
+}
+
+// clears waits until nothing is left of the call: no process has forgotten anything. Clients are told that the phone has
+// gone by the process that served it to the end, else they notice by themselves, later.
+func (c *chaos) clears(told bool) {
+	c.t.Helper()
+	left := ""
+	defer func() {
+		if left != "" {
+			c.t.Logf("left behind: %s", left)
+		}
+	}()
+	c.eventually("all of the call is gone", clearedAfter, func() bool {
+		v, err := bed.Bridge().Vitals(c.ctx)
+		c.must(err)
+		left = v.Beyond(c.rest)
+		if n := len(c.ghosts()); n > 0 {
+			left += fmt.Sprintf("; %d ghosts in the room's call", n)
+		}
+		for _, p := range c.present() {
+			if told && c.legs(p) > 0 {
+				left += "; the ghost as " + string(p.Kind) + " sees it"
+			}
+		}
+		return left == ""
+	})
+}
+
+// tidy makes the lab fit for the next round, however this one went.
+func (c *chaos) tidy() {
+	if !c.t.Failed() {
+		return
+	}
+	c.explain()
+	_ = c.phone.Hangup(c.ctx) // there may be no call
+	bed.Bridge().Kill()
+	if err := bed.Bridge().Start(c.ctx); err != nil {
+		c.t.Error(err)
+	}
+}
+
+// tally is what became of the rounds of a phase.
+type tally struct {
+	alive, ended int
+	gaps         map[string][]time.Duration // by who hears
+}
+
+func (c *chaos) at(p phase) *tally {
+	if c.tally[p] == nil {
+		c.tally[p] = &tally{gaps: map[string][]time.Duration{}}
+	}
+	return c.tally[p]
+}
+
+func (c *chaos) count(p phase, alive bool) {
+	if alive {
+		c.at(p).alive++
+	} else {
+		c.at(p).ended++
+	}
+}
+
+// report is the distribution of the gaps: from the kill to sound again, or on hold from its end.
+func (c *chaos) report() string {
+	listeners := []string{"phone", string(lab.Hydrogen), string(lab.JSSDK)}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-20s %5s %5s", "gaps in ms", "alive", "ended")
+	for _, who := range listeners {
+		fmt.Fprintf(&b, " | %-9s p50   p95   max", who)
+	}
+	b.WriteString("\n")
+	all := &tally{gaps: map[string][]time.Duration{}}
+	row := func(name string, t *tally) {
+		fmt.Fprintf(&b, "%-20s %5d %5d", name, t.alive, t.ended)
+		for _, who := range listeners {
+			fmt.Fprintf(&b, " | %13s %5s %5s", quantile(t.gaps[who], 0.5), quantile(t.gaps[who], 0.95), quantile(t.gaps[who], 1))
+		}
+		b.WriteString("\n")
+	}
+	for _, p := range phases {
+		t := c.at(p)
+		all.alive, all.ended = all.alive+t.alive, all.ended+t.ended
+		for who, gaps := range t.gaps {
+			all.gaps[who] = append(all.gaps[who], gaps...)
+		}
+		row(string(p), t)
+	}
+	row("all", all)
+	return b.String()
+}
+
+// quantile is the smallest gap that so many of all do not exceed.
+func quantile(gaps []time.Duration, share float64) string {
+	if len(gaps) == 0 {
+		return "–"
+	}
+	sorted := slices.Sorted(slices.Values(gaps))
+	return strconv.FormatInt(sorted[max(0, int(share*float64(len(sorted))+0.999)-1)].Milliseconds(), 10)
+}

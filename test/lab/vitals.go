@@ -1,0 +1,179 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Vitals is what a bridge holds on to. At rest it is the same before and after a call.
+type Vitals struct {
+	Rows    map[string]int     // per table
+	Gauges  map[string]float64 // its own count of what lives
+	Sockets int                // UDP: SIP, RTP, WebRTC
+	Stacks  []string           // goroutines that run our code or pion's
+}
+
+var (
+	vitalTables = []string{"leg", "membership"}
+	vitalGauges = []string{
+		"trunkline_legs", "trunkline_sip_calls", "trunkline_sip_rtp_port_pairs", "trunkline_peers", "trunkline_matrix_ghosts_polling",
+		"trunkline_database_writes_waiting",
+	}
+)
+
+// Vitals looks at the process, its metrics and its database.
+func (b *Bridge) Vitals(ctx context.Context) (v Vitals, err error) {
+	v = Vitals{Rows: map[string]int{}, Gauges: map[string]float64{}}
+	for _, table := range vitalTables {
+		if v.Rows[table], err = b.Count(ctx, "SELECT count(*) FROM "+table); err != nil {
+			return v, err
+		}
+	}
+	metrics, err := b.ask(ctx, "/metrics")
+	if err != nil {
+		return v, err
+	}
+	for _, name := range vitalGauges {
+		v.Gauges[name] = sumOf(metrics, name)
+	}
+	if v.Sockets, err = udpSockets(b.process.cmd.Process.Pid); err != nil {
+		return v, err
+	}
+	profile, err := b.ask(ctx, "/debug/pprof/goroutine?debug=2")
+	for stack := range strings.SplitSeq(profile, "\n\n") {
+		ours := strings.Contains(stack, "trunkline/") || strings.Contains(stack, "pion/")
+		passing := strings.Contains(stack, "net/http.(*conn).serve") || // the homeserver's or our own question
+			strings.Contains(stack, "followReinvite") // stays for 32 s, in case the phone repeats its 200 (RFC 3261 §13.2.2.4)
+		if ours && !passing {
+			v.Stacks = append(v.Stacks, stack)
+		}
+	}
+	return v, err
+}
+
+// Beyond says what v has more of than a bridge at rest, "" if nothing.
+func (v Vitals) Beyond(rest Vitals) string {
+	var more []string
+	for _, table := range vitalTables {
+		if v.Rows[table] > rest.Rows[table] {
+			more = append(more, fmt.Sprintf("%d rows in %s", v.Rows[table], table))
+		}
+	}
+	for _, name := range vitalGauges {
+		if v.Gauges[name] > rest.Gauges[name] {
+			more = append(more, fmt.Sprintf("%s %g", name, v.Gauges[name]))
+		}
+	}
+	if v.Sockets > rest.Sockets {
+		more = append(more, fmt.Sprintf("%d UDP sockets, not %d", v.Sockets, rest.Sockets))
+	}
+	count := map[string]int{}
+	for _, stack := range rest.Stacks {
+		count[origin(stack)]++
+	}
+	for _, stack := range v.Stacks {
+		if count[origin(stack)]--; count[origin(stack)] < 0 {
+			more = append(more, "one more "+stack)
+		}
+	}
+	return strings.Join(more, "; ")
+}
+
+// origin is who a goroutine is: the outermost of our functions in it.
+func origin(stack string) (name string) {
+	for line := range strings.Lines(stack) {
+		if strings.HasPrefix(line, "trunkline/") || strings.HasPrefix(line, "github.com/pion/") {
+			name, _, _ = strings.Cut(line, "({")
+			name, _, _ = strings.Cut(name, "(0x")
+		}
+	}
+	return name
+}
+
+// Count asks the bridge's database a question whose answer is one number.
+func (b *Bridge) Count(ctx context.Context, query string, args ...any) (n int, err error) {
+	conn, err := pgx.Connect(ctx, b.lab.Database.URI(databaseName))
+	if err != nil {
+		return 0, fmt.Errorf("reach the bridge's database: %w", err)
+	}
+	defer conn.Close(ctx)
+	if err := conn.QueryRow(ctx, query, args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("%s: %w", query, err)
+	}
+	return n, nil
+}
+
+// Metric returns one of the bridge's metrics; of one with labels the sum.
+func (b *Bridge) Metric(ctx context.Context, name string) (float64, error) {
+	text, err := b.ask(ctx, "/metrics")
+	return sumOf(text, name), err
+}
+
+func sumOf(metrics, name string) (sum float64) {
+	for line := range strings.Lines(metrics) {
+		series, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if base, _, _ := strings.Cut(series, "{"); base != name {
+			continue
+		}
+		if x, err := strconv.ParseFloat(value, 64); err == nil {
+			sum += x
+		}
+	}
+	return sum
+}
+
+// ask gets a page of the bridge's admin side.
+func (b *Bridge) ask(ctx context.Context, path string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.Metrics()+path, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
+	return string(text), err
+}
+
+// udpSockets counts the UDP sockets of a process.
+func udpSockets(pid int) (n int, err error) {
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	files, err := os.ReadDir(proc + "fd")
+	if err != nil {
+		return 0, err
+	}
+	var open []string
+	for _, f := range files {
+		target, err := os.Readlink(filepath.Join(proc, "fd", f.Name()))
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok && err == nil { // it may be closed by now
+			open = append(open, strings.TrimSuffix(inode, "]"))
+		}
+	}
+	for _, table := range []string{"udp", "udp6"} {
+		content, err := os.ReadFile(proc + "net/" + table)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // no IPv6 here
+		}
+		if err != nil {
+			return 0, err
+		}
+		for line := range strings.Lines(string(content)) {
+			if fields := strings.Fields(line); len(fields) > 9 && slices.Contains(open, fields[9]) {
+				n++
+			}
+		}
+	}
+	return n, nil
+}
