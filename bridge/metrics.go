@@ -244,7 +244,7 @@ func peerReadings(m *matrixcall.Metrics) readings {
 		counters("trunkline_signals_received_total", "Call signals received, by kind.", "kind", m.SignalsReceived.Snapshot),
 		counters("trunkline_signals_sent_total", "Call signals sent, by kind.", "kind", m.SignalsSent.Snapshot),
 		counters("trunkline_signals_dropped_total", "Call signals a conference had no use for, by reason.", "reason", m.SignalsDropped.Snapshot),
-		load("trunkline_signals_repeated_total", "Invites repeated because the peer did not stir.", &m.InvitesRepeated),
+		load("trunkline_signals_repeated_total", "Invites and answers repeated because the peer did not stir.", &m.InvitesRepeated),
 		load("trunkline_sessions_rotated_total", "Times a ghost took a new session id to be called again.", &m.SessionsRotated),
 	}
 }

@@ -49,7 +49,7 @@ type Metrics struct {
 	PeersGone       Counts                   // by reason: connections that stood and ended
 	PeersRetried    atomic.Uint64            // further attempts to reach the same session of a peer
 	ConnectTime     Histogram                // from the first look at a peer to a connection that stands
-	InvitesRepeated atomic.Uint64            // identical ones, while the peer does not stir
+	InvitesRepeated atomic.Uint64            // and answers, identical ones, while the peer does not stir
 	Renegotiations  atomic.Uint64            // later offers of ours
 	ICERestarts     atomic.Uint64            // of these, with new ICE credentials
 	SessionsRotated atomic.Uint64            // times the watchdog took a new session id to be called again

@@ -31,5 +31,7 @@
 //   - incoming seq is only a hint: hydrogen counts per connection, matrix-js-sdk per call, others not at all;
 //   - all candidates travel inside the descriptions: both clients throw away candidates that precede the answer;
 //   - the identical invite is repeated until something comes back: hydrogen loses it while its own join is under way;
+//   - the identical answer is repeated until it is selected or the connection stands, as long as nothing followed it: Synapse may
+//     wake a client's poll too early, and the answer then lies there until the next message;
 //   - leaving is hangup and member state, both: each client believes only one of them.
 package mesh

@@ -21,7 +21,7 @@ import (
 //   - at most one connection per peer, opened and closed in pairs, and nothing is asked of a closed one;
 //   - at most one live call id per peer: while a connection is open, the peer gets its call id and no other, but for the
 //     refusal of another;
-//   - a call's seq begins at 0 and never skips; only an identical invite repeats one;
+//   - a call's seq begins at 0 and never skips; only an identical invite or answer repeats one;
 //   - PeerConnected and PeerGone come in pairs;
 //   - what waits (early signals, gaps, orphans, queues, candidates) stays within its bounds;
 //   - a call is never terminated while the last known state lists somebody who is not ours and has not expired;
@@ -221,8 +221,10 @@ func (o *observer) send(e Send) error {
 		return fmt.Errorf("seq %d, want %d", sig.Seq, o.next[conn])
 	}
 	o.next[conn]++
-	if sig.Kind == Invite {
+	if sig.Kind == Invite || sig.Kind == Answer {
 		o.first[conn] = said
+	}
+	if sig.Kind == Invite {
 		o.call = sig.CallID
 	}
 	return nil

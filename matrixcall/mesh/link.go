@@ -17,6 +17,7 @@ const (
 
 // send sends a signal of the peer's link.
 func (m *machine) send(p *peer, sig Signal) Signal {
+	p.link.repeat = zero // what was said before must not come again after this: hydrogen would wait for it for ever
 	sig.CallID = p.link.call
 	sig.Seq = NoSeq
 	if sig.Kind.numbered() {
@@ -59,10 +60,10 @@ func (m *machine) offerReady(p *peer, sdp string) {
 	case l.phase == offering:
 		l.phase = invited
 		l.deadline = m.now.Add(inviteLifetime)
-		l.repeat = m.now.Add(inviteRepeat)
-		l.invite = m.send(p, Signal{
+		l.said = m.send(p, Signal{
 			Kind: Invite, Invitee: p.User, SDP: SDP{"offer", sdp}, Streams: m.ourStreams(),
 		})
+		l.repeat = m.now.Add(repeatPause)
 	case l.neg == makingOffer:
 		l.neg = offerSent
 		l.negUntil = m.now.Add(reofferPatience)
@@ -132,7 +133,8 @@ func (m *machine) answerReady(p *peer, sdp string, audio Audio) {
 	case l.phase == answering:
 		l.phase = connecting
 		l.deadline = m.now.Add(connectPatience)
-		m.send(p, Signal{Kind: Answer, SDP: SDP{"answer", sdp}, Streams: m.ourStreams()})
+		l.said = m.send(p, Signal{Kind: Answer, SDP: SDP{"answer", sdp}, Streams: m.ourStreams()})
+		l.repeat = m.now.Add(repeatPause)
 	case l.neg == makingAnswer:
 		l.neg = stable
 		l.negUntil = zero
@@ -171,7 +173,7 @@ func (m *machine) answerReceived(p *peer, sig Signal) {
 	answer := sig.SDP.Text
 	if sig.SDP.Type == "offer" {
 		// Hydrogen reads its description late and may send its next offer in place of the answer.
-		answer = AnswerFromOffer(answer, countMedia(l.invite.SDP.Text))
+		answer = AnswerFromOffer(answer, countMedia(l.said.SDP.Text))
 		m.do(Note{Device: p.Device, Text: "answer of type offer"})
 	}
 	if !l.describe(answer) {
@@ -333,7 +335,7 @@ func (m *machine) connState(p *peer, now Transport) {
 		p.gaveUp = !p.invites && l.phase == connected && l.deadline.IsZero()
 		m.end(p, ReasonICEFailed, politely)
 	case now == Up && (l.phase == connecting || l.phase == connected):
-		l.deadline, l.restart = zero, zero
+		l.deadline, l.restart, l.repeat = zero, zero, zero
 		if l.phase == connecting {
 			l.phase = connected
 			l.since = m.now
@@ -459,8 +461,8 @@ func (m *machine) linkDue(p *peer) {
 		return
 	}
 	if m.due(l.repeat) {
-		l.repeat = m.now.Add(inviteRepeat)
-		m.do(Send{To: p.Device, Signal: l.invite, Repeat: true})
+		l.repeat = m.now.Add(repeatPause)
+		m.do(Send{To: p.Device, Signal: l.said, Repeat: true})
 	}
 	m.negotiationDue(p)
 }

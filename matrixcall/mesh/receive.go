@@ -206,7 +206,9 @@ func (m *machine) dispatch(p *peer, sig Signal) {
 		m.orphan(p, sig)
 		return
 	}
-	p.link.repeat = zero // the peer knows our invite
+	if p.link.inviter || sig.Kind == SelectAnswer {
+		p.link.repeat = zero // the peer knows our invite, or our answer
+	}
 	switch sig.Kind {
 	case Answer:
 		m.answerReceived(p, sig)

@@ -30,7 +30,7 @@ const (
 	entryRetry      = 30 * time.Second
 	sessionRetry    = 3 * time.Second
 	inviteLifetime  = 60 * time.Second
-	inviteRepeat    = 4 * time.Second
+	repeatPause     = 4 * time.Second
 	shellPatience   = 15 * time.Second // for offers and answers to be made; gathering candidates takes 2 s of it at most
 	connectPatience = 30 * time.Second
 	lostPatience    = 30 * time.Second // ICE disconnected
@@ -203,9 +203,9 @@ type link struct {
 	inviter    bool // ours is the invite
 	phase      linkPhase
 	deadline   time.Time // of the phase; when connected, of a disconnection
-	repeat     time.Time
-	invite     Signal // as sent
-	seq        int    // of our next signal
+	repeat     time.Time // when to say it again, while the peer does not show that it knows
+	said       Signal    // our invite or answer, as sent
+	seq        int       // of our next signal
 	waiting    []Candidate
 	candidates int      // that the peer sent since it last began to gather
 	inAll      int      // candidates of the connection
