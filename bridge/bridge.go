@@ -274,9 +274,9 @@ func (b *Bridge) abandonLegs() {
 
 func (b *Bridge) close() error {
 	b.matrix.Close()
-	var err error
+	err := b.phones.Close() // it may never have come to run
 	if b.lease != nil {
-		err = b.lease.Release()
+		err = errors.Join(err, b.lease.Release())
 	}
 	return errors.Join(err, b.store.Close())
 }
