@@ -120,6 +120,11 @@ func (c *callSnapshot) call(s *Service, confID string) CallState {
 	}
 }
 
+// valid says whether all clients take it for a call.
+func (c CallState) valid() bool {
+	return slices.Contains([]string{"m.voice", "m.video"}, c.Type) && slices.Contains([]string{"m.ring", "m.prompt", "m.room"}, c.Intent)
+}
+
 // truthy is JavaScript's idea of yes: clients write true or "call_ended".
 func truthy(v any) bool {
 	switch v := v.(type) {
@@ -157,13 +162,14 @@ func (c *callSnapshot) elsewhere(s *Service, confID string) *CallState {
 	return nil
 }
 
-// activeCalls returns the calls that have not ended, the newest first.
+// activeCalls returns the calls that have not ended, the newest first. One without a known type and intent is none to
+// matrix-js-sdk: in it a phone would wait for people who cannot see it.
 func (c *callSnapshot) activeCalls(s *Service) (calls []CallState) {
 	newest := slices.SortedFunc(maps.Keys(c.calls), func(a, b string) int {
 		return cmp.Or(-cmp.Compare(c.calls[a].Time, c.calls[b].Time), cmp.Compare(a, b))
 	})
 	for _, confID := range newest {
-		if call := c.call(s, confID); !call.Ended {
+		if call := c.call(s, confID); !call.Ended && call.valid() {
 			calls = append(calls, call)
 		}
 	}

@@ -41,16 +41,22 @@ func TestNewestActiveCall(t *testing.T) {
 		{"newest that has not ended", []roomEvent{
 			call("a", 1, active), call("b", 2, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":"call_ended"}`),
 		}, "a"},
-		{"ended with true", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":true}`)}, ""},
-		{"not ended with false", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":false}`)}, "a"},
-		{"not ended with null", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":null}`)}, "a"},
-		{"not ended with empty text", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":""}`)}, "a"},
-		{"ended with object", []roomEvent{call("a", 1, `{"m.type":"m.voice","m.terminated":{}}`)}, ""},
+		{"ended with true", []roomEvent{call("a", 1, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":true}`)}, ""},
+		{"not ended with false", []roomEvent{call("a", 1, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":false}`)}, "a"},
+		{"not ended with null", []roomEvent{call("a", 1, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":null}`)}, "a"},
+		{"not ended with empty text", []roomEvent{call("a", 1, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":""}`)}, "a"},
+		{"ended with object", []roomEvent{call("a", 1, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":{}}`)}, ""},
 		{"redacted", []roomEvent{call("a", 1, ` { } `)}, ""},
 		{"content is no object", []roomEvent{call("a", 1, `"x"`)}, ""},
+		{"without intent", []roomEvent{call("a", 1, active), call("b", 2, `{"m.type":"m.voice"}`)}, "a"},
+		{"without type", []roomEvent{call("a", 1, active), call("b", 2, `{"m.intent":"m.ring"}`)}, "a"},
+		{"intent nobody knows", []roomEvent{call("b", 2, `{"m.intent":"m.shout","m.type":"m.voice"}`)}, ""},
+		{"type nobody knows", []roomEvent{call("b", 2, `{"m.intent":"m.ring","m.type":"m.smell"}`)}, ""},
+		{"type that is no text", []roomEvent{call("a", 1, active), call("b", 2, `{"m.intent":"m.ring","m.type":7}`)}, "a"},
+		{"video conference", []roomEvent{call("b", 2, `{"m.intent":"m.room","m.type":"m.video"}`)}, "b"},
 		{"stable name", []roomEvent{stateEvent(callTypeStable, "s", "@alice:x", 1, active)}, "s"},
 		{"old event after the new one", []roomEvent{
-			call("a", 2, `{"m.type":"m.voice","m.terminated":true}`), call("a", 1, active),
+			call("a", 2, `{"m.intent":"m.ring","m.type":"m.voice","m.terminated":true}`), call("a", 1, active),
 		}, ""},
 	} {
 		state := newSnapshot()

@@ -243,7 +243,10 @@ func (r *trackedRoom) read(ctx context.Context) error {
 		return err
 	}
 	for _, e := range r.meanwhile {
-		state.put(e)
+		if state.put(e) {
+			// Older than what was read, by its server's clock. Clocks of servers differ, so it may be newer all the same.
+			r.refresh()
+		}
 	}
 	r.meanwhile, r.state = nil, state
 	for _, c := range present {

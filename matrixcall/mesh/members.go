@@ -72,9 +72,13 @@ func (m *machine) roomStateLeaving(ev RoomState) {
 
 // shouldMove says whether we are waiting in the wrong call: people are in another one of this room and nobody ever was in
 // ours. That happens when a member and we create a call in the same moment. A client that made its own does not look at a
-// second one (matrix-js-sdk), so we must go where the people are. Later nobody is moved: who leaves a call has left it.
+// second one (matrix-js-sdk), so we must go where the people are. An entry of somebody who is not heard of is nobody, once
+// it has had its time. Later nobody is moved: who leaves a call has left it.
 func (m *machine) shouldMove(ev RoomState) bool {
-	return !m.met && m.moves < maxMoves && !slices.ContainsFunc(ev.Members, m.wanted)
+	patient := !m.counted || m.awaitsProof()
+	return !m.met && m.moves < maxMoves && !slices.ContainsFunc(ev.Members, func(mem Member) bool {
+		return m.wanted(mem) && (patient || !m.vanished(mem))
+	})
 }
 
 // move changes to another conference. One request takes our entry from here to there.
@@ -236,6 +240,9 @@ func (m *machine) countPeople() {
 	if len(users) != m.people || !m.counted {
 		m.people, m.counted = len(users), true
 		m.do(People{N: m.people})
+		if len(users) == 0 && !m.met && len(m.lost) > 0 {
+			m.readAgain() // people may be in another call, which shouldMove can go to only now
+		}
 	}
 }
 
