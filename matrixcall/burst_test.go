@@ -66,8 +66,9 @@ func TestBurstsThroughGoodAndBadDays(t *testing.T) {
 	t.Logf("bridge restarts twice: to ghosts %s", spread(toGhosts))
 }
 
-// atRest is beyond what a busy machine makes of 25 messages at once: later means that something waits for a time-out. On a
-// quiet machine with two cores 95 of 100 come within 160 to 340 ms (docs/performance.md).
+// atRest is what is asserted of 95 of 100 messages at rest, and is no claim of speed: CI shares its two cores with Synapse
+// and other tests. Later than that means that something waits for a time-out. The speed wanted, 95 of 100 within 300 ms, is
+// judged by a person on a quiet machine, from the p50 and p95 that the test prints (docs/performance.md).
 const atRest = 2 * time.Second
 
 // judgeRest measures bursts at rest, each direction for itself: 25 messages at once keep a homeserver busy for most of it.

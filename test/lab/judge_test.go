@@ -145,7 +145,7 @@ func TestSteadyVoiceIsFirstHeardWhenItBegins(t *testing.T) {
 	clear(sound.PCM[:3*48000])
 	mixed := Mix(sound, other)
 	first, ok := mixed.FirstHeard(low, sound.Start)
-	if d := first.Sub(sound.Start) - 3*time.Second; !ok || d.Abs() > 20*time.Millisecond {
+	if d := first.Sub(sound.Start) - 3*time.Second; !ok || d.Abs() > SteadyResolution {
 		t.Errorf("first heard after %s, %t; want 3s", first.Sub(sound.Start), ok)
 	}
 	if _, ok := other.FirstHeard(low, sound.Start); ok {

@@ -16,6 +16,9 @@ const (
 	steadyFloor = -50   // dB below overload
 )
 
+// SteadyResolution is how exactly it is told when a steady voice is first heard: a frame, and the filter's reach.
+const SteadyResolution = 20 * time.Millisecond
+
 // LongestGap returns the longest time between the two moments in which the steady voice was not heard, and when that
 // began. What is missing in the recording was not heard.
 func (r Recording) LongestGap(v *Voice, from, to time.Time) (gap time.Duration, at time.Time) {
