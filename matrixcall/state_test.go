@@ -270,6 +270,37 @@ func TestEventsDuringAReadAreNotForgotten(t *testing.T) {
 	})
 }
 
+// An event that looks older than what was read meanwhile may be newer, by another server's clock: what the homeserver says
+// then is what counts.
+func TestEventOlderThanAReadIsLookedAtAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := fakeBed(t)
+		p, _, e := oneCall(b)
+		p.memberOf(e.info.Room, "conf", time.Hour)
+		b.told(e, 2*time.Second, p.user)
+		time.Sleep(2 * time.Second)
+		slow := b.fake.Break(&homeserver.Fault{Method: "GET", Path: "/state", Times: 1, Delay: 2 * time.Second})
+		b.service.tracker.refresh(e.info.Room)
+		synctest.Wait()
+		time.Sleep(time.Second)
+		r := b.service.tracker.find(e.info.Room)
+		r.mu.Lock()
+		r.state = nil // so that only the read judges
+		r.mu.Unlock()
+		old := stateEvent(memberType, string(p.user), p.user, 1, `{"m.calls":[]}`)
+		old.Room = e.info.Room
+		b.service.tracker.event(old)
+		reads := b.service.metrics.StateReads.Load()
+		b.eventually(90*time.Second, func() string {
+			if slow.Hits() != 1 || b.service.metrics.StateReads.Load() != reads+1 {
+				return fmt.Sprintf("%d reads since the event", b.service.metrics.StateReads.Load()-reads)
+			}
+			return ""
+		})
+		b.told(e, time.Second, p.user)
+	})
+}
+
 func TestRedactedCallHasEnded(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		b.start()
