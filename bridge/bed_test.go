@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -295,19 +297,38 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
+// freePorts returns n ports of 127.0.0.1 that are free for TCP and UDP now. They are below those that the system gives to
+// whoever asks for any port (else a connection made meanwhile may get one), and below those of RTP.
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
 	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for range 1000 {
+		if len(ports) == n {
+			return ports
 		}
-		defer l.Close()
+		address := fmt.Sprintf("127.0.0.1:%d", 12000+int(nextPort.Add(1)%8000))
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		l.Close()
+		c, err := net.ListenPacket("udp", address)
+		if err != nil {
+			continue
+		}
+		c.Close()
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
-	return ports
+	t.Fatal("no free ports")
+	return nil
 }
+
+// nextPort begins somewhere else in each run, so that runs side by side seldom meet.
+var nextPort = func() *atomic.Uint32 {
+	n := new(atomic.Uint32)
+	n.Store(rand.Uint32N(8000))
+	return n
+}()
 
 func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(t.Context(), patience)

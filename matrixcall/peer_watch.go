@@ -78,7 +78,7 @@ func (c *peerConn) isDescribed() {
 func (c *peerConn) cameUp(now time.Time) {
 	again := !c.times.up.IsZero()
 	c.enter(PeerUp)
-	c.pairs = c.describePairs()
+	c.pairs = c.chosenPair()
 	if again {
 		c.log.Info("peer is back", "state", c.state, "pair", c.pairs.chosen)
 		return
@@ -149,6 +149,34 @@ type candidatePairs struct {
 // maxLoggedPairs is how many candidate pairs a log line shows.
 const maxLoggedPairs = 12
 
+// chosenPair is the pair in use. It is asked for without pion's statistics, which a peer that hangs up as soon as it is
+// connected takes down under the question.
+func (c *peerConn) chosenPair() (pairs candidatePairs) {
+	if c.pc == nil {
+		return pairs
+	}
+	for _, transceiver := range c.pc.GetTransceivers() {
+		sender := transceiver.Sender()
+		if sender == nil || sender.Transport() == nil {
+			continue
+		}
+		if pair, err := sender.Transport().ICETransport().GetSelectedCandidatePair(); err == nil && pair != nil {
+			pairs.chosen = describeEnd(pair.Local) + " > " + describeEnd(pair.Remote)
+			pairs.all = []string{pairs.chosen}
+		}
+		break // they share one
+	}
+	return pairs
+}
+
+// describeEnd says of which kind one end of a pair is, as describeCandidate does.
+func describeEnd(end *webrtc.ICECandidate) string {
+	if end == nil {
+		return "unknown"
+	}
+	return describeKind(end.Typ.String(), end.Address)
+}
+
 // describePairs asks pion for the pairs. A connection that the peer has closed is not asked: pion takes its statistics down
 // without a lock, after it has said that it closes.
 func (c *peerConn) describePairs() (pairs candidatePairs) {
@@ -206,14 +234,18 @@ func describeCandidate(stats webrtc.Stats) string {
 	if !ok {
 		return "unknown"
 	}
-	text := candidate.CandidateType.String()
+	kind := candidate.CandidateType.String()
 	if candidate.RelayProtocol != "" {
-		text += " over " + candidate.RelayProtocol
+		kind += " over " + candidate.RelayProtocol
 	}
-	if addr, err := netip.ParseAddr(candidate.IP); err == nil {
-		text += " " + addressScope(addr)
+	return describeKind(kind, candidate.IP)
+}
+
+func describeKind(kind, address string) string {
+	if addr, err := netip.ParseAddr(address); err == nil {
+		return kind + " " + addressScope(addr)
 	}
-	return text
+	return kind
 }
 
 func addressScope(addr netip.Addr) string {

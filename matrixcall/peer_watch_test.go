@@ -80,7 +80,7 @@ func TestConnectionsBeginningAndEndAreOneLineEach(t *testing.T) {
 			"peer=@alice:x", "device=BROWSER", "session=" + alice.session, "call_id=c-", "conf_id=" + p.info.ConfID, "ghost=@_sip_…678:x",
 		}
 		book.says(t, "INFO peer connected", append(about, "state=connected", "inviter=true", "total=", "ice=", "dtls=",
-			"pair=host private IPv4 > ", " succeeded nominated")...)
+			"pair=host private IPv4 > ", " private IPv4")...)
 		bed.cut.Store(true)
 		time.Sleep(40 * time.Second)
 		bed.cut.Store(false)

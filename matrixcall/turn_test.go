@@ -208,7 +208,7 @@ func TestSoundFlowsThroughARelay(t *testing.T) {
 			p := bed.join("@_sip_1:x")
 			time.Sleep(4 * time.Second)
 			bed.hearEachOther(p, alice)
-			book.says(t, "INFO peer connected", "pair=relay over udp private IPv4 > ")
+			book.says(t, "INFO peer connected", "pair=relay private IPv4 > ")
 
 			// New credentials are for new connections: the one that stands is not touched.
 			relay.give(bed, "second")
