@@ -161,7 +161,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	failed := make(chan error, 10) // one place for each goroutine below
 	beginCtx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	start := func(what string, f func() error) {
+	startIn := func(group *sync.WaitGroup, what string, f func() error) {
 		group.Go(func() {
 			if err := f(); err != nil {
 				err = fmt.Errorf("%s: %w", what, err)
@@ -170,12 +170,14 @@ func (b *Bridge) Run(ctx context.Context) error {
 			}
 		})
 	}
+	start := func(what string, f func() error) { startIn(&group, what, f) }
 	for _, s := range servers {
 		start("serve http", s.serve)
 	}
 	mediaCtx, stopMedia := context.WithCancel(b.ctx)
 	group.Go(func() { b.studio.Run(mediaCtx) })
-	group.Go(func() { b.keepHouse(b.ctx) })
+	upkeepCtx, stopUpkeep := context.WithCancel(b.ctx)
+	var upkeep sync.WaitGroup // what judges rows by the legs that are there, so it is over before legs are let go
 	writesCtx, stopWrites := context.WithCancel(b.ctx)
 	start("write to database", func() error { return b.journal.Run(writesCtx) })
 
@@ -187,6 +189,8 @@ func (b *Bridge) Run(ctx context.Context) error {
 	}
 	if err == nil {
 		b.sockets.Sweep() // what calls need was asked for
+		startIn(&upkeep, "adopt legs", func() error { return b.adoptLegs(upkeepCtx) })
+		upkeep.Go(func() { b.keepHouse(upkeepCtx) })
 		// Phones first: those of resumed calls should not wait for the homeserver. New calls get 503 until the bridge is ready.
 		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
 		// The homeserver may be away for long. Should the lease be lost meanwhile, the resumed calls must be let go at once.
@@ -209,6 +213,8 @@ func (b *Bridge) Run(ctx context.Context) error {
 		err = nil // asked to stop
 	}
 	b.setReady(false)
+	stopUpkeep()
+	upkeep.Wait()
 	b.letGo(err)
 	stopWrites()
 	stopPhones()
@@ -229,6 +235,7 @@ func (b *Bridge) begin(ctx context.Context) error {
 	if err := b.matrix.Start(ctx); err != nil {
 		return fmt.Errorf("connect to homeserver: %w", err)
 	}
+	b.flush() // the rows of legs that cannot go on must be gone, else their memberships stay until the next sweep
 	return b.sweepRooms(ctx)
 }
 
@@ -332,6 +339,7 @@ func (b *Bridge) Invite(call *sip.Call) {
 	b.wg.Go(func() {
 		if !a.route() {
 			b.drop(a)
+			a.stop(errForgotten)
 			return
 		}
 		a.run()
@@ -597,7 +605,7 @@ func (b *Bridge) keepHouse(ctx context.Context) {
 		if err := b.sweepRooms(ctx); err != nil && ctx.Err() == nil {
 			b.log.Warn("could not sweep rooms", "err", err)
 		}
-		if err := b.store.Forget(ctx, time.Now().Add(-b.cfg.Calls.KeepHistory), time.Now()); err != nil {
+		if err := b.store.Forget(ctx, time.Now().Add(-b.cfg.Calls.KeepHistory), time.Now()); err != nil && ctx.Err() == nil {
 			b.log.Warn("could not forget what is old", "err", err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"trunkline/db"
@@ -55,9 +56,26 @@ func (b *Bridge) adopt(ctx context.Context) ([]db.Leg, error) {
 	return legs, nil
 }
 
-// keepLease renews the lease, and takes over what others have left whose lease lapsed. It returns when ctx ends, or with
-// db.ErrFenced when somebody else has taken over what is ours.
+// keepLease renews the lease. It returns when ctx ends, or with db.ErrFenced when somebody else has taken over what is ours.
 func (b *Bridge) keepLease(ctx context.Context) error {
+	return b.eachRound(ctx, b.lease.Renew)
+}
+
+// adoptLegs takes over what others have left whose lease lapsed. It returns as keepLease does.
+func (b *Bridge) adoptLegs(ctx context.Context) error {
+	sure := true // that every leg of ours in the database lives here
+	return b.eachRound(ctx, func(round context.Context) error {
+		err := b.takeOver(round, sure)
+		if err != nil && sure && ctx.Err() == nil {
+			b.log.Warn("legs of processes that are gone cannot be taken over for now", "err", err)
+		}
+		sure = err == nil
+		return err
+	})
+}
+
+// eachRound asks the database something every renewEvery, until ctx ends or the answer is db.ErrFenced.
+func (b *Bridge) eachRound(ctx context.Context, ask func(context.Context) error) error {
 	ticker := time.NewTicker(renewEvery)
 	defer ticker.Stop()
 	for {
@@ -66,7 +84,9 @@ func (b *Bridge) keepLease(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		legs, err := b.renew(ctx)
+		attempt, cancel := context.WithTimeout(ctx, renewEvery)
+		err := ask(attempt)
+		cancel()
 		switch {
 		case errors.Is(err, db.ErrFenced):
 			return err
@@ -74,22 +94,33 @@ func (b *Bridge) keepLease(ctx context.Context) error {
 			return nil
 		}
 		b.journal.Report(err)
-		if len(legs) > 0 {
-			b.log.Warn("took over legs of a process that is gone", "legs", len(legs))
-			if err := b.resumeLegs(ctx, legs); err != nil {
-				b.log.Error("legs of a process that is gone stay as they are", "err", err)
-			}
-		}
 	}
 }
 
-func (b *Bridge) renew(ctx context.Context) ([]db.Leg, error) {
-	ctx, cancel := context.WithTimeout(ctx, renewEvery)
-	defer cancel()
-	if err := b.lease.Renew(ctx); err != nil {
+// takeOver takes one look. Unless the last one is sure to have made legs of all rows, those it left are made up for.
+func (b *Bridge) takeOver(ctx context.Context, sure bool) error {
+	rows, err := b.adopt(ctx)
+	if err == nil && !sure {
+		rows, err = b.strayRows(ctx)
+	}
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	b.log.Warn("took over legs of a process that is gone", "legs", len(rows))
+	return b.resumeLegs(ctx, rows)
+}
+
+// strayRows are the rows adopted by this process that no leg here stands for.
+func (b *Bridge) strayRows(ctx context.Context) ([]db.Leg, error) {
+	here := make(map[string]bool)
+	for _, a := range b.liveLegs() {
+		here[string(a.id)] = true
+	}
+	if err := b.journal.Flush(ctx); err != nil { // legs that ended before now have rows no longer
 		return nil, err
 	}
-	return b.adopt(ctx)
+	rows, err := b.store.Legs(ctx, b.run)
+	return slices.DeleteFunc(rows, func(l db.Leg) bool { return !l.Adopted() || here[l.ID] }), err
 }
 
 // flush waits until what was noted is in the database.

@@ -105,6 +105,9 @@ func scanLeg(row dbutil.Scannable) (Leg, error) {
 	return l, nil
 }
 
+// Adopted tells whether the leg was begun by another process than its owner.
+func (l *Leg) Adopted() bool { return l.Epoch > 1 }
+
 func (l *Leg) hold() Hold { return Hold{l.Owner, l.Epoch} }
 
 // PutLeg writes the leg whole. It returns [ErrFenced] when the owner has no lease, or the row another owner or epoch.

@@ -1,0 +1,101 @@
+package bridge
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"trunkline/db"
+	"trunkline/internal/testbed/member"
+)
+
+// sql changes the database behind the bridge's back.
+func (b *bed) sql(statement string, args ...any) {
+	b.t.Helper()
+	s, err := db.Open(b.t.Context(), b.cfg.Database.Address, b.log)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Shared().Exec(b.ctx(), statement, args...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// left leaves a call behind whose process is gone, but not known to be until orphan is called.
+func (b *bed) left() (w *talkers, orphan func()) {
+	b.t.Helper()
+	w = b.talkers(member.JSSDK)
+	run := b.process.bridge.run
+	b.fence()
+	b.sql("INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, 'elsewhere', 0, $2)",
+		run, time.Now().Add(time.Hour).UnixMilli())
+	b.start()
+	w.silence()
+	return w, func() { b.sql("DELETE FROM lease WHERE owner = $1", run) }
+}
+
+func TestSweepLeavesLegsThatAreLetGo(t *testing.T) {
+	b := newBed(t)
+	w := b.talkers(member.JSSDK)
+	first := b.process.bridge
+	first.suspendLegs()
+	if err := first.sweepRooms(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	if n := len(b.ghosts()); n != 1 || w.call.Ended() != "" {
+		t.Errorf("%d ghosts after the sweep, the call ended: %q; want both to wait for the next process", n, w.call.Ended())
+	}
+	b.fence() // suspending twice is not a thing
+	w.silence()
+	begun := time.Now()
+	b.start()
+	w.back(begun)
+	w.clean()
+}
+
+// The database commits the adoption, its answer is lost, and the minute's sweep comes before the next round.
+func TestAdoptionWhoseAnswerIsLostIsMadeUpFor(t *testing.T) {
+	b := newBed(t)
+	w, _ := b.left()
+	next := b.process.bridge
+	for _, table := range []string{"leg", "membership"} {
+		b.sql("UPDATE "+table+" SET owner = $1, epoch = epoch + 1", next.run)
+	}
+	if err := next.sweepRooms(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	if n := len(b.ghosts()); n != 1 {
+		t.Fatalf("%d ghosts after the sweep, want the one of the leg that is not resumed yet", n)
+	}
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := next.takeOver(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	w.back(begun)
+	w.clean()
+}
+
+// The memberships cannot be read in the round that adopts the leg.
+func TestAdoptedLegIsResumedInALaterRound(t *testing.T) {
+	b := newBed(t)
+	w, orphan := b.left()
+	next := b.process.bridge
+	b.sql(`INSERT INTO membership (ghost, room_id, conf_id, device_id, session_id, created_by_us, expires_at, leg_id, owner, epoch)
+		VALUES ('@bad:x', '!bad:x', '', '', '', FALSE, 'no number', 'bad', $1, 1)`, next.run)
+	orphan()
+	b.await("the row to be adopted", func() bool {
+		rows, err := next.store.Legs(b.ctx(), next.run)
+		return err == nil && len(rows) == 1
+	})
+	time.Sleep(renewEvery) // a round that fails
+	if n := len(next.liveLegs()); n != 0 {
+		t.Errorf("%d legs although the memberships cannot be read", n)
+	}
+	begun := time.Now()
+	b.sql("DELETE FROM membership WHERE leg_id = 'bad'")
+	w.back(begun)
+	w.clean()
+}
