@@ -18,7 +18,7 @@ import (
 )
 
 // studio holds the desks of all conferences, spread over workers. Each room's conference belongs to one worker, and
-// nothing on the path of sound is shared between workers.
+// nothing on the path of sound is shared between workers but counters.
 type studio struct {
 	workers []*worker
 	seed    maphash.Seed

@@ -5,7 +5,7 @@
 // It knows the homeserver, ghosts and their devices and keys, room state about
 // calls, to-device signalling and PeerConnections. It does not know phones,
 // numbers, routes or databases: whoever uses it brings a Store, a database for
-// olm, and a Handler.
+// olm, and functions that hear what happens.
 //
 // A program uses it like this:
 //

@@ -9,14 +9,16 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/pion/logging"
 	"github.com/rs/zerolog"
 	"maunium.net/go/mautrix/id"
 )
 
-// userName is a user id as a log may show it: a ghost's localpart is often a
-// phone number, so long runs of digits keep only their end.
+// userName is a user id as a log may show it: people's localparts can be
+// telephone numbers, so long runs of digits keep only their end.
 type userName id.UserID
 
 // String implements fmt.Stringer.
@@ -30,6 +32,26 @@ var longDigits = regexp.MustCompile(`\d{6,}`)
 // hideDigits shortens every run of six or more digits to its last three.
 func hideDigits(s string) string {
 	return longDigits.ReplaceAllStringFunc(s, func(run string) string { return "…" + run[len(run)-3:] })
+}
+
+// maxNote is how much of a text that a peer may have written goes into a log.
+const maxNote = 200
+
+// addressPattern finds IP addresses: a peer's description names all of its own.
+var addressPattern = regexp.MustCompile(`\d{1,3}(\.\d{1,3}){3}|[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){3,}`)
+
+// tame is a text that may quote what a peer sent, as a log may show it.
+func tame(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, addressPattern.ReplaceAllString(text, "…"))
+	if runes := []rune(text); len(runes) > maxNote {
+		text = string(runes[:maxNote]) + "…"
+	}
+	return hideDigits(text)
 }
 
 // urlPattern finds the addresses net/http puts into its errors. Their query

@@ -377,7 +377,7 @@ func (m *Membership) perform(effect mesh.Effect) {
 	case mesh.CannotStay:
 		m.opts.OnEvent(Failed{Err: m.explain(e.Err)})
 	case mesh.Note:
-		m.log.Info("call", "peer", userName(e.Device.User), "device", e.Device.ID, "note", e.Text)
+		m.log.Info("call", "peer", userName(e.Device.User), "device", e.Device.ID, "note", tame(e.Text))
 	case mesh.Dropped:
 		m.host.Metrics().SignalsDropped.Add(e.Why)
 		m.log.Debug("signal dropped", "peer", userName(e.From.User), "device", e.From.ID, "kind", e.Kind, "reason", e.Why)

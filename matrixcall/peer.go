@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -111,7 +112,7 @@ func (c *peerConn) do(what string, task func() error) {
 		if c.unborn {
 			return
 		}
-		err := survive(task)
+		err := survive(c.log, task)
 		c.unborn = c.pc == nil
 		if err != nil && c.ctx.Err() == nil {
 			c.report(mesh.ConnFailed{Conn: c.id, Err: what + ": " + err.Error()})
@@ -125,16 +126,17 @@ func (c *peerConn) try(what string, task func() error) {
 		if c.unborn {
 			return
 		}
-		if err := survive(task); err != nil {
+		if err := survive(c.log, task); err != nil {
 			c.log.Debug("connection", "doing", what, "err", err)
 		}
 	})
 }
 
 // survive turns a panic into an error: what pion makes of a stranger's description must not end the bridge.
-func survive(task func() error) (err error) {
+func survive(log *slog.Logger, task func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
+			log.Error("a connection panics", "panic", tame(fmt.Sprint(r)), "stack", string(debug.Stack()))
 			err = fmt.Errorf("panic: %v", r)
 		}
 	}()
@@ -193,6 +195,9 @@ func (c *peerConn) readReports(sender *webrtc.RTPSender) {
 		packets, _, err := sender.ReadRTCP()
 		if err != nil {
 			return
+		}
+		if c.ctx.Err() != nil {
+			return // what would come after PeerGone would be kept for ever
 		}
 		for _, p := range packets {
 			for _, report := range receptionReports(p) {

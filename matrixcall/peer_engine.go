@@ -131,9 +131,11 @@ func (e *engine) settings(cfg ICEConfig, log *slog.Logger) (s webrtc.SettingEngi
 	if err := s.SetAnsweringDTLSRole(webrtc.DTLSRoleServer); err != nil {
 		return s, err
 	}
-	if cfg.network != nil {
-		s.SetNet(cfg.network)
+	network, err := newRelayNet(cfg.network, log)
+	if err != nil {
+		return s, err
 	}
+	s.SetNet(network)
 	byName := func(name string) bool { return len(cfg.Interfaces) == 0 || slices.Contains(cfg.Interfaces, name) }
 	byAddress, err := addressFilter(cfg.Addresses)
 	if err != nil {

@@ -151,7 +151,7 @@ type (
 		Call    string // for the log
 		Inviter bool
 	}
-	// CreateOffer makes and sets a local offer. Result: OfferReady.
+	// CreateOffer makes a local offer; the first of a connection is set at once, later ones when the peer answers. Result: OfferReady.
 	CreateOffer struct {
 		Conn       Conn
 		RestartICE bool
