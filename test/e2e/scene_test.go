@@ -234,6 +234,18 @@ func (s *scene) clientHears(c *lab.Client, voices ...lab.Saying) {
 	s.judge(c.User.Name, first, wrong, matches)
 }
 
+// clientDoesNotHear checks that a voice is in none of a client's tracks.
+func (s *scene) clientDoesNotHear(c *lab.Client, voice lab.Saying) {
+	s.t.Helper()
+	tracks, err := c.Heard(s.ctx, s.dialed)
+	s.must(err)
+	for _, track := range tracks {
+		if m := track.Cut(s.settled.Add(time.Second), listenFor).Match(voice); m.Correlation > wrongVoice {
+			s.t.Errorf("%s hears %s, want that it cannot", c.User.Name, m)
+		}
+	}
+}
+
 // phoneHears checks that a phone has heard one or two voices, mixed, and not its own.
 func (s *scene) phoneHears(p *lab.Phone, voices ...lab.Saying) {
 	s.t.Helper()
