@@ -25,10 +25,12 @@ demo: need-demo build ## a phone and a room member talk through the real bridge;
 	go build -o build/demo ./internal/testbed/demo
 	timeout 240 build/demo -bridge build/bridge $(if $(OFFLINE),-offline)
 
-# Packages with goroutines run with the race detector. Those on real sockets and real time judge sound, so they run alone.
-RACED = $(filter-out trunkline/bridge,$(shell go list ./bridge/...)) ./cmd/... ./db/... ./matrixcall/...
+# Packages with goroutines run with the race detector; pure ones have none. Those on real sockets and real time judge sound,
+# so nothing else runs beside them.
+PURE  := trunkline/bridge/leg trunkline/bridge/menu trunkline/bridge/quota trunkline/bridge/number trunkline/matrixcall/mesh
+RACED = $(filter-out trunkline/bridge $(PURE),$(shell go list ./bridge/... ./cmd/... ./db/... ./matrixcall/... ./sockets/...))
 ALONE := ./bridge ./sip
-PLAIN := ./transcode/... ./internal/... ./test/...
+PLAIN = $(PURE) ./transcode/... ./internal/... ./test/...
 
 .PHONY: test
 test: need-test ## everything that needs no lab, with the race detector
@@ -37,7 +39,7 @@ test: need-test ## everything that needs no lab, with the race detector
 	@failed=0; \
 	go test -race -timeout 280s $(RACED) || failed=1; \
 	go test -timeout 280s $(PLAIN) || failed=1; \
-	go test -race -p 1 -timeout 420s $(ALONE) || failed=1; \
+	go test -race -parallel 4 -timeout 420s $(ALONE) || failed=1; \
 	exit $$failed
 
 .PHONY: e2e

@@ -36,6 +36,7 @@ func (b *bed) left() (w *talkers, orphan func()) {
 }
 
 func TestSweepLeavesLegsThatAreLetGo(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
 	first := b.process.bridge
@@ -56,6 +57,7 @@ func TestSweepLeavesLegsThatAreLetGo(t *testing.T) {
 
 // The database commits the adoption, its answer is lost, and the minute's sweep comes before the next round.
 func TestAdoptionWhoseAnswerIsLostIsMadeUpFor(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w, _ := b.left()
 	next := b.process.bridge
@@ -80,6 +82,7 @@ func TestAdoptionWhoseAnswerIsLostIsMadeUpFor(t *testing.T) {
 
 // The memberships cannot be read in the round that adopts the leg.
 func TestAdoptedLegIsResumedInALaterRound(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w, orphan := b.left()
 	next := b.process.bridge

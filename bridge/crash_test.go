@@ -143,6 +143,7 @@ admin: {listen: ""}
 
 // A process that has lost its lease while it waits for the homeserver must not hold on to the calls it resumed.
 func TestLostLeaseEndsTheWaitForTheHomeserver(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.stop()
 	cfg := b.cfg

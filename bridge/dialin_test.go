@@ -206,6 +206,7 @@ func TestWhoHasGuessedTooOftenIsNotLetInByTheRightPIN(t *testing.T) {
 }
 
 func TestPINEntryOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.person("alice", member.JSSDK, true)
 	pin := b.pin()
@@ -355,6 +356,7 @@ func TestTheRoomSendsAPhoneAway(t *testing.T) {
 }
 
 func TestTheLobbyOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
 	b, doomed := doomedBed(t)
 	alice := b.person("alice", member.JSSDK, true)
 	call := b.dial(b.phone("+493012345678"), lobbyNumber)
@@ -414,6 +416,7 @@ func TestKeysDuringTheCall(t *testing.T) {
 }
 
 func TestAPhoneThatMutedItselfStaysMutedOverAKill(t *testing.T) {
+	t.Parallel()
 	b, doomed := doomedBed(t)
 	w := b.talkers(member.JSSDK)
 	w.call.Press("*6")

@@ -13,6 +13,7 @@ import (
 )
 
 func TestDrainLetsCallsEndAndTakesNoNewOnes(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
 	admin := httptest.NewServer(b.process.bridge.admin())

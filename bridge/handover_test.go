@@ -255,6 +255,7 @@ func answerTo(t *testing.T, conn net.Conn) string {
 
 // What the phone says while no process runs is said once and heard all the same: hold, back from hold, the end.
 func TestPhoneIsHeardAlthoughNoProcessRuns(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	k := b.keep(400 * time.Millisecond) // time enough to speak; twice as much after each fault
 	w := b.talkers(member.Hydrogen)

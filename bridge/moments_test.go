@@ -17,6 +17,7 @@ import (
 // whole calls: set-up, answer, hold, back from hold, and either end. Whatever was begun by then: the call is refused, goes on,
 // or is over on both sides, and nothing stays.
 func TestKilledAfterEachEffect(t *testing.T) {
+	t.Parallel()
 	const common = 11 // effects before the ends differ
 	for _, tt := range []struct {
 		name string

@@ -31,6 +31,7 @@ func (b *bed) settled(calls int) {
 }
 
 func TestRingingPhoneOfAKilledProcessIsCancelledAndTheRoomTold(t *testing.T) {
+	t.Parallel()
 	b, p := dialBed(t, nil)
 	b.stop()
 	doomed := b.startDoomed()
@@ -53,6 +54,7 @@ func TestRingingPhoneOfAKilledProcessIsCancelledAndTheRoomTold(t *testing.T) {
 }
 
 func TestCalledPhoneThatTalksOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
 	b, p := dialBed(t, nil)
 	b.stop()
 	doomed := b.startDoomed()
@@ -82,6 +84,7 @@ func TestCalledPhoneThatTalksOutlivesAKilledProcess(t *testing.T) {
 
 // Before the INVITE, the phone must not hear of a call that is over.
 func TestOrderOfAProcessKilledBeforeTheInviteIsForgotten(t *testing.T) {
+	t.Parallel()
 	b, p := dialBed(t, nil)
 	b.stop()
 	doomed := b.startDoomed()
@@ -104,6 +107,7 @@ func TestOrderOfAProcessKilledBeforeTheInviteIsForgotten(t *testing.T) {
 // TestOrderKilledAtAnyMoment kills the process at seeded moments between the command and some time of ringing. Whatever the
 // moment, the phone is either not called or cancelled; nothing stays, and the books are right.
 func TestOrderKilledAtAnyMoment(t *testing.T) {
+	t.Parallel()
 	rounds := 4
 	if n, err := strconv.Atoi(os.Getenv("TRUNKLINE_ROUNDS")); err == nil {
 		rounds = n

@@ -32,6 +32,7 @@ func (b *bed) onPostgres() *postgres.Cluster {
 }
 
 func TestCallsOutliveTheDatabase(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	c := b.onPostgres()
 	w := b.talkers(member.JSSDK)
@@ -122,6 +123,7 @@ func (b *bed) neighbour(node string) *process {
 // A process dies and nobody starts it again. One on another node takes its calls over when the lease has lapsed, with
 // addresses of its own: the phone is told by re-INVITE.
 func TestAnotherNodeTakesOverWhenALeaseLapses(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.onPostgres()
 	b.stop()
@@ -143,6 +145,7 @@ func TestAnotherNodeTakesOverWhenALeaseLapses(t *testing.T) {
 
 // A second process with the name of the first does not start, and the first is not disturbed.
 func TestSecondProcessOnANodeRefusesToStart(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
 	ports := freePorts(t, 2)
@@ -189,6 +192,7 @@ func (b *bed) fence() {
 
 // Another process has adopted the rows of this one, which hung, say: it lets go without a word, and the call goes on there.
 func TestFencedProcessLetsGoWithoutAWord(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
 	b.fence()
@@ -203,6 +207,7 @@ func TestFencedProcessLetsGoWithoutAWord(t *testing.T) {
 }
 
 func TestCallIsResumedAlthoughTheHomeserverComesLater(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
 	b.stop()

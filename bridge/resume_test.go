@@ -167,6 +167,7 @@ func (w *talkers) clean() {
 }
 
 func TestCallOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
 		t.Run(kind.String(), func(t *testing.T) {
 			b, doomed := doomedBed(t)
@@ -187,6 +188,7 @@ func TestCallOutlivesAKilledProcess(t *testing.T) {
 
 // Over TCP the connection dies with the process; the successor opens one to the phone.
 func TestCallOverTCPOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
 	b, doomed := doomedBed(t)
 	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", Transport: "tcp"})
 	if err != nil {
@@ -239,6 +241,7 @@ func certified(t *testing.T) (files config.TLS, own *tls.Config) {
 // A trunk over TLS that we register with, and encrypted sound: its sequence numbers have begun anew when the process is killed,
 // so the next one must find a count that is nowhere. The registrar hears us before the phone does.
 func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.stop()
 	files, own := certified(t)
@@ -277,6 +280,7 @@ func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
 
 // A leg is adopted whose ghost stands for a call of this process by now. It gets another one, and nothing of the first stays.
 func TestAdoptedLegWhoseGhostIsInUseGetsAnother(t *testing.T) {
+	t.Parallel()
 	b, doomed := doomedBed(t)
 	w := b.talkers(member.Hydrogen)
 	kill(t, doomed)
@@ -306,6 +310,7 @@ func TestAdoptedLegWhoseGhostIsInUseGetsAnother(t *testing.T) {
 }
 
 func TestCallOnHoldOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
 	b, doomed := doomedBed(t)
 	w := b.talkers(member.JSSDK)
 	if dir, err := w.call.Reinvite(b.ctx(), "sendonly"); err != nil || dir != "recvonly" {
@@ -329,6 +334,7 @@ func TestCallOnHoldOutlivesAKilledProcess(t *testing.T) {
 
 // The phone rang, with or without hearing our ringback: it is told to try again, and nothing stays in the room.
 func TestUnansweredCallOfAKilledProcessIsRefused(t *testing.T) {
+	t.Parallel()
 	for number, progress := range map[string]int{ringNumber: 183, plainNumber: 180} {
 		t.Run(fmt.Sprint(progress), func(t *testing.T) {
 			b, doomed := doomedBed(t)
@@ -354,6 +360,7 @@ func TestUnansweredCallOfAKilledProcessIsRefused(t *testing.T) {
 
 // The process died while the room was rung: its successor takes back what the notice says.
 func TestNoticeOfARingIsEditedAfterTheProcessDied(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	call := b.begin(b.phone("1"), plainNumber)
 	notice := b.awaitRing(1)
@@ -375,6 +382,7 @@ func TestNoticeOfARingIsEditedAfterTheProcessDied(t *testing.T) {
 }
 
 func TestPhoneThatHungUpMeanwhileIsNotResumed(t *testing.T) {
+	t.Parallel()
 	b, doomed := doomedBed(t)
 	w := b.talkers(member.Hydrogen) // js-sdk stays on a dead peer until ICE notices
 	kill(t, doomed)
@@ -387,6 +395,7 @@ func TestPhoneThatHungUpMeanwhileIsNotResumed(t *testing.T) {
 }
 
 func TestCallThatEndedInTheRoomMeanwhileIsHungUp(t *testing.T) {
+	t.Parallel()
 	b, doomed := doomedBed(t)
 	w := b.talkers(member.JSSDK)
 	kill(t, doomed)
@@ -404,6 +413,7 @@ func TestCallThatEndedInTheRoomMeanwhileIsHungUp(t *testing.T) {
 
 // SIGTERM and the next start: nobody is told, both hear a short pause.
 func TestPlannedRestartIsAPause(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
 	stopping := time.Now()
@@ -421,6 +431,7 @@ func TestPlannedRestartIsAPause(t *testing.T) {
 }
 
 func TestStopByConfigEndsCalls(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.process.bridge.cfg.Calls.OnStop = config.StopEnds
 	w := b.talkers(member.JSSDK)
@@ -431,6 +442,7 @@ func TestStopByConfigEndsCalls(t *testing.T) {
 // TestKilledAtAnyMoment kills the process at seeded moments between the INVITE and a little after the answer. Whatever the
 // moment: the call is refused, or both hear each other; afterwards nothing stays. TRUNKLINE_ROUNDS asks for more rounds.
 func TestKilledAtAnyMoment(t *testing.T) {
+	t.Parallel()
 	rounds := 4
 	if n, err := strconv.Atoi(os.Getenv("TRUNKLINE_ROUNDS")); err == nil {
 		rounds = n

@@ -133,6 +133,7 @@ func refusedWith(t *testing.T, call *phone.Call, code int) {
 
 // Not parallel: it judges sound made in real time.
 func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.person("alice", member.JSSDK, false)
 	call := b.begin(b.phone("+493012345678"), ringNumber)
@@ -179,6 +180,7 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 }
 
 func TestNobodyAnswersAndTheCallerIsToldByBusyTone(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.stop()
 	b.cfg.Calls.RingTimeout, b.cfg.Calls.RefusalTone = new(1200*time.Millisecond), new(4*time.Second) // the room is looked at meanwhile
@@ -343,6 +345,7 @@ func TestCallerWhoGivesUpLeavesNothing(t *testing.T) {
 }
 
 func TestMissingRightsAreHeardBeforeTheRefusal(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	call := b.begin(b.phone("1"), otherNumber)
 	refusedWith(t, call, 403)
