@@ -113,7 +113,10 @@ func StartLoopback(t testing.TB, cfg Config) *Server {
 }
 
 func (s *Server) serveUntilEnd(t testing.TB, l net.Listener) {
-	server := &http.Server{Handler: s, ErrorLog: log.New(io.Discard, "", 0)}
+	// Requests that a fault delays end with the server, whether or not it noticed that their connection is closed.
+	server := &http.Server{
+		Handler: s, ErrorLog: log.New(io.Discard, "", 0), BaseContext: func(net.Listener) context.Context { return s.ctx },
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
 	t.Cleanup(func() {
