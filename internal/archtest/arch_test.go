@@ -83,6 +83,21 @@ func TestImportTableHolds(t *testing.T) {
 	}
 }
 
+// TestImageGetsEveryFolder: what the image is built from is a list of its own.
+func TestImageGetsEveryFolder(t *testing.T) {
+	list, err := os.ReadFile("../../.dockerignore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := strings.Split(string(list), "\n")
+	for _, f := range goFiles(t, false) {
+		top, _, _ := strings.Cut(f.folder, "/")
+		if want := "!" + top; !testOnly(f.folder) && !slices.Contains(listed, want) {
+			t.Errorf("%s: .dockerignore has no line %q", f.path, want)
+		}
+	}
+}
+
 func TestPurePackagesDecideOnly(t *testing.T) {
 	seen := map[string]bool{}
 	for _, f := range goFiles(t, false) {
