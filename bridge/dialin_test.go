@@ -350,9 +350,12 @@ func TestTheRoomSendsAPhoneAway(t *testing.T) {
 		t.Errorf("the notice says %q", got)
 	}
 	b.await("the leg to go", func() bool { return b.rows() == 0 })
-	if n := len(b.process.bridge.ghosts); n != 0 {
-		t.Errorf("%d ghosts are still reserved", n)
-	}
+	b.await("its ghost to be free again", func() bool {
+		bridge := b.process.bridge
+		bridge.mu.Lock()
+		defer bridge.mu.Unlock()
+		return len(bridge.ghosts) == 0
+	})
 }
 
 func TestTheLobbyOutlivesAKilledProcess(t *testing.T) {
