@@ -49,9 +49,12 @@ func dialBed(t *testing.T, edit func(*config.Config)) (*bed, *phone.Phone) {
 	return b, p
 }
 
-// says lets a member write into the room.
+// says lets a member write into the room, once the bot is there to read it.
 func (b *bed) says(who *member.Member, text string) {
 	b.t.Helper()
+	b.await("the bot to be in the room", func() bool {
+		return strings.Contains(string(b.hs.State(b.room, "m.room.member", string(b.bot()))), `"join"`)
+	})
 	if _, err := who.Client().SendText(b.ctx(), b.room, text); err != nil {
 		b.t.Fatal(err)
 	}
