@@ -73,16 +73,11 @@ func (m *machine) entering(ev Event) {
 	}
 }
 
-// besideTheRoom is what may happen to a phone that is answered and not in the room yet. A row that can't be written does not
-// end a call in progress.
+// besideTheRoom is what may happen to a phone that is answered and not in the room yet.
 func (m *machine) besideTheRoom(ev Event) {
 	switch ev.Kind {
-	case PhoneAcked:
-		m.Acked = true
-		m.do(Save)
-	case DialogChanged:
-		m.do(Save)
-	case SaveFailed:
+	case PhoneAcked, DialogChanged, SaveFailed:
+		m.followPhone(ev)
 	case Tick:
 		switch {
 		case !m.due():

@@ -207,14 +207,10 @@ func (m *machine) resuming(ev Event) {
 		m.Phase, m.Room = Talking, Up
 		m.do(Save)
 		m.watchCompany()
-	case PhoneAcked:
-		m.Acked = true
-		m.do(Save)
+	case PhoneAcked, DialogChanged, SaveFailed:
+		m.followPhone(ev)
 	case CompanyIs:
 		m.setCompany(ev.N)
-	case DialogChanged:
-		m.do(Save)
-	case SaveFailed:
 	case Tick:
 		switch {
 		case !m.due():
@@ -312,15 +308,11 @@ func (m *machine) answering(ev Event) {
 
 func (m *machine) talking(ev Event) {
 	switch ev.Kind {
-	case PhoneAcked:
-		m.Acked = true
-		m.do(Save)
+	case PhoneAcked, DialogChanged, SaveFailed:
+		m.followPhone(ev)
 	case CompanyIs:
 		m.setCompany(ev.N)
 		m.watchCompany()
-	case DialogChanged:
-		m.do(Save)
-	case SaveFailed: // a call in progress outlives the database's absence
 	case Tick:
 		switch {
 		case !m.due():
@@ -334,6 +326,16 @@ func (m *machine) talking(ev Event) {
 	default:
 		m.anyEnd(ev)
 	}
+}
+
+// followPhone keeps the row of a phone that is answered true. One that can't be written ends nothing: a call in progress
+// outlives the database's absence.
+func (m *machine) followPhone(ev Event) {
+	if ev.Kind == SaveFailed {
+		return
+	}
+	m.Acked = m.Acked || ev.Kind == PhoneAcked
+	m.do(Save)
 }
 
 // anyEnd is every way in which a leg can be told to end.
