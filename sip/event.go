@@ -101,10 +101,9 @@ type Cause struct {
 
 // Causes the bridge itself gives.
 var (
-	CauseNormal       = Cause{"Q.850", 16, "Normal call clearing"}
-	CauseMediaTimeout = Cause{"Q.850", 111, "No media"}
-	CauseShutdown     = Cause{"SIP", 503, "Service shutting down"}
-	CauseFailure      = Cause{"SIP", 500, "Bridge failure"}
+	CauseNormal   = Cause{"Q.850", 16, "Normal call clearing"}
+	CauseShutdown = Cause{"SIP", 503, "Service shutting down"}
+	CauseFailure  = Cause{"SIP", 500, "Bridge failure"}
 )
 
 func (c Cause) String() string {

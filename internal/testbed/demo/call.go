@@ -29,8 +29,8 @@ type talk struct {
 	phoneSaid, phoneHeard   []int16 // 8 kHz
 	memberSaid, memberHeard []int16 // 48 kHz
 	// Where the recordings begin, against the first sample said by the other side: what Compare's delay must be corrected by.
-	phoneLead, memberLead time.Duration
-	complaints            []string
+	phoneLead  time.Duration
+	complaints []string
 }
 
 // call is the main job: the member is in the room's call, the phone dials in, both talk, the phone hangs up.
@@ -192,7 +192,7 @@ func (t *talk) judge(dir string, show *progress) error {
 func (t *talk) sounds(out io.Writer) error {
 	return errors.Join(
 		side(out, "phone heard alice", t.phoneHeard, listen.Resample(t.memberSaid, memberRate, phone.Rate), t.phoneSaid, phone.Rate, t.phoneLead),
-		side(out, "alice heard the phone", t.memberHeard, listen.Resample(t.phoneSaid, phone.Rate, memberRate), t.memberSaid, memberRate, t.memberLead),
+		side(out, "alice heard the phone", t.memberHeard, listen.Resample(t.phoneSaid, phone.Rate, memberRate), t.memberSaid, memberRate, 0),
 	)
 }
 
