@@ -28,7 +28,7 @@ const (
 type talk struct {
 	phoneSaid, phoneHeard   []int16 // 8 kHz
 	memberSaid, memberHeard []int16 // 48 kHz
-	// Where the recordings begin, against the first sample said by the other side: what Compare's delay must be corrected by.
+	// Where the phone's recording begins, against the first sample said by the other side: what Compare's delay must be corrected by.
 	phoneLead  time.Duration
 	complaints []string
 }
