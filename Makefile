@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 # PACKAGES is every folder with Go code; node_modules may hold some, too.
-PACKAGES := ./bridge/... ./cmd/... ./db/... ./internal/... ./matrixcall/... ./sip/... ./test/... ./transcode/...
+PACKAGES := ./bridge/... ./cmd/... ./db/... ./internal/... ./matrixcall/... ./sip/... ./sockets/... ./test/... ./transcode/...
 
 .PHONY: help
 help: ## list the commands
@@ -23,7 +23,7 @@ build: need-build ## build the bridge into build/bridge
 .PHONY: demo
 demo: need-demo build ## a phone and a room member talk through the real bridge; OFFLINE=1 without a real homeserver
 	go build -o build/demo ./internal/testbed/demo
-	timeout 240 build/demo -bridge build/bridge $(if $(OFFLINE),-offline)
+	timeout 500 build/demo -bridge build/bridge $(if $(OFFLINE),-offline)
 
 # Packages with goroutines run with the race detector; pure ones have none. Those on real sockets and real time judge sound,
 # so nothing else runs beside them.

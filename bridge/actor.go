@@ -55,18 +55,20 @@ type actor struct {
 	muted    map[deviceKey]bool // devices whose users muted the microphone, perhaps before the phone was answered
 
 	// Only run and what it calls touch what follows, and joinRoom reads the first two.
-	options  config.Options // of the route, all set
-	name     string         // of the caller, as the room sees it
-	state    leg.State
-	dialin   dialin
-	media    *sip.Media
-	early    *voice                     // at a desk of its own, while the phone hears tones of ours
-	before   *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
-	held     bool                       // the phone is on hold
-	stream   transcode.PhoneConfig      // towards the phone, when it has begun
-	answered time.Time
-	saves    int    // how many were begun
-	unsent   uint64 // packets that could be sent neither to the phone nor to peers
+	options   config.Options // of the route, all set
+	name      string         // of the caller, as the room sees it
+	state     leg.State
+	dialin    dialin
+	media     *sip.Media
+	early     *voice                     // at a desk of its own, while the phone hears tones of ours
+	before    *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
+	held      bool                       // the phone is on hold
+	stream    transcode.PhoneConfig      // towards the phone, when it has begun
+	answered  time.Time
+	saves     int    // how many were begun
+	unsent    uint64 // packets that could be sent neither to the phone nor to peers
+	lost      uint64 // packets of the phone that never came, or came too late
+	concealed uint64 // frames of 20 ms made up in their place
 }
 
 // errForgotten is the cause of a leg's context.

@@ -545,7 +545,7 @@ func (b *Bridge) forget(a *actor, cause leg.Cause) {
 	}
 	b.metrics.ended.WithLabelValues(string(cause)).Inc()
 	a.log.Info("leg ended", "cause", cause, "talk", a.talked().Round(time.Millisecond), "dur", time.Since(a.begun).Round(time.Millisecond),
-		"unsent", a.unsent)
+		"unsent", a.unsent, "lost", a.lost, "concealed", a.concealed)
 }
 
 // drop takes the leg off the list and keeps its trace for a while: it is wanted after something went wrong.

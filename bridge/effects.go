@@ -372,6 +372,7 @@ func (a *actor) stopMedia() {
 		a.media.OnPacket(nil)
 		a.stream = v.Leave()
 		a.unsent += v.unsent.Load()
+		a.lost, a.concealed = a.lost+v.heard.Lost, a.concealed+v.heard.Concealed
 	}
 }
 

@@ -52,6 +52,20 @@ func (s *studio) Stats() studioStats {
 	return total
 }
 
+// Streams adds up what became of the packets of streams that have ended.
+func (s *studio) Streams(pick func(*worker) *tally) map[string]uint64 {
+	total := map[string]uint64{}
+	for _, w := range s.workers {
+		t := pick(w)
+		total["packets"] += t.packets.Load()
+		total["bad"] += t.bad.Load()
+		total["lost"] += t.lost.Load()
+		total["late"] += t.late.Load()
+		total["concealed"] += t.concealed.Load()
+	}
+	return total
+}
+
 // studioStats are counters since the start.
 type studioStats struct {
 	Late     uint64 // frames mixed late, because the loop was held up
@@ -79,10 +93,11 @@ type voice struct {
 	losses map[deviceKey]float64 // of what each peer was sent, as last reported; only the worker touches it
 	peers  map[deviceKey]bool    // devices with a copy of their microphone at this ghost; only the worker touches it
 
-	talk   talk          // only the worker touches it
-	told   func()        // called when what the phone is told is over; nil = nothing; only the worker touches it
-	speaks atomic.Bool   // the phone is speaking, as it comes to the desk
-	unsent atomic.Uint64 // packets that ToPhone or ToPeers could not send
+	talk   talk                  // only the worker touches it
+	heard  transcode.StreamStats // of what the phone sent, once it has left
+	told   func()                // called when what the phone is told is over; nil = nothing; only the worker touches it
+	speaks atomic.Bool           // the phone is speaking, as it comes to the desk
+	unsent atomic.Uint64         // packets that ToPhone or ToPeers could not send
 }
 
 // deviceKey names a device in a room: its copies at all ghosts carry the same microphone.

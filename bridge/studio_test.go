@@ -280,3 +280,41 @@ func TestQuietPeerIsNotDecoded(t *testing.T) {
 		h.voice.Leave()
 	})
 }
+
+func TestWhatStreamsLostIsCountedWhenTheyEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := runStudio(t)
+		var alice, bob handset
+		alice.join(t, s, "!a")
+		bob.join(t, s, "!a")
+		carol := deviceKey{User: "@carol:example.org", Device: "PHONE"}
+		silence := []byte{0xf8, 0xff, 0xfe} // an Opus packet of 20 ms (RFC 6716 §3.1)
+		for i := range 100 {
+			if i < 40 || i >= 45 {
+				alice.voice.FromPhone(&rtp.Packet{
+					Header: rtp.Header{Version: 2, SequenceNumber: uint16(i), Timestamp: uint32(160 * i), SSRC: 7}, Payload: make([]byte, 160),
+				})
+			}
+			if i%10 != 5 {
+				for _, ghost := range []*handset{&alice, &bob} {
+					ghost.voice.FromPeer(carol, &rtp.Packet{
+						Header: rtp.Header{Version: 2, PayloadType: 111, SequenceNumber: uint16(i), Timestamp: uint32(960 * i), SSRC: 9}, Payload: silence,
+					})
+				}
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		alice.voice.Leave()
+		bob.voice.PeerGone(carol)
+		bob.voice.Leave()
+		fromPhones := s.Streams(func(w *worker) *tally { return &w.fromPhones })
+		if fromPhones["packets"] != 95 || fromPhones["lost"] != 5 || fromPhones["concealed"] < 5 || alice.voice.heard.Lost != 5 {
+			t.Errorf("of phones %v (alice alone %+v), want 95 packets, 5 lost", fromPhones, alice.voice.heard)
+		}
+		fromDevices := s.Streams(func(w *worker) *tally { return &w.fromDevices })
+		if fromDevices["packets"] != 180 || fromDevices["lost"] != 20 {
+			t.Errorf("of devices %v, want 180 packets, 20 lost: both ghosts' copies", fromDevices)
+		}
+	})
+}

@@ -38,6 +38,18 @@ type worker struct {
 	slot        int
 
 	late, skipped, overflow atomic.Uint64
+	fromPhones, fromDevices tally
+}
+
+// tally is what became of the packets of streams that have ended. The loop adds, everybody may read.
+type tally struct{ packets, bad, lost, late, concealed atomic.Uint64 }
+
+func (t *tally) add(s transcode.StreamStats) {
+	t.packets.Add(s.Packets)
+	t.bad.Add(s.Bad)
+	t.lost.Add(s.Lost)
+	t.late.Add(s.Late)
+	t.concealed.Add(s.Concealed)
 }
 
 // arrival is a packet on its way to a desk. Its buffers are used again.
@@ -239,6 +251,8 @@ func (w *worker) leave(v *voice) {
 	for key := range v.peers {
 		w.dropCopy(v, key)
 	}
+	v.heard = v.phone.Stats().In
+	w.fromPhones.add(v.heard)
 	c.desk.DropPhone(v.phone)
 	delete(c.voices, v.phone)
 	v.conf = nil
@@ -260,6 +274,7 @@ func (w *worker) dropCopy(v *voice, key deviceKey) {
 	delete(s.copies, v)
 	v.conf.desk.DropCopy(s.device, v.phone)
 	if len(s.copies) == 0 {
+		w.fromDevices.add(s.device.Stats().In)
 		v.conf.desk.DropDevice(s.device)
 		delete(v.conf.devices, key)
 	}

@@ -8,11 +8,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
 	"go.mau.fi/util/dbutil"
+	"golang.org/x/sys/unix"
 	_ "modernc.org/sqlite" // driver "sqlite"
 )
 
@@ -80,11 +82,14 @@ func OpenPatiently(ctx context.Context, address string, log *slog.Logger) (*Stor
 // openPatience is how long one attempt of OpenPatiently may take, migrations included.
 const openPatience = time.Minute
 
-// Check tells whether Open would find a database it can use, and changes nothing: no schema is made or migrated. For a
-// SQLite file that does not exist yet it looks at nothing.
+// Check tells whether Open would find a database it can use, and changes nothing: no schema is made or migrated. Of a
+// SQLite file that does not exist yet it looks only whether its folder is there and may be written to.
 func Check(ctx context.Context, address string) error {
 	if path := sqlitePath(address); path != "" {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			if err := unix.Access(filepath.Dir(path), unix.W_OK|unix.X_OK); err != nil {
+				return fmt.Errorf("make a file in %s: %w", filepath.Dir(path), err)
+			}
 			return nil
 		}
 	}
@@ -115,6 +120,9 @@ func connect(address string) (*sql.DB, string, error) {
 		raw.SetConnMaxIdleTime(idleTime)
 		return raw, "pgx", nil
 	case "sqlite":
+		if err := private(sqlitePath(address)); err != nil {
+			return nil, "", err
+		}
 		raw, err := sql.Open("sqlite", "file:"+sqlitePath(address)+sqliteParameters)
 		if err != nil {
 			return nil, "", fmt.Errorf("open database: %w", err)
@@ -123,6 +131,19 @@ func connect(address string) (*sql.DB, string, error) {
 		return raw, "sqlite", nil
 	}
 	return nil, "", ErrScheme
+}
+
+// private makes a SQLite file that only its owner may read: it holds the ghosts' keys. The library would make it
+// readable to all; one that exists stays as its admin left it.
+func private(path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make database: %w", err)
+	}
+	return file.Close()
 }
 
 // sqlitePath is the file of a SQLite address, "" for another one.

@@ -329,6 +329,16 @@ func TestCheckChangesNothing(t *testing.T) {
 	})
 }
 
+func TestOnlyTheOwnerMayReadANewDatabaseFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "trunkline.db")
+	open(t, "sqlite:"+path)
+	for _, name := range []string{path, path + "-wal"} {
+		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600: it holds the ghosts' keys", filepath.Base(name), info, err)
+		}
+	}
+}
+
 func TestAddressesAreChecked(t *testing.T) {
 	for _, address := range []string{"", "mysql://x", "trunkline.db"} {
 		if _, err := Open(t.Context(), address, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrScheme) {

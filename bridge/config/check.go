@@ -28,6 +28,7 @@ var (
 	phoneNumber = regexp.MustCompile(`^[A-Za-z0-9+*#_.!~'()&=$,?/-]+$`)    // RFC 3261 §25.1: user, unescaped, no parameters
 	separated   = regexp.MustCompile(`^[0-9+*#.()-]*[.()-][0-9+*#.()-]*$`) // a number with visual separators (RFC 3966 §5.1.1)
 	contentURI  = regexp.MustCompile(`^mxc://[^/\s]+/[A-Za-z0-9_-]+$`)     // Matrix specification, "Content repository"
+	roomName    = regexp.MustCompile(`^(#.+:.+|!.+)$`)                     // ids of rooms of version 12 have no server in them
 	hostName    = regexp.MustCompile(`^[A-Za-z0-9.-]+$`)
 	language    = regexp.MustCompile(`^[a-z]{2}([_-][A-Za-z]{2,4})?$`)
 	pinSum      = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -159,7 +160,7 @@ func (c *checker) trunk(key string, t Trunk) {
 	}
 	for i, network := range t.Networks {
 		if _, err := netip.ParsePrefix(network); err != nil {
-			c.wrong(fmt.Sprintf("%s.networks[%d]", key, i), "%q is not a network like 198.51.100.0/24", network)
+			c.wrong(fmt.Sprintf("%s.networks[%d]", key, i), "%q is not a network like 198.51.100.0/24; a single address is written with /32 (IPv6: /128)", network)
 		}
 	}
 	for i, codec := range t.Codecs {
@@ -290,8 +291,8 @@ func (c *checker) routes(routes []Route, below Options) {
 		switch asks := r.Options.Over(below).PIN; {
 		case r.Room == AnyRoom && asks != PINDatabase:
 			c.wrong(key+".room", "%q is for routes with pin: %s, where the PIN picks the room", r.Room, PINDatabase)
-		case r.Room != AnyRoom && (len(r.Room) < 2 || r.Room[0] != '#' && r.Room[0] != '!'):
-			c.wrong(key+".room", "%q is not a room alias (#…) or room id (!…)", r.Room)
+		case r.Room != AnyRoom && !roomName.MatchString(r.Room):
+			c.wrong(key+".room", "%q is not a room alias like #meeting:example.org or a room id (!…)", r.Room)
 		}
 		c.options(key, &r.Options)
 	}

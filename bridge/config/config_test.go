@@ -163,6 +163,7 @@ routes:
   - {number: "1 2", room: meeting, intent: m.room, ring_timeout: 1h}
   - {number: "3", room: "*", pin: "1234"}
   - {number: "4", room: "*", language: german, keys: {"*6": explode}}
+  - {number: "5", room: "#meeting"}
 log: {level: loud}
 dial_in:
   pin_digits: 4
@@ -193,17 +194,18 @@ dial_in:
 		"config.yaml:14: routes[1].room: \"*\" is for routes with pin: database",
 		"config.yaml:15: routes[2].room: \"*\" is for routes with pin: database",
 		"config.yaml:15: routes[2].language: \"german\" is not a language",
+		"config.yaml:16: routes[3].room: \"#meeting\" is not a room alias like",
 		"config.yaml:15: routes[2].keys: keys \"*6\": \"explode\" is not one of",
-		"config.yaml:18: dial_in.pin_digits: must be from 6 to 16",
-		"config.yaml:19: dial_in.sounds[0]: there is no folder /nowhere",
-		"config.yaml:16: log.level: \"loud\" is not one of debug, info, warn, error",
+		"config.yaml:19: dial_in.pin_digits: must be from 6 to 16",
+		"config.yaml:20: dial_in.sounds[0]: there is no folder /nowhere",
+		"config.yaml:17: log.level: \"loud\" is not one of debug, info, warn, error",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 23 {
-		t.Errorf("%d problems, want 23:\n%v", len(problems.List), err)
+	if len(problems.List) != 24 {
+		t.Errorf("%d problems, want 24:\n%v", len(problems.List), err)
 	}
 }
 

@@ -49,7 +49,7 @@ func Examine(ctx context.Context, cfg config.Config, configPath string, out io.W
 	p.running = Live(ctx, cfg) == nil
 	well := true
 	for _, check := range []func(context.Context) []finding{
-		p.checkRegistration, p.checkHomeserver, p.checkToken, p.checkPing, p.checkDatabase, p.checkSIP, p.checkRTP,
+		p.checkRegistration, p.checkHomeserver, p.checkToken, p.checkPing, p.checkDatabase, p.checkHTTP, p.checkSIP, p.checkRTP,
 		p.checkAdvertised, p.checkTrunks,
 	} {
 		ctx, cancel := context.WithTimeout(ctx, patience)
@@ -168,21 +168,35 @@ func (p *patient) checkDatabase(ctx context.Context) []finding {
 	return one(true, what, scheme+" answers, and its schema is none or one we know", "")
 }
 
+func (p *patient) checkHTTP(context.Context) []finding {
+	list := []finding{p.socket("HTTP socket "+p.cfg.AppService.Listen, "tcp", p.cfg.AppService.Listen, "another program has the port: stop it, or "+
+		"choose another in appservice.listen and in appservice.url, and run `bridge -g` again")}
+	if p.cfg.Admin.Listen != "" {
+		list = append(list, p.socket("admin socket "+p.cfg.Admin.Listen, "tcp", p.cfg.Admin.Listen,
+			"another program has the port: stop it or choose another in admin.listen"))
+	}
+	return list
+}
+
 func (p *patient) checkSIP(context.Context) []finding {
 	var list []finding
 	for _, l := range p.cfg.SIP.Listen {
-		what := "SIP socket " + l.Transport + " " + l.Address
-		err := bindable(l.Transport, l.Address)
-		switch {
-		case err == nil:
-			list = append(list, finding{ok: true, what: what, detail: "free"})
-		case p.running:
-			list = append(list, finding{ok: true, what: what, detail: "taken, by the running bridge as it should be"})
-		default:
-			list = append(list, finding{ok: false, what: what, detail: err.Error(), remedy: "another program has the port (often a PBX): stop it or choose another in sip.listen"})
-		}
+		list = append(list, p.socket("SIP socket "+l.Transport+" "+l.Address, l.Transport, l.Address,
+			"another program has the port (often a PBX): stop it or choose another in sip.listen"))
 	}
 	return list
+}
+
+// socket tells whether a socket of ours is free, or is taken by the bridge itself.
+func (p *patient) socket(what, transport, address, remedy string) finding {
+	err := bindable(transport, address)
+	switch {
+	case err == nil:
+		return finding{ok: true, what: what, detail: "free"}
+	case p.running:
+		return finding{ok: true, what: what, detail: "taken, by the running bridge as it should be"}
+	}
+	return finding{what: what, detail: err.Error(), remedy: remedy}
 }
 
 // bindable tries to open the socket of a transport (udp, tcp, tls) and closes it again.

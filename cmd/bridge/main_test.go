@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,5 +96,28 @@ rtp: {address: 192.0.2.1}
 	}
 	if t.Failed() {
 		t.Log(out)
+	}
+}
+
+func TestDoctorFindsTakenPortsAndFoldersThatAreNotThere(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	path := inFolder(t, fmt.Sprintf(`
+homeserver: {domain: example.org, address: "http://127.0.0.1:1"}
+appservice: {listen: %[1]q}
+admin: {listen: %[1]q}
+database: {address: "sqlite:/no/such/folder/trunkline.db"}
+`, taken.Addr()))
+	_, out, _ := command(t, "-c", path, "-doctor")
+	for _, want := range []string{
+		"FAIL  HTTP socket " + taken.Addr().String(), "FAIL  admin socket " + taken.Addr().String(),
+		"FAIL  database reachable: make a file in /no/such/folder: no such file or directory",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the doctor does not say %q; it says\n%s", want, out)
+		}
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// limit is the longest the demo may take; the first run downloads Synapse.
-const limit = 220 * time.Second
+// limit is the longest the demo may take; the first run downloads Synapse, perhaps over a slow line.
+const limit = 8 * time.Minute
 
 // options are the flags.
 type options struct {

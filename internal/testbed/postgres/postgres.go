@@ -48,7 +48,7 @@ func New(t testing.TB) *Cluster {
 	c, err := Start(context.Background(), io.Discard)
 	switch {
 	case errors.Is(err, ErrNotInstalled) && os.Getenv("CI") != "true":
-		t.Skip(err)
+		t.Skip("reason: ", err) // `make test` installs it
 	case err != nil:
 		t.Fatal(err)
 	}
