@@ -11,6 +11,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 missing=""
 why=""
+extra=""
 need() { # need PACKAGE REASON: wants a Debian package
     missing="$missing $1"
     why="$why
@@ -20,26 +21,37 @@ need() { # need PACKAGE REASON: wants a Debian package
 install_packages() {
     have chromium || have chromium-browser || have google-chrome || need chromium "the browser that runs hydrogen and matrix-js-sdk"
     have baresip || need baresip-core "the phone"
+    have sipp || need sip-tester "many calls at once"
+    have sipsak || need sipsak "asks the bridge what it can do"
+    have kamailio || [ -x /usr/sbin/kamailio ] || need kamailio "a registrar and proxy"
+    have svmap || extra=sipvicious # a scanner, which must find nothing; not every Debian has it
     have espeak-ng || need espeak-ng "speech for microphones"
     have sox || need sox "converts speech to 8 and 48 kHz"
     have node || need nodejs "bundles the pages"
     have npm || need npm "fetches the Matrix clients"
     [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || have initdb || need postgresql "a private database for Synapse and the bridge"
     have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null || need python3-venv "Synapse runs in a virtual environment"
-    [ -n "$missing" ] || return 0
+    [ -n "$missing$extra" ] || return 0
 
     have apt-get || {
+        [ -n "$missing" ] || return 0
         echo "The lab needs these Debian packages (or what they are called here); please install them:$why" >&2
         exit 1
     }
     sudo=""
     if [ "$(id -u)" != 0 ]; then
         sudo=sudo
+        have sudo || [ -n "$missing" ] || return 0
         have sudo || { echo "Please run as root: apt-get install$missing  (because:$why)" >&2; exit 1; }
     fi
-    echo "Installing for the lab with apt-get${sudo:+ (through sudo)}:$why"
+    echo "Installing for the lab with apt-get${sudo:+ (through sudo)}:$why${extra:+
+  $extra: scans the bridge}"
     export DEBIAN_FRONTEND=noninteractive
     $sudo apt-get update -qq
+    for package in $extra; do
+        if apt-cache show "$package" >/dev/null 2>&1; then missing="$missing $package"; fi
+    done
+    [ -n "$missing" ] || return 0
     # shellcheck disable=SC2086 # a list of words
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }

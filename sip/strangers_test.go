@@ -1,0 +1,141 @@
+package sip_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pion/rtp"
+
+	"trunkline/internal/testbed/phone"
+	"trunkline/sip"
+)
+
+// stranger is an address of this machine that belongs to no trunk.
+const stranger = "127.0.77.1"
+
+func TestScannerFindsNothing(t *testing.T) {
+	svmap := tool(t, "svmap")
+	b := newBed(t, testConfig(sip.UDP), nil)
+	scan := func(from string) string {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, svmap, "-b", from, "-p", fmt.Sprint(b.stack.Addr(sip.UDP).Port()), "127.0.0.1")
+		cmd.Dir = t.TempDir()
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("svmap from %s: %v\n%s", from, err, tail(string(out), 2000))
+		}
+		return string(out)
+	}
+	if out := scan(stranger); !strings.Contains(out, "found nothing") {
+		t.Errorf("a stranger found us:\n%s", out)
+	}
+	if n := b.stack.Stats().Dropped["unknown source"]; n == 0 {
+		t.Error("the scan never reached us")
+	}
+	if out := scan("127.0.0.9"); !strings.Contains(out, b.addr(sip.UDP)) { // or the scan above has shown nothing
+		t.Errorf("the trunk's own address finds nothing:\n%s", out)
+	}
+}
+
+const (
+	floodTime    = 5 * time.Second
+	floodRate    = 1000 // INVITEs a second
+	longestSound = 40 * time.Millisecond
+)
+
+// What others do on the machine makes gaps, too; a round without them shows that the flood makes none.
+func TestFloodOfStrangersIsNotHeard(t *testing.T) {
+	inLab(t)
+	b := newBed(t, testConfig(sip.UDP), nil)
+	call, err := b.phone(phone.Config{}).Dial(timeout(t, 5*time.Second), b.addr(sip.UDP), "1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := b.call()
+	s.wants(sip.Acked{})
+	var last, longest atomic.Int64
+	s.Media().OnPacket(func(*rtp.Packet) {
+		now := time.Now().UnixNano()
+		if before := last.Swap(now); before != 0 && now-before > longest.Load() {
+			longest.Store(now - before)
+		}
+	})
+	var gap time.Duration
+	for round := range 3 {
+		call.Play(tone(440, floodTime+2*time.Second))
+		time.Sleep(500 * time.Millisecond)
+		before, dropped := heapInUse(), b.stack.Stats().Dropped["unknown source"]
+		last.Store(0)
+		longest.Store(0)
+		sent := flood(t, b.stack.Addr(sip.UDP))
+		gap = time.Duration(longest.Load())
+		grown := int64(heapInUse()) - int64(before)
+		dropped = b.stack.Stats().Dropped["unknown source"] - dropped
+		t.Logf("round %d: %d INVITEs sent, %d dropped, longest gap %v, heap grew by %d KiB", round, sent, dropped, gap, grown>>10)
+		if dropped < uint64(sent)*9/10 {
+			t.Errorf("only %d of %d INVITEs were dropped for their source", dropped, sent)
+		}
+		if grown > 1<<20 {
+			t.Errorf("heap grew by %d KiB", grown>>10)
+		}
+		if last.Load() == 0 {
+			t.Fatal("the phone was not heard at all")
+		}
+		if gap <= longestSound {
+			break
+		}
+	}
+	if gap > longestSound {
+		t.Errorf("longest gap %v in each of three rounds, want at most %v", gap, longestSound)
+	}
+	if st := b.stack.Stats(); st.Invites != 1 || st.Calls != 1 {
+		t.Errorf("the flood made calls: %+v", st)
+	}
+	if err := call.Hangup(timeout(t, 5*time.Second)); err != nil {
+		t.Error(err)
+	}
+}
+
+// flood sends INVITEs as a stranger for floodTime, and says how many.
+func flood(t *testing.T, to netip.AddrPort) int {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(stranger), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	sdp := "v=0\r\no=- 1 1 IN IP4 " + stranger + "\r\ns=-\r\nc=IN IP4 " + stranger + "\r\nt=0 0\r\nm=audio 4000 RTP/AVP 0\r\n"
+	sent := 0
+	for began := time.Now(); time.Since(began) < floodTime; time.Sleep(5 * time.Millisecond) {
+		for due := int(time.Since(began).Seconds() * floodRate); sent < due; sent++ {
+			m := fmt.Sprintf("INVITE sip:1000@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP %s;branch=z9hG4bK%d\r\nMax-Forwards: 70\r\n"+
+				"From: <sip:x@%[1]s>;tag=%[2]d\r\nTo: <sip:1000@127.0.0.1>\r\nCall-ID: flood-%[2]d\r\nCSeq: 1 INVITE\r\nContact: <sip:x@%[1]s>\r\n"+
+				"Content-Type: application/sdp\r\nContent-Length: %[3]d\r\n\r\n%[4]s", conn.LocalAddr(), sent, len(sdp), sdp)
+			if _, err := conn.WriteToUDPAddrPort([]byte(m), to); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := conn.Read(make([]byte, 1500)); err == nil {
+		t.Errorf("a stranger was answered with %d octets", n)
+	}
+	return sent
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
