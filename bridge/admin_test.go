@@ -43,7 +43,7 @@ func TestAdminSeesLegsTracesAndMetrics(t *testing.T) {
 		t.Fatalf("%d legs", len(legs))
 	}
 	trace := page("/debug/legs/" + string(legs[0].id) + "/trace")
-	for _, want := range []string{" invited\n    do ring\n    do save\n    do join room\n", " room joined\n    do accept phone\n", "    do send answer\n"} {
+	for _, want := range []string{" invited\n    do save\n    do join room\n", " room joined\n    do accept phone\n", "    do send answer\n"} {
 		if !strings.Contains(trace, want) {
 			t.Errorf("the trace lacks %q:\n%s", want, trace)
 		}

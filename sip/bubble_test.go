@@ -358,7 +358,7 @@ func TestAnswerIsRepeatedUntilGivenUp(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		wantLines(t, "peer received", b.peer.lines(), []string{
 			// RFC 3261 §13.3.1.4: from T1, doubling up to T2, for 64*T1; then BYE, which repeats as §17.1.2 says.
-			"0s 100 Trying", "0s 200 OK", "500ms 200 OK", "1.5s 200 OK", "3.5s 200 OK", "7.5s 200 OK", "11.5s 200 OK",
+			"0s 200 OK", "500ms 200 OK", "1.5s 200 OK", "3.5s 200 OK", "7.5s 200 OK", "11.5s 200 OK",
 			"15.5s 200 OK", "19.5s 200 OK", "23.5s 200 OK", "27.5s 200 OK", "31.5s 200 OK",
 			"32s BYE", "32.5s BYE", "33.5s BYE", "35.5s BYE", "39.5s BYE", "43.5s BYE", "47.5s BYE", "51.5s BYE", "55.5s BYE",
 			"59.5s BYE", "1m3.5s BYE",
@@ -382,7 +382,7 @@ func TestAckStopsRepetition(t *testing.T) {
 		b.peer.send(bye)
 		b.peer.send(bye) // and a repeated BYE gets the same answer
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 200 OK", "500ms 200 OK", "1.5s 200 OK", "1h0m2s 200 OK", "1h0m2s 200 OK",
+			"0s 200 OK", "500ms 200 OK", "1.5s 200 OK", "1h0m2s 200 OK", "1h0m2s 200 OK",
 		})
 		wantLines(t, "application heard", b.said(), []string{"2s Acked", "1h0m2s Bye", "1h0m2s Ended"})
 		if e := b.event(1).(Bye); e.Cause != (Cause{"Q.850", 16, "bye bye"}) {
@@ -450,7 +450,7 @@ func TestCancelEndsARingingCall(t *testing.T) {
 		b.peer.send(request("ACK", bridgeURI, headerIn(refused, "To"), "i1", 1, ""))
 		time.Sleep(time.Minute)
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 180 Ringing", "50s 180 Ringing",
+			"0s 180 Ringing", "50s 180 Ringing",
 			"1m0s 200 OK", "1m0s 487 Request Terminated", "1m0.5s 487 Request Terminated",
 		})
 		wantLines(t, "application heard", b.said(), []string{"1m0s Cancelled", "1m0s Ended"})
@@ -466,7 +466,7 @@ func TestCancelAfterTheAnswerChangesNothing(t *testing.T) {
 		b.peer.send(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, ""))
 		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
 		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
-		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 200 OK", "0s 200 OK", "0s 200 OK"})
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s 200 OK", "0s 200 OK"})
 		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Bye", "0s Ended"})
 	})
 }
@@ -476,7 +476,7 @@ func TestByeBeforeTheAnswerEndsTheInvite(t *testing.T) {
 		b.peer.send(invite())
 		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 180 Ringing", "0s 200 OK", "0s 487 Request Terminated",
+			"0s 180 Ringing", "0s 200 OK", "0s 487 Request Terminated",
 		})
 		wantLines(t, "application heard", b.said(), []string{"0s Cancelled", "0s Ended"})
 	})
@@ -491,7 +491,7 @@ func TestBothHangUpAtOnce(t *testing.T) {
 		_ = call.Hangup(CauseNormal)
 		synctest.Wait()
 		b.peer.send(bye)
-		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 200 OK", "0s BYE", "0s 200 OK"})
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s BYE", "0s 200 OK"})
 		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Ended"})
 		time.Sleep(time.Minute)
 	})
@@ -504,7 +504,7 @@ func TestRepeatedAndMergedInvites(t *testing.T) {
 		b.peer.send(invite())                                                   // RFC 3261 §17.2.1: the last provisional answer again
 		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i2", 1, peerOffer)) // §8.2.2.2: same request, other path
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 180 Ringing", "500ms 180 Ringing", "500ms 482 Loop Detected",
+			"0s 180 Ringing", "500ms 180 Ringing", "500ms 482 Loop Detected",
 		})
 		if n := b.stack.Stats().Calls; n != 1 {
 			t.Errorf("%d calls, want 1", n)
@@ -517,7 +517,7 @@ func TestUnansweredRefusalIsRepeated(t *testing.T) {
 		b.peer.send(invite())
 		time.Sleep(2 * time.Second)
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 486 Busy Here", "500ms 486 Busy Here", "1.5s 486 Busy Here",
+			"0s 486 Busy Here", "500ms 486 Busy Here", "1.5s 486 Busy Here",
 		})
 	})
 }

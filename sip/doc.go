@@ -11,7 +11,7 @@
 // application are put into its inbox; they never wait for each other's locks.
 //
 //	 INVITE                       Accept:               SendAnswer:
-//	   | 100                      codec chosen,         200, again at
+//	   |                          codec chosen,         200, again at
 //	   v          Ring: 180       ports bound           0.5, 1.5, 3.5 … s
 //	proceeding ---------------> accepted ------------> answered -------ACK------> confirmed
 //	   |  ^  |    Progress: 183,   |                      |                       |      |

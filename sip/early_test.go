@@ -50,7 +50,7 @@ func TestProgressOpensMediaBeforeTheAnswer(t *testing.T) {
 		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
 		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 183 Session Progress", "50s 183 Session Progress", "1m40s 183 Session Progress",
+			"0s 183 Session Progress", "50s 183 Session Progress", "1m40s 183 Session Progress",
 			"2m30s 183 Session Progress", "3m20s 183 Session Progress", "3m59s 200 OK", "3m59s 200 OK",
 		})
 		wantLines(t, "application heard", b.said(), []string{"3m59s Acked", "3m59s Bye", "3m59s Ended"})
@@ -89,7 +89,7 @@ func TestProgressAndHowItEnds(t *testing.T) {
 				}
 				tt.end(b, call)
 				synctest.Wait()
-				wantLines(t, "peer received", b.peer.lines(), append([]string{"0s 100 Trying", "0s 183 Session Progress"}, tt.lines...))
+				wantLines(t, "peer received", b.peer.lines(), append([]string{"0s 183 Session Progress"}, tt.lines...))
 				wantLines(t, "application heard", b.said(), tt.said)
 				if n := b.stack.Stats().RTPPorts; n != 0 {
 					t.Errorf("%d port pairs in use", n)
@@ -115,7 +115,7 @@ func TestRingbackAfterProgressAndTheOtherWayRound(t *testing.T) {
 		}
 		time.Sleep(55 * time.Second)
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 180 Ringing", "10s 183 Session Progress", "1m0s 183 Session Progress",
+			"0s 180 Ringing", "10s 183 Session Progress", "1m0s 183 Session Progress",
 		})
 		_ = call.Hangup(CauseNormal)
 		if _, _, err := call.Progress(); err == nil {

@@ -41,7 +41,7 @@ func TestCancelThatBeatsTheAnswerEndsTheCall(t *testing.T) {
 		b.peer.send(b.peer.within("ACK", "i1", 1, ""))
 		time.Sleep(time.Minute)
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 200 OK", "0s 487 Request Terminated", "500ms 487 Request Terminated",
+			"0s 200 OK", "0s 487 Request Terminated", "500ms 487 Request Terminated",
 		})
 		wantLines(t, "application heard", b.said(), []string{"0s Cancelled", "0s Ended"})
 		if e := b.event(0).(Cancelled); e.Cause != (Cause{"SIP", 200, "elsewhere"}) {
@@ -65,7 +65,7 @@ func TestRingAfterCancelDoesNotReplaceThe487(t *testing.T) {
 		close(busy)
 		time.Sleep(600 * time.Millisecond)
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 200 OK", "0s 487 Request Terminated", "500ms 487 Request Terminated",
+			"0s 200 OK", "0s 487 Request Terminated", "500ms 487 Request Terminated",
 		})
 	})
 }
@@ -211,7 +211,7 @@ func TestBugEndsOnlyItsCallAndSaysSo(t *testing.T) {
 		}
 		synctest.Wait()
 		b.peer.send(replyTo(b.peer.last(), "200 OK"))
-		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 200 OK", "0s BYE"})
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s BYE"})
 		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Failed", "0s Ended"})
 	})
 	inBubble(t, nil, answerAtOnce, func(b *bubble) { // not acknowledged, and the bug comes again
@@ -226,7 +226,7 @@ func TestBugEndsOnlyItsCallAndSaysSo(t *testing.T) {
 	inBubble(t, nil, func(c *Call) { c.inbox.put(bug) }, func(b *bubble) {
 		b.bugs = 1
 		b.peer.send(invite())
-		wantLines(t, "peer received", b.peer.lines(), []string{"0s 100 Trying", "0s 500 Server Internal Error"})
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 500 Server Internal Error"})
 		wantLines(t, "application heard", b.said(), []string{"0s Failed", "0s Ended"})
 	})
 }
@@ -245,6 +245,7 @@ func TestListenerThatPanicsStillHearsEnded(t *testing.T) {
 			}
 		})
 		answerAtOnce(call)
+		synctest.Wait()
 		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
 		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
 		<-call.Done()

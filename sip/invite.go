@@ -34,8 +34,7 @@ func (a *answer) releaseIfAny() {
 
 // serveInvite tells the application of the call and stays until the INVITE transaction can be left to sipgo.
 func (c *Call) serveInvite(tx *gosip.ServerTx) {
-	t := c.invite
-	c.send(t, refuse(100, "Trying"))
+	t := c.invite // sipgo says 100 if the application has said nothing for 200 ms (RFC 3261 §17.2.1)
 	if !tx.OnCancel(func(r *gosip.Request) { c.cancel.Store(r); c.inbox.put(c.cancelled) }) {
 		c.inbox.put(c.cancelled)
 	}

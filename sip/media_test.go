@@ -262,7 +262,7 @@ func TestReportsAndMediaTimeout(t *testing.T) {
 			_, _ = phone.rtcp.WriteToUDPAddrPort(rr, netip.AddrPortFrom(m.LocalAddr().Addr(), m.LocalAddr().Port()+1))
 		}
 		time.Sleep(time.Minute)
-		b.peer.forgetAfter(2)
+		b.peer.forgetAfter(1)
 		// Then nothing at all, but the phone answers: it is there.
 		for i := range 3 {
 			time.Sleep(10 * time.Second)

@@ -182,7 +182,7 @@ func TestReliableProvisionalResponses(t *testing.T) { // RFC 3262, as the called
 		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
 		b.peer.send(b.peer.within("BYE", "y1", 5, ""))
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s 100 Trying", "0s 180 Ringing", "500ms 180 Ringing", "1.5s 180 Ringing", "1.6s 481 Call/Transaction Does Not Exist",
+			"0s 180 Ringing", "500ms 180 Ringing", "1.5s 180 Ringing", "1.6s 481 Call/Transaction Does Not Exist",
 			"1.6s 200 OK", "1.6s 183 Session Progress", "2.1s 183 Session Progress", "2.6s 200 OK", "2.6s 200 OK", "2.6s 200 OK",
 		})
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"2.6s Acked", "2.6s Bye", "2.6s Ended"})
@@ -194,8 +194,8 @@ func TestNoPrackEverComes(t *testing.T) {
 		b.peer.send(invite("Require: 100rel"))
 		time.Sleep(40 * time.Second)
 		b.peer.send(b.peer.within("ACK", "i1", 1, ""))
-		wantLines(t, "peer received", b.peer.lines()[:9], []string{
-			"0s 100 Trying", "0s 180 Ringing", "500ms 180 Ringing", "1.5s 180 Ringing", "3.5s 180 Ringing", "7.5s 180 Ringing",
+		wantLines(t, "peer received", b.peer.lines()[:8], []string{
+			"0s 180 Ringing", "500ms 180 Ringing", "1.5s 180 Ringing", "3.5s 180 Ringing", "7.5s 180 Ringing",
 			"15.5s 180 Ringing", "31.5s 180 Ringing", "32s 504 Server Time-out",
 		})
 		wantLines(t, "application heard", b.said(), []string{"32s Failed", "32s Ended"})

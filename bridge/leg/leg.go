@@ -79,6 +79,7 @@ type State struct {
 	Media   bool  // packets flow between the desk and the phone
 	Acked   bool  // the phone confirmed our answer
 	Stored  bool  // a row exists
+	Alerted bool  // the phone was told that it rings
 	Unsure  bool  // the end was forced: a side did not confirm it
 	Company int   // people and other answered phones in the conference, without this one
 	Met     bool  // Company was above zero at some time
@@ -165,7 +166,6 @@ func (m *machine) idle(ev Event) {
 		m.Phase, m.Phone, m.Stored = Setup, Coming, true
 		m.EndBy = m.now.Add(m.Rules.Longest)
 		m.Deadline = m.now.Add(m.Rules.Setup)
-		m.do(Ring)
 		m.do(Save)
 		if m.Rules.Asks {
 			m.Phase = Answering
@@ -235,6 +235,12 @@ func (m *machine) setup(ev Event) {
 		m.do(AcceptPhone)
 	case CompanyIs:
 		m.setCompany(ev.N)
+	case Saved:
+		if m.Phone == Coming {
+			m.alert()
+			return
+		}
+		m.answering(ev)
 	case Tick:
 		if m.due() {
 			m.refuse(TookTooLong)
@@ -251,8 +257,19 @@ func (m *machine) ring() {
 	m.do(Save)
 	if m.Rules.Tones {
 		m.play(Ringback)
+	} else {
+		m.alert() // the row was written before the membership
 	}
 	m.do(RingRoom)
+}
+
+// alert is the first that the phone hears of us. It waits for the row: a phone that has heard nothing asks again, the next
+// process if need be, and one that has heard something waits.
+func (m *machine) alert() {
+	if !m.Alerted {
+		m.Alerted = true
+		m.do(Ring)
+	}
 }
 
 func (m *machine) ringing(ev Event) {
