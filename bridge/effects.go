@@ -56,6 +56,8 @@ func (a *actor) perform(e leg.Effect) {
 		a.ringOver(e.Cause)
 	case leg.DialPhone:
 		a.dialPhone()
+	case leg.AckPhone:
+		a.note("acknowledge", a.call.Acknowledge())
 	case leg.Report:
 		a.report(e.Cause)
 	case leg.RefusePhone:
@@ -382,10 +384,11 @@ func (a *actor) hold(on bool) {
 	a.mutePhone()
 }
 
-// save writes the row. The answer to a phone waits until it is there; a call in progress goes on without waiting.
+// save writes the row. The answer to a phone waits until it is there, and so does the ACK of a phone's; a call in progress goes
+// on without waiting.
 func (a *actor) save() {
 	row := a.row()
-	if a.state.Phase >= leg.Asking {
+	if a.state.Phase >= leg.Asking && !a.state.OwesAck() {
 		a.note("save leg", a.bridge.journal.PutLeg(row))
 		return
 	}

@@ -111,6 +111,7 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 		call, err := b.phones.Dial(ctx, sip.DialRequest{
 			Trunk: w.trunk.Name, Number: w.dial, From: sip.Caller{Number: sip.Number(w.trunk.Number)},
 			RingTimeout:   b.cfg.Dialling.RingTimeout + sipGrace,
+			HoldAck:       true,
 			AllowRedirect: func(n sip.Number) bool { return b.plan.MayRedirect(w.trunk.Name, n) },
 		})
 		if err == nil {

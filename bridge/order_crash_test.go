@@ -8,10 +8,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
@@ -156,4 +158,90 @@ func (b *bed) orderKilledAfter(t *testing.T, alice *member.Member, p *phone.Phon
 	if err := row.Scan(&running); err != nil || running != 0 {
 		t.Errorf("%d running or reserved by the books, %v", running, err)
 	}
+}
+
+// TestOrderKilledAfterEachEffect kills the process after the first effect of an order's leg, after the second, and so on, until
+// the phone talks. Whenever that was: the phone is not called, or is let go, or talks on. None is up with nobody behind it.
+func TestOrderKilledAfterEachEffect(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Limits = config.DialLimits{} })
+	alice := b.person("alice", member.JSSDK, true)
+	alice.Says(sine(aliceHz, 48000, time.Second))
+	answered := b.picksUp(p)
+	for n, confirmed := 1, false; !confirmed; n++ {
+		confirmed = b.orderKilledAfterEffect(n, alice, p, answered)
+		if t.Failed() {
+			return
+		}
+		if n > 12 {
+			t.Fatal("the answer of the phone was never confirmed")
+		}
+	}
+}
+
+// picksUp answers each call of the phone. The latest one is in what it returns.
+func (b *bed) picksUp(p *phone.Phone) *atomic.Pointer[phone.Call] {
+	var latest atomic.Pointer[phone.Call]
+	ctx, cancel := context.WithCancel(b.t.Context())
+	var group sync.WaitGroup
+	b.t.Cleanup(func() { cancel(); group.Wait() })
+	group.Go(func() {
+		for ctx.Err() == nil {
+			call, err := p.AwaitCall(ctx)
+			if err != nil {
+				return
+			}
+			latest.Store(call)
+			group.Go(func() {
+				if call.Ring() == nil && call.PickUp(ctx) == nil { // else it was cancelled
+					call.Play(sine(phoneHz, 8000, time.Minute))
+				}
+			})
+		}
+	})
+	return &latest
+}
+
+// orderKilledAfterEffect tells whether the process has lived to confirm the phone's answer.
+func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone, answered *atomic.Pointer[phone.Call]) (confirmed bool) {
+	b.t.Helper()
+	b.stop()
+	answered.Store(nil)
+	s := &story{talkers: &talkers{bed: b, alice: alice}}
+	var output safeText
+	cmd := b.childCommand()
+	cmd.Env = append(cmd.Env, fmt.Sprint(childDies, "=", n))
+	cmd.Stderr = &output
+	s.run(cmd)
+	b.awaitChild()
+	b.says(alice, "!sip call 1001")
+	b.await("the child to die", s.isDead)
+	moment := diesAfter.FindString(output.String())
+	confirmed = strings.Contains(moment, leg.AckPhone.String())
+	b.start()
+	how := "the phone is free"
+	b.await(moment+": talk, or a free phone and a told room", func() bool {
+		s.call = answered.Load()
+		if s.call == nil || s.call.Ended() != "" {
+			return !p.Busy() && b.rows() == 0
+		}
+		ghosts := b.ghosts()
+		if len(ghosts) != 1 {
+			return false
+		}
+		if s.ghost = ghosts[0]; s.hearing() {
+			how = "they talk"
+			return true
+		}
+		return false
+	})
+	b.t.Logf("%d: %s: %s", n, moment, how)
+	if confirmed && how != "they talk" {
+		b.t.Errorf("%s: the phone was let go after its answer was confirmed. The child's log:\n%s", moment, output.String())
+	}
+	// The homeserver may deliver the command to this process only; then the phone is called by it, before this is done.
+	b.says(alice, "!sip hangup all")
+	b.clear()
+	b.await("the phone to be free", func() bool { return !p.Busy() })
+	return confirmed
 }

@@ -521,3 +521,31 @@ func TestUnansweredRefusalIsRepeated(t *testing.T) {
 		})
 	})
 }
+
+// The process before has died before the phone heard anything: the INVITE comes again, and is not a new call.
+func TestRepeatedInviteOfAResumedCallIsNoNewOne(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bubble) {
+		b.peer.send(invite())
+		first := <-b.calls
+		saved := first.Dialog()
+		_ = first.Reject(486, "")
+		time.Sleep(time.Minute) // nothing of it is left
+		b.peer.forgetAfter(0)
+		resumed, err := b.stack.Resume(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.peer.send(invite())
+		time.Sleep(500 * time.Millisecond)
+		if n := b.stack.Stats().Calls; n != 1 {
+			t.Errorf("%d calls, want the resumed one", n)
+		}
+		if err := resumed.Reject(503, ""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"1m0.5s 503 Service Unavailable", "1m1s 503 Service Unavailable", "1m2s 503 Service Unavailable",
+		})
+	})
+}

@@ -26,6 +26,9 @@ type DialRequest struct {
 	// AllowRedirect judges the number a 3xx names; the call then goes there, over the same trunk. nil refuses them all:
 	// who pays for a call must have said where it may go. It must not block.
 	AllowRedirect func(Number) bool
+	// HoldAck keeps the ACK of the answer back until [Call.Acknowledge], so that the dialog can be saved first: who dies in between
+	// is told of the answer again (RFC 3261 §13.3.1.4), for 32 s.
+	HoldAck bool
 }
 
 // Errors of Dial.
@@ -62,7 +65,8 @@ type outgoing struct {
 	early     string // the description of early media
 
 	code      int                       // of the last provisional response told
-	acks      map[string]*gosip.Request // ACKs sent, by remote tag: of the answer and of forks
+	acks      map[string]*gosip.Request // by remote tag: of the answer and of forks
+	heldAck   *gosip.Request            // the one that waits for Acknowledge
 	redirects int
 	rseq      map[string]uint32 // last reliable provisional response, by remote tag
 	session   time.Duration     // the timer we ask for
@@ -362,7 +366,9 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 	}
 	tag, _ := res.To().Params.Get("tag")
 	if ack := c.out.acks[tag]; ack != nil {
-		c.write(ack)
+		if ack != c.out.heldAck {
+			c.write(ack)
+		}
 		return
 	}
 	if c.state != dialling {
@@ -373,7 +379,9 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 	c.auth.accepted()
 	c.dialog.establish(res, tag)
 	c.dialog.Since = time.Now()
-	c.acknowledge(&c.dialog, res)
+	if c.out.heldAck = c.ackOf(&c.dialog, res); !c.out.request.HoldAck {
+		c.releaseAck()
+	}
 	c.state = confirmed
 	c.stack.counters.dialAnswered.Add(1)
 	c.nextRTCP = time.Now().Add(rtcpInterval)
@@ -418,12 +426,12 @@ func splitAddresses(list string) []string {
 	return out
 }
 
-// acknowledge sends the ACK of a 2xx and keeps it.
-func (c *Call) acknowledge(d *Dialog, res *gosip.Response) {
+// ackOf makes the ACK of a 2xx to our INVITE, and keeps it for when that comes again. It is nil when none is possible.
+func (c *Call) ackOf(d *Dialog, res *gosip.Response) *gosip.Request {
 	ack, err := d.request(c.stack, gosip.ACK, res.CSeq().SeqNo)
 	if err != nil {
 		c.log.Warn("no ACK possible", "err", err)
-		return
+		return nil
 	}
 	if c.out.req != nil { // §22.1: the same credentials as the INVITE
 		for _, name := range []string{"Authorization", "Proxy-Authorization"} {
@@ -433,7 +441,52 @@ func (c *Call) acknowledge(d *Dialog, res *gosip.Response) {
 		}
 	}
 	c.out.acks[d.RemoteTag] = ack
+	return ack
+}
+
+// releaseAck sends the ACK that was held back, if one is.
+func (c *Call) releaseAck() {
+	if c.out == nil || c.out.heldAck == nil {
+		return
+	}
+	ack := c.out.heldAck
+	c.out.heldAck = nil
 	c.write(ack)
+}
+
+// Acknowledge sends the ACK that was held back ([DialRequest].HoldAck). In a resumed call that we dialled it sends the one which
+// the process before may have owed; a phone that had it takes no notice. It does not wait.
+func (c *Call) Acknowledge() error { return c.do(c.acknowledge) }
+
+func (c *Call) acknowledge() error {
+	if c.dialog.Role != UAC || c.state != confirmed {
+		return c.stateError()
+	}
+	if c.out != nil {
+		c.releaseAck()
+		return nil
+	}
+	return c.acknowledgeAgain(c.dialog.InviteCSeq)
+}
+
+// acknowledgeAgain sends an ACK of which no copy is left, because the process before was to send it or has sent it.
+func (c *Call) acknowledgeAgain(cseq uint32) error {
+	ack, err := c.dialog.request(c.stack, gosip.ACK, cseq)
+	if err != nil {
+		return fmt.Errorf("acknowledge: %w", err)
+	}
+	c.write(ack)
+	return nil
+}
+
+// answeredBefore takes a 2xx to an INVITE of the process before: the phone says it until it hears an ACK (§13.3.1.4).
+func (c *Call) answeredBefore(res *gosip.Response) {
+	if tag, _ := res.To().Params.Get("tag"); c.state == ended || tag != c.dialog.RemoteTag {
+		return
+	}
+	if err := c.acknowledgeAgain(res.CSeq().SeqNo); err != nil {
+		c.log.Warn("no ACK possible", "err", err)
+	}
 }
 
 // write sends a request that gets no response. What is sent next comes behind it.
@@ -453,7 +506,9 @@ func (c *Call) write(req *gosip.Request) {
 func (c *Call) endFork(res *gosip.Response, tag string) {
 	d := c.dialog.clone()
 	d.establish(res, tag)
-	c.acknowledge(&d, res)
+	if ack := c.ackOf(&d, res); ack != nil {
+		c.write(ack)
+	}
 	c.log.Info("a second phone answered")
 	bye, err := d.request(c.stack, gosip.BYE, res.CSeq().SeqNo+1)
 	if err != nil {

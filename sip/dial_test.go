@@ -518,3 +518,60 @@ func TestDiallingSurvivesRestart(t *testing.T) {
 		}
 	}
 }
+
+func TestHeldAckWaitsUntilTheAnswerIsSaved(t *testing.T) {
+	held := func(r *DialRequest) { r.HoldAck = true }
+	inBubble(t, outbound, nil, func(b *bubble) {
+		call, inv := b.dials(held)
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		time.Sleep(500 * time.Millisecond)
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer) // it has not heard us
+		time.Sleep(100 * time.Millisecond)
+		for range 2 { // the second one has nothing to send
+			if err := call.Acknowledge(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer) // our ACK was lost
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 8, ""))
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "600ms ACK", "600ms ACK", "600ms 200 OK"})
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "600ms Bye", "600ms Ended"})
+	})
+	inBubble(t, outbound, nil, func(b *bubble) { // we hang up first
+		call, inv := b.dials(held)
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		b.peer.send(replyTo(b.peer.last(), "200 OK"))
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "0s ACK", "0s BYE"})
+	})
+}
+
+// The process before has died between an answer and its ACK: the phone says it again, and gets one from the next process.
+func TestResumedCallAcknowledgesAnAnswerOfBefore(t *testing.T) {
+	inBubble(t, outbound, nil, func(b *bubble) {
+		call, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		b.peer.forgetAfter(0)
+		saved := call.Dialog()
+		before, branch := saved.LocalTag, saved.InviteBranch
+		saved.LocalTag, saved.InviteBranch = "other", newBranch() // as if the first call had never been in this process
+		inv = strings.ReplaceAll(strings.ReplaceAll(inv, before, "other"), branch, saved.InviteBranch)
+		resumed, err := b.stack.Resume(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := resumed.Acknowledge(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		ack := b.peer.last()
+		if !strings.HasPrefix(ack, "ACK sip:200@192.0.2.20:5060 SIP/2.0\r\n") || headerIn(ack, "CSeq") != "1 ACK" || !strings.HasSuffix(headerIn(ack, "To"), ";tag=b1") {
+			t.Errorf("ACK = %q", ack)
+		}
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		b.peer.answers(inv, "200 OK", "stranger", peerAnswer) // not of this dialog
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s ACK", "0s ACK"})
+	})
+}

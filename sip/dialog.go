@@ -13,7 +13,7 @@ type Dialog struct {
 	LocalTag  string `json:"local_tag"`
 	RemoteTag string `json:"remote_tag"`
 	Role      Role   `json:"role"`
-	Confirmed bool   `json:"confirmed"` // the 2xx is acknowledged
+	Confirmed bool   `json:"confirmed"` // the phone has acknowledged our 2xx, or we have had its
 
 	// LocalURI and RemoteURI are the addresses of From and To without tags, exactly as first used.
 	LocalURI  string `json:"local_uri"`

@@ -245,6 +245,7 @@ func (c *Call) sendBye(cause Cause) {
 	if c.state == ending || c.state == ended {
 		return
 	}
+	c.releaseAck() // §15: BYE only in a dialog that the phone holds for confirmed
 	c.state, c.goodbye = ending, cause
 	c.nextRTCP = time.Time{}
 	c.answer.releaseIfAny()

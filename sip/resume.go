@@ -61,6 +61,9 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 		return nil, fmt.Errorf("resume %s: the stack is closed or has this call already", shortID(d.CallID))
 	}
 	s.byID[c.id] = c
+	if c.invite != nil {
+		s.byInvite[inviteOf(c.invite.req)] = c
+	}
 	s.calls.Go(c.run)
 	return c, nil
 }

@@ -476,6 +476,9 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		s.respond(req, tx, refuse(403, statusText(403)))
 		return
 	}
+	if s.repeated(req) {
+		return
+	}
 	c := newCall(s, trunk, req, tx, source)
 	if r := c.screen(); r != nil {
 		s.respond(req, tx, r)
@@ -486,6 +489,19 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		return
 	}
 	c.serveInvite(tx)
+}
+
+// repeated says that an INVITE is the one of a call that is here, although its transaction is not: the process before had it, and
+// the phone has heard nothing of that. What becomes of the call it hears anyway.
+func (s *Stack) repeated(req *gosip.Request) bool {
+	s.mu.Lock()
+	known := s.byInvite[inviteOf(req)]
+	s.mu.Unlock()
+	if known == nil {
+		return false
+	}
+	branch, _ := req.Via().Params.Get("branch")
+	return known.snapshot.Load().InviteBranch == branch
 }
 
 // admit enters a new call into the tables, or says why not.
@@ -521,7 +537,8 @@ func (s *Stack) busy(trunk *Trunk) bool {
 	return trunk.MaxCalls > 0 && n >= trunk.MaxCalls
 }
 
-// stray takes a response nobody waits for any more: a 2xx that another phone sends late must still be hung up.
+// stray takes a response nobody waits for any more: a 2xx that another phone sends late must still be hung up, one to an INVITE of
+// the process before must still be acknowledged.
 func (s *Stack) stray(res *gosip.Response) {
 	if res.CSeq() == nil || res.CSeq().MethodName != gosip.INVITE || res.CallID() == nil || res.From() == nil || res.Via() == nil {
 		return
@@ -531,8 +548,12 @@ func (s *Stack) stray(res *gosip.Response) {
 	s.mu.Lock()
 	c := s.byID[dialogID{res.CallID().Value(), tag}]
 	s.mu.Unlock()
-	if c != nil && c.out != nil {
+	switch {
+	case c == nil:
+	case c.out != nil:
 		c.inbox.put(func() { c.handleResponse(branch, res) })
+	case res.IsSuccess() && res.To() != nil:
+		c.inbox.put(func() { c.answeredBefore(res) })
 	}
 }
 

@@ -68,7 +68,7 @@ func (m *machine) dialling(ev Event) {
 
 // pickedUp begins the talk. Only now does the longest call begin to count.
 func (m *machine) pickedUp() {
-	m.Phase, m.Phone, m.Acked = Talking, Up, true // the sip package acknowledges by itself
+	m.Phase, m.Phone = Talking, Up
 	m.EndBy = m.now.Add(m.Rules.Longest)
 	m.do(Save)
 	if !m.Media {
@@ -77,6 +77,15 @@ func (m *machine) pickedUp() {
 	}
 	m.report(Answered)
 	m.watchCompany()
+}
+
+// acknowledge confirms the answer of a phone that we called, once the row says that it is up: who dies before that is told of the
+// answer again. A row that cannot be written is no reason to let the phone wait until it gives up.
+func (m *machine) acknowledge() {
+	if m.OwesAck() {
+		m.Acked = true
+		m.do(AckPhone)
+	}
 }
 
 func (m *machine) diallingTick() {

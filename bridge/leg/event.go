@@ -102,6 +102,7 @@ const (
 	RingRoom    // tell the room who calls, and how to decline
 	RingOver    // tell the room how that ended, Answered or why not
 	DialPhone   // INVITE
+	AckPhone    // confirm the answer to it
 	Report      // tell the room how a call that it ordered is getting on, or why it is over
 	RefusePhone // final response by Cause
 	HangUpPhone // BYE with a Reason by Cause; CANCEL before the answer to a call of ours
@@ -112,7 +113,7 @@ const (
 
 var effectNames = [...]string{
 	"ring", "join room", "accept phone", "save", "send answer", "ask phone", "start media", "stop media", "ask", "enter", "play tone",
-	"stop tone", "ring room", "ring over", "dial phone", "report", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
+	"stop tone", "ring room", "ring over", "dial phone", "ack phone", "report", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
 }
 
 func (k EffectKind) String() string { return name(effectNames[:], int(k)) }

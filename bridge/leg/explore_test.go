@@ -19,7 +19,7 @@ type tally struct {
 	leaves, joins, enters                           int
 	plays, stopped                                  bool // a tone was begun, and the last one is over
 	rings, rung                                     int  // RingRoom, RingOver
-	dials                                           int
+	dials, acks                                     int
 	told                                            Cause // by the last Report
 }
 
@@ -55,6 +55,8 @@ func (t tally) add(e Effect) tally {
 		t.rung++
 	case DialPhone:
 		t.dials++
+	case AckPhone:
+		t.acks++
 	case Report:
 		t.told = e.Cause
 	}
@@ -168,6 +170,8 @@ func promises(from, to journey, effects []Effect) []string {
 	last := slices.IndexFunc(effects, func(e Effect) bool { return e.Kind == Forget })
 	check(last < 0 || last == len(effects)-1, "forget is the last effect")
 	check(d.dials <= 1 && (d.dials == 0 || d.saves > 0 && d.joins == 1), "a phone is called at most once, after that was saved, and from within the room's call")
+	check(d.acks <= 1 && (d.acks == 0 || d.dials == 0 || d.saves > 1), "the answer of a phone is confirmed at most once, after that was saved")
+	check(s.Phase != Talking || d.dials == 0 || s.Acked || from.state.OwesAck() || len(effects) > 0 && effects[0].Kind == Save, "a phone that has answered waits for its row, and for nothing else")
 	check(s.Phase != Dialling || s.Out && s.Room != Absent && (s.Phone != Coming || s.Room == Up && d.dials == 1), "dialling means: the ghost first, then the phone")
 	check(s.Phase != Dialling || !s.Media || s.Phone == Coming, "the line is heard only while the phone is called")
 	check(d.dials == 0 || s.Phase < Ending || d.releases == 1 || s.Phone == Gone, "a phone that was called is told to go, or is gone by itself")

@@ -77,7 +77,7 @@ type State struct {
 	Phone   Side
 	Room    Side
 	Media   bool  // packets flow between the desk and the phone
-	Acked   bool  // the phone confirmed our answer
+	Acked   bool  // the phone confirmed our answer, or we confirmed its
 	Stored  bool  // a row exists
 	Alerted bool  // the phone was told that it rings
 	Unsure  bool  // the end was forced: a side did not confirm it
@@ -160,6 +160,9 @@ func (s State) Successor() State {
 // Answered tells whether the phone was answered, or may have been: the answer was saved and about to be sent.
 func (s State) Answered() bool { return s.Phone == Ready && !s.Out || s.Phone == Up }
 
+// OwesAck tells whether a phone that we called is up and not told yet that we know: that waits for [Saved].
+func (s State) OwesAck() bool { return s.Out && s.Phone == Up && !s.Acked }
+
 func (m *machine) idle(ev Event) {
 	switch ev.Kind {
 	case Invited:
@@ -197,6 +200,7 @@ func (m *machine) resume() {
 		m.Deadline = m.EndBy
 	}
 	m.do(StartMedia)
+	m.acknowledge()
 	m.do(AskPhone)
 	m.do(JoinRoom)
 }
@@ -325,6 +329,8 @@ func (m *machine) answering(ev Event) {
 
 func (m *machine) talking(ev Event) {
 	switch ev.Kind {
+	case Saved:
+		m.acknowledge()
 	case PhoneAcked, DialogChanged, SaveFailed:
 		m.followPhone(ev)
 	case CompanyIs:
@@ -349,6 +355,10 @@ func (m *machine) talking(ev Event) {
 // outlives the database's absence.
 func (m *machine) followPhone(ev Event) {
 	if ev.Kind == SaveFailed {
+		if m.OwesAck() {
+			m.do(Save) // when the database is back
+			m.acknowledge()
+		}
 		return
 	}
 	m.Acked = m.Acked || ev.Kind == PhoneAcked
