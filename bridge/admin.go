@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net"
@@ -83,6 +82,12 @@ func (b *Bridge) admin() http.Handler {
 	mux.HandleFunc("GET /pins", b.adminPINs)
 	mux.HandleFunc("POST /pins", b.adminPINs)
 	mux.HandleFunc("DELETE /pins", b.adminPINs)
+	mux.HandleFunc("GET /trunks", b.listTrunks)
+	mux.HandleFunc("PUT /trunks/{name}", b.putTrunk)
+	mux.HandleFunc("DELETE /trunks/{name}", b.putTrunk)
+	mux.HandleFunc("GET /routes", b.listRoutes)
+	mux.HandleFunc("PUT /routes/{name}", b.putRoute)
+	mux.HandleFunc("DELETE /routes/{name}", b.putRoute)
 	mux.HandleFunc("POST /drain", b.startDrain)
 	mux.HandleFunc("GET /debug/drain", b.showDrain)
 	return mux
@@ -125,10 +130,7 @@ func (b *Bridge) listLegs(w http.ResponseWriter, _ *http.Request) {
 		views = append(views, a.view())
 	}
 	b.mu.Unlock()
-	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(views); err != nil {
-		b.log.Debug("admin went away", "err", err)
-	}
+	b.show(w, views)
 }
 
 func (b *Bridge) showTrace(w http.ResponseWriter, r *http.Request) {

@@ -58,6 +58,7 @@ type Bridge struct {
 	sounds       *sound.Library
 	plan         *dialPlan
 	grammar      command.Grammar
+	ownTrunks    []config.Trunk  // those of the config; cfg has those of the database, too
 	showNumbers  map[string]bool // by trunk
 	inBand       map[string]bool // trunks whose phones' keys are heard in their sound
 
@@ -110,19 +111,27 @@ func New(
 			Longest: cfg.Calls.Longest, Release: leg.DefaultRules().Release,
 		},
 		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool), inBand: make(map[string]bool),
-		legs: make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
+		ownTrunks: cfg.SIP.Trunks,
+		legs:      make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}), asking: newAskPace(),
-		drain: drain{over: make(chan struct{})}, orders: newOrders(), plan: newDialPlan(cfg),
+		drain: drain{over: make(chan struct{})}, orders: newOrders(),
 		grammar: command.Grammar{Prefix: cfg.Commands.Prefix},
-	}
-	for _, t := range cfg.SIP.Trunks {
-		b.showNumbers[t.Name], b.inBand[t.Name] = t.ShowNumbers, t.DTMF == "inband"
 	}
 	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	var err error
 	if b.store, err = db.OpenPatiently(ctx, cfg.Database.Address, log); err != nil {
 		return nil, err
+	}
+	cfg, err = withStoredTrunks(ctx, cfg, b.store, func(name string, err error) {
+		log.Error("a trunk of the database is not used", "trunk", name, "err", err)
+	})
+	if err != nil {
+		return nil, errors.Join(err, b.store.Close())
+	}
+	b.cfg, b.plan = cfg, newDialPlan(cfg)
+	for _, t := range cfg.SIP.Trunks {
+		b.showNumbers[t.Name], b.inBand[t.Name] = t.ShowNumbers, t.DTMF == "inband"
 	}
 	b.journal = db.NewJournal(b.store, log)
 	b.routes, b.pins = newRoutes(cfg, b.store), newPINs(cfg.DialIn, b.store)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -181,13 +180,9 @@ func (b *Bridge) adminPINs(w http.ResponseWriter, r *http.Request) {
 		view.PINs, err = b.PINs(ctx, room)
 	}
 	if err != nil {
-		b.log.Error("an admin's wish about PINs failed", "room", room, "err", err)
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		b.failed(w, "PINs of "+string(room), err)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	if err := json.NewEncoder(w).Encode(view); err != nil {
-		b.log.Debug("admin went away", "err", err)
-	}
+	b.show(w, view)
 }

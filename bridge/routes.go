@@ -16,6 +16,7 @@ import (
 type routes struct {
 	fixed    map[string]config.Route
 	defaults config.Options // of numbers whose route leaves something out
+	domain   string         // of rooms that are dialled by their name; "" = they can't be
 	store    *db.Store
 }
 
@@ -29,6 +30,9 @@ func newRoutes(cfg config.Config, store *db.Store) *routes {
 	r := &routes{
 		fixed: make(map[string]config.Route), store: store,
 		defaults: cfg.Calls.Options.Over(config.Default().Calls.Options),
+	}
+	if cfg.DialIn.RoomNames {
+		r.domain = cfg.Homeserver.Domain
 	}
 	for _, route := range cfg.Routes {
 		r.fixed[route.Number] = route
@@ -44,6 +48,9 @@ func (r *routes) Find(ctx context.Context, number string) (route, error) {
 	stored, err := r.store.Route(ctx, number)
 	if err != nil {
 		return route{}, fmt.Errorf("find route: %w", err)
+	}
+	if stored.Room == "" && r.domain != "" && number != "" {
+		return route{room: "#" + number + ":" + r.domain, options: r.defaults}, nil
 	}
 	options, err := config.ParseOptions(stored.Options)
 	return route{room: stored.Room, options: options.Over(r.defaults)}, err

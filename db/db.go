@@ -108,6 +108,24 @@ func Check(ctx context.Context, address string) error {
 	return (&Store{db: wrapped}).checkVersion(ctx)
 }
 
+// CountTrunks counts the stored trunks of a database that [Check] found well, and changes nothing; one without a schema has none.
+func CountTrunks(ctx context.Context, address string) (n int) {
+	if path := sqlitePath(address); path != "" {
+		if _, err := os.Stat(path); err != nil {
+			return 0
+		}
+	}
+	raw, _, err := connect(address)
+	if err != nil {
+		return 0
+	}
+	defer raw.Close()
+	if err := raw.QueryRowContext(ctx, "SELECT COUNT(*) FROM trunk").Scan(&n); err != nil {
+		return 0 // an older schema
+	}
+	return n
+}
+
 func connect(address string) (*sql.DB, string, error) {
 	switch scheme, _, _ := strings.Cut(address, ":"); scheme {
 	case "postgres", "postgresql":

@@ -260,6 +260,36 @@ func TestRoutesAreReplacedAndRemoved(t *testing.T) {
 			if got, err := s.Route(ctx, "100"); !cmp.Equal(got, step.want) || err != nil {
 				t.Errorf("Route after putting %+v = %+v, %v; want %+v", step.put, got, err, step.want)
 			}
+			want := []Route{step.want}
+			if step.want.Room == "" {
+				want = nil
+			}
+			if got, err := s.Routes(ctx); !cmp.Equal(got, want) || err != nil {
+				t.Errorf("Routes after putting %+v = %+v, %v; want %+v", step.put, got, err, want)
+			}
+		}
+	})
+}
+
+func TestTrunksAreReplacedAndRemoved(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s, ctx := open(t, address), t.Context()
+		other := Trunk{"a-pbx", `{"proxy":"b"}`, morning}
+		for _, step := range []struct {
+			put  Trunk
+			want []Trunk
+		}{
+			{Trunk{"carrier", `{"proxy":"a"}`, morning}, []Trunk{{"carrier", `{"proxy":"a"}`, morning}}},
+			{other, []Trunk{other, {"carrier", `{"proxy":"a"}`, morning}}},
+			{Trunk{"carrier", `{"proxy":"c"}`, morning.Add(time.Hour)}, []Trunk{other, {"carrier", `{"proxy":"c"}`, morning}}},
+			{Trunk{Name: "carrier"}, []Trunk{other}},
+		} {
+			if err := s.PutTrunk(ctx, step.put); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.Trunks(ctx); !cmp.Equal(got, step.want) || err != nil {
+				t.Errorf("Trunks after putting %+v = %+v, %v; want %+v", step.put, got, err, step.want)
+			}
 		}
 	})
 }

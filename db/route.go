@@ -29,6 +29,26 @@ func (s *Store) Route(ctx context.Context, number string) (Route, error) {
 	return r, nil
 }
 
+// Routes returns all routes, by number.
+func (s *Store) Routes(ctx context.Context) ([]Route, error) {
+	rows, err := s.db.Query(ctx, "SELECT number, room, options, created_at FROM route ORDER BY number")
+	if err != nil {
+		return nil, fmt.Errorf("read routes: %w", err)
+	}
+	defer rows.Close()
+	var list []Route
+	for rows.Next() {
+		var r Route
+		var created int64
+		if err := rows.Scan(&r.Number, &r.Room, &r.Options, &created); err != nil {
+			return nil, fmt.Errorf("read routes: %w", err)
+		}
+		r.Created = instant(created)
+		list = append(list, r)
+	}
+	return list, rows.Err()
+}
+
 // PutRoute writes the route whole, except for when it was made; one without a room is removed.
 func (s *Store) PutRoute(ctx context.Context, r Route) error {
 	query, args := `INSERT INTO route (number, room, options, created_at) VALUES ($1, $2, $3, $4)

@@ -168,6 +168,7 @@ type DialIn struct {
 	PINKey    string   `yaml:"pin_key"`
 	PINDigits int      `yaml:"pin_digits"`
 	Sounds    []string `yaml:"sounds"`
+	RoomNames bool     `yaml:"room_names"`
 }
 
 type Admin struct {

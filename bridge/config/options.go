@@ -1,10 +1,6 @@
 package config
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
-	"io"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -90,20 +86,4 @@ func first[T comparable](a, b T) T {
 		return a
 	}
 	return b
-}
-
-// ParseOptions reads the options of a route in the database: a JSON object with the names they have in the file.
-func ParseOptions(text string) (Options, error) {
-	var o Options
-	decoder := yaml.NewDecoder(bytes.NewReader([]byte(text))) // JSON is YAML
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&o); err != nil && !errors.Is(err, io.EOF) {
-		return Options{}, fmt.Errorf("read route options: %w", err)
-	}
-	check := checker{lines: map[string]int{}}
-	check.options("options", &o)
-	if len(check.found) > 0 {
-		return Options{}, fmt.Errorf("read route options: %w", &Problems{File: "database", List: check.found})
-	}
-	return o, nil
 }

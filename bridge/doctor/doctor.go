@@ -41,6 +41,7 @@ type patient struct {
 	registration *appservice.Registration
 	running      bool // the bridge answers: its own sockets are taken rightly
 	answers      bool // the homeserver does
+	stored       bool // the database does
 }
 
 // Examine runs all checks, writes what it finds to out, and tells whether all is well.
@@ -164,6 +165,7 @@ func (p *patient) checkDatabase(ctx context.Context) []finding {
 	if err := db.Check(ctx, p.cfg.Database.Address); err != nil {
 		return one(false, what, err.Error(), "check database.address, that the server runs, and that the user may create tables")
 	}
+	p.stored = true
 	scheme, _, _ := strings.Cut(p.cfg.Database.Address, ":")
 	return one(true, what, scheme+" answers, and its schema is none or one we know", "")
 }
@@ -308,15 +310,20 @@ func hostOf(hostPort string) string {
 	return host
 }
 
-func (p *patient) checkTrunks(context.Context) []finding {
+func (p *patient) checkTrunks(ctx context.Context) []finding {
 	const what = "trunks and routes"
-	switch {
-	case len(p.cfg.SIP.Trunks) == 0:
-		return one(false, what, "no trunk is configured: every phone is ignored", "name your carrier or PBX in sip.trunks")
-	case len(p.cfg.Routes) == 0:
-		return one(true, what, fmt.Sprintf("%d trunks; no routes in the config, so all must be in the database", len(p.cfg.SIP.Trunks)), "")
+	stored := 0
+	if p.stored {
+		stored = db.CountTrunks(ctx, p.cfg.Database.Address)
 	}
-	return one(true, what, fmt.Sprintf("trunks: %d, routes: %d", len(p.cfg.SIP.Trunks), len(p.cfg.Routes)), "")
+	trunks := fmt.Sprintf("trunks: %d, and %d in the database", len(p.cfg.SIP.Trunks), stored)
+	switch {
+	case len(p.cfg.SIP.Trunks)+stored == 0:
+		return one(false, what, "no trunk is configured: every phone is ignored", "name your carrier or PBX in sip.trunks")
+	case len(p.cfg.Routes) == 0 && !p.cfg.DialIn.RoomNames:
+		return one(true, what, trunks+"; no routes in the config, so all must be in the database", "")
+	}
+	return one(true, what, fmt.Sprintf("%s; routes: %d", trunks, len(p.cfg.Routes)), "")
 }
 
 // Live asks the running bridge whether it serves at all.

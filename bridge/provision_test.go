@@ -1,0 +1,130 @@
+package bridge
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"trunkline/bridge/config"
+	"trunkline/db"
+	"trunkline/internal/testbed/homeserver"
+	"trunkline/internal/testbed/member"
+)
+
+// admin makes a request as an admin would.
+func (b *bed) admin(method, path, body string) (int, string) {
+	b.t.Helper()
+	w := httptest.NewRecorder()
+	b.process.bridge.admin().ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
+	return w.Code, w.Body.String()
+}
+
+func TestTrunksAndRoutesOfTheDatabaseTakeCalls(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	b.cfg.SIP.Trunks = nil
+	b.start()
+	t.Cleanup(b.stop)
+	b.person("alice", member.JSSDK, true)
+	for _, put := range []struct{ path, body string }{
+		{"/trunks/office", `{"networks": ["127.0.0.0/8"], "codecs": ["PCMA"], "password": "secret", "username": "u"}`},
+		{"/trunks/gone", `{"proxy": "pbx.example.org"}`},
+		{"/routes/+4930777", `{"room": "` + string(b.room) + `", "intent": "m.prompt"}`},
+	} {
+		if code, answer := b.admin("PUT", put.path, put.body); code != http.StatusOK {
+			t.Fatalf("PUT %s = %d, %s", put.path, code, answer)
+		}
+	}
+	if code, answer := b.admin("DELETE", "/trunks/gone", ""); code != http.StatusOK {
+		t.Fatalf("DELETE = %d, %s", code, answer)
+	}
+	// What an admin wrote with a tool of his own: it must not keep the bridge from starting.
+	if err := b.process.bridge.store.PutTrunk(t.Context(), db.Trunk{Name: "broken", Settings: "{"}); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+	b.start()
+	_, list := b.admin("GET", "/trunks", "")
+	for _, want := range []string{
+		`{"name":"office","networks":["127.0.0.0/8"],"from":"database","used":true,"problem":""}`,
+		`{"name":"broken","from":"database","used":false,"problem":"read trunk: yaml: `,
+	} {
+		if !strings.Contains(list, want) || strings.Contains(list, "secret") || strings.Contains(list, "gone") {
+			t.Errorf("GET /trunks = %s, want %s, and no password", list, want)
+		}
+	}
+	if _, list := b.admin("GET", "/routes", ""); !strings.Contains(list, `{"number":"+4930777","room":"`+string(b.room)+`","options":{"intent":"m.prompt"},"from":"database"}`) {
+		t.Errorf("GET /routes = %s", list)
+	}
+	b.dial(b.phone("+493012345678"), "+4930777")
+	if got := b.ghosts(); len(got) != 1 {
+		t.Errorf("ghosts in the call: %v", got)
+	}
+}
+
+func TestStoredTrunksAndRoutesAreChecked(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	for _, c := range []struct {
+		path, body string
+		code       int
+		says       string
+	}{
+		{"/trunks/lab", `{"networks": ["192.0.2.0/24"]}`, 400, "the config has a trunk of that name"},
+		{"/trunks/new", `{"networks": ["192.0.2.1"]}`, 400, "is not a network like"},
+		{"/trunks/new", `{"networks": ["192.0.2.0/24"], "colour": "red"}`, 400, "colour"},
+		{"/trunks/new", `{"networks": ["192.0.2.0/24"], "tls": {"certificate": "/no/such", "key": "/no/such"}}`, 400, "no such file"},
+		{"/trunks/new", `networks: 1`, 400, "JSON object"},
+		{"/trunks/new", `"` + strings.Repeat("x", longestSettings) + `"`, 400, "too large"},
+		{"/routes/" + goodNumber, `{"room": "#a:example.org"}`, 409, "the config has a route"},
+		{"/routes/12", `{"room": "#a"}`, 400, "is not a room alias"},
+		{"/routes/12", `{"room": "#a:example.org", "intent": "m.dance"}`, 400, "is not one of m.ring, m.prompt"},
+	} {
+		if code, answer := b.admin("PUT", c.path, c.body); code != c.code || !strings.Contains(answer, c.says) {
+			t.Errorf("PUT %s %.60s = %d, %s; want %d, %q", c.path, c.body, code, answer, c.code, c.says)
+		}
+	}
+	if _, list := b.admin("GET", "/trunks", ""); strings.Contains(list, "new") {
+		t.Errorf("a trunk that was refused is there: %s", list)
+	}
+}
+
+func TestAStoredTrunkThatCannotBeUsedHarmsNoOther(t *testing.T) {
+	own := []config.Trunk{{Name: "carrier"}}
+	var cfg config.Config
+	cfg.RTP.Address = "127.0.0.1"
+	for _, c := range []struct {
+		name, settings string
+		good           bool
+	}{
+		{"pbx", `{"networks": ["192.0.2.0/24"], "proxy": "192.0.2.1", "ping": "30s"}`, true},
+		{"carrier", `{"networks": ["192.0.2.0/24"]}`, false},
+		{"empty", `{}`, false},
+		{"broken", `{`, false},
+	} {
+		if _, err := usableTrunk(cfg, own, c.name, c.settings); (err == nil) != c.good {
+			t.Errorf("usableTrunk(%s, %s) = %v", c.name, c.settings, err)
+		}
+	}
+}
+
+func TestRoomsAreDialledByTheirNames(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	b.cfg.DialIn.RoomNames = true
+	b.cfg.Calls.Intent = config.IntentPrompt
+	named := homeserver.CallRoom(b.bot())
+	named.Alias = "meeting"
+	b.room = b.hs.Room(b.hs.User("host").UserID, named)
+	b.start()
+	t.Cleanup(b.stop)
+	b.person("alice", member.JSSDK, true)
+	b.dial(b.phone("+493012345678"), "meeting")
+	if got := b.ghosts(); len(got) != 1 {
+		t.Errorf("ghosts in the call of #meeting: %v", got)
+	}
+	if _, err := b.phone("+493012345679").Dial(b.ctx(), b.sip, "nowhere"); err == nil {
+		t.Error("a room that is not there took a call")
+	}
+}
