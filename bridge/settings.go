@@ -18,7 +18,8 @@ import (
 // matrixConfig says in matrixcall's terms what the admin configured.
 func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config {
 	ice := matrixcall.ICEConfig{
-		UDPPort: c.WebRTC.Port, Addresses: c.WebRTC.Addresses, Loopback: c.WebRTC.Loopback,
+		UDPPort: c.WebRTC.Port, PortMin: uint16(c.WebRTC.PortMin), PortMax: uint16(c.WebRTC.PortMax),
+		Interfaces: c.WebRTC.Interfaces, Addresses: c.WebRTC.Addresses, Loopback: c.WebRTC.Loopback,
 	}
 	if c.WebRTC.Advertise != "" {
 		ice.NAT1To1 = []string{c.WebRTC.Advertise}

@@ -18,16 +18,16 @@ import (
 
 // ICEConfig says on which addresses the ghosts' PeerConnections live.
 type ICEConfig struct {
-	UDPPort      int          `yaml:"udp_port"`      // one port shared by all peers; 0 means a port per peer
-	PortMin      uint16       `yaml:"port_min"`      // range of the ports per peer and of relayed ones; 0 means any
-	PortMax      uint16       `yaml:"port_max"`      //
-	Interfaces   []string     `yaml:"interfaces"`    // names; empty means all
-	Addresses    []string     `yaml:"addresses"`     // addresses or networks (CIDR); empty means all
-	NAT1To1      []string     `yaml:"nat_1to1"`      // public addresses to put in place of the local ones
-	Loopback     bool         `yaml:"loopback"`      // offer loopback addresses, for trials on one machine
-	NoMDNS       bool         `yaml:"no_mdns"`       // do not look up the .local names some browsers hide behind
-	MaxPeers     int          `yaml:"max_peers"`     // per ghost; 0 means 64
-	ExtraServers []TURNServer `yaml:"extra_servers"` // STUN and TURN servers beside the homeserver's
+	UDPPort      int          // one port shared by all peers; 0 means a port per peer
+	PortMin      uint16       // range of the ports per peer and of relayed ones; 0 means any
+	PortMax      uint16       //
+	Interfaces   []string     // names; empty means all
+	Addresses    []string     // addresses or networks (CIDR); empty means all
+	NAT1To1      []string     // public addresses to put in place of the local ones
+	Loopback     bool         // offer loopback addresses, for trials on one machine
+	NoMDNS       bool         // do not look up the .local names some browsers hide behind
+	MaxPeers     int          // per ghost; 0 means 64
+	ExtraServers []TURNServer // STUN and TURN servers beside the homeserver's
 
 	network transport.Net // the tests' virtual network
 }

@@ -188,6 +188,9 @@ func (c *checker) webrtc(w *WebRTC) {
 	if w.Port < 0 || w.Port > 65535 {
 		c.wrong("webrtc.port", "%d is not a port", w.Port)
 	}
+	if (w.PortMin != 0 || w.PortMax != 0) && (w.PortMin < 1024 || w.PortMax < w.PortMin || w.PortMax > 65535) {
+		c.wrong("webrtc.port_min", "%d to %d is no range of ports from 1024 to 65535; 0 and 0 take any", w.PortMin, w.PortMax)
+	}
 	for i, address := range w.Addresses {
 		if _, err := netip.ParseAddr(address); err != nil {
 			c.wrong(fmt.Sprintf("webrtc.addresses[%d]", i), "%q is not an IP address", address)

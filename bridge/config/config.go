@@ -124,11 +124,14 @@ type RTP struct {
 }
 
 type WebRTC struct {
-	Port      int         `yaml:"port"`
-	Addresses []string    `yaml:"addresses"`
-	Advertise string      `yaml:"advertise"`
-	Loopback  bool        `yaml:"loopback"`
-	Servers   []ICEServer `yaml:"servers"`
+	Port       int         `yaml:"port"`
+	PortMin    int         `yaml:"port_min"`
+	PortMax    int         `yaml:"port_max"`
+	Interfaces []string    `yaml:"interfaces"`
+	Addresses  []string    `yaml:"addresses"`
+	Advertise  string      `yaml:"advertise"`
+	Loopback   bool        `yaml:"loopback"`
+	Servers    []ICEServer `yaml:"servers"`
 }
 
 type ICEServer struct {

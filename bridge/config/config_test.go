@@ -159,6 +159,7 @@ sip:
   trunks:
     - networks: [carrier.example.org]
 rtp: {port_min: 80, port_max: 70}
+webrtc: {port_min: 30000}
 routes:
   - {number: "1 2", room: meeting, intent: m.room, ring_timeout: 1h}
   - {number: "3", room: "*", pin: "1234"}
@@ -185,27 +186,28 @@ dial_in:
 		"config.yaml:10: sip.trunks[0].name: each trunk needs a name",
 		"config.yaml:10: sip.trunks[0].networks[0]: \"carrier.example.org\" is not a network",
 		"config.yaml:11: rtp.port_min: 80 is not a port",
+		"config.yaml:12: webrtc.port_min: 30000 to 0 is no range",
 		"config.yaml:11: rtp.port_max: 70 is not a port",
-		"config.yaml:13: routes[0].number: \"1 2\" is not a number",
-		"config.yaml:13: routes[0].room: \"meeting\" is not a room alias",
-		"config.yaml:13: routes[0].intent: \"m.room\" is not one of m.ring, m.prompt",
-		"config.yaml:13: routes[0].ring_timeout: must be from 1s to 10m0s",
-		"config.yaml:14: routes[1].pin: must be none, database, or the 64 characters",
-		"config.yaml:14: routes[1].room: \"*\" is for routes with pin: database",
-		"config.yaml:15: routes[2].room: \"*\" is for routes with pin: database",
-		"config.yaml:15: routes[2].language: \"german\" is not a language",
-		"config.yaml:16: routes[3].room: \"#meeting\" is not a room alias like",
-		"config.yaml:15: routes[2].keys: keys \"*6\": \"explode\" is not one of",
-		"config.yaml:19: dial_in.pin_digits: must be from 6 to 16",
-		"config.yaml:20: dial_in.sounds[0]: there is no folder /nowhere",
-		"config.yaml:17: log.level: \"loud\" is not one of debug, info, warn, error",
+		"config.yaml:14: routes[0].number: \"1 2\" is not a number",
+		"config.yaml:14: routes[0].room: \"meeting\" is not a room alias",
+		"config.yaml:14: routes[0].intent: \"m.room\" is not one of m.ring, m.prompt",
+		"config.yaml:14: routes[0].ring_timeout: must be from 1s to 10m0s",
+		"config.yaml:15: routes[1].pin: must be none, database, or the 64 characters",
+		"config.yaml:15: routes[1].room: \"*\" is for routes with pin: database",
+		"config.yaml:16: routes[2].room: \"*\" is for routes with pin: database",
+		"config.yaml:16: routes[2].language: \"german\" is not a language",
+		"config.yaml:17: routes[3].room: \"#meeting\" is not a room alias like",
+		"config.yaml:16: routes[2].keys: keys \"*6\": \"explode\" is not one of",
+		"config.yaml:20: dial_in.pin_digits: must be from 6 to 16",
+		"config.yaml:21: dial_in.sounds[0]: there is no folder /nowhere",
+		"config.yaml:18: log.level: \"loud\" is not one of debug, info, warn, error",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 24 {
-		t.Errorf("%d problems, want 24:\n%v", len(problems.List), err)
+	if len(problems.List) != 25 {
+		t.Errorf("%d problems, want 25:\n%v", len(problems.List), err)
 	}
 }
 
