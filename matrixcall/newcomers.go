@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	// maxNewcomers is how many messages of newcomers wait in a room,
+	// maxNewcomers is how many messages of newcomers wait for one phone,
 	// maxNewcomer how many of one user, maxNewcomerBytes how long they are
-	// together.
+	// together. A client that joins signals every phone of the room.
 	maxNewcomers     = 256
 	maxNewcomer      = 24
-	maxNewcomerBytes = 2 << 20
+	maxNewcomerBytes = 1 << 20
 )
 
 // newcomer is a message of a user who is not known to be in the room. Anybody
@@ -33,7 +33,7 @@ type newcomer struct {
 // be in the room; now says which. It does not block.
 func (t *tracker) deliver(g *Ghost, c conference, m callMessage) (now bool) {
 	r := t.find(c.Info().Room)
-	if r == nil || !r.keep(newcomer{g, c, m, time.Now()}) { // nil: the conference begins or ends
+	if r == nil || !r.keep(newcomer{ghost: g, conference: c, message: m}) { // nil: the conference begins or ends
 		g.handOver(c, m)
 		return true
 	}
@@ -48,17 +48,22 @@ func (r *trackedRoom) keep(n newcomer) bool {
 	if r.knows(n.message.sender) {
 		return false
 	}
-	same, bytes := 0, len(n.message.content)
+	all, same, bytes := 0, 0, len(n.message.content)
 	for _, other := range r.newcomers {
+		if other.conference != n.conference {
+			continue
+		}
+		all++
 		bytes += len(other.message.content)
 		if other.message.sender == n.message.sender {
 			same++
 		}
 	}
-	if len(r.newcomers) >= maxNewcomers || same >= maxNewcomer || bytes > maxNewcomerBytes {
+	if all >= maxNewcomers || same >= maxNewcomer || bytes > maxNewcomerBytes {
 		n.ghost.service.refuse(n.ghost, n.message.sender, "too many messages from users who are not known to be in the room")
 		return true
 	}
+	n.came = time.Now() // with mu held: a read under way either asks for the sender or began before
 	r.newcomers = append(r.newcomers, n)
 	r.refresh()
 	return true

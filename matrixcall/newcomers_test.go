@@ -70,6 +70,7 @@ func TestNewcomerIsHeardWhenTheStateIsRead(t *testing.T) {
 func TestNewcomersAreBounded(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
 		_, g, e := oneCall(b)
+		b.fake.Break(&homeserver.Fault{Path: "/sync", Error: &homeserver.Error{Status: 502, Code: "M_UNKNOWN"}})
 		b.fake.Break(&homeserver.Fault{Path: "/state", Error: &homeserver.Error{Status: 502, Code: "M_UNKNOWN"}})
 		say := func(user string) {
 			g.route(callMessage{sender: id.UserID(user), kind: typeInvite, content: []byte(`{"conf_id":"conf","device_id":"D"}`)})

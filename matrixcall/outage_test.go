@@ -19,6 +19,7 @@ import (
 func TestHomeserverIsAwayForMinutes(t *testing.T) {
 	bothWays(t, func(t *testing.T, b *bed) {
 		p, g, e := oneCall(b)
+		p.memberOf(e.info.Room, "conf", time.Hour) // as clients do before they signal
 		second := b.ghost("_sip_two")
 		if err := second.EnterRoom(t.Context(), e.info.Room); err != nil {
 			t.Fatal(err)
@@ -124,6 +125,7 @@ func TestBridgeRestartsUnderFire(t *testing.T) {
 	if err := b.ghost("_sip_fire").EnterRoom(t.Context(), room); err != nil {
 		t.Fatal(err)
 	}
+	alice.memberOf(room, "conf", time.Hour) // as clients do before they signal
 	g := b.ghost("_sip_fire")
 	var wg sync.WaitGroup
 	const messages = 60

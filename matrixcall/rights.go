@@ -58,7 +58,7 @@ func (s *Service) CheckRights(ctx context.Context, g *Ghost, room id.RoomID) err
 // MayTakePart says whether a user is in the room, which the ghost must be in,
 // too, and may be in its calls.
 func (g *Ghost) MayTakePart(ctx context.Context, room id.RoomID, user id.UserID) (bool, error) {
-	state, err := g.service.readState(ctx, g, room)
+	state, err := g.service.readState(ctx, g, room, user)
 	if err != nil {
 		return false, fmt.Errorf("read state of %s: %w", room, tidy(err))
 	}

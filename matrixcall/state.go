@@ -7,14 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
-	"net/http"
 	"slices"
 	"time"
 
-	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 )
@@ -260,43 +257,6 @@ func memberCalls(content json.RawMessage) []readCall {
 		calls = append(calls, read)
 	}
 	return calls
-}
-
-// readState asks the homeserver for a room's state, as the ghost.
-func (s *Service) readState(ctx context.Context, g *Ghost, room id.RoomID) (*callSnapshot, error) {
-	s.metrics.StateReads.Add(1)
-	snapshot := newSnapshot()
-	_, err := g.asUser.MakeFullRequest(ctx, mautrix.FullRequest{
-		Method: http.MethodGet, URL: g.asUser.BuildClientURL("v3", "rooms", room, "state"),
-		Handler: func(_ *http.Request, response *http.Response, _ any, limit int64) ([]byte, error) {
-			return nil, snapshot.decode(io.LimitReader(response.Body, limit))
-		},
-	})
-	return snapshot, err
-}
-
-// decode reads an array of events one by one: a large room's state is many
-// megabytes, nearly all of it members.
-func (c *callSnapshot) decode(body io.Reader) error {
-	decoder := json.NewDecoder(body)
-	if token, err := decoder.Token(); err != nil || token != json.Delim('[') {
-		return fmt.Errorf("state is no array: %v", cmp.Or[any](err, token))
-	}
-	for decoder.More() {
-		var raw json.RawMessage
-		if err := decoder.Decode(&raw); err != nil {
-			return fmt.Errorf("read state: %w", err)
-		}
-		var e roomEvent
-		if json.Unmarshal(raw, &e) == nil {
-			c.put(e)
-		}
-	}
-	// An answer that was cut off must not look like people leaving.
-	if _, err := decoder.Token(); err != nil {
-		return fmt.Errorf("read state: %w", err)
-	}
-	return nil
 }
 
 // activeCall implements callHost.

@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -241,19 +244,22 @@ func TestLostRoomEventsAreFoundWithinAMinute(t *testing.T) {
 }
 
 func TestStateIsReadAgainUntilItCan(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	bothWays(t, func(t *testing.T, b *bed) {
 		p, _, e := oneCall(b)
+		sliding := b.fake.Break(&homeserver.Fault{Method: "POST", Path: slidingFeature, Error: &homeserver.Error{Status: 502, Code: "M_UNKNOWN"}})
 		outage := b.fake.Break(&homeserver.Fault{Method: "GET", Path: "/state", Error: &homeserver.Error{Status: 502, Code: "M_UNKNOWN"}})
 		b.as.LoseTransactions(10)
 		p.memberOf(e.info.Room, "conf", time.Hour)
 		time.Sleep(3 * time.Minute)
 		outage.Mend()
+		sliding.Mend()
 		b.told(e, 31*time.Second, p.user)
 	})
 }
 
 func TestEventsDuringAReadAreNotForgotten(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
+	synctest.Test(t, func(t *testing.T) {
+		b := fakeBedWith(t, homeserver.Config{NoSliding: true})
 		p, _, e := oneCall(b)
 		time.Sleep(2 * time.Second)
 		// The homeserver answers with the state of before.
@@ -274,7 +280,7 @@ func TestEventsDuringAReadAreNotForgotten(t *testing.T) {
 // then is what counts.
 func TestEventOlderThanAReadIsLookedAtAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := fakeBed(t)
+		b := fakeBedWith(t, homeserver.Config{NoSliding: true})
 		p, _, e := oneCall(b)
 		p.memberOf(e.info.Room, "conf", time.Hour)
 		b.told(e, 2*time.Second, p.user)
@@ -291,13 +297,116 @@ func TestEventOlderThanAReadIsLookedAtAgain(t *testing.T) {
 		old.Room = e.info.Room
 		b.service.tracker.event(old)
 		reads := b.service.metrics.StateReads.Load()
-		b.eventually(90*time.Second, func() string {
+		b.eventually(2*time.Minute, func() string {
 			if slow.Hits() != 1 || b.service.metrics.StateReads.Load() != reads+1 {
 				return fmt.Sprintf("%d reads since the event", b.service.metrics.StateReads.Load()-reads)
 			}
 			return ""
 		})
 		b.told(e, time.Second, p.user)
+	})
+}
+
+// weighed counts the bytes of the answers that tell a room's state.
+type weighed struct {
+	http.RoundTripper
+	reads, bytes atomic.Int64
+}
+
+func (w *weighed) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := w.RoundTripper.RoundTrip(r)
+	if err != nil || !strings.HasSuffix(r.URL.Path, "/state") && (!strings.HasSuffix(r.URL.Path, slidingFeature+"/sync") || r.URL.Query().Get("timeout") != "0") {
+		return response, err
+	}
+	w.reads.Add(1)
+	response.Body = &weighedBody{response.Body, w}
+	return response, nil
+}
+
+type weighedBody struct {
+	io.ReadCloser
+	weighed *weighed
+}
+
+func (b *weighedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.weighed.bytes.Add(int64(n))
+	return n, err
+}
+
+// Members who have nothing to do with the call are not loaded.
+func TestStateOfALargeRoomCostsLittle(t *testing.T) {
+	everywhere(t, func(t *testing.T, b *bed) {
+		crowd := 2000
+		if b.fake == nil {
+			crowd = 40 // each is a request
+			b.web = http.DefaultTransport
+		}
+		scale := &weighed{RoundTripper: b.web}
+		b.web = scale
+		b.start()
+		alice, bob := b.person("alice", false), b.person("bob", false)
+		room := alice.room(b.service.Bot(), bob.user)
+		if _, err := bob.client.JoinRoomByID(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		for n := range crowd {
+			user := id.UserID(fmt.Sprintf("@crowd%d%s:%s", n, b.suffix, b.domain))
+			if b.fake != nil {
+				b.fake.SetState(room, alice.user, membershipTypes, user.String(), map[string]string{"membership": "join", "displayname": "One of many"})
+			} else if _, err := alice.client.InviteUser(t.Context(), room, &mautrix.ReqInviteUser{UserID: user}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g := b.ghost("_sip_crowd")
+		if err := g.EnterRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		startCall(t, alice, room, "conf")
+		alice.memberOf(room, "conf", time.Hour)
+		bob.memberOf(room, "conf", time.Hour)
+		read := func(how string) (state *callSnapshot, bytes int64) {
+			t.Helper()
+			reads, before := scale.reads.Load(), scale.bytes.Load()
+			state, err := b.service.readState(t.Context(), g, room)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bytes = scale.bytes.Load() - before
+			t.Logf("%s: %d bytes in %d answers, a room of %d", how, bytes, scale.reads.Load()-reads, crowd+4)
+			var users []id.UserID
+			for _, d := range state.devices(b.service, "conf") {
+				users = append(users, d.User)
+			}
+			if !slices.Equal(users, []id.UserID{alice.user, bob.user}) || state.activeCall(b.service).ConfID != "conf" || state.isOut(g.user) {
+				t.Errorf("%s: %v are in call %q, want alice and bob, and the ghost in the room", how, users, state.activeCall(b.service).ConfID)
+			}
+			if err := state.rights.check(room, g.user, []string{memberType, callType}); err != nil {
+				t.Errorf("%s: %v", how, err)
+			}
+			return state, bytes
+		}
+		_, little := read("by sliding sync")
+		if little > 12<<10 {
+			t.Errorf("a read takes %d bytes, want a few thousand", little)
+		}
+		if _, err := bob.client.LeaveRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		state, err := b.service.readState(t.Context(), g, room)
+		if err != nil || len(state.devices(b.service, "conf")) != 1 || state.joined[bob.user] != event.MembershipLeave {
+			t.Errorf("who left is still in the call: %+v, %v", state.devices(b.service, "conf"), err)
+		}
+		if _, err := alice.client.InviteUser(t.Context(), room, &mautrix.ReqInviteUser{UserID: bob.user}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bob.client.JoinRoomByID(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		b.service.sliding.without(time.Hour)
+		if _, all := read("whole state"); all < 2*little {
+			t.Errorf("the whole state is %d bytes, by sliding sync it is %d", all, little)
+		}
 	})
 }
 

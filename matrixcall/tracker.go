@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -226,9 +227,10 @@ func (r *trackedRoom) read(ctx context.Context) error {
 	reader, present := r.conferences[0].ghost, slices.Clone(r.conferences)
 	r.reading, r.meanwhile = true, nil
 	began := time.Now()
+	users := r.concerned()
 	r.mu.Unlock()
 
-	state, err := r.service.readState(ctx, reader, r.room)
+	state, err := r.service.readState(ctx, reader, r.room, users...)
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -243,7 +245,7 @@ func (r *trackedRoom) read(ctx context.Context) error {
 		return err
 	}
 	for _, e := range r.meanwhile {
-		if state.put(e) {
+		if state.putLive(e) {
 			// Older than what was read, by its server's clock. Clocks of servers differ, so it may be newer all the same.
 			r.refresh()
 		}
@@ -255,6 +257,27 @@ func (r *trackedRoom) read(ctx context.Context) error {
 	r.tell()
 	r.admit(began)
 	return nil
+}
+
+// maxRemembered is how many users' memberships are read again only because they were known.
+const maxRemembered = 256
+
+// concerned returns whose membership a read must tell, besides that of whoever is in a call: our ghosts, who waits to be
+// heard, and who is known to be in the room or in a call, which saves a request. Called with mu held.
+func (r *trackedRoom) concerned() (users []id.UserID) {
+	for _, c := range r.conferences {
+		users = append(users, c.ghost.user)
+	}
+	for _, n := range r.newcomers {
+		users = append(users, n.message.sender)
+	}
+	if r.state == nil {
+		return users
+	}
+	if len(r.state.joined) <= maxRemembered {
+		users = slices.AppendSeq(users, maps.Keys(r.state.joined))
+	}
+	return append(users, r.state.callers()...)
 }
 
 // ghostOut tells a ghost's conferences that it is not in the room any more,
@@ -287,7 +310,7 @@ func (r *trackedRoom) event(e roomEvent) {
 	if r.state == nil {
 		return
 	}
-	if r.state.put(e) {
+	if r.state.putLive(e) {
 		r.refresh()
 		return
 	}

@@ -2,6 +2,7 @@ package homeserver
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -12,10 +13,11 @@ import (
 const slidingFeature = "org.matrix.simplified_msc3575"
 
 // slidingBody is the part of a request that is obeyed: the extensions for to-device messages (MSC3885) and keys
-// (MSC3884). Lists and subscriptions of rooms are refused.
+// (MSC3884), and the required state of rooms in a request without position. Lists are refused, and so are subscriptions
+// that go on.
 type slidingBody struct {
-	Lists         map[string]any `json:"lists"`
-	Subscriptions map[string]any `json:"room_subscriptions"`
+	Lists         map[string]any               `json:"lists"`
+	Subscriptions map[id.RoomID]slidingRequest `json:"room_subscriptions"`
 	Extensions    struct {
 		ToDevice struct {
 			Enabled bool   `json:"enabled"`
@@ -27,10 +29,19 @@ type slidingBody struct {
 	} `json:"extensions"`
 }
 
+type slidingRequest struct {
+	State [][2]string `json:"required_state"`
+}
+
 type slidingAnswer struct {
-	Position   string            `json:"pos"`
-	Rooms      struct{}          `json:"rooms"`
-	Extensions slidingExtensions `json:"extensions"`
+	Position   string                     `json:"pos"`
+	Rooms      map[id.RoomID]*slidingRoom `json:"rooms"`
+	Extensions slidingExtensions          `json:"extensions"`
+}
+
+type slidingRoom struct {
+	Initial bool     `json:"initial"`
+	State   []*Event `json:"required_state"`
 }
 
 type slidingExtensions struct {
@@ -56,11 +67,11 @@ func (s *Server) slidingSync(c *call) (any, error) {
 	if err := c.decode(&body, false); err != nil {
 		return nil, err
 	}
-	if len(body.Lists)+len(body.Subscriptions) > 0 {
-		return nil, fmt.Errorf("sliding sync is there without rooms only")
+	query := c.URL.Query()
+	if len(body.Lists) > 0 || len(body.Subscriptions) > 0 && query.Get("pos") != "" {
+		return nil, fmt.Errorf("sliding sync tells the state of rooms once only")
 	}
 	req := syncRequest{from: c.from}
-	query := c.URL.Query()
 	if ms, err := strconv.Atoi(query.Get("timeout")); err == nil {
 		req.timeout = time.Duration(ms) * time.Millisecond
 	}
@@ -113,6 +124,7 @@ func (s *Server) awaitSliding(c *call, req syncRequest, body slidingBody) (any, 
 // ended a long poll. Caller holds mu.
 func (s *Server) collectSliding(req syncRequest, body slidingBody) (a slidingAnswer, found, woken bool) {
 	a.Position = fmt.Sprintf("0/s%d", s.position)
+	a.Rooms = s.requiredState(req.from.user, body.Subscriptions)
 	d := s.deviceOf(req.from)
 	if body.Extensions.ToDevice.Enabled {
 		inbox := &slidingInbox{strconv.FormatInt(s.position, 10), []toDevice{}}
@@ -139,4 +151,25 @@ func (s *Server) collectSliding(req syncRequest, body slidingBody) (a slidingAns
 		a.Extensions.Keys = keys
 	}
 	return a, found, woken
+}
+
+// requiredState returns the state that is asked for, of rooms the user is in. Caller holds mu.
+func (s *Server) requiredState(user id.UserID, asked map[id.RoomID]slidingRequest) map[id.RoomID]*slidingRoom {
+	rooms := map[id.RoomID]*slidingRoom{}
+	for rid, want := range asked {
+		r := s.rooms[rid]
+		if r == nil || r.membership(user) != "join" {
+			continue
+		}
+		answer := &slidingRoom{Initial: true, State: []*Event{}}
+		for _, e := range r.currentState() {
+			if slices.ContainsFunc(want.State, func(w [2]string) bool { return w[0] == e.Type && (w[1] == "*" || w[1] == *e.StateKey) }) {
+				told := e.forClient()
+				told.RoomID = ""
+				answer.State = append(answer.State, told)
+			}
+		}
+		rooms[rid] = answer
+	}
+	return rooms
 }
