@@ -13,7 +13,6 @@ import (
 	"trunkline/bridge/leg"
 	"trunkline/matrixcall"
 	"trunkline/sip"
-	"trunkline/transcode"
 )
 
 const (
@@ -316,8 +315,7 @@ func (a *actor) startMedia() { a.sit(voiceOptions{Room: a.room(), ToPeers: a.wri
 // sit connects the phone with a desk.
 func (a *actor) sit(where voiceOptions) bool {
 	if a.stream.SSRC == 0 { // else it has begun with tones
-		format := a.media.Format()
-		a.stream = phoneConfig(codecOf(format), format.PayloadType)
+		a.stream = phoneConfig(a.media.Format())
 	}
 	media := a.media
 	where.Phone, where.ToPhone = a.stream, media.WriteRTP
@@ -354,17 +352,10 @@ func (a *actor) writePeers(p *rtp.Packet) error {
 	return nil
 }
 
-func codecOf(f sip.Format) transcode.Codec {
-	if f.Codec == "PCMA" {
-		return transcode.PCMA
-	}
-	return transcode.PCMU
-}
-
-// setFormat follows a re-INVITE that changed the codec.
+// setFormat follows a re-INVITE that changed the codec or the length of packets.
 func (a *actor) setFormat(f sip.Format) {
 	if v := a.voice.Load(); v != nil {
-		v.SetFormat(codecOf(f), f.PayloadType)
+		v.SetFormat(phoneConfig(f))
 	}
 }
 

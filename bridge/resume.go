@@ -118,7 +118,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 			a.log.Warn("the phone's ports cannot be opened again", "err", err)
 		} else {
 			begin, a.media = goesOn, media
-			a.stream = phoneConfig(codecOf(media.Format()), media.Format().PayloadType)
+			a.stream = phoneConfig(media.Format())
 			a.stream.SSRC = sip.NewSSRC(dialog.Media.LocalSSRC)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/pion/rtp"
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/sip"
 	"trunkline/transcode"
 )
 
@@ -77,7 +78,7 @@ type studioStats struct {
 type voiceOptions struct {
 	Room    id.RoomID
 	Phone   transcode.PhoneConfig
-	ToPhone func(*rtp.Packet) error // G.711, called by the worker every 20 ms
+	ToPhone func(*rtp.Packet) error // called by the worker every 20 ms, or as the phone likes its packets
 	ToPeers func(*rtp.Packet) error // Opus, while the phone is heard
 	Press   func(digit rune)        // presses a key for the phone; must not block
 	Key     func(digit rune)        // takes keys that are heard in the phone's sound; must not block; nil = nobody listens for them
@@ -225,11 +226,11 @@ func (v *voice) toldAll() {
 	over()
 }
 
-// SetFormat changes the codec towards the phone.
-func (v *voice) SetFormat(codec transcode.Codec, payloadType uint8) {
+// SetFormat changes how the phone is talked to.
+func (v *voice) SetFormat(c transcode.PhoneConfig) {
 	v.worker.post(func() {
 		if v.conf != nil {
-			v.phone.SetFormat(codec, payloadType)
+			_ = v.phone.SetFormat(c) // a codec that libopus does not give: it goes on with the one it has
 		}
 	})
 }
@@ -287,11 +288,16 @@ func (v *voice) PeerMuted(key deviceKey, muted bool) {
 	})
 }
 
-// phoneConfig fills in what a stream needs at random (RFC 3550 §5.1); sequence numbers start low so that SRTP's
+// codecs of the desk by their names in SDP.
+var codecs = map[string]transcode.Codec{
+	"PCMU": transcode.PCMU, "PCMA": transcode.PCMA, "G722": transcode.G722, "opus": transcode.Opus,
+}
+
+// phoneConfig says how a phone is talked to. It fills in what a stream needs at random (RFC 3550 §5.1); sequence numbers start low so that SRTP's
 // roll-over counter cannot be guessed wrong (RFC 3711 §3.3.1).
-func phoneConfig(codec transcode.Codec, payloadType uint8) transcode.PhoneConfig {
+func phoneConfig(f sip.Format) transcode.PhoneConfig {
 	return transcode.PhoneConfig{
-		Codec: codec, PayloadType: payloadType,
+		Codec: codecs[f.Codec], PayloadType: f.PayloadType, Ptime: f.Ptime,
 		SSRC: rand.Uint32(), FirstSeq: uint16(rand.Uint32N(1 << 15)), FirstTimestamp: rand.Uint32(),
 		PeerPayloadType: 111, PeerSSRC: rand.Uint32(), PeerFirstSeq: uint16(rand.Uint32N(1 << 15)), PeerFirstTimestamp: rand.Uint32(),
 	}

@@ -16,6 +16,7 @@ import (
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/speech"
 	"trunkline/matrixcall"
+	"trunkline/sip"
 	"trunkline/transcode"
 )
 
@@ -64,7 +65,7 @@ func (h *handset) hear(p *rtp.Packet) error {
 func (h *handset) join(t *testing.T, s *studio, room string) {
 	t.Helper()
 	v, err := s.Join(voiceOptions{
-		Room: id.RoomID(room), Phone: phoneConfig(transcode.PCMU, 0),
+		Room: id.RoomID(room), Phone: phoneConfig(sip.Format{Codec: "PCMU"}),
 		ToPhone: h.hear, ToPeers: func(*rtp.Packet) error { return nil },
 	})
 	if err != nil {

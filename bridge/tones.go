@@ -46,8 +46,7 @@ func (a *actor) openEarly() error {
 		}
 		return errNoSession
 	}
-	format := media.Format()
-	a.stream = phoneConfig(codecOf(format), format.PayloadType)
+	a.stream = phoneConfig(media.Format())
 	a.early, err = a.bridge.studio.Join(voiceOptions{
 		Room: id.RoomID("early " + a.id), Phone: a.stream, ToPhone: media.WriteRTP, ToPeers: nobody,
 	})

@@ -111,7 +111,7 @@ func (w *digitWriter) replace(p *rtp.Packet, f Format) *rtp.Packet {
 		w.waiting--
 	}
 	length := rate * uint32(digitLength/time.Millisecond) / 1000
-	packet := rate * ourPtime / 1000
+	packet := rate * uint32(f.Ptime) / 1000
 	duration := min(p.Timestamp-w.start+packet, length) // §2.5.1.2: up to the end of this packet
 	flags := byte(digitVolume)
 	if duration == length {

@@ -36,11 +36,16 @@ type arrival struct {
 // earpiece collects what a phone and its peers hear.
 type earpiece struct {
 	t       testing.TB
-	law     func(byte) int16
+	rate    int // of phone and peers: 16000 for wide-band phones
+	codec   transcode.Codec
+	ptime   int
+	opus    *opus.Decoder
 	phone   []int16
+	coded   []byte // the payloads whence phone is, of G.722
 	last    rtp.Header
+	step    uint32 // from the last packet's timestamp to the next one's
 	n       int
-	peers   []int16 // decoded at 8 kHz, pauses filled with zeros
+	peers   []int16 // pauses filled with zeros
 	decoder *opus.Decoder
 	first   uint32
 	sent    []rtp.Header
@@ -57,24 +62,35 @@ func newBed(t testing.TB, o transcode.Options) *bed {
 	return &bed{t: t, desk: desk, now: time.Unix(1_000_000, 0), heard: map[*transcode.Phone]*earpiece{}}
 }
 
+// payloadTypes are those of RFC 3551, and one for Opus.
+var payloadTypes = map[transcode.Codec]uint8{transcode.PCMA: 8, transcode.G722: 9, transcode.Opus: 107}
+
 func (b *bed) phone(codec transcode.Codec) *transcode.Phone {
 	b.t.Helper()
-	pt := uint8(0)
-	if codec == transcode.PCMA {
-		pt = 8
-	}
+	return b.phoneWith(transcode.PhoneConfig{Codec: codec})
+}
+
+func (b *bed) phoneWith(c transcode.PhoneConfig) *transcode.Phone {
+	b.t.Helper()
 	p, err := b.desk.AddPhone(transcode.PhoneConfig{
-		Codec: codec, PayloadType: pt, SSRC: 0x1000, FirstSeq: 65530, FirstTimestamp: 1<<32 - 100,
+		Codec: c.Codec, PayloadType: payloadTypes[c.Codec], Ptime: c.Ptime, InBandDigits: c.InBandDigits, SSRC: 0x1000, FirstSeq: 65530, FirstTimestamp: 1<<32 - 100,
 		PeerPayloadType: 111, PeerSSRC: 0x2000, PeerFirstSeq: 65530, PeerFirstTimestamp: 1<<32 - 5000,
 	})
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	decoder, err := opus.NewDecoder(8000, 1)
-	if err != nil {
+	e := &earpiece{t: b.t, rate: 8000, first: 1<<32 - 5000}
+	if c.Codec > transcode.PCMA {
+		e.rate = 16000
+	}
+	if e.decoder, err = opus.NewDecoder(e.rate, 1); err != nil {
 		b.t.Fatal(err)
 	}
-	b.heard[p] = &earpiece{t: b.t, law: laws[codec], decoder: decoder, first: 1<<32 - 5000}
+	if e.opus, err = opus.NewDecoder(16000, 1); err != nil {
+		b.t.Fatal(err)
+	}
+	e.agree(c.Codec, c.Ptime)
+	b.heard[p] = e
 	return p
 }
 
@@ -134,22 +150,50 @@ func (b *bed) deliver(until time.Time) {
 func (b *bed) ToPhone(p *transcode.Phone, pkt *rtp.Packet) { b.heard[p].hearPhone(pkt) }
 func (b *bed) ToPeers(p *transcode.Phone, pkt *rtp.Packet) { b.heard[p].hearPeers(pkt) }
 
+// agree says what the phone expects.
+func (e *earpiece) agree(codec transcode.Codec, ptime int) {
+	e.codec, e.ptime, e.coded = codec, cmp.Or(ptime, 20), nil
+}
+
 func (e *earpiece) hearPhone(pkt *rtp.Packet) {
-	if len(pkt.Payload) != transcode.FrameSamples {
-		e.t.Fatalf("packet to the phone has %d bytes, want %d", len(pkt.Payload), transcode.FrameSamples)
+	if e.codec != transcode.Opus && len(pkt.Payload) != 8*e.ptime {
+		e.t.Fatalf("packet to the phone has %d bytes, want %d", len(pkt.Payload), 8*e.ptime)
 	}
-	if e.n > 0 && (pkt.SequenceNumber != e.last.SequenceNumber+1 || pkt.Timestamp != e.last.Timestamp+160 || pkt.Marker) {
+	if pkt.PayloadType != payloadTypes[e.codec] {
+		e.t.Fatalf("packet to the phone has payload type %d, want that of %v", pkt.PayloadType, e.codec)
+	}
+	if e.n > 0 && (pkt.SequenceNumber != e.last.SequenceNumber+1 || pkt.Timestamp != e.last.Timestamp+e.step || pkt.Marker) {
 		e.t.Fatalf("packet to the phone %v does not follow %v", pkt.Header, e.last)
 	}
 	e.n++
 	e.last = pkt.Header
-	for _, x := range pkt.Payload {
-		e.phone = append(e.phone, e.law(x))
+	if e.step = uint32(8 * e.ptime); e.codec == transcode.Opus {
+		e.step *= 6
+	}
+	switch e.codec {
+	case transcode.Opus:
+		pcm := make([]int16, 5760)
+		n, err := e.opus.Decode(pkt.Payload, pcm)
+		if err != nil || n != 16*e.ptime {
+			e.t.Fatalf("packet to the phone has %d samples, want %d: %v", n, 16*e.ptime, err)
+		}
+		e.phone = append(e.phone, pcm[:n]...)
+	case transcode.G722:
+		e.coded = append(e.coded, pkt.Payload...)
+	default:
+		for _, x := range pkt.Payload {
+			e.phone = append(e.phone, laws[e.codec](x))
+		}
 	}
 }
 
+// pcm is what the phone has heard.
+func (e *earpiece) pcm() []int16 {
+	return slices.Concat(e.phone, transcode.DecodeG722(e.coded))
+}
+
 func (e *earpiece) hearPeers(pkt *rtp.Packet) {
-	at := int(pkt.Timestamp-e.first) / 6
+	at := int(pkt.Timestamp-e.first) * e.rate / 48000
 	if len(e.sent) > 0 && pkt.SequenceNumber != e.sent[len(e.sent)-1].SequenceNumber+1 {
 		e.t.Fatalf("packet to peers %v does not follow %v", pkt.Header, e.sent[len(e.sent)-1])
 	}
@@ -163,7 +207,7 @@ func (e *earpiece) hearPeers(pkt *rtp.Packet) {
 	if len(pkt.Payload) <= 2 {
 		return
 	}
-	pcm := make([]int16, 960)
+	pcm := make([]int16, 1920)
 	n, err := e.decoder.Decode(pkt.Payload, pcm)
 	if err != nil {
 		e.t.Fatal(err)

@@ -1,6 +1,7 @@
 package transcode_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -17,7 +18,8 @@ type treadmill struct {
 	now     time.Time
 	phones  []*transcode.Phone
 	devices []*transcode.Device
-	voice   []*rtp.Packet
+	voice   [][]*rtp.Packet // of each phone
+	clocks  []int           // RTP ticks in its frame
 	mic     []*rtp.Packet
 	n       int
 }
@@ -29,17 +31,24 @@ func (s *nowhere) ToPeers(*transcode.Phone, *rtp.Packet) { s.peers++ }
 
 func newTreadmill(tb testing.TB, phones, devices int, o opusPackets) *treadmill {
 	tb.Helper()
+	return newTreadmillOf(tb, slices.Repeat([]transcode.Codec{transcode.PCMA}, phones), devices, o)
+}
+
+func newTreadmillOf(tb testing.TB, phones []transcode.Codec, devices int, o opusPackets) *treadmill {
+	tb.Helper()
 	desk, err := transcode.NewDesk(transcode.Options{})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	m := &treadmill{desk: desk, now: time.Unix(0, 0)}
-	for range phones {
-		p, err := desk.AddPhone(transcode.PhoneConfig{Codec: transcode.PCMA, PayloadType: 8})
+	for _, codec := range phones {
+		p, err := desk.AddPhone(transcode.PhoneConfig{Codec: codec, PayloadType: payloadTypes[codec]})
 		if err != nil {
 			tb.Fatal(err)
 		}
 		m.phones = append(m.phones, p)
+		m.clocks = append(m.clocks, map[bool]int{false: 160, true: 960}[codec == transcode.Opus])
+		m.voice = append(m.voice, packPhone(tb, codec, said(speech.Bob, rateOf(codec)), frame))
 	}
 	for range devices {
 		d, err := desk.AddDevice()
@@ -48,17 +57,17 @@ func newTreadmill(tb testing.TB, phones, devices int, o opusPackets) *treadmill 
 		}
 		m.devices = append(m.devices, d)
 	}
-	m.voice = g711(transcode.PCMA, said(speech.Bob, 8000), frame)
 	m.mic = o.pack(tb, said(speech.Alice, 48000))
 	return m
 }
 
 // step is one frame: a packet from each phone, a packet from each device for each ghost, a tick.
 func (m *treadmill) step(out transcode.Sink) {
-	voice, mic := m.voice[m.n%len(m.voice)], m.mic[m.n%len(m.mic)]
-	voice.SequenceNumber, voice.Timestamp = uint16(m.n), uint32(m.n*160)
+	mic := m.mic[m.n%len(m.mic)]
 	mic.SequenceNumber, mic.Timestamp = uint16(m.n), uint32(m.n*960)
-	for _, p := range m.phones {
+	for i, p := range m.phones {
+		voice := m.voice[i][m.n%len(m.voice[i])]
+		voice.SequenceNumber, voice.Timestamp = uint16(m.n), uint32(m.n*m.clocks[i])
 		m.desk.FromPhone(p, voice, m.now)
 		for _, d := range m.devices {
 			m.desk.FromPeer(d, p, mic, m.now)
@@ -70,15 +79,17 @@ func (m *treadmill) step(out transcode.Sink) {
 }
 
 func TestFramesAreMadeWithoutAllocating(t *testing.T) {
-	m, out := newTreadmill(t, 3, 2, opusPackets{fec: true}), &nowhere{}
-	for range 600 {
-		m.step(out)
-	}
-	if got := testing.AllocsPerRun(1000, func() { m.step(out) }); got != 0 {
-		t.Errorf("%v allocations a frame, want 0", got)
-	}
-	if s := m.devices[0].Stats().In; s.Concealed > 0 || out.peers == 0 || s.Packets == 0 {
-		t.Errorf("%+v, %+v: the frames measured were no sound", s, out)
+	for _, phones := range [][]transcode.Codec{{transcode.PCMA, transcode.PCMA, transcode.PCMA}, allCodecs} {
+		m, out := newTreadmillOf(t, phones, 2, opusPackets{fec: true}), &nowhere{}
+		for range 600 {
+			m.step(out)
+		}
+		if got := testing.AllocsPerRun(1000, func() { m.step(out) }); got != 0 {
+			t.Errorf("%v: %v allocations a frame, want 0", phones, got)
+		}
+		if s := m.devices[0].Stats().In; s.Concealed > 0 || out.peers == 0 || s.Packets == 0 {
+			t.Errorf("%v: %+v, %+v: the frames measured were no sound", phones, s, out)
+		}
 	}
 }
 
@@ -86,21 +97,25 @@ func TestFramesAreMadeWithoutAllocating(t *testing.T) {
 // decoding one frame a browser sends at 8 kHz in the same process, because machines and neighbours differ.
 func BenchmarkCall(b *testing.B) {
 	for _, c := range []struct {
-		name            string
-		phones, devices int
-		opus            opusPackets
+		name    string
+		phones  []transcode.Codec
+		devices int
+		opus    opusPackets
 	}{
-		{"1phone1device", 1, 1, opusPackets{fec: true}},
-		{"1phone1deviceNarrow", 1, 1, opusPackets{rate: 8000, bitrate: 24000, fec: true}},
-		{"4phones3devices", 4, 3, opusPackets{fec: true}},
-		{"2phonesAlone", 2, 0, opusPackets{}},
+		{"1phone1device", allCodecs[1:2], 1, opusPackets{fec: true}},
+		{"1phone1deviceNarrow", allCodecs[1:2], 1, opusPackets{rate: 8000, bitrate: 24000, fec: true}},
+		{"4phones3devices", slices.Repeat(allCodecs[1:2], 4), 3, opusPackets{fec: true}},
+		{"2phonesAlone", slices.Repeat(allCodecs[1:2], 2), 0, opusPackets{}},
+		{"1phone1deviceG722", []transcode.Codec{transcode.G722}, 1, opusPackets{fec: true}},
+		{"1phone1deviceOpus", []transcode.Codec{transcode.Opus}, 1, opusPackets{fec: true}},
+		{"mixed4phones3devices", allCodecs, 3, opusPackets{fec: true}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			if c.opus.rate == 8000 {
 				c.opus.rate = 0 // the treadmill's sound is at 48 kHz; the bit rate alone makes it narrow enough
 				c.opus.bitrate = 12000
 			}
-			m, out := newTreadmill(b, c.phones, c.devices, c.opus), &nowhere{}
+			m, out := newTreadmillOf(b, c.phones, c.devices, c.opus), &nowhere{}
 			for range 100 {
 				m.step(out)
 			}
@@ -109,7 +124,7 @@ func BenchmarkCall(b *testing.B) {
 			for b.Loop() {
 				m.step(out)
 			}
-			perCall := float64(b.Elapsed().Nanoseconds()) / float64(b.N) / float64(c.phones)
+			perCall := float64(b.Elapsed().Nanoseconds()) / float64(b.N) / float64(len(c.phones))
 			b.ReportMetric(perCall, "ns/call-frame")
 			b.ReportMetric(perCall/unit, "decodes/call-frame")
 			b.ReportMetric(20e6/perCall, "calls/core")

@@ -8,78 +8,95 @@ const (
 	joinSamples    = Rate * 5 / 1000
 )
 
-// g711Decoder decodes both laws and conceals after ITU-T G.711 Appendix I: the last pitch period goes on and fades
-// within 60 ms.
-type g711Decoder struct {
-	history [historySamples]int16
-	period  [pitchHigh]int16
-	lag     int // length of the period; 0 when not concealing
-	played  int // samples concealed
-	step    int // difference at the seam, worn off over the first samples
+// concealer goes on where sound of a phone is missing, after ITU-T G.711 Appendix I: the last pitch period is repeated
+// and fades within 60 ms.
+type concealer struct {
+	band   band
+	past   [int(wide) * historySamples]int16
+	period [int(wide) * pitchHigh]int16
+	lag    int // length of the period in samples; 0 when not concealing
+	played int // samples concealed
+	step   int // difference at the seam, worn off over the first samples
 }
 
-func (d *g711Decoder) decode(pcm []int16, p *packet) int {
-	if p.kind == kindALaw {
-		return PCMA.decode(pcm, p.payload)
-	}
-	return PCMU.decode(pcm, p.payload)
-}
+// history is the last sound that was no concealment.
+func (c *concealer) history() []int16 { return c.past[:historySamples*int(c.band)] }
 
-func (d *g711Decoder) recover([]int16, *packet) bool { return false }
-
-func (d *g711Decoder) heard(pcm []int16) {
-	d.lag = 0
-	if n := len(pcm); n >= historySamples {
-		copy(d.history[:], pcm[n-historySamples:])
+func (c *concealer) heard(pcm []int16) {
+	c.lag = 0
+	h := c.history()
+	if n := len(pcm); n >= len(h) {
+		copy(h, pcm[n-len(h):])
 	} else {
-		copy(d.history[:], d.history[n:])
-		copy(d.history[historySamples-n:], pcm)
+		copy(h, h[n:])
+		copy(h[len(h)-n:], pcm)
 	}
 }
 
-func (d *g711Decoder) conceal(pcm []int16) {
-	if d.lag == 0 {
-		d.learn()
+func (c *concealer) conceal(pcm []int16) {
+	if c.lag == 0 {
+		c.learn()
 	}
-	const full, fade = Rate * 10 / 1000, Rate * 50 / 1000
+	b := int(c.band)
+	full, fade, ramp := b*Rate*10/1000, b*Rate*50/1000, b*rampSamples
 	for i := range pcm {
-		x := int(d.period[d.played%d.lag])
-		if d.played < rampSamples {
-			x += d.step * (rampSamples - d.played) / rampSamples
+		x := int(c.period[c.played%c.lag])
+		if c.played < ramp {
+			x += c.step * (ramp - c.played) / ramp
 		}
-		gain := min(fade, max(0, full+fade-d.played))
+		gain := min(fade, max(0, full+fade-c.played))
 		pcm[i] = saturate(x * gain / fade)
-		d.played++
+		c.played++
 	}
 }
 
 // bridge lets the made-up sound turn into the real one.
-func (d *g711Decoder) bridge(pcm []int16) {
-	var more [joinSamples]int16
-	n := min(joinSamples, len(pcm))
-	d.conceal(more[:n])
+func (c *concealer) bridge(pcm []int16) {
+	var more [int(wide) * joinSamples]int16
+	n := min(joinSamples*int(c.band), len(pcm))
+	c.conceal(more[:n])
 	blend(pcm[:n], more[:n], pcm[:n])
-	d.lag = 0
+	c.lag = 0
 }
 
 // learn takes the last pitch period of the history, its end turned towards what came before it so that it can repeat.
-func (d *g711Decoder) learn() {
-	h := d.history[:]
-	recent := h[historySamples-pitchWindow:]
+func (c *concealer) learn() {
+	h := c.history()
+	c.lag = c.pitch(h) * int(c.band)
+	start := len(h) - c.lag
+	period := c.period[:c.lag]
+	copy(period, h[start:])
+	quarter := c.lag / 4
+	blend(period[c.lag-quarter:], h[len(h)-quarter:], h[start-quarter:start])
+	c.played = 0
+	c.step = int(h[len(h)-1]) - int(h[start-1])
+}
+
+// pitch is the length of the last period in ticks. Voices are found in the lower band.
+func (c *concealer) pitch(h []int16) (ticks int) {
+	var thin [historySamples]int16
+	thinOut(thin[:], h, c.band)
+	recent := thin[historySamples-pitchWindow:]
 	best := -2.0
 	for lag := pitchLow; lag <= pitchHigh; lag++ {
 		from := historySamples - pitchWindow - lag
-		if c := likeness(recent, h[from:from+pitchWindow]); c > best {
-			best, d.lag = c, lag
+		if l := likeness(recent, thin[from:from+pitchWindow]); l > best {
+			best, ticks = l, lag
 		}
 	}
-	start := historySamples - d.lag
-	period := d.period[:d.lag]
-	copy(period, h[start:])
-	quarter := d.lag / 4
-	blend(period[d.lag-quarter:], h[historySamples-quarter:], h[start-quarter:start])
-	d.played = 0
-	d.step = int(h[historySamples-1]) - int(h[start-1])
+	return ticks
+}
+
+// thinOut writes a sample for each tick of pcm, good enough to find periods in, and returns their number.
+func thinOut(out, pcm []int16, b band) int {
+	if b == narrow {
+		return copy(out, pcm)
+	}
+	n := min(len(out), len(pcm)/2)
+	for i := range out[:n] {
+		out[i] = int16((int(pcm[2*i]) + int(pcm[2*i+1])) / 2)
+	}
+	return n
 }
 
 func saturate(x int) int16 { return int16(min(max(x, -32768), 32767)) }

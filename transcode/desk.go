@@ -9,7 +9,8 @@ import (
 	"github.com/pion/rtp"
 )
 
-// The desk works at the phones' rate in frames of 20 ms.
+// The desk works in frames of 20 ms. Media time has 8000 ticks a second, which is also the rate of telephone sound; as
+// long as a phone with a wide-band codec is there, sound has two samples for each tick.
 const (
 	Rate          = 8000
 	FrameDuration = 20 * time.Millisecond
@@ -26,7 +27,8 @@ type Options struct {
 
 // Sink takes what a tick produces. The packets and their payloads are used again: they are valid during the call only.
 type Sink interface {
-	// ToPhone is called once a tick for every phone, silence included: far ends hang up on quiet media.
+	// ToPhone is called for every phone, silence included: far ends hang up on quiet media. With the usual packets of 20
+	// ms that is once a tick; shorter ones come together, longer ones when they are full.
 	ToPhone(*Phone, *rtp.Packet)
 	// ToPeers is called with what the peers of this phone's ghost hear: the phone alone. Nothing is sent in pauses
 	// but a sign of life every 400 ms. The payload is encoded once, for all peers.
@@ -41,7 +43,8 @@ type Desk struct {
 	devices []*Device
 	ranked  []*Device // the same, by loudness
 	slots   []*Phone  // by Phone.slot; nil when free
-	sum     [FrameSamples]int32
+	band    band      // the widest of the phones
+	sum     [wideSamples]int32
 	heard   int // how many sources are in sum
 	stats   Stats
 }
@@ -59,7 +62,7 @@ func NewDesk(o Options) (*Desk, error) {
 	if o.Loudest < 0 {
 		return nil, fmt.Errorf("desk: %d loudest devices: %w", o.Loudest, errors.ErrUnsupported)
 	}
-	return &Desk{options: o}, nil
+	return &Desk{options: o, band: narrow}, nil
 }
 
 // Stats returns the counters.
@@ -71,9 +74,6 @@ func (d *Desk) Stats() Stats {
 
 // AddPhone gives a phone a place at the desk.
 func (d *Desk) AddPhone(c PhoneConfig) (*Phone, error) {
-	if c.Codec > PCMA {
-		return nil, fmt.Errorf("add phone: codec %d: %w", c.Codec, errors.ErrUnsupported)
-	}
 	p, err := newPhone(c)
 	if err != nil {
 		return nil, fmt.Errorf("add phone: %w", err)
@@ -86,7 +86,32 @@ func (d *Desk) AddPhone(c PhoneConfig) (*Phone, error) {
 	}
 	d.slots[p.slot] = p
 	d.phones = append(d.phones, p)
+	if err := d.retune(); err != nil {
+		d.DropPhone(p)
+		return nil, fmt.Errorf("add phone: %w", err)
+	}
 	return p, nil
+}
+
+// retune changes the band of the desk to the widest of its phones.
+func (d *Desk) retune() error {
+	b := narrow
+	for _, p := range d.phones {
+		b = max(b, p.voice.band)
+	}
+	if b == d.band {
+		return nil
+	}
+	for _, dev := range d.devices {
+		if err := dev.prepare(b); err != nil {
+			return fmt.Errorf("change band: %w", err)
+		}
+	}
+	for _, dev := range d.devices {
+		dev.retune(b)
+	}
+	d.band = b
+	return nil
 }
 
 // DropPhone takes a phone and all copies its ghost received off the desk. Dropping it again does nothing.
@@ -100,11 +125,12 @@ func (d *Desk) DropPhone(p *Phone) {
 	d.slots[p.slot] = nil
 	d.phones = slices.DeleteFunc(d.phones, func(q *Phone) bool { return q == p })
 	p.desk = nil
+	_ = d.retune() // a decoder that libopus does not give: the desk stays wide
 }
 
 // AddDevice gives a device of the room a place at the desk.
 func (d *Desk) AddDevice() (*Device, error) {
-	dev, err := newDevice()
+	dev, err := newDevice(d.band)
 	if err != nil {
 		return nil, fmt.Errorf("add device: %w", err)
 	}
@@ -125,7 +151,7 @@ func (d *Desk) DropDevice(dev *Device) {
 	dev.desk = nil
 }
 
-// FromPhone takes a packet of the phone: G.711 of any length from 10 to 60 ms. What is kept of it is copied.
+// FromPhone takes a packet of the phone, of any length from 10 to 60 ms. What is kept of it is copied.
 func (d *Desk) FromPhone(p *Phone, pkt *rtp.Packet, now time.Time) {
 	if p == nil || p.desk != d || pkt == nil {
 		d.stats.Unknown++
@@ -174,7 +200,11 @@ func (d *Desk) Tick(now time.Time, out Sink) {
 		d.add(&dev.voice)
 	}
 	for _, p := range d.phones {
-		out.ToPhone(p, p.toPhone(d.mix(p)))
+		p.toPhone(d.mix(p))
+		for pkt := p.outlet.next(); pkt != nil; pkt = p.outlet.next() {
+			p.stats.Frames++
+			out.ToPhone(p, pkt)
+		}
 	}
 	for _, p := range d.phones {
 		if pkt := p.toPeers(); pkt != nil {
@@ -188,38 +218,61 @@ func (d *Desk) add(v *voice) {
 		return
 	}
 	d.heard++
-	for i, x := range v.pcm {
+	if v.band < d.band {
+		v.widen.widen(v.wide[:], v.pcm())
+	}
+	for i, x := range v.in(d.band) {
 		d.sum[i] += int32(x)
 	}
 }
 
-// mix returns everything but the phone itself, its tone, and what it is told; nil when that is nothing.
+// mix returns everything but the phone itself, its tone, and what it is told, in the phone's band; nil when that is
+// nothing.
 func (d *Desk) mix(p *Phone) []int16 {
 	told := p.told()
+	toned := p.player.Playing() && p.player.Read(p.tone.pcm[:])
 	others := d.heard
-	own := &silent
+	own := noSound[:]
 	if p.voice.heard {
 		others--
-		own = &p.voice.pcm
+		own = p.voice.in(d.band)
 	}
-	tone := &silent
-	if p.player.Playing() && p.player.Read(p.tone[:]) {
-		tone = &p.tone
-	} else if others == 0 && !told {
+	if others == 0 && !toned && !told {
 		return nil
 	}
-	for i, x := range d.sum {
-		x += int32(tone[i]) - int32(own[i])
+	mixed := p.mixed[:FrameSamples*int(d.band)]
+	own = own[:len(mixed)]
+	for i, x := range d.sum[:len(mixed)] {
+		x -= int32(own[i])
 		y := min(max(x, -32768), 32767)
 		if y != x {
 			d.stats.Clipped++
 		}
-		p.mixed[i] = int16(y)
+		mixed[i] = int16(y)
+	}
+	if p.voice.band < d.band {
+		p.ear.narrow(mixed[:FrameSamples], mixed)
+		mixed = mixed[:FrameSamples]
+	}
+	if toned {
+		d.stats.Clipped += lay(mixed, p.tone.in(p.voice.band))
 	}
 	if told {
-		d.stats.Clipped += p.duck(&p.mixed)
+		d.stats.Clipped += p.duck(mixed)
 	}
-	return p.mixed[:]
+	return mixed
 }
 
-var silent [FrameSamples]int16
+// lay adds sound and returns how many samples were cut off.
+func lay(pcm, over []int16) (clipped uint64) {
+	for i, x := range over[:len(pcm)] {
+		sum := int(pcm[i]) + int(x)
+		pcm[i] = saturate(sum)
+		if int(pcm[i]) != sum {
+			clipped++
+		}
+	}
+	return clipped
+}
+
+var noSound [wideSamples]int16

@@ -6,6 +6,7 @@ import "github.com/pion/rtp"
 const (
 	starvedAfter = 3             // packets of another copy while the chosen one brought none
 	starvedFor   = 3 * frameTime // and at least for so long: routers send flows in bunches
+	widerAfter   = 10            // packets until a copy of a wider band is chosen
 	lossEvery    = 250           // packets between two comparisons of loss
 	lossMargin   = 0.02          // another copy must lose that much less
 
@@ -15,7 +16,7 @@ const (
 // Device is a room device's place at a desk: one microphone, received by every ghost.
 type Device struct {
 	desk    *Desk
-	decoder *opusDecoder
+	decoder [wide]*opusDecoder // by band; made when first wanted
 	source  source
 	voice   voice
 	copies  []*peerCopy // by Phone.slot; nil where that ghost receives nothing
@@ -28,6 +29,7 @@ type Device struct {
 
 // peerCopy is a device's microphone as one ghost receives it.
 type peerCopy struct {
+	via     *Phone
 	stream  stream
 	levelID uint8  // of the header extension with the level; 0: none
 	fresh   int    // packets since the chosen copy brought one
@@ -46,15 +48,31 @@ type DeviceStats struct {
 	Muted    bool
 }
 
-func newDevice() (*Device, error) {
-	decoder, err := newOpusDecoder()
-	if err != nil {
+func newDevice(b band) (*Device, error) {
+	dev := &Device{voice: voice{band: b}}
+	if err := dev.prepare(b); err != nil {
 		return nil, err
 	}
-	dev := &Device{decoder: decoder}
-	dev.source.init(decoder)
+	dev.source.init(dev.decoder[b-1], b)
 	dev.voice.hush()
 	return dev, nil
+}
+
+// prepare makes what is needed to play in a band.
+func (dev *Device) prepare(b band) error {
+	if dev.decoder[b-1] != nil {
+		return nil
+	}
+	decoder, err := newOpusDecoder(b)
+	dev.decoder[b-1] = decoder
+	return err
+}
+
+// retune goes on in a band it is prepared for.
+func (dev *Device) retune(b band) {
+	dev.source.retune(dev.decoder[b-1], b)
+	dev.voice.band = b
+	dev.voice.hush()
 }
 
 // Mute makes the device unheard by the phones, or heard again.
@@ -89,14 +107,10 @@ func (dev *Device) Stats() DeviceStats {
 // receive checks a packet and files it with its copy.
 func (dev *Device) receive(via *Phone, pkt *rtp.Packet, now int64) {
 	c := dev.copyVia(via)
-	samples, ok := opusSamples(pkt.Payload)
-	if !ok || len(pkt.Payload) > maxPeerPayload {
+	kind, samples := classifyOpus(pkt.Payload)
+	if samples == 0 {
 		c.stream.stats.Bad++
 		return
-	}
-	kind := kindOpus
-	if opusQuiet(pkt.Payload) {
-		kind = kindQuiet
 	}
 	if c.stream.put(&pkt.Header, kind, samples, pkt.Payload, now) {
 		dev.loudness.announce(&pkt.Header, c.levelID)
@@ -111,7 +125,7 @@ func (dev *Device) copyVia(via *Phone) *peerCopy {
 	}
 	c := dev.copies[via.slot]
 	if c == nil {
-		c = &peerCopy{seen: dev.count}
+		c = &peerCopy{via: via, seen: dev.count}
 		c.stream.clock = opusClock
 		dev.copies[via.slot] = c
 		if dev.chosen == nil {
@@ -137,10 +151,15 @@ func (dev *Device) compare(c *peerCopy, kind packetKind, now int64) {
 	c.fresh++
 	old := &dev.chosen.stream
 	starved := c.fresh >= starvedAfter && now-old.arrived >= max(starvedFor, old.pace.target)
-	if starved || c.loss.betterThan(&dev.chosen.loss) {
+	if starved || c.loss.betterThan(&dev.chosen.loss) || c.widerThan(dev.chosen) {
 		dev.stats.FailOver++
 		dev.choose(c)
 	}
+}
+
+// widerThan prefers the copy that came to a wide-band phone: devices send each ghost what its phone can play.
+func (c *peerCopy) widerThan(other *peerCopy) bool {
+	return c.via.voice.band > other.via.voice.band && c.stream.stats.Packets >= widerAfter
 }
 
 func (dev *Device) choose(c *peerCopy) {
@@ -183,7 +202,7 @@ func (dev *Device) pull(now int64, wanted bool) {
 		dev.voice.hush()
 		return
 	}
-	dev.voice.heard = dev.source.pull(now, dev.voice.pcm[:])
+	dev.voice.heard = dev.source.pull(now, dev.voice.pcm())
 	dev.voice.listen()
 }
 

@@ -1,6 +1,6 @@
 // Package transcode is the mixing desk of one conference.
 //
-// It knows jitter buffers, G.711, Opus, mixing, tones and levels. It does not know sockets, SIP, Matrix, time or
+// It knows jitter buffers, G.711, G.722, Opus, mixing, tones and levels. It does not know sockets, SIP, Matrix, time or
 // goroutines: packets and the time come in as arguments, packets go out through a [Sink]. A [Desk] is therefore a
 // plain value that belongs to one goroutine at a time; whoever owns it takes a lock or, better, owns it alone.
 //
@@ -15,6 +15,10 @@
 // and keeps the others as fail-over, at the price of copying their packets. Phones of one conference hear each other
 // through the desk; no device is ever sent another device's sound, because in a full mesh it has that already. A phone
 // is encoded once; the caller hands the packet to every peer of its ghost.
+//
+// Sound is at 8 kHz. While a phone with a wide-band codec (G.722, Opus) is there, the desk works at 16 kHz, and the
+// others' sound goes through a filter between the two: a phone with G.711 costs the same as ever in a room without.
+// Media time is counted in ticks of 1/8000 s either way.
 //
 // What a desk does about a bad network: packets are put in order and held for 10 to 120 ms, as their arrivals ask for;
 // what is lost is recovered from forward error correction or concealed, at most three frames, then faded; drift and a
@@ -42,7 +46,8 @@
 // A loop that was held up calls Tick once for each missed deadline; arrivals and ticks must come from the same clock.
 // Receiver reports go to [Phone.PeerLoss], tones to [Phone.Play], recorded words to [Phone.Say].
 //
-// Followed: RFC 3550 (RTP), RFC 3551 (G.711 payloads), RFC 3389 (comfort noise from phones), RFC 6716 and RFC 7587
-// (Opus), RFC 6464 (levels), ITU-T G.711 and its Appendix I (concealment), ITU-T E.180 and ETSI TS 102 971 (tones),
+// Followed: RFC 3550 (RTP), RFC 3551 (G.711 and G.722 payloads), RFC 3389 (comfort noise from phones), RFC 6716 and RFC
+// 7587 (Opus), RFC 7160 (streams that change their clock), RFC 6464 (levels), ITU-T G.711 and its Appendix I
+// (concealment), ITU-T G.722 (bit-exact at 64 kb/s), ITU-T E.180 and ETSI TS 102 971 (tones),
 // ITU-T Q.23 and Q.24 (digits).
 package transcode

@@ -131,7 +131,7 @@ func TestPhoneTellsDigitsItHears(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.heard[phone] = b.heard[b.phone(transcode.PCMU)]
-	b.heard[phone] = &earpiece{t: t, law: ulaw, decoder: b.heard[b.phone(transcode.PCMU)].decoder, first: 0}
+	b.heard[phone] = &earpiece{t: t, rate: 8000, ptime: 20, decoder: b.heard[b.phone(transcode.PCMU)].decoder, first: 0}
 	pcm := append(make([]int16, 8000), dial("0123456789", -15, -15, 80*time.Millisecond, 80*time.Millisecond)...)
 	b.send(link{seed: 1, jitter: 10 * time.Millisecond}, g711(transcode.PCMU, pcm, frame), frame, b.toPhoneSide(phone))
 	b.run(3 * time.Second)

@@ -1,32 +1,5 @@
 package transcode
 
-// Codec is what a phone speaks.
-type Codec uint8
-
-// The two laws of ITU-T G.711.
-const (
-	PCMU Codec = iota
-	PCMA
-)
-
-// String returns the name the codec has in SDP.
-func (c Codec) String() string {
-	switch c {
-	case PCMU:
-		return "PCMU"
-	case PCMA:
-		return "PCMA"
-	}
-	return "unknown"
-}
-
-// Static payload types, RFC 3551 §6.
-const (
-	payloadPCMU         = 0
-	payloadPCMA         = 8
-	payloadComfortNoise = 13
-)
-
 // The tables are small enough to stay in the cache: 16 KiB, 8 KiB and twice 512 bytes.
 var (
 	ulawEncoder = encoderTable[[1 << 14]byte](2, encodeULaw)

@@ -9,10 +9,10 @@ import (
 // Opus always has a 48 kHz RTP clock, RFC 7587 §4.1.
 const opusClock = 48000 / Rate
 
-// maxOpusSamples is the longest Opus packet, 120 ms (RFC 6716 §3.4, R5), at the desk's rate.
+// maxOpusSamples is the longest Opus packet, 120 ms (RFC 6716 §3.4, R5), in ticks.
 const maxOpusSamples = Rate * 120 / 1000
 
-// opusSamples returns how long a packet is at the desk's rate, read from its first bytes (RFC 6716 §3.1, §3.2), or
+// opusSamples returns how long a packet is in ticks, read from its first bytes (RFC 6716 §3.1, §3.2), or
 // false when it cannot be a packet at all.
 func opusSamples(payload []byte) (int, bool) {
 	if len(payload) == 0 {
@@ -62,11 +62,11 @@ func opusHasFEC(payload []byte) bool {
 	return payload[1]>>(7-silkFrames)&1 == 1
 }
 
-// opusDecoder decodes at the desk's rate, mono.
+// opusDecoder decodes into one band, mono.
 type opusDecoder struct{ lib *opus.Decoder }
 
-func newOpusDecoder() (*opusDecoder, error) {
-	lib, err := opus.NewDecoder(Rate, 1)
+func newOpusDecoder(b band) (*opusDecoder, error) {
+	lib, err := opus.NewDecoder(int(b)*Rate, 1)
 	if err != nil {
 		return nil, fmt.Errorf("opus decoder: %w", err)
 	}
@@ -98,26 +98,26 @@ func (d *opusDecoder) heard([]int16) {}
 // bridge is not needed: libopus smooths the return from its own concealment.
 func (d *opusDecoder) bridge([]int16) {}
 
-// opusEncoder makes what the peers of one phone hear.
+// opusEncoder makes what the peers of one phone hear, or a phone that speaks Opus.
 //
-// On clean links that is 8 kHz in, CELT only ("restricted low delay"), complexity 0 at 48 kb/s: next to G.711 this is
-// transparent, costs a twentieth of a browser's settings and delays by 2.5 ms. CELT carries no forward error
+// On clean links that is the phone's band in, CELT only ("restricted low delay"), complexity 0 at 48 kb/s: next to G.711
+// this is transparent, costs a twentieth of a browser's settings and delays by 2.5 ms. CELT carries no forward error
 // correction; while peers report loss the phone is encoded in SILK with FEC instead, at 24 kb/s, because below that
 // libopus leaves the FEC out.
 type opusEncoder struct{ lib *opus.Encoder }
 
 const (
 	cleanBitrate    = 48000
-	lossyBitrate    = 24000
+	lossyBitrate    = 24000 // 32000 in the wide band
 	lossyComplexity = 3
 )
 
-func newCleanEncoder() (*opusEncoder, error) {
-	return newOpusEncoder(opus.AppRestrictedLowdelay, cleanBitrate, 0)
+func newCleanEncoder(b band) (*opusEncoder, error) {
+	return newOpusEncoder(b, opus.AppRestrictedLowdelay, cleanBitrate, 0)
 }
 
-func newLossyEncoder() (*opusEncoder, error) {
-	e, err := newOpusEncoder(opus.AppVoIP, lossyBitrate, lossyComplexity)
+func newLossyEncoder(b band) (*opusEncoder, error) {
+	e, err := newOpusEncoder(b, opus.AppVoIP, lossyBitrate+(int(b)-1)*lossyBitrate/3, lossyComplexity)
 	if err != nil {
 		return nil, err
 	}
@@ -127,8 +127,8 @@ func newLossyEncoder() (*opusEncoder, error) {
 	return e, nil
 }
 
-func newOpusEncoder(app opus.Application, bitrate, complexity int) (*opusEncoder, error) {
-	lib, err := opus.NewEncoder(Rate, 1, app)
+func newOpusEncoder(b band, app opus.Application, bitrate, complexity int) (*opusEncoder, error) {
+	lib, err := opus.NewEncoder(int(b)*Rate, 1, app)
 	if err != nil {
 		return nil, fmt.Errorf("opus encoder: %w", err)
 	}

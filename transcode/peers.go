@@ -26,7 +26,7 @@ func (p *Phone) PeerLoss(fraction float64) error {
 	}
 	p.calm = 0
 	if p.lossy == nil {
-		e, err := newLossyEncoder()
+		e, err := newLossyEncoder(p.voice.band)
 		if err != nil {
 			return fmt.Errorf("encode against loss: %w", err)
 		}
@@ -73,13 +73,13 @@ func (p *Phone) toPeers() *rtp.Packet {
 	n := 0
 	switch {
 	case p.quiet < gateHangover:
-		if n = encoder.encode(p.peerPayload[:], p.voice.pcm[:]); n == 0 {
+		if n = encoder.encode(p.peerPayload[:], p.voice.pcm()); n == 0 {
 			return nil
 		}
 		p.peerPacket.Marker = p.resting
 		p.resting = false
 	case !p.resting || p.quiet%keepAlive == 0:
-		p.peerPayload[0] = opusQuietByte
+		p.peerPayload[0] = opusQuietByte(p.voice.band)
 		n = 1
 		p.peerPacket.Marker = false
 		p.resting = true
@@ -95,7 +95,8 @@ func (p *Phone) toPeers() *rtp.Packet {
 
 // audible reports whether the frame is more than the noise of an idle line.
 func (p *Phone) audible() bool {
-	return p.voice.heard && energy(p.voice.pcm[:]) > gateRMS*gateRMS*FrameSamples
+	pcm := p.voice.pcm()
+	return p.voice.heard && energy(pcm) > gateRMS*gateRMS*int64(len(pcm))
 }
 
 // firstPeerHeader steps the header back by one frame, because toPeers steps before it sends.

@@ -1,11 +1,17 @@
 package transcode
 
-import "github.com/pion/rtp"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/pion/rtp"
+)
 
 // PhoneConfig is what signalling agreed on for one phone.
 type PhoneConfig struct {
 	Codec          Codec
 	PayloadType    uint8
+	Ptime          int    // milliseconds in a packet towards the phone, 10 to 60; 0: 20
 	SSRC           uint32 // of the stream towards the phone
 	FirstSeq       uint16
 	FirstTimestamp uint32
@@ -31,9 +37,14 @@ const (
 	maxOpusPayload = 400
 )
 
-// opusQuietByte is a packet without a frame in it: CELT, narrow band, 20 ms, mono. Receivers take such a packet for the
-// start of a pause.
-const opusQuietByte = 0x98
+// opusQuietByte is a packet without a frame in it: CELT, 20 ms, mono. Receivers take such a packet for the start of a
+// pause.
+func opusQuietByte(b band) byte {
+	if b == wide {
+		return 23 << 3 // RFC 6716 table 2
+	}
+	return 19 << 3
+}
 
 // Phone is a phone's place at a desk.
 type Phone struct {
@@ -42,23 +53,24 @@ type Phone struct {
 	config PhoneConfig
 
 	stream  stream
-	decoder g711Decoder
+	decoder phoneDecoder
 	source  source
 	voice   voice
-	mixed   [FrameSamples]int16
+	mixed   [wideSamples]int16
+	ear     narrower // of a narrow-band phone at a wide-band desk
 	player  Player
-	tone    [FrameSamples]int16
+	tone    overlay
 
 	prompter Prompter
-	prompt   [FrameSamples]int16
+	prompt   overlay
 	gain     int // of the others, of fullGain
 
 	detector DigitDetector
-	pressed  [8]rune // digits heard, the oldest first
+	thin     narrower // for it
+	pressed  [8]rune  // digits heard, the oldest first
 	presses  int
 
-	packet  rtp.Packet // towards the phone
-	payload [FrameSamples]byte
+	outlet outlet // towards the phone
 
 	clean, lossy *opusEncoder // lossy is made when first wanted
 	wantLossy    bool
@@ -89,21 +101,47 @@ type PhoneStats struct {
 }
 
 func newPhone(c PhoneConfig) (*Phone, error) {
-	clean, err := newCleanEncoder()
-	if err != nil {
+	p := &Phone{config: c, resting: true, quiet: keepAlive - 1, gain: fullGain}
+	p.source.init(&p.decoder, c.Codec.band())
+	if err := p.agree(c); err != nil {
 		return nil, err
-	}
-	p := &Phone{config: c, clean: clean, resting: true, quiet: keepAlive - 1, gain: fullGain}
-	p.stream.clock = 1
-	p.source.init(&p.decoder)
-	p.source.use(&p.stream)
-	p.voice.hush()
-	p.packet.Header = rtp.Header{
-		Version: 2, Marker: true, PayloadType: c.PayloadType, SSRC: c.SSRC,
-		SequenceNumber: c.FirstSeq, Timestamp: c.FirstTimestamp,
 	}
 	p.peerPacket.Header = firstPeerHeader(c)
 	return p, nil
+}
+
+// agree takes what signalling agreed on. What may fail comes first, so that nothing has changed if it does.
+func (p *Phone) agree(c PhoneConfig) error {
+	if c.Codec > Opus {
+		return fmt.Errorf("codec %d: %w", c.Codec, errors.ErrUnsupported)
+	}
+	if err := p.outlet.prepare(c.Codec); err != nil {
+		return err
+	}
+	b := c.Codec.band()
+	clean := p.clean
+	if b != p.voice.band {
+		var err error
+		if clean, err = newCleanEncoder(b); err != nil {
+			return err
+		}
+	}
+	if b == wide && c.Codec != p.decoder.codec || b != p.voice.band {
+		if err := p.decoder.agree(c.Codec); err != nil {
+			return err
+		}
+		p.stream.forget() // what is held was meant for another decoder
+		p.source.use(&p.stream)
+		p.source.retune(&p.decoder, b)
+	}
+	if b != p.voice.band {
+		p.clean, p.lossy, p.usingLossy, p.wantLossy = clean, nil, false, false
+		p.voice.band = b
+		p.voice.hush()
+	}
+	p.outlet.agree(c)
+	p.stream.clock = c.Codec.clock()
+	return nil
 }
 
 // Mute makes the phone unheard by everyone, or heard again. It goes on hearing.
@@ -111,11 +149,18 @@ func (p *Phone) Mute(mute bool) {
 	p.voice.muted = mute
 }
 
-// SetFormat changes what the phone is sent and expected to send, as after a re-INVITE (RFC 3264 §8.3.2). The stream goes
-// on with its SSRC, sequence numbers and timestamps.
-func (p *Phone) SetFormat(codec Codec, payloadType uint8) {
-	p.config.Codec, p.config.PayloadType = codec, payloadType
-	p.packet.PayloadType = payloadType
+// SetFormat changes what the phone is sent and expected to send, as after a re-INVITE (RFC 3264 §8.3.2): codec, payload
+// type and ptime. The stream goes on with its SSRC, sequence numbers and timestamps, unless its clock changes (RFC 7160
+// §4.1): then the one in c begins.
+func (p *Phone) SetFormat(c PhoneConfig) error {
+	if p.desk == nil {
+		return nil
+	}
+	if err := p.agree(c); err != nil {
+		return fmt.Errorf("change format: %w", err)
+	}
+	p.config.Codec, p.config.PayloadType, p.config.Ptime = c.Codec, c.PayloadType, c.Ptime
+	return p.desk.retune()
 }
 
 // Play lets the phone, and nobody else, hear a tone above all others; it replaces the one before.
@@ -132,12 +177,7 @@ func (p *Phone) Level() int8 { return p.voice.level }
 
 // Next is the config with which another desk takes the phone over: what it and its peers are sent goes on as one stream.
 func (p *Phone) Next() PhoneConfig {
-	c := p.config
-	c.FirstSeq, c.FirstTimestamp = p.packet.SequenceNumber, p.packet.Timestamp
-	if p.stats.Frames > 0 {
-		c.FirstSeq++
-		c.FirstTimestamp += FrameSamples
-	}
+	c := p.outlet.goOn(p.config)
 	c.PeerFirstSeq = p.peerPacket.SequenceNumber + 1
 	c.PeerFirstTimestamp = p.peerPacket.Timestamp + FrameSamples*opusClock
 	return c
@@ -166,27 +206,44 @@ func (p *Phone) receive(pkt *rtp.Packet, now int64) {
 }
 
 // classify returns no samples when the packet is refused. A phone may change between the two laws by the static
-// payload types alone, and send comfort noise (RFC 3389) in pauses.
+// payload types alone, and send comfort noise (RFC 3389) in pauses, as long as the clock is that of the stream.
 func (p *Phone) classify(pkt *rtp.Packet) (packetKind, int) {
-	const shortest, longest = Rate * 5 / 1000, maxOpusSamples
-	kind := kindULaw
-	switch pkt.PayloadType {
-	case p.config.PayloadType:
-		if p.config.Codec == PCMA {
-			kind = kindALaw
-		}
-	case payloadPCMU:
-	case payloadPCMA:
-		kind = kindALaw
-	case payloadComfortNoise:
-		return kindQuiet, FrameSamples
-	default:
-		return 0, 0
-	}
-	if n := len(pkt.Payload); n >= shortest && n <= longest {
-		return kind, n
+	agreed := pkt.PayloadType == p.config.PayloadType
+	switch n := len(pkt.Payload); {
+	case n == 0:
+	case agreed && p.config.Codec == Opus:
+		return classifyOpus(pkt.Payload)
+	case p.config.Codec == Opus:
+	case agreed && p.config.Codec == G722:
+		return classifyBytes(kindG722, n)
+	case agreed && p.config.Codec == PCMA, !agreed && pkt.PayloadType == payloadPCMA:
+		return classifyBytes(kindALaw, n)
+	case agreed, pkt.PayloadType == payloadPCMU:
+		return classifyBytes(kindULaw, n)
+	case pkt.PayloadType == payloadComfortNoise:
+		return kindNoise, FrameSamples
 	}
 	return 0, 0
+}
+
+// classifyBytes takes the codecs of 64 kb/s: each byte is a tick.
+func classifyBytes(kind packetKind, n int) (packetKind, int) {
+	const shortest, longest = Rate * 5 / 1000, maxOpusSamples
+	if n < shortest || n > longest {
+		return 0, 0
+	}
+	return kind, n
+}
+
+func classifyOpus(payload []byte) (packetKind, int) {
+	samples, ok := opusSamples(payload)
+	switch {
+	case !ok || len(payload) > maxPeerPayload:
+		return 0, 0
+	case opusQuiet(payload):
+		return kindQuiet, samples
+	}
+	return kindOpus, samples
 }
 
 // pull plays the next frame of the phone into its voice.
@@ -196,7 +253,7 @@ func (p *Phone) pull(now int64) {
 		p.voice.hush()
 		return
 	}
-	p.voice.heard = p.source.pull(now, p.voice.pcm[:])
+	p.voice.heard = p.source.pull(now, p.voice.pcm())
 	p.voice.listen()
 	if p.config.InBandDigits { // of muted ones, too: a key ends that
 		p.hearDigits()
@@ -207,7 +264,13 @@ func (p *Phone) pull(now int64) {
 }
 
 func (p *Phone) hearDigits() {
-	digit, ok := p.detector.Hear(p.voice.pcm[:])
+	pcm := p.voice.pcm()
+	if p.voice.band == wide {
+		var thin [FrameSamples]int16
+		p.thin.narrow(thin[:], pcm)
+		pcm = thin[:]
+	}
+	digit, ok := p.detector.Hear(pcm)
 	if !ok {
 		return
 	}
@@ -231,25 +294,27 @@ func (p *Phone) Digit() (rune, bool) {
 	return digit, true
 }
 
-// toPhone packs a frame for the phone; no frame is silence.
-func (p *Phone) toPhone(pcm []int16) *rtp.Packet {
+// toPhone takes a frame for the phone; no frame is silence.
+func (p *Phone) toPhone(pcm []int16) {
 	p.stats.Heard = minLevel
-	if pcm == nil {
-		b := p.config.Codec.silence()
-		for i := range p.payload {
-			p.payload[i] = b
-		}
-	} else {
-		p.config.Codec.encode(p.payload[:], pcm)
+	if pcm != nil {
 		p.stats.Heard = levelOf(energy(pcm), len(pcm))
 	}
-	h := &p.packet.Header
-	if p.stats.Frames > 0 {
-		h.Marker = false
-		h.SequenceNumber++
-		h.Timestamp += FrameSamples
+	p.outlet.put(pcm)
+}
+
+// overlay is a frame of sound at 8 kHz that one phone hears with the others.
+type overlay struct {
+	pcm   [FrameSamples]int16
+	widen widener
+	wide  [wideSamples]int16
+}
+
+// in returns the frame in a band, which is to be asked for once for each frame.
+func (o *overlay) in(b band) []int16 {
+	if b == narrow {
+		return o.pcm[:]
 	}
-	p.stats.Frames++
-	p.packet.Payload = p.payload[:]
-	return &p.packet
+	o.widen.widen(o.wide[:], o.pcm[:])
+	return o.wide[:]
 }

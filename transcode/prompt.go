@@ -44,20 +44,22 @@ func (p *Phone) Saying() bool { return p.prompter.Playing() }
 func (p *Phone) StopSaying() { p.prompter.Stop() }
 
 // duck turns the frame that the phone is about to hear down while it is being told something, and adds that.
-func (p *Phone) duck(pcm *[FrameSamples]int16) (clipped uint64) {
+func (p *Phone) duck(pcm []int16) (clipped uint64) {
 	target := fullGain
 	if p.prompter.Playing() {
 		target = duckedGain
 	}
-	p.prompter.Read(p.prompt[:])
+	p.prompter.Read(p.prompt.pcm[:])
+	prompt := p.prompt.in(p.voice.band)
 	for i, x := range pcm {
 		switch {
+		case i%int(p.voice.band) != 0: // as fast in the wide band
 		case p.gain < target:
 			p.gain += duckStep
 		case p.gain > target:
 			p.gain -= duckStep
 		}
-		sum := int(x)*p.gain/fullGain + int(p.prompt[i])
+		sum := int(x)*p.gain/fullGain + int(prompt[i])
 		pcm[i] = saturate(sum)
 		if int(pcm[i]) != sum {
 			clipped++

@@ -36,7 +36,7 @@ type decoder interface {
 	bridge(pcm []int16)                     // pcm is the first sound after conceal: join them
 }
 
-// source plays a stream: 160 samples each time pull is called.
+// source plays a stream: a frame each time pull is called. It counts in ticks of media time, whatever the band.
 //
 //	         due (slack >= target)
 //	silent ------------------------> playing
@@ -70,13 +70,25 @@ type source struct {
 	comfort comfort
 	decoded int // samples of the last packet, still in scratch
 
-	scratch [maxOpusSamples]int16
+	scratch [int(wide) * maxOpusSamples]int16
 }
 
-func (s *source) init(d decoder) {
+func (s *source) init(d decoder, b band) {
 	s.decoder = d
+	s.fifo.band = b
 	s.measureAgain()
 }
+
+// retune goes on in another band, with a decoder that begins anew.
+func (s *source) retune(d decoder, b band) {
+	s.decoder = d
+	s.fifo.retune(b)
+	s.comfort.stop()
+	s.decoded = 0
+}
+
+// sound is the scratch memory for so many ticks.
+func (s *source) sound(ticks int64) []int16 { return s.scratch[:int(ticks)*int(s.fifo.band)] }
 
 // use switches to another stream, or back to the same one after a pause in which it was not played.
 func (s *source) use(stream *stream) {
@@ -96,7 +108,7 @@ func (s *source) use(stream *stream) {
 func (s *source) pause() {
 	if s.playing || !s.eager {
 		s.use(s.stream)
-		s.fifo = fifo{}
+		s.fifo = fifo{band: s.fifo.band}
 	}
 }
 
@@ -165,8 +177,11 @@ func (s *source) resume(p *packet, now int64) bool {
 	for ; p != nil; p = s.due() {
 		slack := s.slack(p, now)
 		switch {
-		case p.kind == kindQuiet:
+		case p.quiet():
 			s.stream.take(p)
+			if p.kind == kindNoise {
+				s.comfort.make(noiseRMS(p.payload))
+			}
 		case now-p.came > maxStale:
 			s.skip(p, now)
 		case slack < s.stream.pace.target:
@@ -192,7 +207,7 @@ func (s *source) skip(p *packet, now int64) {
 	if !s.eager {
 		s.stream.stats.Skipped++
 	} else if now-p.came <= warmUp {
-		s.decoder.decode(s.scratch[:p.samples], p)
+		s.decoder.decode(s.sound(p.samples), p)
 		s.decoded = 0
 	}
 }
@@ -218,15 +233,19 @@ func (s *source) stop() {
 func (s *source) play(p *packet) bool {
 	s.stream.take(p)
 	s.behind = 0
-	if p.kind == kindQuiet {
+	if p.quiet() {
 		s.next = p.at + p.samples
 		s.owed = 0
 		s.stop()
-		s.comfort.learn(s.scratch[:s.decoded])
+		if p.kind == kindNoise {
+			s.comfort.make(noiseRMS(p.payload))
+		} else {
+			s.comfort.learn(s.scratch[:s.decoded])
+		}
 		s.decoded = 0
 		return true
 	}
-	pcm := s.scratch[:p.samples]
+	pcm := s.sound(p.samples)
 	if s.decoder.decode(pcm, p) != len(pcm) {
 		s.stream.stats.Bad++
 		s.broken = true
@@ -241,9 +260,9 @@ func (s *source) play(p *packet) bool {
 	}
 	s.decoder.heard(pcm)
 	s.put(pcm)
+	s.comfort.stop()
 	if p.kind == kindOpus {
 		s.decoded = len(pcm)
-		s.comfort.stop()
 	}
 	return true
 }
@@ -251,8 +270,9 @@ func (s *source) play(p *packet) bool {
 func (s *source) put(pcm []int16) {
 	if s.fadeIn {
 		s.fadeIn = false
-		for i := range min(rampSamples, len(pcm)) {
-			pcm[i] = int16(int(pcm[i]) * i / rampSamples)
+		ramp := rampSamples * int(s.fifo.band)
+		for i := range min(ramp, len(pcm)) {
+			pcm[i] = int16(int(pcm[i]) * i / ramp)
 		}
 	}
 	s.fifo.put(pcm)
@@ -277,28 +297,28 @@ func (s *source) cross(p *packet, now int64) bool {
 		s.stop()
 		return s.resume(p, now)
 	}
-	if gap <= maxRecovered && s.decoder.recover(s.scratch[:gap], p) {
+	if gap <= maxRecovered && s.decoder.recover(s.sound(gap), p) {
 		s.stream.stats.Recovered++
 		s.decoded = 0
 		s.next = p.at
 		s.missing = 0
-		s.put(s.scratch[:gap])
+		s.put(s.sound(gap))
 		return true
 	}
 	n := min(gap, FrameSamples)
-	s.conceal(int(n))
+	s.conceal(n)
 	s.next += n
 	return true
 }
 
-func (s *source) conceal(samples int) {
+func (s *source) conceal(ticks int64) {
 	s.decoded = 0
-	pcm := s.scratch[:samples]
+	pcm := s.sound(ticks)
 	s.decoder.conceal(pcm)
 	s.stream.stats.Concealed++
 	if s.missing++; s.missing == maxConcealed {
 		for i := range pcm {
-			pcm[i] = int16(int(pcm[i]) * (samples - i) / samples)
+			pcm[i] = int16(int(pcm[i]) * (len(pcm) - i) / len(pcm))
 		}
 	}
 	s.put(pcm)
@@ -354,7 +374,7 @@ func (s *source) adapt() {
 func (s *source) shorten(most int) bool {
 	for s.fifo.len() < FrameSamples+most+stretchWindow {
 		p := s.due()
-		if p == nil || p.at != s.next || s.owed > 0 || p.kind == kindQuiet || !s.play(p) {
+		if p == nil || p.at != s.next || s.owed > 0 || p.quiet() || !s.play(p) {
 			break
 		}
 	}

@@ -25,8 +25,10 @@ type packetKind uint8
 const (
 	kindULaw packetKind = iota
 	kindALaw
+	kindG722
 	kindOpus
 	kindQuiet // "silence from here": never decoded
+	kindNoise // the same, with the level of the background
 )
 
 // packet is one slot of a stream's ring. The payload's memory is kept and used again.
@@ -34,16 +36,19 @@ type packet struct {
 	full    bool
 	kind    packetKind
 	seq     int64 // extended sequence number
-	at      int64 // media time of its first sample, in samples at the desk's rate
-	samples int64
+	at      int64 // media time of its first sample, in ticks
+	samples int64 // how many ticks it lasts
 	came    int64 // time of arrival
 	payload []byte
 }
 
+// quiet says that the packet has no sound in it.
+func (p *packet) quiet() bool { return p.kind >= kindQuiet }
+
 // stream puts the packets of one RTP source in order and holds them: packets, not sound, so that it costs nothing to
 // hold the copies that are not decoded.
 type stream struct {
-	clock   int64 // RTP clock ticks in a sample
+	clock   int64 // RTP clock ticks in one of media time
 	started bool
 	ssrc    uint32
 	high    int64 // highest extended sequence number seen
@@ -156,6 +161,13 @@ func (s *stream) resync() {
 	s.lateRun = 0
 }
 
+// forget forgets the source, not what was counted of it.
+func (s *stream) forget() {
+	s.lostPast = s.lost()
+	s.started = false
+	s.resync()
+}
+
 // slot is where a packet lies, if it is held at all.
 func (s *stream) slot(seq int64) *packet { return &s.ring[seq&(ringSize-1)] }
 
@@ -219,7 +231,7 @@ func (s *stream) take(p *packet) {
 // lost follows RFC 3550 A.3: expected less received, here without duplicates.
 func (s *stream) lost() uint64 {
 	if !s.started {
-		return 0
+		return s.lostPast
 	}
 	expected := uint64(s.high - s.first + 1)
 	if s.received >= expected {

@@ -4,8 +4,11 @@ import "math"
 
 // voice is one frame of one source, as everybody else hears it.
 type voice struct {
-	pcm   [FrameSamples]int16
-	heard bool // false: pcm is zero
+	band  band
+	sound [wideSamples]int16
+	widen widener
+	wide  [wideSamples]int16 // the same at a desk of a wider band; only while heard
+	heard bool               // false: sound is zero
 	muted bool
 	level int8 // dBov of the last frame, −127 to 0
 }
@@ -19,13 +22,24 @@ func (v *voice) listen() {
 		v.level = minLevel
 		return
 	}
-	v.level = levelOf(energy(v.pcm[:]), FrameSamples)
+	v.level = levelOf(energy(v.pcm()), len(v.pcm()))
+}
+
+// pcm is the frame in the voice's own band.
+func (v *voice) pcm() []int16 { return v.sound[:FrameSamples*int(v.band)] }
+
+// in returns the frame in the band of the desk, which is not below that of the voice.
+func (v *voice) in(b band) []int16 {
+	if v.band == b {
+		return v.pcm()
+	}
+	return v.wide[:]
 }
 
 func (v *voice) hush() {
 	v.heard = false
 	v.level = minLevel
-	clear(v.pcm[:])
+	clear(v.sound[:])
 }
 
 func energy(pcm []int16) int64 {
