@@ -44,6 +44,8 @@ type actor struct {
 	ring   ring
 	lobby  lobby
 	naming naming
+	move   move
+	away   *away // the phone was asked to call somebody else; nil = it was not
 
 	// The bridge's mutex guards these. The actor itself may read target, for it alone writes it.
 	target   string // the room's alias or id, once routed
@@ -150,6 +152,7 @@ func (a *actor) step(ev leg.Event) {
 		}
 	}
 	a.menuFollows(before, ev)
+	a.moveFollows()
 	if caller := a.naming.early; caller != nil && a.state.Room == leg.Up {
 		a.naming.early = nil
 		a.identify(*caller)
@@ -175,6 +178,10 @@ func (a *actor) fromPhone(ev sip.Event) {
 		a.key(ev.Key)
 	case sip.DialogChanged:
 		a.tell(leg.DialogChanged)
+	case sip.TransferWanted:
+		a.inbox.Put(func() { a.wantsMove(ev.To) })
+	case sip.Transferring:
+		a.inbox.Put(func() { a.transferring(ev.Code) })
 	case sip.IdentityChanged:
 		a.inbox.Put(func() { a.identify(ev.Caller) })
 	case sip.MediaChanged:

@@ -144,6 +144,8 @@ func (b *Bridge) carryOut(ctx context.Context, cmd command.Command, by id.UserID
 		err = b.order(ctx, by, room, cmd.Number)
 	case command.Confirm:
 		err = b.confirm(ctx, by, room)
+	case command.Transfer:
+		err = b.transfer(ctx, cmd, by, room)
 	case command.HangUp:
 		text, err = b.forPhones(room, cmd.Phone, "hung up", func(a *actor) { a.tell(leg.HungUpByRoom) })
 	case command.Mute, command.Unmute:

@@ -28,6 +28,8 @@ type metrics struct {
 	rings      prometheus.Counter
 	ringsEnded *prometheus.CounterVec
 	pins       *prometheus.CounterVec
+	moves      *prometheus.CounterVec
+	transfers  *prometheus.CounterVec
 }
 
 func newMetrics(b *Bridge) *metrics {
@@ -51,6 +53,12 @@ func newMetrics(b *Bridge) *metrics {
 		pins: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_pins_total", Help: "PINs that callers entered, by result.",
 		}, []string{"result"}),
+		moves: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_moves_total", Help: "Phones that wanted to be moved to another room, by the status they were told in the end.",
+		}, []string{"code"}),
+		transfers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_transfers_total", Help: "Phones that a room has transferred to another number, by the status they told in the end.",
+		}, []string{"code"}),
 		resumed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trunkline_legs_resumed_total", Help: "Legs taken over from a process that is gone.",
 		}),
@@ -61,7 +69,7 @@ func newMetrics(b *Bridge) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands,
+		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands, m.moves, m.transfers,
 		mediaReadings(b), soundReadings(b.sounds), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)
@@ -132,6 +140,10 @@ func sipReadings(stack *sip.Stack) readings {
 		counter("trunkline_sip_register_failures_total", "REGISTERs refused or not answered.",
 			stat(func(s sip.Stats) uint64 { return s.RegisterFailures })),
 		counter("trunkline_sip_answered_total", "Calls answered.", stat(func(s sip.Stats) uint64 { return s.Answered })),
+		counter("trunkline_sip_replaced_total", "Calls that another phone has taken over (Replaces).",
+			stat(func(s sip.Stats) uint64 { return s.Replaced })),
+		counter("trunkline_sip_transfers_refused_total", "Wishes of phones to be moved to addresses that are not ours.",
+			stat(func(s sip.Stats) uint64 { return s.TransfersRefused })),
 		counter("trunkline_sip_no_ack_total", "Answers never acknowledged.", stat(func(s sip.Stats) uint64 { return s.NoAck })),
 		counter("trunkline_sip_panics_total", "Bugs that ended one call.", stat(func(s sip.Stats) uint64 { return s.Panics })),
 		counter("trunkline_rtp_strangers_total", "RTP packets from sources that are not the phone.",

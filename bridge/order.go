@@ -133,7 +133,7 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 // ordered makes the leg of an order.
 func (b *Bridge) ordered(call *sip.Call, o order) *actor {
 	a := makeActor(b, leg.ID(strings.ToLower(rand.Text()[:12])), call)
-	o.board = &board{actor: a}
+	o.board = &board{actor: a, room: o.room}
 	a.order, a.target = &o, string(o.room)
 	a.party = sip.Caller{Number: sip.Number(o.number)}
 	a.name = ghostName(a.party, b.showNumbers[a.info.Trunk])
@@ -152,10 +152,7 @@ func (b *Bridge) ordered(call *sip.Call, o order) *actor {
 func (a *actor) reserve(ctx context.Context, q quota.Request) error {
 	rules, now := &a.bridge.plan.quotas, time.Now()
 	day := rules.Day(now)
-	var keys []db.UsageKey
-	for _, k := range quota.Keys(q, day) {
-		keys = append(keys, db.UsageKey{Day: k.Day, Scope: string(k.Scope), Name: k.Name})
-	}
+	keys := usageKeys(q, day)
 	a.order.day = day
 	ctx, cancel := context.WithTimeout(ctx, databasePatience)
 	defer cancel()
@@ -176,6 +173,13 @@ func (a *actor) reserve(ctx context.Context, q quota.Request) error {
 		a.state.Rules.Longest = min(a.state.Rules.Longest, longest)
 	}
 	return nil
+}
+
+func usageKeys(q quota.Request, day string) (keys []db.UsageKey) {
+	for _, k := range quota.Keys(q, day) {
+		keys = append(keys, db.UsageKey{Day: k.Day, Scope: string(k.Scope), Name: k.Name})
+	}
+	return keys
 }
 
 // decide asks package quota.
@@ -255,7 +259,7 @@ func (a *actor) resumeOrder(row db.Leg, notice id.EventID) {
 	a.order = &order{
 		by: id.UserID(row.DialledBy), room: id.RoomID(row.RoomID), number: row.Dialled, day: row.UsageDay, most: row.Reserved,
 	}
-	a.order.board = &board{actor: a, notice: notice}
+	a.order.board = &board{actor: a, room: a.order.room, notice: notice}
 	a.party = sip.Caller{Number: sip.Number(row.Dialled)}
 	a.log = a.log.With("out", true)
 }

@@ -11,9 +11,10 @@ import (
 	"trunkline/bridge/leg"
 )
 
-// board is the one notice of a call that was ordered: it is edited as the call gets on. The latest text wins.
+// board is the one notice of a call or transfer that was ordered: it is edited as that gets on. The latest text wins.
 type board struct {
 	actor *actor
+	room  id.RoomID
 
 	mu     sync.Mutex // guards what follows
 	notice id.EventID // "" = could not be posted
@@ -26,7 +27,7 @@ func (p *board) post(ctx context.Context, text string) {
 	a := p.actor
 	ctx, cancel := context.WithTimeout(ctx, noticePatience)
 	defer cancel()
-	notice, err := a.bridge.matrix.NoticeID(ctx, a.order.room, nil, text)
+	notice, err := a.bridge.matrix.NoticeID(ctx, p.room, nil, text)
 	a.note("tell the room that a phone is called", err)
 	p.mu.Lock()
 	p.notice = notice
@@ -65,7 +66,7 @@ func (p *board) edit() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)
-		a.note("tell the room how its call is getting on", a.bridge.matrix.EditNotice(ctx, a.order.room, p.notice, text))
+		a.note("tell the room how its call is getting on", a.bridge.matrix.EditNotice(ctx, p.room, p.notice, text))
 		cancel()
 	}
 }
@@ -129,6 +130,7 @@ var overWords = map[leg.Cause]string{
 	leg.Forwarded:      "the number is forwarded to another one, which is not called for you",
 	leg.TrunkAway:      "the telephone line does not answer; try again later, or ask who runs this bridge",
 	leg.HungUp:         "hung up in the room",
+	leg.Transferred:    "the phone was transferred",
 	leg.PhoneLeft:      "the phone hung up",
 	leg.PhoneLost:      "the phone was lost",
 	leg.RoomEmptied:    "everybody has left the room's call",

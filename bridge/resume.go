@@ -107,6 +107,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	}
 	a.options = a.options.Over(b.routes.defaults)
 	a.resumeMenu(state)
+	a.resumeAway(state.Away)
 	begin, goesOn := leg.Interrupted, leg.Resumed
 	asked := !known && state.wasAsked(row.Phase)
 	if asked {

@@ -10,6 +10,7 @@ import (
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
 	"trunkline/db"
+	"trunkline/sip"
 )
 
 // routes turn a dialled number into a room: first the config's, then the database's.
@@ -78,14 +79,20 @@ func (r *routes) withPINs(room id.RoomID) (numbers []string) {
 	return numbers
 }
 
+// routeOf is the route of a number as a trunk writes it.
+func (b *Bridge) routeOf(ctx context.Context, trunk string, dialled sip.Number) (route, error) {
+	found, err := b.routes.Find(ctx, string(dialled))
+	if local := b.plan.Local(trunk, dialled); err == nil && found.room == "" && local != dialled {
+		found, err = b.routes.Find(ctx, string(local))
+	}
+	return found, err
+}
+
 // route finds the room of the dialled number; a call to nowhere is refused before it becomes a leg.
 func (a *actor) route() bool {
 	ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 	defer cancel()
-	found, err := a.bridge.routes.Find(ctx, string(a.info.Dialled))
-	if local := a.bridge.plan.Local(a.info.Trunk, a.info.Dialled); err == nil && found.room == "" && local != a.info.Dialled {
-		found, err = a.bridge.routes.Find(ctx, string(local))
-	}
+	found, err := a.bridge.routeOf(ctx, a.info.Trunk, a.info.Dialled)
 	cause := leg.NoSuchRoom
 	switch {
 	case err != nil && found.room == "":
@@ -103,12 +110,17 @@ func (a *actor) route() bool {
 		a.bridge.refuse(a.call, cause)
 		return false
 	}
+	a.follow(found)
+	return true
+}
+
+// follow takes a route's options and room.
+func (a *actor) follow(found route) {
 	a.options = found.options
 	a.state.Rules = a.bridge.rulesFor(found.options)
 	a.dialin.menu.Rules = menuRules(found.options)
 	a.name = ghostName(a.party, a.showsNumber())
 	a.setTarget(found.room)
-	return true
 }
 
 // setTarget says which room the leg is for.

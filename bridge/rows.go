@@ -24,6 +24,9 @@ func (a *actor) row() db.Leg {
 		Lobby: storedLobby{Room: a.lobby.room, Notice: a.lobby.notice},
 	}
 	a.bridge.mu.Unlock()
+	if a.away != nil {
+		state.Away = &storedAway{Room: a.away.room, Notice: a.away.event(), To: a.away.to}
+	}
 	l := db.Leg{
 		ID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch, Phase: a.state.Phase.String(),
 		Created: a.begun, Answered: d.Since, Updated: time.Now(),
@@ -64,7 +67,8 @@ type storedState struct {
 	Target string     // the room's alias or id
 	Menu   menu.State
 	Lobby  storedLobby
-	Joined bool // the room was told that the phone has joined
+	Joined bool        // the room was told that the phone has joined
+	Away   *storedAway `json:",omitempty"`
 }
 
 // dialogOf rebuilds the dialog of a stored leg.

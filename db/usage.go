@@ -29,22 +29,10 @@ type UsageKey struct {
 func (s *Store) Reserve(ctx context.Context, l Leg, keys []UsageKey, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
 	var longest time.Duration
 	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
-		for _, key := range keys { // holds the rows until the end of the transaction
-			_, err := s.db.Exec(ctx, `INSERT INTO usage (day, scope, name, calls, talked, running, reserved) VALUES ($1, $2, $3, 0, 0, 0, 0)
-				ON CONFLICT (day, scope, name) DO UPDATE SET calls = usage.calls`, key.Day, key.Scope, key.Name)
-			if err != nil {
-				return fmt.Errorf("hold usage: %w", err)
-			}
+		used, err := s.holdUsage(ctx, keys)
+		if err != nil {
+			return err
 		}
-		var used []Usage
-		for _, key := range keys {
-			rows, err := s.usage(ctx, key)
-			if err != nil {
-				return err
-			}
-			used = append(used, rows...)
-		}
-		var err error
 		if longest, err = decide(used); err != nil {
 			return err
 		}
@@ -60,6 +48,47 @@ func (s *Store) Reserve(ctx context.Context, l Leg, keys []UsageKey, decide func
 		return s.PutLeg(ctx, l)
 	})
 	return longest, err
+}
+
+// Count is Reserve for a call that is placed by somebody else, so that nobody will see how long it lasts: it counts as one that
+// was placed.
+func (s *Store) Count(ctx context.Context, keys []UsageKey, decide func([]Usage) error) error {
+	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		used, err := s.holdUsage(ctx, keys)
+		if err != nil {
+			return err
+		}
+		if err := decide(used); err != nil {
+			return err
+		}
+		for _, key := range keys {
+			_, err := s.db.Exec(ctx, `UPDATE usage SET calls = calls + 1 WHERE day = $1 AND scope = $2 AND name = $3`, key.Day, key.Scope, key.Name)
+			if err != nil {
+				return fmt.Errorf("count a call: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// holdUsage holds the rows of keys until the end of the transaction, and reads what counts under them.
+func (s *Store) holdUsage(ctx context.Context, keys []UsageKey) ([]Usage, error) {
+	for _, key := range keys {
+		_, err := s.db.Exec(ctx, `INSERT INTO usage (day, scope, name, calls, talked, running, reserved) VALUES ($1, $2, $3, 0, 0, 0, 0)
+			ON CONFLICT (day, scope, name) DO UPDATE SET calls = usage.calls`, key.Day, key.Scope, key.Name)
+		if err != nil {
+			return nil, fmt.Errorf("hold usage: %w", err)
+		}
+	}
+	var used []Usage
+	for _, key := range keys {
+		rows, err := s.usage(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		used = append(used, rows...)
+	}
+	return used, nil
 }
 
 // usage reads what counts under a key: the day's row, and those of other days with calls that still run.

@@ -53,6 +53,9 @@ type Call struct {
 	offering    bool      // a re-INVITE of ours is on its way
 	srtpKeys    []string  // ours, one for each suite
 	auth        auth      // who has challenged us
+	referral    *referral // the phone's wish to be elsewhere
+	referred    bool      // it had one before
+	referring   bool      // a REFER of ours was sent
 }
 
 // state of a call; the diagram is in doc.go.
@@ -355,6 +358,7 @@ func (c *Call) deadline() time.Time {
 	sooner(c.rel.next)
 	if c.state == confirmed {
 		sooner(c.nextRefresh)
+		sooner(c.dialog.Transfer.Until)
 	}
 	if c.state == dialling {
 		sooner(c.out.giveUp)
@@ -375,6 +379,9 @@ func (c *Call) tick(now time.Time) {
 	c.tickDial(now)
 	c.tickReliable(now)
 	c.tickSession(now)
+	if c.state == confirmed {
+		c.tickRefer(now)
+	}
 	if c.answer != nil {
 		c.repeatAnswer(now)
 	}
@@ -455,6 +462,9 @@ func (c *Call) abandon() {
 	c.state = ended
 	c.invite.releaseIfAny()
 	c.answer.releaseIfAny()
+	if c.referral != nil {
+		c.referral.t.releaseIfAny()
+	}
 	if m := c.media.Load(); m != nil {
 		m.abandon()
 	}
@@ -484,6 +494,7 @@ func (c *Call) end() {
 	}
 	c.answer.releaseIfAny()
 	c.answer = nil
+	c.dropReferral()
 	if m := c.media.Load(); m != nil {
 		m.close(was >= answered)
 	}

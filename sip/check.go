@@ -10,15 +10,16 @@ import (
 // allow lists the methods we act on; Allow headers say so.
 var allow = []gosip.RequestMethod{
 	gosip.INVITE, gosip.ACK, gosip.CANCEL, gosip.BYE, gosip.OPTIONS, gosip.INFO, gosip.UPDATE, gosip.PRACK,
+	gosip.REFER, gosip.NOTIFY,
 }
 
 // known are methods that exist but are not for us: 405 instead of 501 (RFC 3261 §8.2.1).
 var known = []gosip.RequestMethod{
-	gosip.REGISTER, gosip.SUBSCRIBE, gosip.NOTIFY, gosip.REFER, gosip.MESSAGE, gosip.PUBLISH,
+	gosip.REGISTER, gosip.SUBSCRIBE, gosip.MESSAGE, gosip.PUBLISH,
 }
 
-// supported are the option tags we understand (RFC 3262, 4028, 4916); others, like precondition, are refused by name.
-var supported = []string{"100rel", "timer", "from-change"}
+// supported are the option tags we understand (RFC 3262, 3891, 4028, 4488, 4916); others, like precondition, are refused by name.
+var supported = []string{"100rel", "timer", "from-change", "replaces", "norefersub"}
 
 const sdpType = "application/sdp"
 
@@ -184,12 +185,16 @@ func listHeader(m gosip.Message, name, compact string) []string {
 // statusText is the phrase for a status we send; phrases never carry text from elsewhere.
 func statusText(code int) string {
 	switch code {
+	case 100:
+		return "Trying"
 	case 180:
 		return "Ringing"
 	case 183:
 		return "Session Progress"
 	case 200:
 		return "OK"
+	case 202:
+		return "Accepted"
 	case 400:
 		return "Bad Request"
 	case 403:

@@ -68,6 +68,8 @@ type outgoing struct {
 	acks      map[string]*gosip.Request // by remote tag: of the answer and of forks
 	heldAck   *gosip.Request            // the one that waits for Acknowledge
 	redirects int
+	tags      map[string]bool   // of the far ends that have said something before any answer
+	replaced  *Dialog           // of an INVITE whose place another phone's call has taken
 	rseq      map[string]uint32 // last reliable provisional response, by remote tag
 	session   time.Duration     // the timer we ask for
 	minSE     time.Duration
@@ -110,7 +112,7 @@ func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
 
 func newOutgoingState(r DialRequest, trunk *Trunk) *outgoing {
 	return &outgoing{
-		request: r, trunk: trunk, acks: map[string]*gosip.Request{}, rseq: map[string]uint32{},
+		request: r, trunk: trunk, acks: map[string]*gosip.Request{}, rseq: map[string]uint32{}, tags: map[string]bool{},
 		session: sessionInterval, minSE: minSession,
 	}
 }
@@ -309,6 +311,7 @@ func (c *Call) handleResponse(branch string, res *gosip.Response) {
 	o.answered = true
 	switch {
 	case code < 200:
+		o.heard(res)
 		if o.cancel {
 			c.sendCancel()
 		}
@@ -318,6 +321,15 @@ func (c *Call) handleResponse(branch string, res *gosip.Response) {
 	default:
 		o.final = true
 		c.phoneRefused(res)
+	}
+}
+
+// heard keeps the tags of far ends whose dialogs another phone's call may take the place of (RFC 3891 §3).
+func (o *outgoing) heard(res *gosip.Response) {
+	if to := res.To(); to != nil {
+		if tag, ok := to.Params.Get("tag"); ok {
+			o.tags[tag] = true
+		}
 	}
 }
 
@@ -505,6 +517,9 @@ func (c *Call) write(req *gosip.Request) {
 // endFork acknowledges and hangs up one answer too many.
 func (c *Call) endFork(res *gosip.Response, tag string) {
 	d := c.dialog.clone()
+	if c.out.replaced != nil {
+		d = c.out.replaced.clone()
+	}
 	d.establish(res, tag)
 	if ack := c.ackOf(&d, res); ack != nil {
 		c.write(ack)
@@ -670,7 +685,7 @@ func (c *Call) sendCancel() {
 	}
 	maxForwards := gosip.MaxForwardsHeader(70)
 	cancel.AppendHeader(&maxForwards)
-	cancel.AppendHeader(&gosip.CSeqHeader{SeqNo: c.dialog.InviteCSeq, MethodName: gosip.CANCEL})
+	cancel.AppendHeader(&gosip.CSeqHeader{SeqNo: o.req.CSeq().SeqNo, MethodName: gosip.CANCEL})
 	if v := c.goodbye.header(); v != "" {
 		cancel.AppendHeader(gosip.NewHeader("Reason", v))
 	}

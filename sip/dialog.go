@@ -38,7 +38,8 @@ type Dialog struct {
 	PeerAllow     []string `json:"peer_allow,omitempty"`
 	PeerSupported []string `json:"peer_supported,omitempty"`
 
-	Session SessionTimer `json:"session,omitzero"`
+	Session  SessionTimer `json:"session,omitzero"`
+	Transfer Transfer     `json:"transfer,omitzero"` // the phone was asked to call somebody else
 
 	Info  Info       `json:"info"`
 	Since time.Time  `json:"since"` // when we answered

@@ -52,6 +52,12 @@ type (
 	// IdentityChanged: a trusted trunk says that somebody else is speaking now (RFC 4916): a transfer behind its PBX, or a
 	// name that became known. Caller is who, as a whole.
 	IdentityChanged struct{ Caller Caller }
+	// TransferWanted: the phone wants to be moved to another number of ours. Answer with [Call.AcceptTransfer] or
+	// [Call.RefuseTransfer].
+	TransferWanted struct{ To Number }
+	// Transferring: what a phone that was asked to call somebody else ([Call.Transfer]) says about that: 1xx how it is getting
+	// on; 2xx it is there, and our call can be ended; others: it is not, and still ours. Nothing follows a final status.
+	Transferring struct{ Code int }
 	// MediaChanged: a later offer changed the format or a direction.
 	MediaChanged struct{ Format Format }
 	// DialogChanged: [Call.Dialog] changed and should be saved again.
@@ -73,6 +79,8 @@ func (MediaTimeout) event()    {}
 func (Digit) event()           {}
 func (Hold) event()            {}
 func (IdentityChanged) event() {}
+func (TransferWanted) event()  {}
+func (Transferring) event()    {}
 func (MediaChanged) event()    {}
 func (DialogChanged) event()   {}
 func (Ended) event()           {}

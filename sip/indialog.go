@@ -17,6 +17,11 @@ func (c *Call) serve(req *gosip.Request, tx *gosip.ServerTx) {
 		c.stack.respond(req, tx, refuse(481, statusText(481)))
 		return
 	}
+	c.attend(t, tx)
+}
+
+// attend brings ACKs to the call until sipgo may let a transaction go.
+func (c *Call) attend(t *transaction, tx *gosip.ServerTx) {
 	for {
 		select {
 		case ack := <-tx.Acks():
@@ -58,6 +63,10 @@ func (c *Call) handle(t *transaction) {
 		c.handlePrack(t)
 	case gosip.INFO:
 		c.handleInfo(t)
+	case gosip.REFER:
+		keep = c.handleRefer(t)
+	case gosip.NOTIFY:
+		c.handleNotify(t)
 	case gosip.OPTIONS:
 		c.send(t, c.stack.options())
 	default:

@@ -46,6 +46,7 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 		c.out.resumed = true
 	}
 	c.nextRefresh = d.Session.next()
+	c.referring = d.Transfer.CSeq != 0
 	c.hold = d.Held()
 	c.log = s.log.With("call", shortID(d.CallID), "trunk", d.Info.Trunk)
 	if d.Role == UAS && !d.Confirmed && len(d.Vias) > 0 {

@@ -408,6 +408,8 @@ func (s *Stack) route(req *gosip.Request, tx *gosip.ServerTx) {
 		s.newCall(req, tx)
 	case req.Method == gosip.OPTIONS:
 		s.respond(req, tx, s.options())
+	case req.Method == gosip.REFER: // to make calls that nobody here has ordered
+		s.respond(req, tx, refuse(403, statusText(403)))
 	default: // CANCEL of nothing (§9.2), BYE, INFO and UPDATE outside a dialog
 		s.respond(req, tx, refuse(481, statusText(481)))
 	}
@@ -477,6 +479,13 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		return
 	}
 	if s.repeated(req) {
+		return
+	}
+	if r, bad := replacesOf(req); bad != nil {
+		s.respond(req, tx, bad)
+		return
+	} else if r != nil {
+		s.replace(r, trunk, source, req, tx)
 		return
 	}
 	c := newCall(s, trunk, req, tx, source)

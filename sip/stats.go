@@ -21,6 +21,8 @@ type Stats struct {
 	DialRefused      map[int]uint64 // of these, by status code; 408 and 503 may be ours
 	Forks            uint64         // second answers, hung up
 	RegisterFailures uint64
+	Replaced         uint64 // calls that another phone has taken over
+	TransfersRefused uint64 // REFERs to addresses that are not ours
 	NoAck            uint64 // answers never acknowledged
 	Panics           uint64 // bugs: recovered, the call concerned ended
 	MediaStrangers   uint64 // RTP from sources that are not the phone
@@ -45,6 +47,7 @@ type counters struct {
 	messages, invites, answered, noAck, panics atomic.Uint64
 	dialled, dialAnswered, forks               atomic.Uint64
 	registerFailures                           atomic.Uint64
+	replaced, transfersRefused                 atomic.Uint64
 	media                                      mediaTotals
 
 	mu      sync.Mutex
@@ -82,7 +85,8 @@ func (c *counters) stats() Stats {
 	return Stats{
 		Messages: c.messages.Load(), Dropped: dropped, Refused: refused,
 		RegisterFailures: c.registerFailures.Load(),
-		Dialled:          c.dialled.Load(), DialAnswered: c.dialAnswered.Load(), DialRefused: unhappy, Forks: c.forks.Load(),
+		Replaced:         c.replaced.Load(), TransfersRefused: c.transfersRefused.Load(),
+		Dialled: c.dialled.Load(), DialAnswered: c.dialAnswered.Load(), DialRefused: unhappy, Forks: c.forks.Load(),
 		Invites: c.invites.Load(), Answered: c.answered.Load(), NoAck: c.noAck.Load(), Panics: c.panics.Load(),
 		MediaStrangers: c.media.strangers.Load(), MediaMalformed: c.media.malformed.Load(),
 		MediaForged: c.media.forged.Load(),

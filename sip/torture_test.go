@@ -213,7 +213,7 @@ func TestInDialogRequestsAreChecked(t *testing.T) {
 			{"UPDATE to hold", b.peer.within("UPDATE", "x9", 12, peerOffer+"a=sendonly\n"), "200"},
 			{"UPDATE nobody can accept", b.peer.within("UPDATE", "x10", 13, sdpHead+"m=audio 4000 RTP/AVP 18\n"), "488"},
 			{"re-INVITE nobody can accept", b.peer.within("INVITE", "x11", 14, sdpHead+"m=audio 4000 RTP/AVP 18\n"), "488"},
-			{"REFER", b.peer.within("REFER", "x12", 15, "", "Refer-To: <sip:x@y>"), "405"},
+			{"REFER to somebody else", b.peer.within("REFER", "x12", 15, "", "Refer-To: <sip:x@y>"), "403"},
 			{"PRACK", b.peer.within("PRACK", "x13", 16, "", "RAck: 1 1 INVITE"), "481"},
 		} {
 			b.peer.forgetAfter(1)

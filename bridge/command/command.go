@@ -28,24 +28,25 @@ import (
 type Verb string
 
 const (
-	Call    Verb = "call"
-	HangUp  Verb = "hangup"
-	Who     Verb = "who"
-	Mute    Verb = "mute"
-	Unmute  Verb = "unmute"
-	DTMF    Verb = "dtmf"
-	PIN     Verb = "pin"
-	Admit   Verb = "admit"
-	Decline Verb = "decline"
-	Confirm Verb = "confirm"
-	Help    Verb = "help"
+	Call     Verb = "call"
+	HangUp   Verb = "hangup"
+	Who      Verb = "who"
+	Mute     Verb = "mute"
+	Unmute   Verb = "unmute"
+	DTMF     Verb = "dtmf"
+	PIN      Verb = "pin"
+	Admit    Verb = "admit"
+	Decline  Verb = "decline"
+	Confirm  Verb = "confirm"
+	Transfer Verb = "transfer"
+	Help     Verb = "help"
 )
 
 // Command is one wish. Its String shows neither numbers nor digits.
 type Command struct {
 	Verb   Verb
-	Number string // Call: as written, without separators; a number or a sip: address
-	Phone  Phone  // HangUp, Mute, Unmute, DTMF: which
+	Number string // Call, Transfer: as written, without separators; a number or a sip: address
+	Phone  Phone  // HangUp, Mute, Unmute, DTMF, Transfer: which
 	Digits string // DTMF
 	PIN    PINWish
 	About  Verb // Help: one command, or empty for all
@@ -53,7 +54,7 @@ type Command struct {
 
 func (c Command) String() string {
 	switch c.Verb {
-	case HangUp, Mute, Unmute, DTMF:
+	case HangUp, Mute, Unmute, DTMF, Transfer:
 		return string(c.Verb) + " " + c.Phone.String()
 	case PIN:
 		return string(c.Verb) + " " + string(c.PIN)
@@ -279,12 +280,32 @@ func (p *Phone) read(word string) error {
 	return nil
 }
 
-func readDTMF(c *Command, words []string) error {
-	for len(words) > 1 && strings.HasPrefix(words[0], "@") { // "@2 123#": digits alone may well begin with a 2
-		if err := c.Phone.read(words[0][1:]); err != nil {
-			return err
+// readAt takes the phone off the beginning: "@2 123#", because digits alone may well begin with a 2.
+func (p *Phone) readAt(words []string) ([]string, error) {
+	for len(words) > 1 && strings.HasPrefix(words[0], "@") {
+		if err := p.read(words[0][1:]); err != nil {
+			return nil, err
 		}
 		words = words[1:]
+	}
+	return words, nil
+}
+
+func readTransfer(c *Command, words []string) error {
+	words, err := c.Phone.readAt(words)
+	switch {
+	case err != nil:
+		return err
+	case c.Phone.All:
+		return sentence("One phone at a time.")
+	}
+	return readCall(c, words)
+}
+
+func readDTMF(c *Command, words []string) error {
+	words, err := c.Phone.readAt(words)
+	if err != nil {
+		return err
 	}
 	digits := strings.ToUpper(strings.Join(words, ""))
 	switch {

@@ -39,6 +39,13 @@ func specs() []spec {
 			LevelManage, readDTMF,
 		},
 		{
+			Transfer,
+			[]string{"refer"},
+			"transfer [@1] +49 30 123456", "sends a phone on to another number, and out of this call",
+			"The phone's own line places the call; how it gets on is told here. Not every line can do that. If it fails, the phone stays.",
+			LevelCall, readTransfer,
+		},
+		{
 			PIN, nil, "pin [new|off]", "says how to dial into this room, or makes a new PIN",
 			"A PIN is shown once, when it is made; what is stored can't be read back. \"new\" makes the old one invalid, \"off\" closes dialling in by PIN.",
 			LevelManage, readPIN,

@@ -43,6 +43,22 @@ func (m *machine) askAgain() {
 	m.do(AskPhone)
 }
 
+// takeOver begins with a phone that was in another room, has passed the menu there, and wants to be in this one. It waits for
+// the ghost at a desk of its own.
+func (m *machine) takeOver() {
+	m.Phase, m.Phone, m.Room, m.Media, m.Stored = Entering, Up, Coming, true, true
+	if m.EndBy.IsZero() {
+		m.EndBy = m.now.Add(m.Rules.Longest)
+	}
+	m.Deadline = m.now.Add(m.Rules.Setup)
+	if m.EndBy.Before(m.Deadline) {
+		m.Deadline = m.EndBy
+	}
+	m.do(Save)
+	m.do(Ask)
+	m.do(JoinRoom)
+}
+
 func (m *machine) asking(ev Event) {
 	switch ev.Kind {
 	case Passed:

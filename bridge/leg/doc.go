@@ -28,6 +28,10 @@
 //	Idle --Resumed--> Resuming --room joined--> Talking          Idle --Interrupted--> Ending
 //	Idle --ResumedAsking--> Asking
 //
+// A phone that wants to be in another room (REFER) is handed over to a new leg there:
+//
+//	Talking --HandedOver--> Ending          Idle --TakesOver--> Entering --room joined--> Talking
+//
 // What the leg knows are facts, not products of states: is the phone ringing, up or gone; is the room being joined,
 // joined or left; does media run. Tearing down is one path for hang-up, failure, shutdown and time-out. Every phase that
 // waits has a deadline, and [Forget] is the last effect, exactly once.

@@ -52,6 +52,8 @@ const (
 	PhoneSounds                     // there is something to hear before its answer
 	PhoneAnswered                   // it is up
 	PhoneRefused                    // it is not to be had; Cause says why
+	TakesOver                       // another leg hands over a phone that is answered: it wants to be in this one's room
+	HandedOver                      // another leg has the phone now
 	HungUpByRoom                    // somebody in the room wants the phone to go
 	Tick                            // the deadline may have passed
 )
@@ -60,7 +62,7 @@ var eventNames = [...]string{
 	"invited", "resumed", "interrupted", "asking again", "room joined", "room refused", "room declined", "phone ready", "saved",
 	"save failed", "phone acked", "phone cancelled", "phone hung up", "phone failed", "phone released", "tone failed", "passed",
 	"dismissed", "dialog changed", "company is", "call ended", "room failed", "room left", "shutdown",
-	"ordered", "phone rings", "phone sounds", "phone answered", "phone refused", "hung up by room",
+	"ordered", "phone rings", "phone sounds", "phone answered", "phone refused", "takes over", "handed over", "hung up by room",
 	"tick",
 }
 
@@ -157,6 +159,8 @@ const (
 	Busy           Cause = "too many calls"
 	ProcessDied    Cause = "process died"
 	HungUp         Cause = "hung up in the room"
+	Moved          Cause = "phone moved to another room"
+	Transferred    Cause = "phone transferred to another number"
 
 	// What the menu decides.
 	LeftByKey   Cause = "left by key"

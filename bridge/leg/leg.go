@@ -183,6 +183,8 @@ func (m *machine) idle(ev Event) {
 		m.resume()
 	case ResumedAsking:
 		m.askAgain()
+	case TakesOver:
+		m.takeOver()
 	case Interrupted:
 		m.Phone, m.Room, m.Stored = Coming, Up, true
 		m.end(ProcessDied)
@@ -374,6 +376,9 @@ func (m *machine) anyEnd(ev Event) {
 	case PhoneHungUp:
 		m.Phone = Gone
 		m.end(PhoneLeft)
+	case HandedOver:
+		m.Phone = Gone
+		m.end(Moved)
 	case PhoneFailed:
 		m.end(PhoneLost)
 	case PhoneReleased: // the phone side ended by itself and has nothing more to say

@@ -45,6 +45,9 @@ type Call struct {
 	seen2xx   int
 	reinvited int
 	statuses  []int // provisional ones
+	notified  []string
+	refuses   int // status for REFERs; 0 = they are taken
+	referred  chan string
 }
 
 // Done is closed when the call is over, whoever ended it.

@@ -52,7 +52,7 @@ func (p *Phone) takeInvite(req *sip.Request, tx sip.ServerTransaction) {
 		return
 	}
 	c := &Call{
-		phone: p, audio: a, done: make(chan struct{}), tried: make(chan struct{}), tag: rand.Text(), number: req.Recipient.User,
+		phone: p, audio: a, done: make(chan struct{}), tried: make(chan struct{}), referred: make(chan string, 1), tag: rand.Text(), number: req.Recipient.User,
 		bridge: req.Source(), direction: "sendrecv", callID: req.CallID().Value(), invite: req, to: headerValue(req, "From"),
 		in: &incoming{invite: req, tx: tx, released: make(chan struct{}), acked: make(chan struct{})},
 	}

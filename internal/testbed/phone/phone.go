@@ -86,6 +86,8 @@ func Open(c Config) (*Phone, error) {
 	p.server.OnInvite(p.onInvite)
 	p.server.OnAck(p.onAck)
 	p.server.OnUpdate(p.onInvite)
+	p.server.OnNotify(p.onNotify)
+	p.server.OnRefer(p.onRefer)
 	p.server.OnOptions(func(req *sip.Request, tx sip.ServerTransaction) {
 		p.note(req)
 		_ = tx.Respond(sip.NewResponseFromRequest(req, 200, "OK", nil))
@@ -242,7 +244,7 @@ func (p *Phone) newCall(bridge string, inv Invite) (*Call, error) {
 	if err != nil {
 		return nil, fmt.Errorf("phone: bridge address: %w", err)
 	}
-	c := &Call{phone: p, audio: a, done: make(chan struct{}), tried: make(chan struct{}), tag: rand.Text(), cseq: 1, number: inv.Number, bridge: bridge, direction: "sendrecv"}
+	c := &Call{phone: p, audio: a, done: make(chan struct{}), tried: make(chan struct{}), referred: make(chan string, 1), tag: rand.Text(), cseq: 1, number: inv.Number, bridge: bridge, direction: "sendrecv"}
 	c.callID = inv.CallID
 	if c.callID == "" {
 		c.callID = rand.Text()

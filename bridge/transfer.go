@@ -1,0 +1,137 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/command"
+	"trunkline/bridge/leg"
+	"trunkline/bridge/quota"
+	"trunkline/db"
+	"trunkline/sip"
+)
+
+// away is a phone that somebody in the room sends on to another number. Its line places that call and pays for it, which may be
+// on our account: it is judged like a call of ours, and counts as one.
+type away struct {
+	board
+	to string // as the room may see it
+}
+
+// storedAway lets the next process say how that went.
+type storedAway struct {
+	Room   id.RoomID
+	Notice id.EventID
+	To     string
+}
+
+// transfer sends a phone on. Its error is for the room; without one the notice tells how it gets on.
+func (b *Bridge) transfer(ctx context.Context, cmd command.Command, by id.UserID, room id.RoomID) error {
+	phones := b.phonesIn(room)
+	places, err := cmd.Phone.Of(len(phones))
+	if err != nil {
+		return err
+	}
+	a := phones[places[0]]
+	to, err := b.plan.Find(cmd.Number)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(to.ways, func(w way) bool { return w.trunk.Name == a.info.Trunk })
+	if i < 0 {
+		return &refusal{"The line of that phone does not lead to this number."}
+	}
+	if err := b.countTransfer(ctx, quota.Request{User: string(by), Room: string(room), Trunk: a.info.Trunk, Number: to.number}); err != nil {
+		return err
+	}
+	t := &away{board: board{actor: a, room: room}, to: ghostName(sip.Caller{Number: sip.Number(to.number)}, b.showNumbers[a.info.Trunk])}
+	sent := make(chan error, 1)
+	a.inbox.Put(func() { sent <- a.sendAway(t, to.ways[i].dial) })
+	select {
+	case err := <-sent:
+		return err
+	case <-a.ctx.Done():
+		return errPhoneLeft
+	}
+}
+
+var errPhoneLeft = &refusal{"That phone has just left."}
+
+// countTransfer counts the call that a transfer makes, if its limits allow one.
+func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
+	rules, now := &b.plan.quotas, time.Now()
+	ctx, cancel := context.WithTimeout(ctx, databasePatience)
+	defer cancel()
+	var refused error
+	err := b.store.Count(ctx, usageKeys(q, rules.Day(now)), func(used []db.Usage) error {
+		_, refused = decide(*rules, now, q, used)
+		return refused
+	})
+	if _, dear := errors.AsType[*needsConfirmation](refused); dear {
+		return &refusal{"That number is expensive; phones are not transferred there."}
+	}
+	return err
+}
+
+// sendAway asks the phone to call that number, once the room is told that it is asked.
+func (a *actor) sendAway(t *away, dial sip.Number) error {
+	switch {
+	case a.state.Phase != leg.Talking:
+		return &refusal{"That phone does not talk yet, or not any more."}
+	case a.away != nil:
+		return &refusal{"That phone is being transferred already."}
+	}
+	a.away = t
+	a.wg.Go(func() {
+		t.post(a.ctx, "Transferring "+a.name+" to "+t.to+" …")
+		a.inbox.Put(func() {
+			if a.state.Phase != leg.Talking {
+				return
+			}
+			if err := a.call.Transfer(dial); err != nil {
+				a.note("transfer the phone", err)
+				a.transferring(500)
+			}
+		})
+	})
+	return nil
+}
+
+// transferring tells the room what the phone says of its transfer. One that has arrived is let go: RFC 5589 §6.1 leaves that to us.
+func (a *actor) transferring(code int) {
+	tell := func(string) {}
+	to := "another number"
+	if a.away != nil {
+		tell, to = a.away.show, a.away.to
+	}
+	switch {
+	case code < 180:
+		return
+	case code < 200:
+		tell("Transferring " + a.name + ": " + to + " rings.")
+		return
+	case code < 300:
+		tell(a.name + " was transferred to " + to + ".")
+		a.tellEvent(leg.Event{Kind: leg.Dismissed, Cause: leg.Transferred})
+	default:
+		why, known := overWords[leg.WhyRefused(code, 0)]
+		if !known {
+			why = "it failed"
+		}
+		tell(a.name + " could not be transferred to " + to + " and stays: " + why + ".")
+		a.away = nil
+	}
+	a.bridge.metrics.transfers.WithLabelValues(strconv.Itoa(code)).Inc()
+}
+
+// resumeAway goes on with the transfer of the process before.
+func (a *actor) resumeAway(s *storedAway) {
+	if s != nil {
+		a.away = &away{board: board{actor: a, room: s.Room, notice: s.Notice}, to: s.To}
+	}
+}

@@ -1,0 +1,119 @@
+package bridge
+
+import (
+	"strings"
+	"testing"
+
+	"trunkline/bridge/config"
+	"trunkline/internal/testbed/member"
+	"trunkline/internal/testbed/phone"
+)
+
+// transferBed is a bed with a phone that alice has called and that talks. Its trunk leads to more numbers.
+func transferBed(t *testing.T, edit func(*config.Config)) (*bed, *member.Member, *phone.Call) {
+	t.Helper()
+	b, p := dialBed(t, edit)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call "+berlin)
+	call := b.called(p)
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("has answered.")
+	return b, alice, call
+}
+
+// referred waits for the bridge's REFER.
+func (b *bed) referred(call *phone.Call) string {
+	b.t.Helper()
+	to, err := call.Referred(b.ctx())
+	if err != nil {
+		b.t.Fatalf("%v; the bot's notices: %q", err, b.boards())
+	}
+	return to
+}
+
+func TestRoomSendsAPhoneOn(t *testing.T) {
+	t.Parallel()
+	b, alice, call := transferBed(t, nil)
+	b.says(alice, "!sip transfer +49 30 23456789")
+	if to := b.referred(call); !strings.HasPrefix(to, "sip:03023456789@") {
+		t.Errorf("the phone is sent to %s", to)
+	}
+	b.told("Transferring +493•••••••78 to +493•••••••89 …")
+	for _, n := range []struct {
+		status string
+		last   bool
+		told   string
+	}{
+		{"100 Trying", false, "Transferring +493•••••••78 to +493•••••••89 …"},
+		{"180 Ringing", false, "Transferring +493•••••••78: +493•••••••89 rings."},
+		{"200 OK", true, "+493•••••••78 was transferred to +493•••••••89."},
+	} {
+		if err := call.Notify(b.ctx(), n.status, n.last); err != nil {
+			t.Fatalf("%s: %v", n.status, err)
+		}
+		b.told(n.told)
+	}
+	select {
+	case <-call.Done():
+	case <-b.ctx().Done():
+		t.Fatal("a phone that was transferred is not let go")
+	}
+	b.told("the phone was transferred.")
+	b.clear()
+	if n := len(b.boards()); n != 2 {
+		t.Errorf("the bot has posted %d notices, want one of the call and one of the transfer: %q", n, b.boards())
+	}
+}
+
+func TestPhoneThatCannotBeSentOnStays(t *testing.T) {
+	t.Parallel()
+	b, alice, call := transferBed(t, func(c *config.Config) { c.Dialling.Expensive = []string{"+4989"} })
+	bob := b.person("bob", member.JSSDK, true)
+	b.says(bob, "!sip transfer +49 30 23456789")
+	b.told("You may not use \"!sip transfer\" here.")
+	b.says(alice, "!sip transfer +1 212 5550123")
+	b.told("may not be called from here")
+	b.says(alice, "!sip transfer +49 89 23456789")
+	b.told("That number is expensive; phones are not transferred there.")
+	b.says(alice, "!sip transfer @2 +49 30 23456789")
+	b.told("There is no phone number 2 here")
+
+	b.says(alice, "!sip transfer @1 +49 30 23456789")
+	b.referred(call)
+	b.says(alice, "!sip transfer +49 30 34567890")
+	b.told("That phone is being transferred already.")
+	if err := call.Notify(b.ctx(), "486 Busy Here", true); err != nil {
+		t.Fatal(err)
+	}
+	b.told("could not be transferred to +493•••••••89 and stays: busy.")
+	call.RefusesTransfers(405)
+	b.says(alice, "!sip transfer 1002")
+	b.told("could not be transferred to 1002 and stays: the telephone line does not permit it")
+	if call.Ended() != "" || len(b.ghosts()) != 1 {
+		t.Errorf("the call ended (%q), ghosts %v: the phone should have stayed", call.Ended(), b.ghosts())
+	}
+	if err := call.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.clear()
+}
+
+func TestTransferGoesOnAfterARestart(t *testing.T) {
+	b, alice, call := transferBed(t, nil)
+	b.says(alice, "!sip transfer +49 30 23456789")
+	b.referred(call)
+	b.stop()
+	b.start()
+	if err := call.Notify(b.ctx(), "200 OK", true); err != nil {
+		t.Fatal(err)
+	}
+	b.told("was transferred to +493•••••••89.")
+	select {
+	case <-call.Done():
+	case <-b.ctx().Done():
+		t.Fatal("a phone that was transferred is not let go")
+	}
+	b.clear()
+}

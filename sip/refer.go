@@ -1,0 +1,346 @@
+package sip
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// sipfrag is what NOTIFYs about a REFER carry (RFC 3515 §2.4.5, RFC 3420): a status line.
+const sipfrag = "message/sipfrag"
+
+// referPatience is how long a subscription to what comes of a REFER lasts: as long as a phone may ring.
+const referPatience = ringTimeout
+
+// referral is a REFER of the phone, and the subscription it has made.
+type referral struct {
+	t      *transaction // nil once it is answered
+	event  string       // value of the Event header
+	silent bool         // RFC 4488: it wants no NOTIFY
+	until  time.Time    // the subscription ends
+	notes  []int        // status codes to be told; one NOTIFY at a time keeps them in order
+	busy   bool         // one is on its way
+	over   bool         // the last one is told, or waits in notes
+}
+
+// Transfer is a REFER of ours whose outcome is not known yet.
+type Transfer struct {
+	CSeq  uint32    `json:"cseq"`
+	Until time.Time `json:"until"`
+	Code  int       `json:"code,omitempty"` // told last
+}
+
+// AcceptTransfer tells the phone that its wish ([TransferWanted]) is being followed; [Call.TransferOver] says how it went.
+func (c *Call) AcceptTransfer() error { return c.do(c.acceptTransfer) }
+
+// RefuseTransfer refuses the phone's wish; the call goes on as it was.
+func (c *Call) RefuseTransfer(code int) error {
+	return c.do(func() error {
+		r := c.referral
+		if r == nil || r.t == nil {
+			return c.stateError()
+		}
+		c.answerRefer(refuse(code, statusText(code)))
+		c.referral = nil
+		return nil
+	})
+}
+
+// TransferOver tells the phone what has come of its wish: 200, or the status that a call there would have got.
+func (c *Call) TransferOver(code int) error {
+	return c.do(func() error {
+		r := c.referral
+		if r == nil || r.t != nil || r.over {
+			return c.stateError()
+		}
+		r.over = true
+		c.note(code)
+		return nil
+	})
+}
+
+// Transfer asks the phone to call a number of its trunk instead of us (RFC 3515, RFC 5589 §6: a blind transfer). What comes of
+// it is told by [Transferring]; the call goes on until somebody hangs up.
+func (c *Call) Transfer(to Number) error {
+	return c.do(func() error { return c.transfer(to) })
+}
+
+// handleRefer takes the phone's wish to be elsewhere. Only addresses of ours are considered: whoever pays for calls to others
+// has not ordered them. It says whether the transaction must be kept for the application's answer.
+func (c *Call) handleRefer(t *transaction) bool {
+	to, r := c.referTarget(t.req)
+	switch {
+	case c.state == ending:
+		r = refuse(481, statusText(481))
+	case c.state < answered:
+		r = refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2"))
+	case c.referral != nil && !c.referral.over:
+		r = refuse(491, statusText(491))
+	}
+	if r != nil {
+		c.send(t, r)
+		return false
+	}
+	c.refreshTarget(t.req) // RFC 3515 §2.2, table 2: Contact as in INVITE
+	c.changed()
+	event := "refer"
+	if c.referred { // §2.4.6: the first needs no id
+		event += ";id=" + strconv.FormatUint(uint64(t.req.CSeq().SeqNo), 10)
+	}
+	c.referred = true
+	c.referral = &referral{t: t, event: event, silent: silentRefer(t.req), until: time.Now().Add(referPatience)}
+	c.emit(TransferWanted{to})
+	return true
+}
+
+// referTarget is the number of ours that a REFER names, or why it cannot be followed.
+func (c *Call) referTarget(req *gosip.Request) (Number, *refusal) {
+	targets := append(req.GetHeaders("Refer-To"), req.GetHeaders("r")...)
+	if len(targets) != 1 { // §2.4.2
+		return "", refuse(400, "One Refer-To wanted")
+	}
+	uri, err := routeURI(targets[0].Value())
+	if err != nil {
+		return "", refuse(400, "Bad Refer-To")
+	}
+	number := userPart(&uri)
+	method, named := uri.UriParams.Get("method")
+	if number == "" || named && !strings.EqualFold(method, "INVITE") || len(uri.Headers) > 0 || !c.ours(&uri) {
+		c.stack.counters.transfersRefused.Add(1)
+		c.log.Info("phone may not be transferred there", "to", number)
+		return "", refuse(403, statusText(403))
+	}
+	return number, nil
+}
+
+// ours says that an address is one at which this phone's calls reach us.
+func (c *Call) ours(uri *gosip.Uri) bool {
+	switch strings.ToLower(uri.Scheme) {
+	case "tel":
+		return true
+	case "sip", "sips":
+	default:
+		return false
+	}
+	advertised, _ := c.stack.sentBy(c.dialog.LocalSocket)
+	known := []string{advertised, c.dialog.LocalSocket.Addr().String()}
+	if local, err := routeURI(c.dialog.LocalURI); err == nil {
+		known = append(known, local.Host)
+	}
+	if c.trunk != nil {
+		known = append(known, c.trunk.domain())
+	}
+	host := strings.Trim(uri.Host, "[]")
+	for _, k := range known {
+		if k = strings.Trim(k, "[]"); k != "" && strings.EqualFold(k, host) {
+			return true
+		}
+	}
+	return false
+}
+
+func silentRefer(m gosip.Message) bool {
+	h := headerOf(m, "Refer-Sub", "")
+	return h != nil && strings.EqualFold(strings.TrimSpace(h.Value()), "false")
+}
+
+func (c *Call) acceptTransfer() error {
+	r := c.referral
+	if r == nil || r.t == nil {
+		return c.stateError()
+	}
+	accepted := refuse(202, statusText(202), gosip.NewHeader("Contact", c.dialog.Contact))
+	if r.silent {
+		accepted.headers = append(accepted.headers, gosip.NewHeader("Refer-Sub", "false")) // RFC 4488 §4
+	}
+	c.answerRefer(accepted)
+	c.note(100)
+	return nil
+}
+
+// answerRefer ends the transaction of the phone's REFER.
+func (c *Call) answerRefer(a *refusal) {
+	t := c.referral.t
+	c.referral.t = nil
+	c.send(t, a)
+	t.release()
+}
+
+// note tells the phone how its transfer is getting on, after what it was told before.
+func (c *Call) note(code int) {
+	if r := c.referral; !r.silent {
+		r.notes = append(r.notes, code)
+		c.sendNote()
+	}
+}
+
+func (c *Call) sendNote() {
+	r := c.referral
+	if r == nil || r.busy || len(r.notes) == 0 {
+		return
+	}
+	code := r.notes[0]
+	r.notes = r.notes[1:]
+	req, err := c.request(gosip.NOTIFY)
+	if err != nil {
+		c.log.Warn("no NOTIFY possible", "err", err)
+		return
+	}
+	left := max(1, int(time.Until(r.until).Seconds()))
+	state := "active;expires=" + strconv.Itoa(left)
+	if code >= 200 {
+		state = "terminated;reason=noresource"
+	}
+	req.AppendHeader(gosip.NewHeader("Event", r.event))
+	req.AppendHeader(gosip.NewHeader("Subscription-State", state))
+	req.AppendHeader(gosip.NewHeader("Content-Type", sipfrag+";version=2.0"))
+	req.SetBody(fmt.Appendf(nil, "SIP/2.0 %d %s\r\n", code, statusText(code)))
+	r.busy = true
+	c.stack.calls.Go(func() {
+		code, err := c.transact(req)
+		c.inbox.put(func() {
+			r.busy = false
+			if err != nil || code >= 300 { // RFC 6665 §4.2.2: it does not want to know more
+				c.log.Info("NOTIFY not taken", "code", code, "err", err)
+				r.notes = nil
+				return
+			}
+			if r == c.referral {
+				c.sendNote()
+			}
+		})
+	})
+}
+
+// transfer sends our REFER.
+func (c *Call) transfer(to Number) error {
+	if c.state != confirmed || c.dialog.Transfer.CSeq != 0 {
+		return c.stateError()
+	}
+	target := gosip.Uri{Scheme: "sip", User: userOf(string(to)), Host: c.numbersHost()}
+	if to == "" || target.Host == "" {
+		return ErrNoTrunk
+	}
+	req, err := c.request(gosip.REFER)
+	if err != nil {
+		return err
+	}
+	req.AppendHeader(gosip.NewHeader("Refer-To", "<"+target.String()+">"))
+	req.AppendHeader(gosip.NewHeader("Referred-By", c.dialog.LocalURI)) // RFC 3892
+	req.AppendHeader(gosip.NewHeader("Accept", sipfrag))
+	req.AppendHeader(supportedHeader())
+	c.dialog.Transfer = Transfer{CSeq: req.CSeq().SeqNo, Until: time.Now().Add(referPatience)}
+	c.referring = true
+	c.changed() // before the phone can know
+	c.stack.calls.Go(func() {
+		res, err := c.transactFor(req)
+		c.inbox.put(func() { c.transferAnswered(res, err) })
+	})
+	return nil
+}
+
+// numbersHost is the host part of numbers of the call's trunk: its domain, or where the phone is if it only calls us.
+func (c *Call) numbersHost() string {
+	if c.trunk != nil {
+		if host := c.trunk.domain(); host != "" {
+			return host
+		}
+	}
+	uri, err := routeURI("<" + c.dialog.RemoteTarget + ">")
+	if err != nil {
+		return ""
+	}
+	return uri.Host
+}
+
+// transferAnswered takes the phone's answer to our REFER. What comes of it follows in NOTIFYs, unless it wants to send none.
+func (c *Call) transferAnswered(res *gosip.Response, err error) {
+	switch {
+	case c.dialog.Transfer.CSeq == 0: // a NOTIFY has told the end already
+	case err != nil:
+		c.log.Info("REFER unanswered", "err", err)
+		c.transferEnds(408)
+	case !res.IsSuccess():
+		c.transferEnds(res.StatusCode)
+	case silentRefer(res):
+		c.transferEnds(202)
+	}
+}
+
+// handleNotify takes what the phone says about a REFER of ours.
+func (c *Call) handleNotify(t *transaction) {
+	event, state := headerOf(t.req, "Event", "o"), headerOf(t.req, "Subscription-State", "")
+	name := ""
+	if event != nil {
+		name, _, _ = strings.Cut(event.Value(), ";")
+	}
+	switch {
+	case !strings.EqualFold(strings.TrimSpace(name), "refer"):
+		c.send(t, refuse(489, "Bad Event", gosip.NewHeader("Allow-Events", "refer"))) // RFC 6665 §8.3.2
+		return
+	case !c.referring:
+		c.send(t, refuse(481, statusText(481)))
+		return
+	case state == nil:
+		c.send(t, refuse(400, "Missing Subscription-State"))
+		return
+	}
+	c.send(t, refuse(200, statusText(200)))
+	if c.dialog.Transfer.CSeq == 0 {
+		return // its end was told before
+	}
+	code := 0
+	if contentType(t.req) == sipfrag {
+		code = fragStatus(string(t.req.Body()))
+	}
+	ended, _, _ := strings.Cut(state.Value(), ";")
+	switch {
+	case code >= 200:
+		c.transferEnds(code)
+	case strings.EqualFold(strings.TrimSpace(ended), "terminated"): // and nobody said how
+		c.transferEnds(480)
+	case code != 0 && code != c.dialog.Transfer.Code:
+		c.dialog.Transfer.Code = code
+		c.emit(Transferring{code})
+	}
+}
+
+// fragStatus reads the status line of a sipfrag; 0 = there is none.
+func fragStatus(body string) int {
+	line, _, _ := strings.Cut(body, "\n")
+	version, rest, ok := strings.Cut(strings.TrimSpace(line), " ")
+	if !ok || !strings.EqualFold(version, "SIP/2.0") {
+		return 0
+	}
+	status, _, _ := strings.Cut(rest, " ")
+	code, err := strconv.Atoi(status)
+	if err != nil || code < 100 || code > 699 {
+		return 0
+	}
+	return code
+}
+
+// transferEnds says what has come of our REFER.
+func (c *Call) transferEnds(code int) {
+	c.dialog.Transfer = Transfer{}
+	c.changed()
+	c.emit(Transferring{code})
+}
+
+// tickRefer ends transfers nobody says the end of.
+func (c *Call) tickRefer(now time.Time) {
+	if u := c.dialog.Transfer.Until; !u.IsZero() && !now.Before(u) {
+		c.transferEnds(408)
+	}
+}
+
+// dropReferral lets go of a REFER that will not be followed any more.
+func (c *Call) dropReferral() {
+	if r := c.referral; r != nil && r.t != nil {
+		c.answerRefer(refuse(481, statusText(481)))
+	}
+	c.referral = nil
+}

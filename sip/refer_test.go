@@ -1,0 +1,259 @@
+package sip
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+func TestReplacesNamesADialog(t *testing.T) {
+	for _, tt := range []struct {
+		lines []string
+		want  *replaces
+		code  int
+	}{
+		{nil, nil, 0},
+		{[]string{"a@b;to-tag=1;from-tag=2"}, &replaces{"a@b", "1", "2", false}, 0},
+		{[]string{"a@b ; From-Tag=2;early-only; to-tag = 1"}, &replaces{"a@b", "1", "2", true}, 0},
+		{[]string{"a@b;to-tag=1;from-tag=0"}, &replaces{"a@b", "1", "", false}, 0}, // a phone of RFC 2543
+		{[]string{"a@b;to-tag=1;from-tag=2;x=y"}, &replaces{"a@b", "1", "2", false}, 0},
+		{[]string{"a@b;to-tag=1"}, nil, 400},
+		{[]string{";to-tag=1;from-tag=2"}, nil, 400},
+		{[]string{"a;to-tag=1;from-tag=2", "b;to-tag=1;from-tag=2"}, nil, 400},
+		{[]string{"a;to-tag=1;from-tag=2, b;to-tag=1;from-tag=2"}, nil, 400},
+	} {
+		req := gosip.NewRequest(gosip.INVITE, gosip.Uri{Scheme: "sip", Host: "x"})
+		for _, line := range tt.lines {
+			req.AppendHeader(gosip.NewHeader("Replaces", line))
+		}
+		got, bad := replacesOf(req)
+		code := 0
+		if bad != nil {
+			code = bad.code
+		}
+		if code != tt.code || (got == nil) != (tt.want == nil) || got != nil && *got != *tt.want {
+			t.Errorf("replacesOf(%q) = %+v, %d, want %+v, %d", tt.lines, got, code, tt.want, tt.code)
+		}
+	}
+}
+
+func TestStatusOfASipfrag(t *testing.T) {
+	for body, want := range map[string]int{
+		"SIP/2.0 100 Trying\r\n": 100, "SIP/2.0 200 OK": 200, "sip/2.0 486\r\nTo: <sip:x@y>\r\n": 486,
+		"": 0, "200 OK": 0, "SIP/2.0 OK": 0, "SIP/2.0 99 Low": 0, "SIP/2.0 700 High": 0, "SIP/3.0 200 OK": 0,
+	} {
+		if got := fragStatus(body); got != want {
+			t.Errorf("fragStatus(%q) = %d, want %d", body, got, want)
+		}
+	}
+}
+
+// up brings a call of the peer up and returns it.
+func (b *bubble) up() *Call {
+	b.Helper()
+	b.peer.send(invite())
+	b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+	return <-b.calls
+}
+
+// sends answers requests of ours with 200 until the peer gets something else, and lists them.
+func (p *rawPeer) obliges() (got []string) {
+	for {
+		m := p.last()
+		if strings.HasPrefix(m, "SIP/2.0") || m == "" {
+			return got
+		}
+		got = append(got, m)
+		p.forget()
+		p.send(replyTo(m, "200 OK"))
+	}
+}
+
+func TestPhoneIsTransferredToANumberOfOurs(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		refer  []string // header lines of the REFER
+		decide func(*Call) error
+		status string
+		notes  []string // Event, Subscription-State and status of each NOTIFY
+	}{
+		{
+			"and arrives",
+			[]string{"Refer-To: <sip:200@192.0.2.1>"},
+			func(c *Call) error { _ = c.AcceptTransfer(); return c.TransferOver(200) }, "202 Accepted",
+			[]string{"refer, active;expires=180, SIP/2.0 100 Trying", "refer, terminated;reason=noresource, SIP/2.0 200 OK"},
+		},
+		{
+			"and does not arrive",
+			[]string{"r: sip:200@192.0.2.1"},
+			func(c *Call) error { _ = c.AcceptTransfer(); return c.TransferOver(503) }, "202 Accepted",
+			[]string{"refer, active;expires=180, SIP/2.0 100 Trying", "refer, terminated;reason=noresource, SIP/2.0 503 Service Unavailable"},
+		},
+		{
+			"and wants no reports",
+			[]string{"Refer-To: <sip:200@192.0.2.1>", "Refer-Sub: false"},
+			func(c *Call) error { _ = c.AcceptTransfer(); return c.TransferOver(200) }, "202 Accepted", nil,
+		},
+		{
+			"which leads nowhere",
+			[]string{"Refer-To: <tel:200>"},
+			func(c *Call) error { return c.RefuseTransfer(404) }, "404 Not Found", nil,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, nil, answerAtOnce, func(b *bubble) {
+				c := b.up()
+				b.peer.forgetAfter(1)
+				b.peer.send(b.peer.within("REFER", "r1", 2, "", tt.refer...))
+				if e, ok := b.event(len(b.said()) - 1).(TransferWanted); !ok || e.To != "200" {
+					t.Fatalf("application heard %v, want a transfer to 200", b.said())
+				}
+				b.peer.send(b.peer.within("REFER", "r2", 3, "", "Refer-To: <sip:300@192.0.2.1>"))
+				if !strings.HasPrefix(b.peer.last(), "SIP/2.0 491 ") {
+					t.Errorf("a second wish got %q, want 491", b.peer.last())
+				}
+				b.peer.forgetAfter(1)
+				if err := tt.decide(c); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				answer := b.peer.messages()[1]
+				if !strings.HasPrefix(answer, "SIP/2.0 "+tt.status+"\r\n") {
+					t.Errorf("REFER got %q, want %s", answer, tt.status)
+				}
+				if silent := headerIn(answer, "Refer-Sub"); (silent == "false") != (len(tt.refer) > 1) {
+					t.Errorf("Refer-Sub: %q", silent)
+				}
+				var notes []string
+				for _, m := range b.peer.obliges() {
+					_, body, _ := strings.Cut(m, "\r\n\r\n")
+					if typ := headerIn(m, "Content-Type"); typ != "message/sipfrag;version=2.0" {
+						t.Errorf("NOTIFY carries %q", typ)
+					}
+					notes = append(notes, fmt.Sprintf("%s, %s, %s", headerIn(m, "Event"), headerIn(m, "Subscription-State"), strings.TrimSpace(body)))
+				}
+				wantLines(t, "NOTIFYs", notes, tt.notes)
+				if err := c.TransferOver(200); err == nil {
+					t.Error("a transfer ended twice")
+				}
+				if c.Dialog().RemoteTarget == "" || b.stack.Stats().Calls != 1 {
+					t.Error("the call did not go on")
+				}
+			})
+		})
+	}
+}
+
+func TestTransfersElsewhereAreRefused(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.up()
+		cseq := 2
+		for name, tt := range map[string]struct {
+			headers []string
+			want    string
+		}{
+			"another host":    {[]string{"Refer-To: <sip:200@198.51.100.1>"}, "403"},
+			"another dialog":  {[]string{"Refer-To: <sip:200@192.0.2.1?Replaces=a%3Bto-tag%3D1%3Bfrom-tag%3D2>"}, "403"},
+			"another method":  {[]string{"Refer-To: <sip:200@192.0.2.1;method=MESSAGE>"}, "403"},
+			"a web page":      {[]string{"Refer-To: <https://example.org/200>"}, "403"},
+			"nobody":          {nil, "400"},
+			"nothing":         {[]string{"Refer-To: <>"}, "400"},
+			"two at once":     {[]string{"Refer-To: <sip:200@192.0.2.1>", "r: <sip:300@192.0.2.1>"}, "400"},
+			"outside a call":  {[]string{"Refer-To: <sip:200@192.0.2.1>", "To: <sip:1000@192.0.2.1>", "Call-ID: other"}, "403"},
+			"in another call": {[]string{"Refer-To: <sip:200@192.0.2.1>", "Call-ID: other"}, "481"},
+		} {
+			b.peer.forgetAfter(1)
+			b.peer.send(b.peer.within("REFER", fmt.Sprint("e", cseq), cseq, "", tt.headers...))
+			if got, _ := b.peer.codes(); got[len(got)-1] != tt.want {
+				t.Errorf("%s: got %v, want %s", name, got, tt.want)
+			}
+			cseq++
+		}
+		if n := b.stack.Stats().TransfersRefused; n != 4 {
+			t.Errorf("%d transfers elsewhere counted, want 4", n)
+		}
+	})
+}
+
+func TestWeTransferAPhone(t *testing.T) {
+	note := func(status, state string) []string {
+		return []string{"Event: refer", "Subscription-State: " + state, "Content-Type: message/sipfrag;version=2.0"}
+	}
+	type notify struct{ status, state, want string }
+	for _, tt := range []struct {
+		name   string
+		answer string // to the REFER
+		header string
+		notes  []notify
+		heard  []string // Transferring
+	}{
+		{"and it arrives", "202 Accepted", "", []notify{
+			{"SIP/2.0 100 Trying", "active;expires=60", "200"},
+			{"SIP/2.0 180 Ringing", "active;expires=55", "200"},
+			{"SIP/2.0 180 Ringing", "active;expires=50", "200"},
+			{"SIP/2.0 200 OK", "terminated;reason=noresource", "200"},
+			{"SIP/2.0 200 OK", "terminated;reason=noresource", "200"},
+		}, []string{"100", "180", "200"}},
+		{"and it is busy there", "202 Accepted", "", []notify{{"SIP/2.0 486 Busy Here", "terminated;reason=noresource", "200"}}, []string{"486"}},
+		{"and it never says", "202 Accepted", "", nil, []string{"408"}},
+		{"and it stops saying", "202 Accepted", "", []notify{{"SIP/2.0 100 Trying", "terminated;reason=timeout", "200"}}, []string{"480"}},
+		{"and it will not say", "202 Accepted", "Refer-Sub: false", nil, []string{"202"}},
+		{"and it does not want that", "603 Decline", "", nil, []string{"603"}},
+		{"and it does not know how", "501 Not Implemented", "", nil, []string{"501"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, outbound, answerAtOnce, func(b *bubble) {
+				c := b.up()
+				b.peer.send(b.peer.within("NOTIFY", "n0", 2, "", note("", "active")...))
+				if got, _ := b.peer.codes(); got[len(got)-1] != "481" {
+					t.Errorf("a NOTIFY of nothing got %v, want 481", got)
+				}
+				if err := c.Transfer("+49 300"); err != nil {
+					t.Fatal(err)
+				}
+				if c.Transfer("400") == nil {
+					t.Error("two transfers at once")
+				}
+				synctest.Wait()
+				refer := b.peer.last()
+				for name, want := range map[string]string{
+					"Refer-To": "<sip:+49%20300@carrier.example>", "Referred-By": "<sip:1000@192.0.2.1>", "CSeq": "1 REFER",
+				} {
+					if got := headerIn(refer, name); got != want {
+						t.Errorf("REFER has %s: %q, want %q", name, got, want)
+					}
+				}
+				if d := c.Dialog(); d.Transfer.CSeq != 1 || d.Transfer.Until.IsZero() {
+					t.Errorf("the dialog does not say that a transfer is under way: %+v", d.Transfer)
+				}
+				if tt.header != "" {
+					b.peer.send(strings.Replace(replyTo(refer, tt.answer), "\nContent-Length", "\n"+tt.header+"\nContent-Length", 1))
+				} else {
+					b.peer.send(replyTo(refer, tt.answer))
+				}
+				for i, n := range tt.notes {
+					b.peer.forgetAfter(1)
+					b.peer.send(b.peer.within("NOTIFY", fmt.Sprint("n", i+1), 3+i, n.status+"\r\n", note(n.status, n.state)...))
+					if got, _ := b.peer.codes(); got[len(got)-1] != n.want {
+						t.Errorf("NOTIFY %q got %v, want %s", n.status, got, n.want)
+					}
+				}
+				time.Sleep(5 * time.Minute)
+				var heard []string
+				for i := range b.said() {
+					if e, ok := b.event(i).(Transferring); ok {
+						heard = append(heard, fmt.Sprint(e.Code))
+					}
+				}
+				wantLines(t, "application heard", heard, tt.heard)
+				if d := c.Dialog(); d.Transfer.CSeq != 0 {
+					t.Errorf("the dialog still says that a transfer is under way: %+v", d.Transfer)
+				}
+			})
+		})
+	}
+}

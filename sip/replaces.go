@@ -1,0 +1,220 @@
+package sip
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+)
+
+// replaces names the dialog that an INVITE wants to take the place of (RFC 3891 §6.1).
+type replaces struct {
+	callID, toTag, fromTag string
+	earlyOnly              bool
+}
+
+// replacesOf reads the Replaces header; nil if there is none.
+func replacesOf(req *gosip.Request) (*replaces, *refusal) {
+	headers := req.GetHeaders("Replaces")
+	if len(headers) == 0 {
+		return nil, nil
+	}
+	bad := refuse(400, "Bad Replaces")
+	if len(headers) > 1 || strings.Contains(headers[0].Value(), ",") { // §3: one
+		return nil, bad
+	}
+	parts := strings.Split(headers[0].Value(), ";")
+	r := &replaces{callID: strings.TrimSpace(parts[0])}
+	for _, p := range parts[1:] {
+		name, value, _ := strings.Cut(p, "=")
+		switch strings.ToLower(strings.TrimSpace(name)) {
+		case "to-tag":
+			r.toTag = strings.TrimSpace(value)
+		case "from-tag":
+			r.fromTag = strings.TrimSpace(value)
+		case "early-only":
+			r.earlyOnly = true
+		}
+	}
+	if r.callID == "" || r.toTag == "" || r.fromTag == "" {
+		return nil, bad
+	}
+	if r.fromTag == "0" { // §4: phones of RFC 2543 have none
+		r.fromTag = ""
+	}
+	return r, nil
+}
+
+// replace serves an INVITE that wants to take the place of a call, and stays until its transaction needs no more care.
+func (s *Stack) replace(r *replaces, trunk *Trunk, source netip.AddrPort, req *gosip.Request, tx *gosip.ServerTx) {
+	id := inviteOf(req)
+	s.mu.Lock()
+	c := s.byID[dialogID{r.callID, r.toTag}]
+	switch {
+	case s.byInvite[id] != nil: // §8.2.2.2 of RFC 3261
+		s.mu.Unlock()
+		s.respond(req, tx, refuse(482, "Loop Detected"))
+		return
+	case c == nil:
+		s.mu.Unlock()
+		s.respond(req, tx, refuse(481, statusText(481)))
+		return
+	}
+	s.byInvite[id] = c
+	s.mu.Unlock()
+	t := newTransaction(req, tx)
+	if !c.inbox.put(func() {
+		if !c.takeOver(r, trunk, source, t) {
+			s.forgetInvite(id, c)
+			t.release()
+		}
+	}) {
+		s.forgetInvite(id, c)
+		s.respond(req, tx, refuse(603, statusText(603))) // §3: it has ended
+		return
+	}
+	c.attend(t, tx)
+}
+
+func (s *Stack) forgetInvite(id inviteID, c *Call) {
+	s.mu.Lock()
+	if s.byInvite[id] == c {
+		delete(s.byInvite, id)
+	}
+	s.mu.Unlock()
+}
+
+// takeOver lets another phone of the trunk have this call: its dialog takes the place of ours, the media stays. false means
+// that it was refused.
+func (c *Call) takeOver(r *replaces, trunk *Trunk, source netip.AddrPort, t *transaction) bool {
+	if no := c.mayReplace(r, trunk, t.req); no != nil {
+		c.send(t, no)
+		return false
+	}
+	m := c.media.Load()
+	old, oldKeys, oldState := c.dialog, c.srtpKeys, c.state
+	info := old.Info
+	info.Caller = inviteInfo(trunk, t.req).Caller
+	c.dialog = dialogOf(c.stack, info, t.req, addrPortOf(t.tx.(*gosip.ServerTx).Connection().LocalAddr()), source)
+	c.dialog.LocalCSeq, c.dialog.Since = cseqBlock, old.Since
+	c.srtpKeys = nil // keys are for one phone
+	local := c.local(m.LocalAddr().Port())
+	local.SessionID = rand.Uint64N(1 << 62) // an identifier, not a secret
+	body, n, no := c.negotiate(t.req.Body(), local)
+	if no != nil || t.tx.Err() != nil {
+		c.dialog, c.srtpKeys = old, oldKeys
+		if no != nil {
+			c.send(t, no)
+		}
+		return false
+	}
+	c.dialog.Media.SessionID = local.SessionID
+	c.partWith(old, oldState)
+	c.rename(t)
+	if c.dialog.Since.IsZero() {
+		c.dialog.Since = time.Now()
+	}
+	c.take(m, body, t.req.Body(), n)
+	c.stack.counters.replaced.Add(1)
+	c.log.Info("another phone takes the call over")
+	c.emit(MediaChanged{n.Format})
+	c.noticeHold()
+	if oldState == dialling {
+		c.nextRTCP = time.Now().Add(rtcpInterval)
+	}
+	c.state = answered
+	c.changed() // before the phone can know
+	if !c.respondSDP(t, body) {
+		c.cancelledReplacement()
+		return true
+	}
+	if oldState == dialling {
+		c.emit(Answered{})
+	}
+	if info.Caller != old.Info.Caller && trunk.TrustIdentity {
+		c.emit(IdentityChanged{info.Caller})
+	}
+	return true
+}
+
+// mayReplace judges an INVITE with Replaces (§3).
+func (c *Call) mayReplace(r *replaces, trunk *Trunk, req *gosip.Request) *refusal {
+	early := c.state == dialling && c.out.tags[r.fromTag] && !c.out.cancel
+	switch h := req.Contact(); {
+	case !early && r.fromTag != c.dialog.RemoteTag, c.state == dialling && !early:
+		return refuse(481, statusText(481))
+	case c.state == ending, c.state == ended:
+		return refuse(603, statusText(603))
+	case c.trunk != trunk: // who sends from elsewhere is not the one who is replaced
+		return refuse(403, statusText(403))
+	case c.state == proceeding, c.state == accepted: // §3: an early dialog that we did not begin
+		return refuse(481, statusText(481))
+	case r.earlyOnly && c.state != dialling:
+		return refuse(486, statusText(486))
+	case c.state == answered, c.answer != nil, c.offering:
+		return refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2"))
+	case h == nil || h.Address.Host == "":
+		return refuse(400, "Missing Contact")
+	case c.media.Load() == nil:
+		return refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2"))
+	}
+	return tooBrief(req)
+}
+
+// rename gives the call the identity of its new dialog, whose INVITE t is.
+func (c *Call) rename(t *transaction) {
+	s, was := c.stack, c.id
+	c.id = dialogID{c.dialog.CallID, c.dialog.LocalTag}
+	s.mu.Lock()
+	if s.byID[was] == c {
+		delete(s.byID, was)
+		s.byID[c.id] = c
+	}
+	if c.invite != nil {
+		delete(s.byInvite, inviteOf(c.invite.req))
+	}
+	s.mu.Unlock()
+	c.invite.releaseIfAny()
+	c.invite = t
+	t.final = true
+	c.cseq = 0
+	c.rel, c.keys, c.prepared, c.early, c.ringing = reliable{}, infoKeys{}, nil, nil, time.Time{}
+	c.hasMoved, c.referred, c.referring = false, false, false
+	c.nextRefresh = time.Time{}
+}
+
+// partWith ends the dialog that is replaced: with BYE, or CANCEL if its phone had not answered.
+func (c *Call) partWith(old Dialog, state state) {
+	c.dropReferral()
+	if state == dialling {
+		c.out.replaced = &old
+		c.goodbye = Cause{}
+		c.sendCancel()
+		c.out.final, c.out.giveUp = true, time.Time{}
+		return
+	}
+	c.releaseAck() // RFC 3261 §15: no BYE before it
+	c.cseq++
+	bye, err := old.request(c.stack, gosip.BYE, c.cseq)
+	if err != nil {
+		c.log.Warn("no BYE possible", "err", err)
+		return
+	}
+	if c.trunk != nil {
+		c.auth.apply(bye, c.trunk.Auth)
+	}
+	c.stack.calls.Go(func() {
+		if _, err := c.stack.exchange(c.trunk, bye); err != nil {
+			c.log.Info("BYE to the phone that was replaced is unanswered", "err", err)
+		}
+	})
+}
+
+// cancelledReplacement: who wanted the call has given up in the moment it got it, and who had it is gone.
+func (c *Call) cancelledReplacement() {
+	c.goodbye = Cause{"SIP", 487, statusText(487)}
+	c.emit(Bye{c.goodbye})
+	c.end()
+}
