@@ -267,16 +267,20 @@ func (a *actor) resumeOrder(row db.Leg, notice id.EventID) {
 // errNotDialled says that the process before had not called the phone yet.
 var errNotDialled = errors.New("the process before died before it called the phone")
 
-// forgetOrder tells the room of a call that the process before had not begun.
+// forgetOrder tells the room of a call that the process before had not begun. It may have died before it knew its own notice.
 func (b *Bridge) forgetOrder(row db.Leg, notice id.EventID) {
-	if notice == "" {
-		return
-	}
-	name := ghostName(sip.Caller{Number: sip.Number(row.Dialled)}, b.showNumbers[row.Trunk])
+	name, room := ghostName(sip.Caller{Number: sip.Number(row.Dialled)}, b.showNumbers[row.Trunk]), id.RoomID(row.RoomID)
+	text := callOver(name, leg.ProcessDied, 0)
 	b.refusals.Go(func() {
 		ctx, cancel := context.WithTimeout(b.ctx, noticePatience)
 		defer cancel()
-		if err := b.matrix.EditNotice(ctx, id.RoomID(row.RoomID), notice, callOver(name, leg.ProcessDied, 0)); err != nil {
+		var err error
+		if notice == "" {
+			_, err = b.matrix.NoticeID(ctx, room, nil, text)
+		} else {
+			err = b.matrix.EditNotice(ctx, room, notice, text)
+		}
+		if err != nil {
 			b.log.Warn("could not tell the room that its call was not placed", "leg", row.ID, "err", err)
 		}
 	})

@@ -106,6 +106,29 @@ func TestOrderOfAProcessKilledBeforeTheInviteIsForgotten(t *testing.T) {
 	}
 }
 
+// The row is there, and the notice is not: the room hears all the same what became of its wish.
+func TestOrderOfAProcessKilledBeforeItsNoticeIsTold(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	b.stop()
+	doomed := b.startDoomed()
+	alice := b.person("alice", member.Hydrogen, true)
+	b.says(alice, "!sip help") // so that the child knows the room
+	b.told("!sip help")
+	slow := b.hs.Break(&homeserver.Fault{Path: "/send/m.room.message", User: b.bot(), Delay: patience})
+	b.says(alice, "!sip call 1001")
+	b.await("the notice to be on its way", func() bool { return slow.Hits() > 0 })
+	kill(t, doomed)
+	slow.Mend()
+	b.start()
+	b.told("Call to 1001: the bridge was restarted; try again.")
+	b.clear()
+	b.settled(1)
+	if n := p.Rung(); n != 0 {
+		t.Errorf("the phone has heard of %d calls", n)
+	}
+}
+
 // TestOrderKilledAtAnyMoment kills the process at seeded moments between the command and some time of ringing. Whatever the
 // moment, the phone is either not called or cancelled; nothing stays, and the books are right.
 func TestOrderKilledAtAnyMoment(t *testing.T) {
