@@ -49,9 +49,10 @@ e2e: need-lab build ## real clients, real homeserver, real phone; RUN=regexp pic
 	$(if $(RUN),,TRUNKLINE_SYNAPSE=1 go test -p 1 -timeout 280s ./matrixcall ./internal/testbed/...)
 
 .PHONY: chaos
-chaos: need-lab build ## kill -9 at seeded moments of calls in the lab (ROUNDS=100, SEED=1), and how long it is silent
+chaos: need-lab build ## kills (ROUNDS=100, SEED=1), outages (AWAY=60 seconds) and two nodes (needs root) in the lab, with the gaps
 	TRUNKLINE_BRIDGE=$(CURDIR)/build/bridge TRUNKLINE_CHAOS_ROUNDS=$(or $(ROUNDS),100) TRUNKLINE_CHAOS_SEED=$(or $(SEED),1) \
-	go test -tags "goolm,nolibopusfile,e2e" -count=1 -timeout 2400s -v -run '$(or $(RUN),^TestCallsSurvive)' ./test/e2e
+	TRUNKLINE_CHAOS_AWAY=$(or $(AWAY),60) \
+	go test -tags "goolm,nolibopusfile,e2e,chaos" -count=1 -timeout 3000s -v -run '$(or $(RUN),^Test(CallsSurvive|CallsOutlive|NodesTakeOver))' ./test/e2e
 
 .PHONY: lab
 lab: need-lab build ## the same lab, kept running for you; Ctrl-C ends it
@@ -61,8 +62,8 @@ lab: need-lab build ## the same lab, kept running for you; Ctrl-C ends it
 .PHONY: lint
 lint: need-build ## vet, staticcheck, gofumpt, import table
 	go vet $(PACKAGES)
-	go vet -tags "goolm,nolibopusfile,e2e" ./test/...
-	go tool staticcheck -tags "goolm,nolibopusfile,e2e" $(PACKAGES)
+	go vet -tags "goolm,nolibopusfile,e2e,chaos" ./test/...
+	go tool staticcheck -tags "goolm,nolibopusfile,e2e,chaos" $(PACKAGES)
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs go tool gofumpt -l); [ -z "$$bad" ] || { echo "not gofumpt'ed:"; echo "$$bad"; exit 1; }
 	@git ls-files -co --exclude-standard '*.sh' .ci/run | xargs -n1 bash -n
 	go test ./internal/archtest

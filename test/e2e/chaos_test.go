@@ -21,6 +21,8 @@ import (
 func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
 	rounds, seed := number("TRUNKLINE_CHAOS_ROUNDS", 10), number("TRUNKLINE_CHAOS_SEED", 1)
 	c := newChaos(t, time.Duration(rounds)*20*time.Second+2*time.Minute)
+	c.prepareAsking()
+	c.prepareOrders()
 	began, failed := time.Now(), 0
 	for i, k := range plan(rounds, uint64(seed)) {
 		if !t.Run(fmt.Sprintf("%03d %s", i+1, k.phase), func(t *testing.T) { c.round(t, k) }) {
@@ -49,6 +51,7 @@ const (
 	clearedAfter = 12 * time.Second       // all of a call is gone so soon after its end
 	buffered     = 500 * time.Millisecond // sound of the dead process is not heard for longer
 	chaosGap     = 200 * time.Millisecond // allowed in the second that is judged: what is lost to a busy machine
+	judgedFor    = 2 * time.Second        // at most, however long it took to get there
 	quieter      = 15                     // dB by which the own voice must be below the right one
 )
 
@@ -66,7 +69,10 @@ const (
 	clientHangsUp phase = "client hangs up"
 )
 
-var phases = []phase{beforeAnswer, whileAnswer, roomIsRung, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp}
+var phases = []phase{
+	beforeAnswer, whileAnswer, roomIsRung, typesPIN, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp,
+	isOrdered, calleeRings, calleeAnswers, calleeTalks,
+}
 
 // kill is one round: in which phase, how far in it (0 to 1), and who acts there: hydrogen, js-sdk or both.
 type kill struct {
@@ -89,13 +95,21 @@ func plan(rounds int, seed uint64) (all []kill) {
 // chaos is one long call of hydrogen and js-sdk to which a phone comes, round by round.
 type chaos struct {
 	*scene
-	phone *lab.Phone
+	desk  *lab.Phone
+	phone *lab.Phone // whose call it is: the desk's, or a phone's that is called
 	call  string
 	away  map[*lab.Client]bool // clients that are not in the call now
 	held  bool                 // the phone was on hold in its last call
 	setup time.Duration        // from dialling to the answer, when nobody is killed
 	rest  lab.Vitals           // of a bridge without calls
 	tally map[phase]*tally
+
+	since  time.Time            // what allHeard looked for last
+	first  map[string]time.Time // by line, and when it has heard that
+	dead   chan struct{}        // closed when this round's process is
+	killed time.Time            // when that was
+	asking asking
+	orders orders
 }
 
 // newChaos begins the call and lets the phone come once, undisturbed.
@@ -111,7 +125,8 @@ func newChaos(t *testing.T, limit time.Duration) *chaos {
 	for i, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
 		c.away[s.pageSaying(kind, users[i], bed.Steady(i))] = true
 	}
-	c.phone = s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	c.desk = s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	c.phone = c.desk
 	c.assemble()
 	c.dialIn()
 	c.setup = s.await(c.phone, lab.CallEstablished, s.dialed, heardAgain).At.Sub(s.dialed)
@@ -126,14 +141,17 @@ func newChaos(t *testing.T, limit time.Duration) *chaos {
 func (c *chaos) round(t *testing.T, k kill) {
 	defer func(all *scene) { c.scene = all }(c.scene)
 	c.scene = c.in(t)
+	c.phone, c.dead = c.desk, make(chan struct{})
 	defer c.tidy()
 	from, to, acted := c.act(k)
 	at := from + time.Duration(k.moment*float64(to-from))
 	time.Sleep(at)
 	killed := time.Now()
+	c.killed = killed
 	up, ok := c.came(lab.CallEstablished)
 	answered := ok && up.Before(killed)
 	bed.Bridge().Kill()
+	close(c.dead)
 	c.must(bed.Bridge().Start(c.ctx))
 	ready := time.Since(killed)
 	c.must(<-acted)
@@ -143,9 +161,9 @@ func (c *chaos) round(t *testing.T, k kill) {
 		since = time.Now()
 		c.must(c.phone.Resume(c.ctx))
 	}
-	alive, sound := c.awaitFate(since), "ended"
+	alive, sound := c.awaitFate(k.phase, since), "ended"
 	if k.phase == renegotiates {
-		defer func() { c.must(c.pages[1].Camera(c.ctx, false)) }()
+		defer c.leave(c.pages[1]) // the only way to be rid of the camera: muted, it goes on being encoded
 	}
 	switch {
 	case alive:
@@ -172,6 +190,12 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		return 0, 2 * time.Second, nothing
 	}
 	c.assemble()
+	switch k.phase {
+	case typesPIN:
+		return c.typePIN()
+	case isOrdered, calleeRings, calleeAnswers, calleeTalks:
+		return c.order(k.phase)
+	}
 	c.dialIn()
 	switch k.phase {
 	case beforeAnswer:
@@ -294,14 +318,22 @@ func (c *chaos) lines(since time.Time) (all []line) {
 	return all
 }
 
-// allHeard returns when each line was heard that had been silent then, or soon after, if all were.
+// allHeard returns when each line was heard that had been silent then, or soon after, if all were. A line is not listened to again:
+// pages and we have better things to do than to go through long recordings for ever.
 func (c *chaos) allHeard(since time.Time) (first []time.Time, ok bool) {
+	if !c.since.Equal(since) {
+		c.since, c.first = since, map[string]time.Time{}
+	}
 	for _, l := range c.lines(since) {
-		at, ok := l.heard().HeardAgain(l.right, since)
-		if !ok {
-			return nil, false
+		name := l.to + " " + l.right.Name
+		if _, known := c.first[name]; !known {
+			at, ok := l.heard().HeardAgain(l.right, since)
+			if !ok {
+				return nil, false
+			}
+			c.first[name] = at
 		}
-		first = append(first, at)
+		first = append(first, c.first[name])
 	}
 	return first, true
 }
@@ -311,11 +343,19 @@ func (c *chaos) awaitSound(since time.Time) {
 	c.eventually("all hear each other", heardAgain, func() bool { _, ok := c.allHeard(since); return ok })
 }
 
-// awaitFate waits until everybody hears everybody since that moment, or the phone's call has ended.
-func (c *chaos) awaitFate(since time.Time) (alive bool) {
+// awaitFate waits until everybody hears everybody since that moment, or the phone's call has ended. Who is at the phone does
+// what the next process asks for.
+func (c *chaos) awaitFate(p phase, since time.Time) (alive bool) {
 	c.t.Helper()
+	ended := func() bool { _, closed := c.came(lab.CallClosed); return closed }
+	if c.phone != c.desk {
+		ended = c.orderIsOver
+	}
 	c.eventually("all hear each other, or the call has ended", heardAgain, func() bool {
-		if _, ended := c.came(lab.CallClosed); ended {
+		if p == typesPIN {
+			c.typeAgain()
+		}
+		if ended() {
 			return true
 		}
 		if len(c.present()) > 0 {
@@ -326,14 +366,17 @@ func (c *chaos) awaitFate(since time.Time) (alive bool) {
 	return alive
 }
 
-// judge listens for a second and notes how long each line was dead.
+// judge listens for a second or two and notes how long each line was dead.
 func (c *chaos) judge(p phase, since time.Time) string {
 	c.t.Helper()
 	first, _ := c.allHeard(since)
 	from := slices.MaxFunc(first, time.Time.Compare)
 	until := judgeable(from)
+	if longest := from.Add(judgedFor); until.After(longest) {
+		until = longest
+	}
 	var all []string
-	for i, l := range c.lines(since) {
+	for i, l := range c.lines(from.Add(-time.Second)) {
 		heard := l.heard()
 		gap := first[i].Sub(since)
 		all = append(all, fmt.Sprintf("%s hears %s after %d ms", l.to, l.right.Name, gap.Milliseconds()))

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -45,11 +46,14 @@ const (
 type Bridge struct {
 	lab          *Lab
 	binary       string
-	config       string // path
-	registration string // path
-	log          string // path
-	as           int    // port of the application service
-	admin        int    // port of metrics and profiles
+	config       string   // path
+	registration string   // path
+	log          string   // path
+	host         string   // address of the machine it runs on
+	sip          string   // host:port
+	as           int      // port of the application service
+	admin        int      // port of metrics and profiles
+	machine      *Machine // where it runs; nil = here
 	process      *process
 }
 
@@ -71,7 +75,7 @@ func (l *Lab) prepareBridge(ctx context.Context, homeserver string) (*Bridge, er
 		return nil, fmt.Errorf("prepare the bridge: %w", err)
 	}
 	b := &Bridge{
-		lab: l, binary: filepath.Join(dir, "bridge"), config: filepath.Join(dir, "config.yaml"),
+		lab: l, host: "127.0.0.1", binary: filepath.Join(dir, "bridge"), config: filepath.Join(dir, "config.yaml"),
 		registration: filepath.Join(dir, "registration.yaml"), log: filepath.Join(dir, "log"),
 	}
 	if err := b.build(ctx); err != nil {
@@ -126,7 +130,7 @@ func (b *Bridge) configure(homeserver string) error {
 	}
 	b.lab.own("port of the phone to be called", func() error { b.lab.calledFree(); return nil })
 	b.as, b.admin = ports[0], ports[1]
-	b.lab.sipAddress = fmt.Sprintf("127.0.0.1:%d", sip)
+	b.sip = fmt.Sprintf("127.0.0.1:%d", sip)
 	rtp := 20000 + (ports[1]%100)*100 // a range of this lab's own, most likely
 	var routes []map[string]string
 	for n := firstNumber; n < firstNumber+numbers; n++ {
@@ -146,8 +150,8 @@ func (b *Bridge) configure(homeserver string) error {
 		"database": map[string]any{"address": database},
 		"sip": map[string]any{
 			"listen": []any{
-				map[string]string{"transport": "udp", "address": b.lab.sipAddress},
-				map[string]string{"transport": "tcp", "address": b.lab.sipAddress},
+				map[string]string{"transport": "udp", "address": b.sip},
+				map[string]string{"transport": "tcp", "address": b.sip},
 			},
 			"trunks": []any{map[string]any{
 				"name": "lab", "networks": []string{"127.0.0.0/8"}, "proxy": fmt.Sprintf("127.0.0.1:%d", b.lab.called), "extensions": []string{"7xx"},
@@ -169,7 +173,7 @@ func (b *Bridge) configure(homeserver string) error {
 
 // Start starts the bridge and waits until it says that it is ready.
 func (b *Bridge) Start(ctx context.Context) (err error) {
-	cmd := exec.Command(b.binary, "-c", b.config)
+	cmd := b.machine.command(b.binary, "-c", b.config)
 	cmd.Dir = filepath.Dir(b.config)
 	began := time.Now()
 	if b.process, err = startProcess("bridge", b.log, cmd); err != nil {
@@ -177,7 +181,7 @@ func (b *Bridge) Start(ctx context.Context) (err error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("not ready after 30 s"))
 	defer cancel()
-	for !b.ready(ctx) {
+	for !b.Ready(ctx) {
 		select {
 		case <-b.process.exited:
 			return fmt.Errorf("the bridge ended at start: %w; its output ends with:\n%s", b.process.err, b.LogTail(4000))
@@ -186,12 +190,13 @@ func (b *Bridge) Start(ctx context.Context) (err error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	b.lab.say("Bridge: ready after %d ms, SIP on %s", time.Since(began).Milliseconds(), b.lab.sipAddress)
+	b.lab.say("Bridge: ready after %d ms, SIP on %s", time.Since(began).Milliseconds(), b.sip)
 	return nil
 }
 
-func (b *Bridge) ready(ctx context.Context) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/_matrix/mau/ready", b.as), nil)
+// Ready reports whether the bridge says that it would serve a call that came now.
+func (b *Bridge) Ready(ctx context.Context) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s:%d/_matrix/mau/ready", b.host, b.as), nil)
 	if err != nil {
 		return false
 	}
@@ -209,6 +214,29 @@ func (b *Bridge) Stop() error { return b.process.stop(15 * time.Second) }
 // Kill ends it as a crash would.
 func (b *Bridge) Kill() { b.process.kill() }
 
+// HasUnread reports whether the homeserver has said something that the bridge has not read.
+func (b *Bridge) HasUnread() (bool, error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", b.process.cmd.Process.Pid))
+	if err != nil {
+		return false, err
+	}
+	port := fmt.Sprintf(":%04X", b.as)
+	for line := range strings.Lines(string(content)) {
+		fields := strings.Fields(line) // sl, local, remote, state, tx_queue:rx_queue …
+		if len(fields) < 5 || !strings.HasSuffix(fields[1], port) || fields[3] != "01" {
+			continue
+		}
+		if _, unread, _ := strings.Cut(fields[4], ":"); unread != "00000000" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Pause freezes it, as a machine does that has no more memory; Resume ends that.
+func (b *Bridge) Pause() error  { return b.process.signal(syscall.SIGSTOP) }
+func (b *Bridge) Resume() error { return b.process.signal(syscall.SIGCONT) }
+
 // Running reports whether the process is there.
 func (b *Bridge) Running() bool { return b.process != nil && b.process.running() }
 
@@ -222,7 +250,7 @@ func (b *Bridge) Log() string { return b.log }
 func (b *Bridge) LogTail(n int) string { return tailFile(b.log, n) }
 
 // Metrics returns where the bridge offers its metrics and profiles.
-func (b *Bridge) Metrics() string { return fmt.Sprintf("http://127.0.0.1:%d", b.admin) }
+func (b *Bridge) Metrics() string { return fmt.Sprintf("http://%s:%d", b.host, b.admin) }
 
 // Counters returns the bridge's own metrics that are not zero, for failure messages: late frames and concealed sound
 // tell a starved machine from a fault.
@@ -281,8 +309,16 @@ func residentBytes(status string) (int64, error) {
 // Bridge returns the bridge, nil if the lab runs without.
 func (l *Lab) Bridge() *Bridge { return l.bridge }
 
-// SIPAddress returns where the bridge takes calls, host:port.
-func (l *Lab) SIPAddress() string { return l.sipAddress }
+// SIPAddress returns where the bridge takes calls, host:port; "" without one.
+func (l *Lab) SIPAddress() string {
+	if l.bridge == nil {
+		return ""
+	}
+	return l.bridge.sip
+}
+
+// SIP returns where this bridge takes calls, host:port.
+func (b *Bridge) SIP() string { return b.sip }
 
 // Logged tells whether a line of the bridge's log since then has all these words.
 func (b *Bridge) Logged(since time.Time, words ...string) bool {

@@ -128,8 +128,8 @@ func (l *Lab) NewRoom(ctx context.Context, opts RoomOptions) (*Room, error) {
 	}
 	room.ID = made.RoomID
 	for _, u := range opts.Members {
-		if err := l.API(ctx, u, http.MethodPost, "/v3/join/"+url.PathEscape(string(room.ID)), map[string]any{}, nil); err != nil {
-			return nil, fmt.Errorf("%s joins: %w", u.Name, err)
+		if err := l.Enter(ctx, u, room.ID); err != nil {
+			return nil, err
 		}
 	}
 	return room, nil
@@ -141,6 +141,7 @@ type CallMember struct {
 	Device  id.DeviceID
 	Call    string
 	Session string
+	Expires time.Time
 }
 
 // CallState reads the room's state: ids of calls that are not terminated, and the devices in calls.
@@ -171,13 +172,14 @@ func (l *Lab) CallState(ctx context.Context, as *User, room id.RoomID) (calls []
 					Devices []struct {
 						DeviceID  id.DeviceID `json:"device_id"`
 						SessionID string      `json:"session_id"`
+						Expires   int64       `json:"expires_ts"`
 					} `json:"m.devices"`
 				} `json:"m.calls"`
 			}
 			_ = json.Unmarshal(ev.Content, &content)
 			for _, c := range content.Calls {
 				for _, d := range c.Devices {
-					members = append(members, CallMember{id.UserID(ev.StateKey), d.DeviceID, c.ID, d.SessionID})
+					members = append(members, CallMember{id.UserID(ev.StateKey), d.DeviceID, c.ID, d.SessionID, time.UnixMilli(d.Expires)})
 				}
 			}
 		}
@@ -257,6 +259,14 @@ func (l *Lab) Say(ctx context.Context, as *User, room id.RoomID, text string) er
 func (l *Lab) Invite(ctx context.Context, as *User, room id.RoomID, user id.UserID) error {
 	path := fmt.Sprintf("/v3/rooms/%s/invite", url.PathEscape(string(room)))
 	return l.API(ctx, as, http.MethodPost, path, map[string]id.UserID{"user_id": user}, nil)
+}
+
+// Enter makes a user a member of a room into which they are invited.
+func (l *Lab) Enter(ctx context.Context, user *User, room id.RoomID) error {
+	if err := l.API(ctx, user, http.MethodPost, "/v3/join/"+url.PathEscape(string(room)), map[string]any{}, nil); err != nil {
+		return fmt.Errorf("%s joins: %w", user.Name, err)
+	}
+	return nil
 }
 
 // React sends a reaction to an event.

@@ -45,7 +45,6 @@ type Lab struct {
 	voices   []*Voice
 	steady   []*Voice
 
-	sipAddress string // of the bridge, host:port
 	called     int    // UDP port of the phone that the bridge can call
 	calledFree func() // lets go of that port
 	stunSilent atomic.Bool

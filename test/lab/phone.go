@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +20,7 @@ type Phone struct {
 	Number string // what it calls itself
 	voice  *Voice
 	dir    string
+	host   string // address of the machine it runs on
 	sip    int    // UDP port
 	target string // address of the bridge, with its transport
 
@@ -43,6 +43,7 @@ type PhoneEvent struct {
 
 // Events a test waits for.
 const (
+	CallIncoming    = "CALL_INCOMING"
 	CallRinging     = "CALL_RINGING"
 	CallEstablished = "CALL_ESTABLISHED"
 	CallRTP         = "CALL_RTPESTAB" // the first packet of the far end
@@ -52,10 +53,12 @@ const (
 
 // PhoneOptions are the unusual wishes.
 type PhoneOptions struct {
-	Codecs    string // in baresip's words, "" = PCMU,PCMA
-	Transport string // "udp" (default) or "tcp"
-	Number    string // "" = made from the phone's name
-	Called    bool   // it is the one that the bridge's trunk leads to; there can be one in a lab
+	Codecs    string   // in baresip's words, "" = PCMU,PCMA
+	Transport string   // "udp" (default) or "tcp"
+	Number    string   // "" = made from the phone's name
+	Called    bool     // it is the one that the bridge's trunk leads to; there can be one in a lab
+	Manual    bool     // calls to it ring until PickUp
+	Machine   *Machine // where it runs; nil = here
 }
 
 // parameter returns the transport as a parameter of a SIP URI.
@@ -66,9 +69,9 @@ func (o PhoneOptions) parameter() string {
 	return ";transport=" + o.Transport
 }
 
-const phoneConfig = `sip_listen 127.0.0.1:%d
-net_interface 127.0.0.1
-audio_source aufile,%s
+const phoneConfig = `sip_listen %[1]s:%[2]d
+net_interface %[1]s
+audio_source aufile,%[3]s
 audio_player aubridge,null
 audio_alert aubridge,null
 ausrc_srate 8000
@@ -76,10 +79,10 @@ auplay_srate 8000
 ausrc_channels 1
 auplay_channels 1
 jitter_buffer_delay 0-0
-rtp_ports %d-%d
+rtp_ports %[4]d-%[5]d
 rtp_timeout 60
-snd_path %s
-module_path %s
+snd_path %[6]s
+module_path %[7]s
 module g711.so
 module aufile.so
 module aubridge.so
@@ -88,11 +91,11 @@ module uuid.so
 module_tmp account.so
 module_app ctrl_tcp.so
 module_app menu.so
-ctrl_tcp_listen 127.0.0.1:%d
+ctrl_tcp_listen %[1]s:%[8]d
 ringback_disabled yes
 `
 
-// NewPhone starts a baresip in a folder of its own. It answers calls by itself and dials through the bridge.
+// NewPhone starts a baresip in a folder of its own. It answers calls by itself, unless told otherwise, and dials through the bridge.
 func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts PhoneOptions) (*Phone, error) {
 	ports, err := freePorts(3)
 	if err != nil {
@@ -110,18 +113,18 @@ func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts Phon
 	if number == "" {
 		number = fmt.Sprintf("+4930%07d", ports[0])
 	}
-	p := &Phone{Name: name, Number: number, voice: voice, dir: dir, sip: ports[0], target: l.sipAddress + opts.parameter(), came: make(chan struct{})}
+	p := &Phone{Name: name, Number: number, voice: voice, dir: dir, host: opts.Machine.address(), sip: ports[0], target: l.SIPAddress() + opts.parameter(), came: make(chan struct{})}
 	if err := p.configure(ports, opts); err != nil {
 		return nil, fmt.Errorf("make phone %s: %w", name, err)
 	}
-	cmd := exec.Command("baresip", "-f", dir, "-v")
+	cmd := opts.Machine.command("baresip", "-f", dir, "-v")
 	cmd.Env = append(os.Environ(), "HOME="+dir)
 	if p.process, err = startProcess("baresip "+name, filepath.Join(dir, "log"), cmd); err != nil {
 		return nil, err
 	}
 	p.watches.Go(func() { p.pace.watch(p) })
 	l.own("phone "+name, p.Close)
-	if p.control, err = dialBaresip(ctx, fmt.Sprintf("127.0.0.1:%d", ports[1]), p.process, p.put); err != nil {
+	if p.control, err = dialBaresip(ctx, fmt.Sprintf("%s:%d", p.host, ports[1]), p.process, p.put); err != nil {
 		return nil, fmt.Errorf("phone %s: %w; its output ends with:\n%s", name, err, p.process.tail(2000))
 	}
 	return p, nil
@@ -144,9 +147,13 @@ func (p *Phone) configure(ports []int, opts PhoneOptions) error {
 	}
 	// Two RTP ports per stream out of a range of this phone's own.
 	rtp := ports[2] &^ 1
-	config := fmt.Sprintf(phoneConfig, p.sip, p.voice.Long, rtp, rtp+40, p.dir, modules, ports[1])
-	account := fmt.Sprintf("%q <sip:%s@127.0.0.1:%d%s>;regint=0;answermode=auto;audio_codecs=%s\n",
-		"Phone "+p.Name, p.Number, p.sip, opts.parameter(), codecs)
+	config := fmt.Sprintf(phoneConfig, p.host, p.sip, p.voice.Long, rtp, rtp+40, p.dir, modules, ports[1])
+	answers := "auto"
+	if opts.Manual {
+		answers = "manual"
+	}
+	account := fmt.Sprintf("%q <sip:%s@%s:%d%s>;regint=0;answermode=%s;audio_codecs=%s\n",
+		"Phone "+p.Name, p.Number, p.host, p.sip, opts.parameter(), answers, codecs)
 	return errors.Join(
 		os.WriteFile(filepath.Join(p.dir, "config"), []byte(config), 0o600),
 		os.WriteFile(filepath.Join(p.dir, "accounts"), []byte(account), 0o600),
@@ -154,7 +161,7 @@ func (p *Phone) configure(ports []int, opts PhoneOptions) error {
 }
 
 // Address returns where the phone can be called.
-func (p *Phone) Address() string { return fmt.Sprintf("sip:%s@127.0.0.1:%d", p.Number, p.sip) }
+func (p *Phone) Address() string { return fmt.Sprintf("sip:%s@%s:%d", p.Number, p.host, p.sip) }
 
 // Dial calls a number of the bridge, or any SIP address. It returns when the INVITE is on its way.
 func (p *Phone) Dial(ctx context.Context, number string) error {
@@ -163,6 +170,9 @@ func (p *Phone) Dial(ctx context.Context, number string) error {
 	}
 	return p.command(ctx, "dial", number)
 }
+
+// PickUp answers the call that rings.
+func (p *Phone) PickUp(ctx context.Context) error { return p.command(ctx, "accept", "") }
 
 // Hangup ends the call.
 func (p *Phone) Hangup(ctx context.Context) error { return p.command(ctx, "hangup", "") }
@@ -242,6 +252,14 @@ func (p *Phone) InCall() bool {
 	up, ok := p.last(CallEstablished)
 	down, ended := p.last(CallClosed)
 	return ok && (!ended || down.At.Before(up.At))
+}
+
+// Rings reports whether a call to it rings now, and since when.
+func (p *Phone) Rings() (since time.Time, yes bool) {
+	in, ok := p.last(CallIncoming)
+	up, answered := p.last(CallEstablished)
+	down, ended := p.last(CallClosed)
+	return in.At, ok && (!answered || up.At.Before(in.At)) && (!ended || down.At.Before(in.At))
 }
 
 // Voice returns what the phone plays in calls.

@@ -64,6 +64,9 @@ func (p *process) kill() {
 	<-p.exited
 }
 
+// signal sends a signal to the whole group.
+func (p *process) signal(sig syscall.Signal) error { return syscall.Kill(-p.cmd.Process.Pid, sig) }
+
 func (p *process) running() bool {
 	select {
 	case <-p.exited:
