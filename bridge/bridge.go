@@ -361,7 +361,7 @@ func (b *Bridge) refuse(call *sip.Call, cause leg.Cause) {
 	q850, text := cause.Q850()
 	headers := []string{fmt.Sprintf("Reason: Q.850;cause=%d;text=%q", q850, text)} // RFC 6432
 	if code == 503 {
-		headers = []string{"Retry-After: " + strconv.Itoa(retryAfter)}
+		headers = append(headers, "Retry-After: "+strconv.Itoa(retryAfter))
 	}
 	b.metrics.refused.WithLabelValues(string(cause)).Inc()
 	err := call.Reject(code, reason, headers...)

@@ -115,11 +115,16 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	p := b.phone("1")
-	for number, want := range map[string]int{"999": 404, lostNumber: 404, otherNumber: 403} {
+	for number, want := range map[string]struct {
+		code  int
+		cause string
+	}{
+		"999": {404, "Q.850;cause=1;"}, lostNumber: {404, "Q.850;cause=1;"}, otherNumber: {403, "Q.850;cause=57;"},
+	} {
 		_, err := p.Dial(b.ctx(), b.sip, number)
 		var refused *phone.StatusError
-		if !errors.As(err, &refused) || refused.Code != want {
-			t.Errorf("dialling %s = %v, want %d", number, err, want)
+		if !errors.As(err, &refused) || refused.Code != want.code || !strings.HasPrefix(refused.Cause, want.cause) {
+			t.Errorf("dialling %s = %v, Reason %q; want %v", number, err, refused.Cause, want)
 		}
 	}
 	strict := b.cfg.Routes[1].Room
@@ -211,8 +216,8 @@ func TestOneCallTooManyIsTold503(t *testing.T) {
 	}
 	_, err := b.phone("2").Dial(b.ctx(), b.sip, goodNumber)
 	var refused *phone.StatusError
-	if !errors.As(err, &refused) || refused.Code != 503 {
-		t.Errorf("one too many = %v, want 503", err)
+	if !errors.As(err, &refused) || refused.Code != 503 || refused.RetryAfter == "" || !strings.HasPrefix(refused.Cause, "Q.850;cause=42;") {
+		t.Errorf("one too many = %v (%+v), want 503 with Retry-After and a Reason", err, refused)
 	}
 }
 

@@ -237,16 +237,6 @@ func (a *actor) resumeMenu(state storedState) {
 	a.resumeLobby(state.Lobby)
 }
 
-// wasAsked says whether the phone of a stored leg was answered and not in its room yet.
-func (s storedState) wasAsked(phase string) bool {
-	for _, p := range []leg.Phase{leg.Answering, leg.Asking, leg.Entering} {
-		if phase == p.String() {
-			return true
-		}
-	}
-	return false
-}
-
 // checkLanguages warns of languages in which callers would hear English.
 func (b *Bridge) checkLanguages() {
 	wanted := map[string]bool{b.routes.defaults.Language: true}

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"cmp"
+	"context"
 	"net"
 	"slices"
 	"strings"
@@ -131,8 +132,8 @@ func (p *dialPlan) Local(trunk string, n sip.Number) sip.Number {
 	return sip.Number(text)
 }
 
-// Hurry waits a little for the trunk's turn, and is false when too many calls want one.
-func (p *dialPlan) Hurry(trunk string) bool {
+// AwaitTurn waits a little until the trunk takes another call, and is false when too many want that, or ctx ends.
+func (p *dialPlan) AwaitTurn(ctx context.Context, trunk string) bool {
 	pace := p.paces[trunk]
 	if pace == nil {
 		return true
@@ -143,8 +144,15 @@ func (p *dialPlan) Hurry(trunk string) bool {
 		r.Cancel()
 		return false
 	}
-	time.Sleep(wait)
-	return true
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		r.Cancel()
+		return false
+	}
 }
 
 // longestTurn is how long an order may wait for a trunk that takes only so many calls per second.

@@ -98,7 +98,7 @@ func TestTrunkTakesOnlySoManyCallsPerSecond(t *testing.T) {
 		var group sync.WaitGroup
 		for range 5 { // one at once, one after a second, one after two
 			group.Go(func() {
-				if plan.Hurry("pbx") {
+				if plan.AwaitTurn(t.Context(), "pbx") {
 					taken.Add(1)
 				}
 			})
@@ -107,7 +107,7 @@ func TestTrunkTakesOnlySoManyCallsPerSecond(t *testing.T) {
 		if n, took := taken.Load(), time.Since(begun); n != 3 || took != longestTurn {
 			t.Errorf("%d of five calls taken in %v, want three in %v", n, took, longestTurn)
 		}
-		if !plan.Hurry("carrier") || time.Since(begun) != longestTurn {
+		if !plan.AwaitTurn(t.Context(), "carrier") || time.Since(begun) != longestTurn {
 			t.Error("a trunk without a limit makes wait")
 		}
 	})

@@ -364,9 +364,14 @@ func (a *actor) stopMedia() {
 	if v := a.voice.Swap(nil); v != nil {
 		a.media.OnPacket(nil)
 		a.stream = v.Leave()
-		a.unsent += v.unsent.Load()
-		a.lost, a.concealed = a.lost+v.heard.Lost, a.concealed+v.heard.Concealed
+		a.count(v)
 	}
+}
+
+// count takes over what a voice that has left the desk counted.
+func (a *actor) count(v *voice) {
+	a.unsent += v.unsent.Load()
+	a.lost, a.concealed = a.lost+v.heard.Lost, a.concealed+v.heard.Concealed
 }
 
 // hold mutes the phone towards the peers while it is on hold: no hold music for the room.

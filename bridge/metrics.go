@@ -96,6 +96,8 @@ func mediaReadings(b *Bridge) readings {
 			studio(func(s studioStats) uint64 { return s.Skipped })),
 		counter("trunkline_media_inbox_overflow_total", "Packets dropped because a worker's inbox was full.",
 			studio(func(s studioStats) uint64 { return s.Overflow })),
+		counter("trunkline_media_no_seat_total", "Packets dropped because no decoder was to be had for their device.",
+			studio(func(s studioStats) uint64 { return s.NoSeat })),
 		counters("trunkline_media_from_phones_total", "What phones that have left had sent: packets taken, bad, lost and late ones, "+
 			"and frames made up because nothing was there.", "what",
 			func() map[string]uint64 { return b.studio.Streams(func(w *worker) *tally { return &w.fromPhones }) }),

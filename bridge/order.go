@@ -68,10 +68,17 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	a.note("save leg", b.journal.SaveLeg(ctx, a.row())) // now it names the notice
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closing {
+	late, why := error(nil), leg.Busy // other calls came while this one was prepared
+	switch {
+	case b.closing:
+		late, why = errGoesDown, leg.ShuttingDown
+	case len(b.legs) >= b.cfg.Calls.MaxLegs:
+		late = errTooMany
+	}
+	if late != nil {
 		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
-		a.note("delete row", b.journal.DeleteLeg(string(a.id), b.hold(a.epoch), string(leg.ShuttingDown), time.Now()))
-		return errGoesDown
+		a.note("delete row", b.journal.DeleteLeg(string(a.id), b.hold(a.epoch), string(why), time.Now()))
+		return late
 	}
 	a.tell(leg.Ordered)
 	call.OnEvent(a.fromPhone)
@@ -104,7 +111,7 @@ func (b *Bridge) takesOrders() error {
 func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string, error) {
 	var errs []error
 	for _, w := range to.ways {
-		if !b.plan.Hurry(w.trunk.Name) {
+		if !b.plan.AwaitTurn(ctx, w.trunk.Name) {
 			errs = append(errs, errTooMany)
 			continue
 		}

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"context"
-	"crypto/hmac"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -51,14 +50,18 @@ func (p *pins) sum(typed string) (string, error) {
 
 // room returns where a PIN leads from a route with the option asked for, "" for nowhere. Its work is the same for every PIN.
 func (p *pins) room(ctx context.Context, asked, target, typed string) (string, error) {
-	sum, err := p.sum(typed)
+	key, err := p.key()
 	if err != nil {
 		return "", err
 	}
 	if asked == config.PINDatabase {
-		return p.store.RoomOfPIN(ctx, sum)
+		return p.store.RoomOfPIN(ctx, hex.EncodeToString(key.Sum(pinScope, typed)))
 	}
-	if hmac.Equal([]byte(sum), []byte(asked)) {
+	stored, err := hex.DecodeString(asked)
+	if err != nil {
+		return "", fmt.Errorf("read the option pin: %w", err)
+	}
+	if key.Matches(stored, pinScope, typed) {
 		return target, nil
 	}
 	return "", nil

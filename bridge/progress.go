@@ -59,14 +59,14 @@ func (p *board) edit() {
 	a := p.actor
 	for {
 		p.mu.Lock()
-		text := p.next
+		notice, text := p.notice, p.next
 		p.next, p.busy = "", text != ""
 		p.mu.Unlock()
 		if text == "" {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)
-		a.note("tell the room how its call is getting on", a.bridge.matrix.EditNotice(ctx, p.room, p.notice, text))
+		a.note("tell the room how its call is getting on", a.bridge.matrix.EditNotice(ctx, p.room, notice, text))
 		cancel()
 	}
 }

@@ -109,7 +109,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	a.resumeMenu(state)
 	a.resumeAway(state.Away)
 	begin, goesOn := leg.Interrupted, leg.Resumed
-	asked := !known && state.wasAsked(row.Phase)
+	asked := !known && state.Asked()
 	if asked {
 		goesOn = leg.ResumedAsking
 	}

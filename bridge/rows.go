@@ -29,7 +29,7 @@ func (a *actor) row() db.Leg {
 	}
 	l := db.Leg{
 		ID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch, Phase: a.state.Phase.String(),
-		Created: a.begun, Answered: d.Since, Updated: time.Now(),
+		Created: a.begun, Answered: a.answered, Updated: time.Now(),
 		Direction: "in", Trunk: a.info.Trunk, Dialled: string(a.info.Dialled),
 		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
 		Ghost: a.join.localpart, EndBy: a.state.EndBy,

@@ -49,6 +49,7 @@ func (s *studio) Stats() studioStats {
 		total.Late += w.late.Load()
 		total.Skipped += w.skipped.Load()
 		total.Overflow += w.overflow.Load()
+		total.NoSeat += w.noSeat.Load()
 	}
 	return total
 }
@@ -72,6 +73,7 @@ type studioStats struct {
 	Late     uint64 // frames mixed late, because the loop was held up
 	Skipped  uint64 // frames given up after a longer hold-up
 	Overflow uint64 // packets dropped because a worker's inbox was full
+	NoSeat   uint64 // packets dropped because their device could not be put on the desk: no decoder was to be had
 }
 
 // voiceOptions connect one phone with its conference.

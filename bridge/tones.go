@@ -56,6 +56,7 @@ func (a *actor) openEarly() error {
 func (a *actor) stopTone() {
 	if a.early != nil {
 		a.stream = a.early.Leave()
+		a.count(a.early)
 		a.early = nil
 	}
 }

@@ -39,6 +39,7 @@ type worker struct {
 
 	late, skipped, overflow atomic.Uint64
 	fromPhones, fromDevices tally
+	noSeat                  atomic.Uint64
 }
 
 // tally is what became of the packets of streams that have ended. The loop adds, everybody may read.
@@ -206,7 +207,8 @@ func (w *worker) deviceFor(v *voice, key deviceKey) *transcode.Device {
 	if s == nil {
 		device, err := v.conf.desk.AddDevice()
 		if err != nil {
-			return nil // the desk counts it
+			w.noSeat.Add(1)
+			return nil
 		}
 		device.Mute(v.conf.muted[key])
 		s = &seat{device: device, copies: make(map[*voice]bool)}

@@ -42,7 +42,7 @@ type Dialog struct {
 	Transfer Transfer     `json:"transfer,omitzero"` // the phone was asked to call somebody else
 
 	Info  Info       `json:"info"`
-	Since time.Time  `json:"since"` // when we answered
+	Since time.Time  `json:"since"` // when we prepared our answer, or the phone answered
 	Media MediaState `json:"media"`
 }
 

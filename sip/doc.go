@@ -1,9 +1,9 @@
-// Package sip is the phone world: it listens for SIP over UDP and TCP, keeps the dialogs of calls, answers offers and
+// Package sip is the phone world: it listens for SIP over UDP, TCP and TLS, keeps the dialogs of calls, answers offers and
 // carries RTP to and from phones. It knows nothing of rooms, codecs' insides or databases; its caller decides what
 // happens to a call, and saves its [Dialog].
 //
 // From sipgo it takes the parser, the transports and the transactions. Everything above is written here: a dialog of
-// sipgo cannot be rebuilt after a restart (ADR: own dialogs).
+// sipgo cannot be rebuilt after a restart (ADR 3).
 //
 // # A call
 //

@@ -22,7 +22,8 @@ import (
 const (
 	firstPause   = 100 * time.Millisecond
 	longestPause = 5 * time.Second
-	steadyAfter  = time.Minute      // a program that ran so long begins with the first pause again
+	steadyAfter  = time.Minute // a program that ran so long begins with the first pause again
+	readPause    = 100 * time.Millisecond
 	stopPatience = 20 * time.Second // a program that was asked to end and does not
 )
 
@@ -248,6 +249,7 @@ func (k *Keeper) read() {
 			return
 		}
 		if err != nil {
+			time.Sleep(readPause) // whatever it is, it shall not cost a processor
 			continue
 		}
 		pid, fds := sender(control[:controls])

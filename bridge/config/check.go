@@ -234,7 +234,7 @@ func (c *checker) calls(k *Calls) {
 
 func (c *checker) dialIn(d *DialIn) {
 	if d.PINKey == "" {
-		c.wrong("dial_in.pin_key", "name the file of the key; it is made at the first start")
+		c.wrong("dial_in.pin_key", "name the file of the key; it is made when it is first needed")
 	}
 	if d.PINDigits < pin.Least || d.PINDigits > pin.Longest {
 		c.wrong("dial_in.pin_digits", "must be from %d to %d", pin.Least, pin.Longest)

@@ -135,6 +135,12 @@ var toneNames = [...]string{"none", "ringback", "busy", "congestion", "informati
 
 func (t Tone) String() string { return name(toneNames[:], int(t)) }
 
+// MarshalText writes the name.
+func (t Tone) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads a name.
+func (t *Tone) UnmarshalText(text []byte) error { return parse(t, toneNames[:], text) }
+
 // Cause is why a leg ended. Its text goes to logs, metrics and the history.
 type Cause string
 

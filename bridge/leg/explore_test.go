@@ -1,6 +1,7 @@
 package leg
 
 import (
+	"encoding/json"
 	"slices"
 	"testing"
 	"time"
@@ -131,6 +132,12 @@ func walk(t *testing.T, from journey, ev Event) journey {
 	return to
 }
 
+// visible is what the phone, the room or its members notice.
+var visible = map[EffectKind]bool{
+	Ring: true, JoinRoom: true, SendAnswer: true, AskPhone: true, Enter: true, PlayTone: true, RingRoom: true, RingOver: true,
+	DialPhone: true, AckPhone: true, Report: true, RefusePhone: true, HangUpPhone: true, LeaveRoom: true,
+}
+
 func promises(from, to journey, effects []Effect) []string {
 	var broken []string
 	check := func(kept bool, sentence string) {
@@ -167,6 +174,9 @@ func promises(from, to journey, effects []Effect) []string {
 	check(d.rings <= 1 && d.rung <= 1 && d.rings-d.rung == btoi(s.Rung), "the room is told of a ring at most once, and once how it ended")
 	check(!s.Rung || s.Phase == Ringing, "a ring is over once the phone stops ringing")
 	check(d.answers == 0 || s.Rules.Ring == 0 || s.Rules.Asks || s.Met, "a phone that rings is answered only after somebody came")
+	save := slices.IndexFunc(effects, func(e Effect) bool { return e.Kind == Save })
+	seen := slices.IndexFunc(effects, func(e Effect) bool { return visible[e.Kind] })
+	check(save < 0 || seen < 0 || save < seen, "the row is saved before what others can see")
 	last := slices.IndexFunc(effects, func(e Effect) bool { return e.Kind == Forget })
 	check(last < 0 || last == len(effects)-1, "forget is the last effect")
 	check(d.dials <= 1 && (d.dials == 0 || d.saves > 0 && d.joins == 1), "a phone is called at most once, after that was saved, and from within the room's call")
@@ -223,4 +233,26 @@ func FuzzStep(f *testing.F) {
 			t.Errorf("after all deadlines: %v", j.state)
 		}
 	})
+}
+
+func TestAStoredStateComesBackWhole(t *testing.T) {
+	for p := Idle; p <= Ended; p++ {
+		for side := Absent; side <= Gone; side++ {
+			for tone := NoTone; tone <= Information; tone++ {
+				want := State{Phase: p, Phone: side, Room: Gone - side, Tone: tone, Met: true, Cause: PhoneLost}
+				text, err := json.Marshal(want)
+				var got State
+				if err == nil {
+					err = json.Unmarshal(text, &got)
+				}
+				if err != nil || got != want {
+					t.Fatalf("%v came back as %v, %v, from %s", want, got, err, text)
+				}
+			}
+		}
+	}
+	var s State
+	if err := json.Unmarshal([]byte(`{"Phase": "dancing"}`), &s); err == nil {
+		t.Error("a phase that there is not was read")
+	}
 }

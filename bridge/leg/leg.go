@@ -2,6 +2,7 @@ package leg
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -32,6 +33,12 @@ var phaseNames = [...]string{
 
 func (p Phase) String() string { return name(phaseNames[:], int(p)) }
 
+// MarshalText writes the name, so that a stored state outlives a new order of phases; the same of sides and tones.
+func (p Phase) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads a name.
+func (p *Phase) UnmarshalText(text []byte) error { return parse(p, phaseNames[:], text) }
+
 // Side is what is known of one of the leg's two sides.
 type Side uint8
 
@@ -47,6 +54,12 @@ const (
 var sideNames = [...]string{"absent", "coming", "ready", "up", "going", "gone"}
 
 func (s Side) String() string { return name(sideNames[:], int(s)) }
+
+// MarshalText writes the name.
+func (s Side) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a name.
+func (s *Side) UnmarshalText(text []byte) error { return parse(s, sideNames[:], text) }
 
 // Rules are the limits of a leg, in wall-clock time.
 type Rules struct {
@@ -159,6 +172,11 @@ func (s State) Successor() State {
 
 // Answered tells whether the phone was answered, or may have been: the answer was saved and about to be sent.
 func (s State) Answered() bool { return s.Phone == Ready && !s.Out || s.Phone == Up }
+
+// Asked tells whether the phone was answered, or was about to be, and is not in its room yet.
+func (s State) Asked() bool {
+	return s.Phase == Answering || s.Phase == Asking || s.Phase == Entering
+}
 
 // OwesAck tells whether a phone that we called is up and not told yet that we know: that waits for [Saved].
 func (s State) OwesAck() bool { return s.Out && s.Phone == Up && !s.Acked }
@@ -545,6 +563,16 @@ func (m *machine) watchCompany() {
 }
 
 func (m *machine) due() bool { return !m.Deadline.IsZero() && !m.now.Before(m.Deadline) }
+
+// parse is the reverse of name.
+func parse[T ~uint8](into *T, names []string, text []byte) error {
+	i := slices.Index(names, string(text))
+	if i < 0 {
+		return fmt.Errorf("there is no %T %q", *into, text)
+	}
+	*into = T(i)
+	return nil
+}
 
 func name(names []string, i int) string {
 	if i < len(names) {

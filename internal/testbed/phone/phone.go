@@ -180,9 +180,11 @@ type Invite struct {
 
 // StatusError is a refusal of a call.
 type StatusError struct {
-	Code    int
-	Reason  string
-	Warning string
+	Code       int
+	Reason     string
+	Warning    string
+	Cause      string // the Reason header (RFC 3326)
+	RetryAfter string
 }
 
 func (e *StatusError) Error() string { return fmt.Sprintf("%d %s %s", e.Code, e.Reason, e.Warning) }
@@ -414,8 +416,10 @@ func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) 
 				}
 			case res.StatusCode >= 300:
 				e := &StatusError{Code: res.StatusCode, Reason: res.Reason}
-				if h := res.GetHeader("Warning"); h != nil {
-					e.Warning = h.Value()
+				for header, into := range map[string]*string{"Warning": &e.Warning, "Reason": &e.Cause, "Retry-After": &e.RetryAfter} {
+					if h := res.GetHeader(header); h != nil {
+						*into = h.Value()
+					}
 				}
 				tx.Terminate()
 				return errors.Join(e, ctx.Err())
