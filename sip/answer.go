@@ -14,7 +14,6 @@ type LocalState struct {
 	Addr    netip.AddrPort // where we receive audio
 	Codecs  []string       // by preference; the first that the offer has, too, is taken
 	Current string         // codec in use: kept if the offer still has it, the first in a later offer of ours
-	DTMF    uint8          // payload type of telephone-event in use, 0 = none: it keeps its meaning (RFC 3264 §8.3.2)
 
 	Hold       bool   // we do not want to hear the phone now
 	SessionID  uint64 // of the o= line
@@ -52,35 +51,6 @@ type NotAcceptable struct {
 func (e *NotAcceptable) Error() string {
 	return fmt.Sprintf("offer not acceptable: %d %s", e.Warn, e.Text)
 }
-
-// codec is one we can pass on.
-type codec struct {
-	name   string
-	static uint8
-}
-
-// RFC 3551 §6: static payload types.
-var (
-	pcmu = codec{"PCMU", 0}
-	pcma = codec{"PCMA", 8}
-)
-
-func codecNamed(name string) (codec, bool) {
-	switch {
-	case strings.EqualFold(name, pcmu.name):
-		return pcmu, true
-	case strings.EqualFold(name, pcma.name):
-		return pcma, true
-	}
-	return codec{}, false
-}
-
-const (
-	clockRate      = 8000
-	ourPtime       = 20  // ms per packet we send
-	ourDTMFPayload = 101 // in our own offers
-	firstDynamic   = 96  // RFC 3551 §3
-)
 
 // Answer answers an offer (RFC 3264). It is a pure function: same offer and state, same answer. The error is a
 // *NotAcceptable when the offer is understood but holds nothing for us, else it wraps errSDP.
@@ -216,92 +186,6 @@ func first(f []string) string {
 	return f[0]
 }
 
-// payload is one format of an m= line with its rtpmap.
-type payload struct {
-	pt   uint8
-	name string
-	rate int
-}
-
-// payloads reads the formats of m; numbers without rtpmap have their static meaning (RFC 3551).
-func payloads(m *MediaLine) []payload {
-	var out []payload
-	for _, f := range m.Formats {
-		pt, err := strconv.ParseUint(f, 10, 7)
-		if err != nil {
-			continue
-		}
-		p := payload{pt: uint8(pt)}
-		switch p.pt {
-		case pcmu.static:
-			p.name, p.rate = pcmu.name, clockRate
-		case pcma.static:
-			p.name, p.rate = pcma.name, clockRate
-		}
-		for _, a := range m.Attrs {
-			num, enc, ok := strings.Cut(a.Value, " ")
-			if !ok || !strings.EqualFold(a.Key, "rtpmap") || num != f {
-				continue
-			}
-			parts := strings.Split(strings.TrimSpace(enc), "/")
-			p.name, p.rate = parts[0], 0
-			if len(parts) > 1 {
-				p.rate, _ = strconv.Atoi(parts[1])
-			}
-			if len(parts) > 2 && parts[2] != "1" {
-				p.name = "" // more than one channel is not ours
-			}
-			break
-		}
-		if p.name != "" {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
-// chooseFormat takes the codec in use if still offered, else our first that is offered, and telephone-event.
-func chooseFormat(m *MediaLine, local LocalState) (Format, error) {
-	offered := payloads(m)
-	find := func(name string) (payload, bool) {
-		i := slices.IndexFunc(offered, func(p payload) bool {
-			return p.rate == clockRate && strings.EqualFold(p.name, name)
-		})
-		if i < 0 {
-			return payload{}, false
-		}
-		return offered[i], true
-	}
-	wanted := local.Codecs
-	if local.Current != "" {
-		wanted = append([]string{local.Current}, wanted...)
-	}
-	for _, name := range wanted {
-		c, ok := codecNamed(name)
-		if !ok {
-			continue
-		}
-		if p, ok := find(c.name); ok {
-			f := Format{Codec: c.name, PayloadType: p.pt, ClockRate: clockRate, Ptime: ptime(m)}
-			if te, ok := find("telephone-event"); ok && te.pt != p.pt {
-				f.DTMF = te.pt // RFC 3264 §6.1: dynamic numbers are the offer's
-			}
-			return f, nil
-		}
-	}
-	return Format{}, &NotAcceptable{305, "No common codec, offer " + strings.Join(local.Codecs, " or ")}
-}
-
-// ptime is what the phone would like to receive, within what we can send.
-func ptime(m *MediaLine) int {
-	if v, ok := attr(m.Attrs, "ptime"); ok {
-		if n, err := strconv.Atoi(v); err == nil && n >= 10 && n <= 60 {
-			return n
-		}
-	}
-	return ourPtime
-}
-
 // Offer describes what we want: all our codecs, the preferred one first, which is the format until the answer says
 // otherwise. The phone may be another one than before (a transfer), so that a later offer names all of them again.
 func Offer(local LocalState) ([]byte, *Negotiated) {
@@ -310,22 +194,13 @@ func Offer(local LocalState) ([]byte, *Negotiated) {
 		others := slices.DeleteFunc(slices.Clone(codecs), func(c string) bool { return strings.EqualFold(c, local.Current) })
 		codecs = append([]string{local.Current}, others...)
 	}
-	if local.DTMF < firstDynamic {
-		local.DTMF = ourDTMFPayload
-	}
 	before, index := local.described()
-	c, _ := codecNamed(codecs[0])
-	n := &Negotiated{
-		Format: Format{
-			Codec: c.name, PayloadType: c.static, ClockRate: clockRate, Ptime: ourPtime, DTMF: local.DTMF,
-		},
-		Direction:  directionOf(true, !local.Hold),
-		MediaIndex: index,
-	}
+	lines, f := describeCodecs(codecs, payloads(&before[index]))
+	n := &Negotiated{Format: f, Direction: directionOf(true, !local.Hold), MediaIndex: index}
 	body, version := local.render(func(b *strings.Builder) {
 		for i := range before {
 			if i == index {
-				local.writeOffer(b, before[i].Proto, codecs, n.Direction)
+				local.writeOffer(b, before[i].Proto, lines, n.Direction)
 			} else {
 				writeRejected(b, &before[i])
 			}
@@ -344,24 +219,42 @@ func (l LocalState) described() ([]MediaLine, int) {
 	return make([]MediaLine, 1), 0
 }
 
+// describeCodecs writes what an offer says of its codecs: the end of the m= line and the lines of their meaning. Keys come
+// at the clock of each codec. f is the format that holds until the answer is here.
+func describeCodecs(names []string, before []payload) (lines string, f Format) {
+	numbers := numbering{before: before}
+	var formats, maps strings.Builder
+	var rates []int
+	for i, name := range names {
+		c, _ := codecNamed(name)
+		number := numbers.of(c.name, c.rate, c.number)
+		fmt.Fprintf(&formats, " %d", number)
+		c.rtpmap(&maps, number)
+		if i == 0 {
+			f = Format{Codec: c.name, PayloadType: number, ClockRate: c.rate, Ptime: ourPtime}
+		}
+		if !slices.Contains(rates, c.rate) {
+			rates = append(rates, c.rate)
+		}
+	}
+	for _, rate := range rates {
+		number := numbers.of(telephoneEvent, rate, ourDTMFPayload)
+		fmt.Fprintf(&formats, " %d", number)
+		eventsMap(&maps, number, rate)
+		if rate == f.ClockRate {
+			f.DTMF, f.DTMFRate = number, rate
+		}
+	}
+	return formats.String() + "\r\n" + maps.String(), f
+}
+
 // writeOffer writes the m= line of an offer; before is the protocol of the one it follows, "" if there is none.
-func (l LocalState) writeOffer(b *strings.Builder, before string, codecs []string, d Direction) {
+func (l LocalState) writeOffer(b *strings.Builder, before, codecs string, d Direction) {
 	proto := "RTP/AVP" // with a=crypto, too: who knows no SRTP does without
 	if l.SRTP == SRTPRequired && before != proto || l.encrypts() && before == "RTP/SAVP" {
 		proto = "RTP/SAVP"
 	}
-	fmt.Fprintf(b, "m=audio %d %s", l.Addr.Port(), proto)
-	for _, name := range codecs {
-		c, _ := codecNamed(name)
-		fmt.Fprintf(b, " %d", c.static)
-	}
-	fmt.Fprintf(b, " %d\r\n", l.DTMF)
-	for _, name := range codecs {
-		c, _ := codecNamed(name)
-		fmt.Fprintf(b, "a=rtpmap:%d %s/%d\r\n", c.static, c.name, clockRate)
-	}
-	fmt.Fprintf(b, "a=rtpmap:%[1]d telephone-event/%[2]d\r\na=fmtp:%[1]d 0-15\r\n", l.DTMF, clockRate)
-	fmt.Fprintf(b, "a=ptime:%d\r\na=%s\r\na=rtcp-mux\r\n", ourPtime, d)
+	fmt.Fprintf(b, "m=audio %d %s%sa=ptime:%d\r\na=%s\r\na=rtcp-mux\r\n", l.Addr.Port(), proto, codecs, ourPtime, d)
 	if l.encrypts() {
 		for i, key := range l.Keys {
 			writeCrypto(b, i+1, suites[i].name, key)
@@ -431,13 +324,22 @@ func (l LocalState) render(media func(*strings.Builder)) ([]byte, uint64) {
 
 func writeAudio(b *strings.Builder, offered *MediaLine, n *Negotiated, port uint16) {
 	f := n.Format
+	c, _ := codecNamed(f.Codec)
+	noise := f.ClockRate == pcmu.rate && offersNoise(offered)
 	fmt.Fprintf(b, "m=audio %d %s %d", port, offered.Proto, f.PayloadType)
 	if f.DTMF != 0 {
 		fmt.Fprintf(b, " %d", f.DTMF)
 	}
-	fmt.Fprintf(b, "\r\na=rtpmap:%d %s/%d\r\n", f.PayloadType, f.Codec, f.ClockRate)
+	if noise {
+		fmt.Fprintf(b, " %d", comfortNoise)
+	}
+	b.WriteString("\r\n")
+	c.rtpmap(b, f.PayloadType)
 	if f.DTMF != 0 {
-		fmt.Fprintf(b, "a=rtpmap:%d telephone-event/%d\r\na=fmtp:%d 0-15\r\n", f.DTMF, clockRate, f.DTMF)
+		eventsMap(b, f.DTMF, f.DTMFRate)
+	}
+	if noise {
+		fmt.Fprintf(b, "a=rtpmap:%d CN/%d\r\n", comfortNoise, pcmu.rate)
 	}
 	fmt.Fprintf(b, "a=ptime:%d\r\na=%s\r\n", ourPtime, n.Direction)
 	if n.RTCPMux {

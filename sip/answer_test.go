@@ -64,7 +64,7 @@ var answerTests = []struct {
 		"telephone-event with the offer's number", // RFC 3264 §6.1
 		sdpHead + "m=audio 4000 RTP/AVP 18 97 0\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-16\n", nil,
 		ownHead + "m=audio 20000 RTP/AVP 0 97\na=rtpmap:0 PCMU/8000\na=rtpmap:97 telephone-event/8000\na=fmtp:97 0-15\na=ptime:20\na=sendrecv\n",
-		with(func(n *Negotiated) { n.Format.DTMF = 97 }),
+		with(func(n *Negotiated) { n.Format.DTMF, n.Format.DTMFRate = 97, 8000 }),
 	},
 	{
 		"telephone-event of another clock is not ours",
@@ -301,7 +301,7 @@ func TestLaterOfferKeepsTheStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	local.LocalSDP, local.SDPVersion, local.MediaIndex = string(body), n.SDPVersion, n.MediaIndex
-	local.Current, local.DTMF = n.Format.Codec, n.Format.DTMF
+	local.Current = n.Format.Codec
 	offer, own := Offer(local)
 	want := crlf(strings.ReplaceAll(ownHead, "o=- 7 1", "o=- 7 2") + "m=video 0 RTP/AVP 96\n" +
 		"m=audio 20000 RTP/AVP 8 0 97\na=rtpmap:8 PCMA/8000\na=rtpmap:0 PCMU/8000\na=rtpmap:97 telephone-event/8000\n" +

@@ -81,11 +81,12 @@ type MediaState struct {
 
 // Format is how audio goes to and from the phone.
 type Format struct {
-	Codec       string `json:"codec"` // "PCMU" or "PCMA"
+	Codec       string `json:"codec"` // "PCMU", "PCMA", "G722" or "opus"
 	PayloadType uint8  `json:"payload_type"`
-	ClockRate   int    `json:"clock_rate"`
-	Ptime       int    `json:"ptime"` // milliseconds the phone wants per packet
-	DTMF        uint8  `json:"dtmf"`  // payload type of telephone-event, 0 = none
+	ClockRate   int    `json:"clock_rate"` // of RTP: 8000 for G.722, 48000 for Opus
+	Ptime       int    `json:"ptime"`      // milliseconds in each packet towards the phone
+	DTMF        uint8  `json:"dtmf"`       // payload type of telephone-event, 0 = none
+	DTMFRate    int    `json:"dtmf_rate"`  // its clock, nearly always ClockRate
 }
 
 // cseqBlock is how many sequence numbers a stored dialog reserves ahead.

@@ -110,7 +110,7 @@ func (w *digitWriter) replace(p *rtp.Packet, f Format) *rtp.Packet {
 		copy(w.queue[:], w.queue[1:w.waiting])
 		w.waiting--
 	}
-	length := rate * uint32(digitLength/time.Millisecond) / 1000
+	length := rate * uint32(digitLength/time.Millisecond) / 1000 // all times in the clock of the stream
 	packet := rate * uint32(f.Ptime) / 1000
 	duration := min(p.Timestamp-w.start+packet, length) // §2.5.1.2: up to the end of this packet
 	flags := byte(digitVolume)
@@ -120,6 +120,9 @@ func (w *digitWriter) replace(p *rtp.Packet, f Format) *rtp.Packet {
 			w.on, w.pause = false, true
 			w.resume = w.start + length + rate*uint32(digitPause/time.Millisecond)/1000
 		}
+	}
+	if f.DTMFRate != 0 {
+		duration = duration * uint32(f.DTMFRate) / rate
 	}
 	w.payload = [4]byte{w.event, flags, byte(duration >> 8), byte(duration)}
 	w.packet = rtp.Packet{

@@ -185,7 +185,7 @@ func (c *Call) local(port uint16) LocalState {
 	return LocalState{
 		SRTP: mode, Secure: c.dialog.Transport == TLS, Keys: c.srtpKeys,
 		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, port),
-		Codecs: codecs, Current: d.Format.Codec, DTMF: d.Format.DTMF,
+		Codecs: codecs, Current: d.Format.Codec,
 		SessionID: d.SessionID, SDPVersion: d.SDPVersion, LocalSDP: d.LocalSDP, MediaIndex: d.MediaIndex,
 	}
 }

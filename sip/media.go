@@ -52,9 +52,6 @@ type mediaTotals struct {
 	sendFails atomic.Uint64
 }
 
-// comfortNoise is the static payload type of RFC 3551 §6; phones send it without asking.
-const comfortNoise = 13
-
 // maxRTP leaves room for the tag of SRTP.
 const maxRTP = 1460
 
@@ -125,7 +122,9 @@ func (m *Media) WriteRTP(p *rtp.Packet) error {
 	if m.closed {
 		return errMediaClosed
 	}
-	m.tx.ssrc = p.SSRC
+	if m.tx.ssrc != p.SSRC {
+		m.tx = sentStats{ssrc: p.SSRC}
+	}
 	if !m.sendTo.IsValid() {
 		m.stats.held.Add(1)
 		m.keys.clear() // a key pressed on hold must not arrive minutes later
@@ -257,7 +256,7 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 		m.sendTo = from // symmetric RTP (RFC 4961)
 	}
 	if ok {
-		m.rx.packet(p, now)
+		m.rx.packet(p, now, m.neg.Format.ClockRate)
 	}
 	f, closed := m.neg.Format, m.closed
 	receives := m.neg.Direction.Receives()
@@ -270,8 +269,7 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 		if key, pressed := m.digits.read(p.SSRC, p.Timestamp, p.Payload); pressed {
 			m.onDigit(key)
 		}
-	case p.PayloadType == comfortNoise && f.PayloadType != comfortNoise: // RFC 3389: it is there, and silent
-	case p.PayloadType != f.PayloadType && p.PayloadType != pcmu.static && p.PayloadType != pcma.static:
+	case p.PayloadType != f.PayloadType && p.PayloadType != pcmu.number && p.PayloadType != pcma.number && p.PayloadType != comfortNoise:
 		// The other law is read like the agreed one: RFC 3264 §6.1 lets a phone that has answered with both change between
 		// them, and one that has our offer may send before its answer is here (§5.1).
 		m.stats.malformed.Add(1) // a codec that was not agreed

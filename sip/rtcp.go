@@ -29,6 +29,7 @@ type receivedStats struct {
 	packets   uint32
 	base, max uint32 // extended sequence numbers
 	jitter    float64
+	clock     int    // of the timestamps
 	transit   uint32 // arrival minus timestamp, modulo 2^32: only differences mean anything
 
 	priorExpected, priorPackets uint32
@@ -36,25 +37,30 @@ type receivedStats struct {
 	lastSRAt                    time.Time
 }
 
-func (r *receivedStats) packet(p *rtp.Packet, now time.Time) {
+// packet counts a packet of a codec with the given clock.
+func (r *receivedStats) packet(p *rtp.Packet, now time.Time, clock int) {
 	r.lastHeard = now
 	seq := uint32(p.SequenceNumber)
+	t := transitOf(p, now, clock)
 	if r.packets == 0 || p.SSRC != r.ssrc {
-		*r = receivedStats{lastHeard: now, ssrc: p.SSRC, base: seq, max: seq, packets: 1, transit: transitOf(p, now)}
+		*r = receivedStats{lastHeard: now, ssrc: p.SSRC, base: seq, max: seq, packets: 1, clock: clock, transit: t}
 		return
 	}
 	r.packets++
 	if ahead := uint16(seq - r.max); ahead < 0x8000 { // modulo 2^16
 		r.max += uint32(ahead)
 	}
-	t := transitOf(p, now)
 	d := float64(int32(t - r.transit))
 	r.transit = t
+	if clock != r.clock { // another codec: what was measured was in other units
+		r.clock, r.jitter = clock, 0
+		return
+	}
 	r.jitter += (max(d, -d) - r.jitter) / 16
 }
 
-func transitOf(p *rtp.Packet, now time.Time) uint32 {
-	return uint32(now.UnixMicro()*(clockRate/1000)/1000) - p.Timestamp
+func transitOf(p *rtp.Packet, now time.Time, clock int) uint32 {
+	return uint32(now.UnixMicro()*int64(clock/1000)/1000) - p.Timestamp
 }
 
 // report is the reception report of the interval since the last one; false if nothing came yet.
@@ -119,7 +125,7 @@ func (m *Media) compound(now time.Time, bye bool) []rtcp.Packet {
 		since := now.Sub(m.tx.at)
 		head = &rtcp.SenderReport{
 			SSRC: ssrc, NTPTime: ntpTime(now),
-			RTPTime:     m.tx.timestamp + uint32(since.Seconds()*clockRate),
+			RTPTime:     m.tx.timestamp + uint32(since.Seconds()*float64(m.neg.Format.ClockRate)),
 			PacketCount: m.tx.packets, OctetCount: m.tx.octets, Reports: reports,
 		}
 	}

@@ -35,7 +35,7 @@ var (
 )
 
 // Codecs are those a phone may be offered.
-var Codecs = []string{"PCMU", "PCMA"}
+var Codecs = []string{"PCMU", "PCMA", "G722", "opus"}
 
 func (c *checker) wrong(key, format string, args ...any) {
 	line := c.lines[key]
