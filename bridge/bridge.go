@@ -61,6 +61,7 @@ type Bridge struct {
 	ownTrunks    []config.Trunk  // those of the config; cfg has those of the database, too
 	showNumbers  map[string]bool // by trunk
 	inBand       map[string]bool // trunks whose phones' keys are heard in their sound
+	wideBand     map[string]bool // trunks whose phones may play more than 4 kHz
 
 	ctx  context.Context // of everything that runs; ends when the process should stop
 	stop context.CancelCauseFunc
@@ -111,6 +112,7 @@ func New(
 			Longest: cfg.Calls.Longest, Release: leg.DefaultRules().Release,
 		},
 		studio: newStudio(runtime.GOMAXPROCS(0)), showNumbers: make(map[string]bool), inBand: make(map[string]bool),
+		wideBand:  make(map[string]bool),
 		ownTrunks: cfg.SIP.Trunks,
 		legs:      make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
@@ -132,6 +134,7 @@ func New(
 	b.cfg, b.plan = cfg, newDialPlan(cfg)
 	for _, t := range cfg.SIP.Trunks {
 		b.showNumbers[t.Name], b.inBand[t.Name] = t.ShowNumbers, t.DTMF == "inband"
+		b.wideBand[t.Name] = slices.ContainsFunc(t.Codecs, func(c string) bool { return codecs[c].WideBand() })
 	}
 	b.journal = db.NewJournal(b.store, log)
 	b.routes, b.pins = newRoutes(cfg, b.store), newPINs(cfg.DialIn, b.store)

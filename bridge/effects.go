@@ -185,7 +185,7 @@ func (a *actor) enterCall(ctx context.Context) error {
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
 		CreateType: "m.voice", Intent: a.options.Intent, Name: a.callName(),
-		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
+		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership, WideBand: a.bridge.wideBand[a.info.Trunk],
 	})
 	if err != nil {
 		return err

@@ -230,6 +230,7 @@ func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
 	}
 	m, err := ghost.JoinCall(ctx, a.before.Room, matrixcall.CallOptions{
 		Rejoin: a.before, OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
+		WideBand: a.bridge.wideBand[a.info.Trunk],
 	})
 	return m, err
 }

@@ -101,6 +101,9 @@ type talkers struct {
 	alice *member.Member
 	call  *phone.Call
 	ghost id.UserID
+
+	rate             int // of the phone's sound
+	aliceHz, phoneHz float64
 }
 
 func (b *bed) talkers(kind member.Kind) *talkers {
@@ -110,21 +113,29 @@ func (b *bed) talkers(kind member.Kind) *talkers {
 
 func (b *bed) talkersWith(kind member.Kind, p *phone.Phone) *talkers {
 	b.t.Helper()
-	w := &talkers{bed: b, alice: b.person("alice", kind, true)}
+	w := &talkers{bed: b, rate: phone.Rate, aliceHz: aliceHz, phoneHz: phoneHz}
+	w.begin(kind, p)
+	return w
+}
+
+// begin makes them hear each other.
+func (w *talkers) begin(kind member.Kind, p *phone.Phone) {
+	w.t.Helper()
+	b := w.bed
+	w.alice = b.person("alice", kind, true)
 	w.call = b.dial(p, goodNumber)
 	ghosts := b.ghosts()
 	if len(ghosts) != 1 {
 		b.t.Fatalf("ghosts in the call: %v, want one", ghosts)
 	}
 	w.ghost = ghosts[0]
-	w.alice.Says(sine(aliceHz, 48000, time.Second))
-	w.call.Play(sine(phoneHz, 8000, time.Minute))
+	w.alice.Says(sine(w.aliceHz, 48000, time.Second))
+	w.call.Play(sine(w.phoneHz, w.rate, time.Minute))
 	w.await("both to hear each other", w.hearing)
-	return w
 }
 
-func (w *talkers) phoneHears() bool { return loud(w.call.Heard(), aliceHz, 8000) }
-func (w *talkers) aliceHears() bool { return loud(w.alice.Heard(w.ghost).PCM, phoneHz, 48000) }
+func (w *talkers) phoneHears() bool { return loud(w.call.Heard(), w.aliceHz, w.rate) }
+func (w *talkers) aliceHears() bool { return loud(w.alice.Heard(w.ghost).PCM, w.phoneHz, 48000) }
 func (w *talkers) hearing() bool    { return w.phoneHears() && w.aliceHears() }
 
 // silence waits until nobody hears anything any more.
@@ -274,6 +285,41 @@ func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
 	w.await("the phone to be asked", func() bool { return w.call.Reinvited() == 1 })
 	if asked := p.Requests()[before:]; len(asked) < 2 || asked[0] != "REGISTER" {
 		t.Errorf("the next process asked %v, want REGISTER first", asked)
+	}
+	w.clean()
+}
+
+// A phone with Opus and a member hear tones of each other that the telephone network does not carry, before and after: the
+// codec, its number and its clock are in the row.
+func TestWideBandCallOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.stop()
+	trunk := b.cfg.SIP.Trunks[0]
+	trunk.Codecs = []string{"opus", "G722", "PCMA"}
+	b.cfg.SIP.Trunks = []config.Trunk{trunk}
+	doomed := b.startDoomed()
+	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", WideBand: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	w := &talkers{bed: b, rate: phone.WideRate, aliceHz: 6000, phoneHz: 5000}
+	w.begin(member.JSSDK, p)
+	answer := w.call.Answer()
+	for _, want := range []string{"RTP/AVP 98 97\r\n", "a=rtpmap:98 opus/48000/2\r\n", "a=rtpmap:97 telephone-event/48000\r\n"} {
+		if !strings.Contains(answer, want) {
+			t.Errorf("the answer is %q, want %q in it", answer, want)
+		}
+	}
+	kill(t, doomed)
+	w.silence()
+	begun := time.Now()
+	b.start()
+	w.back(begun)
+	w.await("the phone to be asked", func() bool { return w.call.Reinvited() == 1 })
+	if got := w.call.Codec(); got != "opus" {
+		t.Errorf("after the restart the codec is %s, want opus", got)
 	}
 	w.clean()
 }

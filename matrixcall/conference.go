@@ -83,6 +83,7 @@ type CallOptions struct {
 	CreateType string // m.type of a call we create; "" means m.voice
 	Intent     string // m.intent of a call we create; "" means m.ring
 	Name       string // m.name of a call we create
+	WideBand   bool   // devices are asked for sound up to 8 kHz, not 4: the phone can play it
 	Save       func(context.Context, MembershipInfo) error
 	OnEvent    func(Event)
 	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it; see LevelExtension

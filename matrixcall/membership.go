@@ -551,7 +551,7 @@ func (m *Membership) newConn(e mesh.Open) *peerConn {
 	c := &peerConn{
 		id: e.Conn, peer: peerKey(e.Peer), engine: m.host.rtcEngine(), track: m.track, metrics: m.host.Metrics(),
 		log:    m.log.With("peer", userName(e.Peer.User), "device", e.Peer.ID, "session", e.Peer.Session, "call_id", e.Call),
-		report: m.inbox.put, event: m.opts.OnEvent, packet: m.opts.OnPacket,
+		report: m.inbox.put, event: m.opts.OnEvent, packet: m.opts.OnPacket, wideBand: m.opts.WideBand,
 		turn: func(ctx context.Context) []TURNServer {
 			servers, err := m.host.turnServers(ctx, m.ghost)
 			if err != nil {

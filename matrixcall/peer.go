@@ -33,6 +33,8 @@ type peerConn struct {
 	track   webrtc.TrackLocal          // shared by all connections of the ghost
 	turn    func(context.Context) []TURNServer
 
+	wideBand bool // see CallOptions
+
 	ctx    context.Context // ends when the connection shall close
 	cancel context.CancelCauseFunc
 	tasks  *inbox[func()]
@@ -290,7 +292,7 @@ func gatherPatience(servers []webrtc.ICEServer) time.Duration {
 func (c *peerConn) sentCopy(sdp string) string {
 	sdp, mid := mesh.OneVoice(mesh.VideoInactive(sdp))
 	c.voice.Store(&mid)
-	return mesh.OpusWish(sdp, opusWish)
+	return mesh.OpusWish(sdp, opusWish(c.wideBand))
 }
 
 // createAnswer answers the peer's offer. An unanswered one of ours is forgotten.

@@ -44,9 +44,15 @@ const (
 	icePatience  = 150 // checks of a pair, one each 200 ms; pion's 7 give a pair up before a slow answer is there
 )
 
-// opusWish is what we tell browsers about the Opus we like to get: a phone plays 8 kHz, so anything above is wasted;
-// libwebrtc and Firefox obey these (RFC 7587 §6.1).
-const opusWish = "minptime=10;useinbandfec=1;usedtx=1;stereo=0;maxplaybackrate=8000;maxaveragebitrate=24000"
+// opusWish is what we tell browsers about the Opus we like to get: most phones play 8 kHz, some 16, and anything above is
+// wasted; libwebrtc and Firefox obey these (RFC 7587 §6.1).
+func opusWish(wideBand bool) string {
+	const always = "minptime=10;useinbandfec=1;usedtx=1;stereo=0;"
+	if wideBand {
+		return always + "maxplaybackrate=16000;maxaveragebitrate=32000"
+	}
+	return always + "maxplaybackrate=8000;maxaveragebitrate=24000"
+}
 
 const (
 	opusPayload       = 111

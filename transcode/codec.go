@@ -26,6 +26,9 @@ func (c Codec) String() string {
 	return "unknown"
 }
 
+// WideBand says that the codec carries more than 4 kHz.
+func (c Codec) WideBand() bool { return c.band() == wide }
+
 // band is what the codec carries. Opus is used up to 8 kHz of sound, as G.722 is.
 func (c Codec) band() band {
 	if c == G722 || c == Opus {

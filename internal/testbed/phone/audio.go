@@ -16,13 +16,13 @@ import (
 	"github.com/pion/srtp/v3"
 )
 
-// Rate is the sample rate of everything a phone plays and hears.
-const Rate = 8000
-
+// Rate is the sample rate of everything a phone plays and hears, WideRate that of a wide-band phone.
 const (
-	frame        = 20 * time.Millisecond
-	frameSamples = Rate / 50
+	Rate     = 8000
+	WideRate = 16000
 )
+
+const frame = 20 * time.Millisecond
 
 // audio is the RTP socket of one call: a sender on an absolute 20 ms schedule and a recorder.
 type audio struct {
@@ -32,7 +32,7 @@ type audio struct {
 
 	mu       sync.Mutex
 	started  time.Time
-	codec    codec
+	codec    coder
 	dtmf     uint8
 	remote   netip.AddrPort // zero: do not send
 	queue    []int16        // to be played
@@ -102,13 +102,25 @@ const beforeRollover = 90
 
 func (a *audio) port() uint16 { return a.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
 
+// agree takes what was agreed on; called with mu held. A codec goes on that did not change.
+func (a *audio) agree(c codec, dtmf uint8, remote netip.AddrPort) {
+	if a.codec.name != c.name {
+		var err error
+		if a.codec, err = c.start(); err != nil {
+			panic(err) // libopus has no memory left
+		}
+	}
+	a.codec.pt = c.pt
+	a.dtmf, a.remote = dtmf, remote
+}
+
 func (a *audio) start(c codec, dtmf uint8, remote netip.AddrPort) {
 	a.mu.Lock()
 	running := !a.started.IsZero()
-	a.codec, a.dtmf, a.remote = c, dtmf, remote
+	a.agree(c, dtmf, remote)
 	if !running {
 		a.started = time.Now()
-		a.rec.began = a.started
+		a.rec.began, a.rec.rate = a.started, c.rate
 	}
 	a.mu.Unlock()
 	if running {
@@ -144,7 +156,7 @@ func (a *audio) send() {
 		}
 		a.mu.Lock()
 		packets := a.nextPackets(ts)
-		remote := a.remote
+		remote, step := a.remote, a.codec.frameTicks()
 		a.mu.Unlock()
 		for _, p := range packets {
 			p.Version, p.SSRC, p.SequenceNumber = 2, ssrc, seq
@@ -162,7 +174,7 @@ func (a *audio) send() {
 				a.mu.Unlock()
 			}
 		}
-		ts += frameSamples
+		ts += step
 	}
 }
 
@@ -189,34 +201,28 @@ func (a *audio) nextPackets(ts uint32) []*rtp.Packet {
 		p.tick++
 		switch {
 		case p.tick <= pressTicks:
-			return []*rtp.Packet{p.packet(a.dtmf, false, p.tick == 1)}
+			return []*rtp.Packet{a.pressed(false, p.tick == 1)}
 		case p.tick == pressTicks+1:
-			return []*rtp.Packet{p.packet(a.dtmf, true, false), p.packet(a.dtmf, true, false), p.packet(a.dtmf, true, false)}
+			return []*rtp.Packet{a.pressed(true, false), a.pressed(true, false), a.pressed(true, false)}
 		case p.tick >= pressTicks+1+pauseTicks:
 			a.press = nil
 		}
 	}
-	payload := make([]byte, frameSamples)
-	n := min(len(a.queue), frameSamples)
-	for i := range payload {
-		var s int16
-		if i < n {
-			s = a.queue[i]
-		}
-		payload[i] = a.codec.encode(s)
-	}
-	a.queue = a.queue[n:]
-	return []*rtp.Packet{{Header: rtp.Header{PayloadType: a.codec.pt, Timestamp: ts}, Payload: payload}}
+	pcm := make([]int16, a.codec.frameSamples())
+	a.queue = a.queue[copy(pcm, a.queue):]
+	return []*rtp.Packet{{Header: rtp.Header{PayloadType: a.codec.pt, Timestamp: ts}, Payload: a.codec.pack(pcm)}}
 }
 
-func (p *press) packet(pt uint8, end, marker bool) *rtp.Packet {
-	duration := min(p.tick, pressTicks+1) * frameSamples
+// pressed is the next packet of the key being pressed.
+func (a *audio) pressed(end, marker bool) *rtp.Packet {
+	p := a.press
+	duration := min(p.tick, pressTicks+1) * int(a.codec.frameTicks())
 	flags := byte(10) // volume −10 dBm0
 	if end {
 		flags |= 0x80
 	}
 	return &rtp.Packet{
-		Header:  rtp.Header{PayloadType: pt, Timestamp: p.ts, Marker: marker},
+		Header:  rtp.Header{PayloadType: a.dtmf, Timestamp: p.ts, Marker: marker},
 		Payload: []byte{p.event, flags, byte(duration >> 8), byte(duration)},
 	}
 }
@@ -312,6 +318,7 @@ func (k *keypad) hear(p *rtp.Packet) {
 // recorder lays packets out by their timestamps on a line that began with the call.
 type recorder struct {
 	began time.Time
+	rate  int // of pcm
 	pcm   []int16
 	ssrc  uint32
 	ts    uint32 // timestamp that belongs at sample at
@@ -322,11 +329,13 @@ type recorder struct {
 }
 
 // slack is how far timestamps and arrival may disagree before arrival is believed: a restarted or paused sender.
-const slack = 300 * Rate / 1000
+const slack = 300 * time.Millisecond
 
-func (r *recorder) write(p *rtp.Packet, c codec, now time.Time) {
-	arrival := int(now.Sub(r.began)*Rate/time.Second) - len(p.Payload)
-	at := r.at + int(int32(p.Timestamp-r.ts))
+func (r *recorder) write(p *rtp.Packet, c coder, now time.Time) {
+	pcm := c.unpack(p.Payload)
+	slack := int(slack * time.Duration(r.rate) / time.Second)
+	arrival := int(now.Sub(r.began)*time.Duration(r.rate)/time.Second) - len(pcm)
+	at := r.at + int(int32(p.Timestamp-r.ts))*r.rate/c.clock
 	if !r.known || p.SSRC != r.ssrc {
 		r.streams++
 	}
@@ -337,17 +346,15 @@ func (r *recorder) write(p *rtp.Packet, c codec, now time.Time) {
 	if at < 0 {
 		return
 	}
-	if end := at + len(p.Payload); end > len(r.pcm) {
+	if end := at + len(pcm); end > len(r.pcm) {
 		r.pcm = slices.Grow(r.pcm, end-len(r.pcm))[:end] // grown memory is zero: silence
 	}
-	for i, b := range p.Payload {
-		r.pcm[at+i] = c.decode(b)
-	}
+	copy(r.pcm[at:], pcm)
 }
 
 // heard is the recording up to now, with the silence at its end.
 func (r *recorder) heard(now time.Time) []int16 {
-	n := max(int(now.Sub(r.began)*Rate/time.Second), len(r.pcm))
+	n := max(int(now.Sub(r.began)*time.Duration(r.rate)/time.Second), len(r.pcm))
 	out := make([]int16, n)
 	copy(out, r.pcm)
 	return out

@@ -76,7 +76,7 @@ func (c *Call) Ended() string {
 // CallID names the call.
 func (c *Call) CallID() string { return c.callID }
 
-// Play queues 8 kHz PCM; it is sent in real time. Wait waits for it.
+// Play queues PCM at 8 kHz, of a wide-band phone at 16; it is sent in real time. Wait waits for it.
 func (c *Call) Play(pcm []int16) { c.audio.play(pcm) }
 
 // Press queues keys as RFC 4733 events.
@@ -97,7 +97,7 @@ func (c *Call) Wait(ctx context.Context) error {
 	}
 }
 
-// Heard is everything since the answer, or since early media began, as 8 kHz PCM; where nothing came there is silence.
+// Heard is everything since the answer, or since early media began, as PCM of the same rate; where nothing came there is silence.
 func (c *Call) Heard() []int16 {
 	c.audio.mu.Lock()
 	defer c.audio.mu.Unlock()
@@ -316,21 +316,27 @@ func (c *Call) ack(res *sip.Response) {
 }
 
 func (c *Call) offer() []byte {
-	if c.phone.config.NoDTMF {
-		return c.describe(c.phone.config.Codecs, 0)
+	var offered []codec
+	for _, name := range c.phone.config.Codecs {
+		if k, ok := codecOf(name); ok {
+			offered = append(offered, k)
+		}
 	}
-	return c.describe(c.phone.config.Codecs, 97)
+	if c.phone.config.NoDTMF {
+		return c.describe(offered, 0)
+	}
+	return c.describe(offered, 97)
 }
 
 // answerSDP answers the bridge's description taken last, with its numbers.
 func (c *Call) answerSDP() []byte {
 	c.mu.Lock()
-	name, dtmf := c.codec.name, c.dtmf
+	k, dtmf := c.codec, c.dtmf
 	c.mu.Unlock()
-	return c.describe([]string{name}, dtmf)
+	return c.describe([]codec{k}, dtmf)
 }
 
-func (c *Call) describe(names []string, dtmf uint8) []byte {
+func (c *Call) describe(offered []codec, dtmf uint8) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.version++
@@ -340,17 +346,13 @@ func (c *Call) describe(names []string, dtmf uint8) []byte {
 		family = "IP6"
 	}
 	var pts, maps strings.Builder
-	for _, name := range names {
-		k, ok := codecOf(name)
-		if !ok {
-			continue
-		}
+	for _, k := range offered {
 		fmt.Fprintf(&pts, " %d", k.pt)
-		fmt.Fprintf(&maps, "a=rtpmap:%d %s/8000\r\n", k.pt, k.name)
+		fmt.Fprintf(&maps, "a=rtpmap:%d %s\r\n", k.pt, k.rtpmap)
 	}
 	if dtmf != 0 {
 		fmt.Fprintf(&pts, " %d", dtmf)
-		fmt.Fprintf(&maps, "a=rtpmap:%d telephone-event/8000\r\na=fmtp:%d 0-15\r\n", dtmf, dtmf)
+		fmt.Fprintf(&maps, "a=rtpmap:%d telephone-event/%d\r\na=fmtp:%d 0-15\r\n", dtmf, offered[0].clock, dtmf)
 	}
 	profile := "RTP/AVP"
 	if p.config.SRTP {
@@ -366,6 +368,7 @@ func (c *Call) takeSDP(body []byte) error {
 	var host string
 	var k codec
 	var port, dtmf int
+	var first string // payload type
 	for line := range bytes.Lines(body) {
 		l := strings.TrimSpace(string(line))
 		switch {
@@ -374,12 +377,13 @@ func (c *Call) takeSDP(body []byte) error {
 		case strings.HasPrefix(l, "m=audio "):
 			f := strings.Fields(l)
 			port, _ = strconv.Atoi(f[1])
-			for _, known := range codecs {
-				if f[3] == strconv.Itoa(int(known.pt)) {
-					k = known
-				}
-			}
-		case strings.HasPrefix(l, "a=rtpmap:") && strings.Contains(l, "telephone-event"):
+			first = f[3]
+		case strings.HasPrefix(l, "a=rtpmap:"+first+" "):
+			name, _, _ := strings.Cut(strings.Fields(l)[1], "/")
+			k, _ = codecOf(name)
+			pt, _ := strconv.ParseUint(first, 10, 7)
+			k.pt = uint8(pt)
+		case strings.HasPrefix(l, "a=rtpmap:") && strings.Contains(l, "telephone-event") && dtmf == 0:
 			dtmf, _ = strconv.Atoi(strings.Fields(l[len("a=rtpmap:"):])[0])
 		case strings.HasPrefix(l, "a=crypto:"):
 			if err := c.audio.decrypt(l); err != nil {
@@ -399,7 +403,7 @@ func (c *Call) takeSDP(body []byte) error {
 	c.mu.Unlock()
 	c.audio.mu.Lock()
 	if !c.audio.started.IsZero() {
-		c.audio.codec, c.audio.dtmf, c.audio.remote = k, uint8(dtmf), netip.AddrPortFrom(addr, uint16(port))
+		c.audio.agree(k, uint8(dtmf), netip.AddrPortFrom(addr, uint16(port)))
 	}
 	c.audio.mu.Unlock()
 	return nil

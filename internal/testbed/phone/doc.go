@@ -5,7 +5,7 @@
 //	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.20")})
 //	defer p.Close()
 //	call, err := p.Dial(ctx, "127.0.0.1:5060", "1000")
-//	call.Play(speech)                 // 8 kHz PCM, sent in real time
+//	call.Play(speech)                 // 8 kHz PCM, sent in real time; 16 kHz for WideBand
 //	call.Press("42#")
 //	err = call.Hangup(ctx)
 //	heard := call.Heard()             // 8 kHz PCM since the answer

@@ -55,24 +55,3 @@ func decodeALaw(b byte) int16 {
 	}
 	return int16(v)
 }
-
-type codec struct {
-	name   string
-	pt     uint8
-	encode func(int16) byte
-	decode func(byte) int16
-}
-
-var codecs = []codec{
-	{"PCMU", 0, encodeMuLaw, decodeMuLaw},
-	{"PCMA", 8, encodeALaw, decodeALaw},
-}
-
-func codecOf(name string) (codec, bool) {
-	for _, c := range codecs {
-		if c.name == name {
-			return c, true
-		}
-	}
-	return codec{}, false
-}

@@ -28,6 +28,7 @@ type Config struct {
 	Name      string     // display name
 	Codecs    []string   // in order of preference, default PCMU, PCMA
 	NoDTMF    bool       // does not offer telephone-event
+	WideBand  bool       // plays and hears at 16 kHz; its codec is Opus
 
 	TLS  *tls.Config // for "tls": its certificate, and whose it believes
 	SRTP bool        // encrypts its sound, with keys in the description (RFC 4568)
@@ -60,7 +61,11 @@ func Open(c Config) (*Phone, error) {
 	if c.User == "" {
 		c.User = "2001"
 	}
-	if len(c.Codecs) == 0 {
+	switch {
+	case len(c.Codecs) > 0:
+	case c.WideBand:
+		c.Codecs = []string{"opus"}
+	default:
 		c.Codecs = []string{"PCMU", "PCMA"}
 	}
 	p := &Phone{config: c, calls: map[string]*Call{}, called: make(chan *Call, 4)}

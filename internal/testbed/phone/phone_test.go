@@ -8,7 +8,7 @@ import (
 )
 
 func TestG711RoundTrip(t *testing.T) {
-	for _, c := range codecs {
+	for _, c := range codecs[:2] {
 		for b := range 256 {
 			s := c.decode(byte(b))
 			if got := c.decode(c.encode(s)); got != s {
@@ -43,13 +43,17 @@ func TestG711RoundTrip(t *testing.T) {
 
 func TestRecorderKeepsGaps(t *testing.T) {
 	began := time.Now()
-	r := recorder{began: began}
+	r := recorder{began: began, rate: Rate}
+	muLaw, err := codecs[0].start()
+	if err != nil {
+		t.Fatal(err)
+	}
 	packet := func(at time.Duration, ssrc, ts uint32) {
-		payload := make([]byte, frameSamples)
+		payload := make([]byte, codecs[0].frameSamples())
 		for i := range payload {
 			payload[i] = encodeMuLaw(1000)
 		}
-		r.write(&rtp.Packet{Header: rtp.Header{SSRC: ssrc, Timestamp: ts}, Payload: payload}, codecs[0], began.Add(at))
+		r.write(&rtp.Packet{Header: rtp.Header{SSRC: ssrc, Timestamp: ts}, Payload: payload}, muLaw, began.Add(at))
 	}
 	packet(120*time.Millisecond, 1, 5000)
 	packet(145*time.Millisecond, 1, 5160)  // late by 5 ms: laid out by its timestamp
