@@ -112,6 +112,7 @@ type bubble struct {
 
 	mu     sync.Mutex
 	events []timed[Event]
+	row    Dialog // what an application that saves at once has saved last
 	invite func(*Call)
 }
 
@@ -124,6 +125,10 @@ func (b *bubble) Invite(c *Call) {
 	c.OnEvent(func(e Event) {
 		b.mu.Lock()
 		b.events = append(b.events, timed[Event]{time.Since(b.began), e})
+		switch e.(type) {
+		case Acked, DialogChanged:
+			b.row = c.Dialog()
+		}
 		b.mu.Unlock()
 	})
 	select {
@@ -144,6 +149,12 @@ func (b *bubble) said() []string {
 		out = append(out, fmt.Sprintf("%v %s", e.at, strings.TrimPrefix(fmt.Sprintf("%T", e.v), "sip.")))
 	}
 	return out
+}
+
+func (b *bubble) saved() Dialog {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.row
 }
 
 func (b *bubble) event(i int) Event {

@@ -138,8 +138,9 @@ func (c *Call) handleReinvite(t *transaction) bool {
 	} else {
 		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion = string(body), n.SDPVersion
 	}
+	res := c.okSDP(t, body)
 	c.changed()
-	return c.respondSDP(t, body)
+	return c.respondSDP(t, res)
 }
 
 // handleUpdate answers UPDATE (RFC 3311), with or without an offer.
@@ -154,7 +155,6 @@ func (c *Call) handleUpdate(t *transaction) {
 	case len(body) == 0:
 		c.refreshTarget(t.req)
 		c.refreshIdentity(t.req)
-		c.changed()
 		c.send2xx(t, nil)
 		return
 	case c.state < confirmed && c.answer == nil, m == nil: // §5.2: the offer of the INVITE is not answered yet
@@ -172,7 +172,6 @@ func (c *Call) handleUpdate(t *transaction) {
 	c.refreshTarget(t.req)
 	c.refreshIdentity(t.req)
 	c.renegotiated(m, own, body, n)
-	c.changed()
 	c.send2xx(t, own)
 }
 
@@ -182,14 +181,15 @@ func (c *Call) changed() {
 	c.emit(DialogChanged{})
 }
 
+// send2xx answers an UPDATE. What it has changed is saved first.
 func (c *Call) send2xx(t *transaction, body []byte) {
 	res := c.stack.response(t.req, 200, statusText(200), gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), supportedHeader())
 	if c.state == confirmed {
 		for _, h := range c.timeSession(t.req) {
 			res.AppendHeader(h)
 		}
-		c.publish()
 	}
+	c.changed()
 	if body != nil {
 		res.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 		res.SetBody(body)

@@ -271,7 +271,7 @@ func (c *Call) sendAnswer() error {
 		}
 		c.rel.next = time.Time{}
 	}
-	if !c.respondSDP(c.invite, c.prepared) {
+	if !c.respondSDP(c.invite, c.okSDP(c.invite, c.prepared)) {
 		c.cancelled()
 		return ErrEnded
 	}
@@ -284,10 +284,9 @@ func (c *Call) sendAnswer() error {
 	return nil
 }
 
-// respondSDP sends a 2xx to an INVITE and keeps it for retransmission. It is false when a CANCEL was first: then no 2xx
+// respondSDP sends a 2xx (okSDP) to an INVITE and keeps it for retransmission. It is false when a CANCEL was first: then no 2xx
 // is out, and the ACK that comes with the branch and CSeq of the INVITE is the 487's (§17.1.1.3).
-func (c *Call) respondSDP(t *transaction, body []byte) bool {
-	res := c.okSDP(t, body)
+func (c *Call) respondSDP(t *transaction, res *gosip.Response) bool {
 	now := time.Now()
 	c.answer.releaseIfAny() // of an earlier re-INVITE; its ACK was lost or is still to come
 	c.answer = &answer{
@@ -302,7 +301,7 @@ func (c *Call) respondSDP(t *transaction, body []byte) bool {
 	return true
 }
 
-// okSDP is a 200 with our description.
+// okSDP is a 200 with our description, and sets the timer it tells of.
 func (c *Call) okSDP(t *transaction, body []byte) *gosip.Response {
 	res := c.stack.response(t.req, 200, statusText(200),
 		gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), supportedHeader())

@@ -125,8 +125,9 @@ func (c *Call) takeOver(r *replaces, trunk *Trunk, source netip.AddrPort, t *tra
 		c.nextRTCP = time.Now().Add(rtcpInterval)
 	}
 	c.state = answered
+	res := c.okSDP(t, body)
 	c.changed() // before the phone can know
-	if !c.respondSDP(t, body) {
+	if !c.respondSDP(t, res) {
 		c.cancelledReplacement()
 		return true
 	}

@@ -70,7 +70,7 @@ func (c *Call) timeSession(req *gosip.Request) []gosip.Header {
 	knows := supports(req, "timer")
 	switch {
 	case !knows && interval == 0:
-		c.dialog.Session = SessionTimer{}
+		c.untime()
 		return nil
 	case interval == 0:
 		interval = sessionInterval
@@ -97,7 +97,7 @@ func (c *Call) timeSession(req *gosip.Request) []gosip.Header {
 func (c *Call) sessionAnswered(res *gosip.Response) {
 	interval, refresher := sessionExpires(res)
 	if interval == 0 {
-		c.dialog.Session = SessionTimer{}
+		c.untime() // §7.2: without the header the session has no expiry
 		return
 	}
 	c.setSession(max(interval, minSession), refresher != "uas")
@@ -106,6 +106,11 @@ func (c *Call) sessionAnswered(res *gosip.Response) {
 func (c *Call) setSession(interval time.Duration, ours bool) {
 	c.dialog.Session = SessionTimer{Interval: interval, Ours: ours, Until: time.Now().Add(interval)}
 	c.nextRefresh = c.dialog.Session.next()
+}
+
+// untime lets the call live for ever.
+func (c *Call) untime() {
+	c.dialog.Session, c.nextRefresh = SessionTimer{}, time.Time{}
 }
 
 // next is when something must be done about the timer: half of it for who refreshes; else the BYE, before the other side
@@ -126,6 +131,10 @@ func (s SessionTimer) expiry() time.Time { return s.Until.Add(-min(32*time.Secon
 func (c *Call) tickSession(now time.Time) {
 	s := c.dialog.Session
 	if c.nextRefresh.IsZero() || now.Before(c.nextRefresh) || c.state != confirmed {
+		return
+	}
+	if s.Interval == 0 {
+		c.nextRefresh = time.Time{}
 		return
 	}
 	if now.Before(s.expiry()) {

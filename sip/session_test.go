@@ -287,3 +287,93 @@ func TestDiversionsAreKept(t *testing.T) {
 		})
 	}
 }
+
+// RFC 4028 §7.2, §9: a refresh that says nothing of a timer, or is answered so, ends it. The call has no expiry any more, also
+// for the process after this one.
+func TestTimerThatIsSwitchedOffEndsNoCall(t *testing.T) {
+	timed := []string{"Session-Expires: 600;refresher=uac", "Require: timer"}
+	for name, tt := range map[string]struct {
+		invite    func(*Call)
+		switchOff func(*bubble) (bye string)
+	}{
+		"by a re-INVITE of the phone": {answerAtOnce, func(b *bubble) string {
+			b.peer.send(invite("Supported: timer", "Session-Expires: 300"))
+			b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+			time.Sleep(time.Minute)
+			b.peer.send(b.peer.within("INVITE", "i2", 2, peerOffer))
+			b.peer.send(b.peer.within("ACK", "k2", 2, ""))
+			return b.peer.within("BYE", "y1", 9, "")
+		}},
+		"by an UPDATE of the phone": {answerAtOnce, func(b *bubble) string {
+			b.peer.send(invite("Supported: timer", "Session-Expires: 300"))
+			b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+			time.Sleep(time.Minute)
+			b.peer.send(b.peer.within("UPDATE", "u2", 2, ""))
+			return b.peer.within("BYE", "y1", 9, "")
+		}},
+		"in the answer to our UPDATE": {nil, func(b *bubble) string {
+			_, inv := b.dials()
+			b.peer.answers(inv, "200 OK", "b1", peerAnswer, append(timed, "Allow: INVITE, UPDATE, BYE, ACK")...)
+			time.Sleep(5 * time.Minute)
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "200 OK", "", "")
+			return b.peer.called(inv, "BYE", "y1", 9, "")
+		}},
+		"in the answer to our re-INVITE": {nil, func(b *bubble) string {
+			_, inv := b.dials()
+			b.peer.answers(inv, "200 OK", "b1", peerAnswer, timed...)
+			time.Sleep(5 * time.Minute)
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "200 OK", "", peerAnswer)
+			return b.peer.called(inv, "BYE", "y1", 9, "")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var saved Dialog
+			inBubble(t, quiet10h, tt.invite, func(b *bubble) {
+				bye := tt.switchOff(b)
+				saved = b.saved()
+				if saved.Session != (SessionTimer{}) {
+					t.Errorf("saved with %+v, want no timer", saved.Session)
+				}
+				b.peer.forget()
+				time.Sleep(2 * time.Hour)
+				synctest.Wait()
+				wantLines(t, "peer received", b.peer.lines(), nil)
+				b.peer.send(bye)
+			})
+			inBubble(t, quiet10h, nil, func(b *bubble) { // another process
+				call, err := b.stack.Resume(saved)
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * time.Hour)
+				synctest.Wait()
+				wantLines(t, "peer received", b.peer.lines(), nil)
+				_ = call.Hangup(CauseNormal)
+				synctest.Wait()
+				b.peer.send(replyTo(b.peer.last(), "200 OK"))
+			})
+		})
+	}
+}
+
+// What the row says of a timer is what the phone was told, whoever asked for it.
+func TestTimerIsSavedBeforeThePhoneIsToldOfIt(t *testing.T) {
+	for _, method := range []string{"INVITE", "UPDATE"} {
+		t.Run(method, func(t *testing.T) {
+			inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+				b.peer.send(invite("Supported: timer", "Session-Expires: 300"))
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				time.Sleep(time.Minute)
+				body := map[string]string{"INVITE": peerOffer}[method]
+				b.peer.send(b.peer.within(method, "r2", 2, body, "Supported: timer", "Session-Expires: 600;refresher=uac"))
+				if s := b.saved().Session; s.Interval != 10*time.Minute || s.Ours || time.Until(s.Until) != 10*time.Minute {
+					t.Errorf("saved with %+v, want 10 minutes from now, the phone's", s)
+				}
+				b.peer.send(b.peer.within("ACK", "k2", 2, ""))
+				b.peer.send(b.peer.within("BYE", "y1", 9, ""))
+			})
+		})
+	}
+}
