@@ -662,7 +662,7 @@ func fingerprint(w world) string {
 		fmt.Fprintf(&b, "lost %v %s %v\n", lost, in(l.until), l.unheard)
 	}
 	for _, p := range s.sortedPeers() {
-		fmt.Fprintf(&b, "peer %s %d %s %v %s %s\n", p.Peer, p.tries, in(p.next), p.resting, in(p.warn), in(p.watch))
+		fmt.Fprintf(&b, "peer %s %d %s %v %v %v %s %s\n", p.Peer, p.tries, in(p.next), p.resting, p.spoke, p.silent, in(p.warn), in(p.watch))
 		if l := p.link; l != nil {
 			fmt.Fprintf(&b, "link %s %v %s %s %s %s %s %v %v %d %v %s %d %v\n", l.phase, l.inviter, in(l.deadline),
 				in(l.repeat), l.neg, in(l.negUntil), in(l.reoffer), l.asked, l.audio, len(l.queue), l.dirty,

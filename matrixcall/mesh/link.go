@@ -49,6 +49,7 @@ func (m *machine) invite(p *peer) {
 
 func (m *machine) newLink(p *peer, call string, ph linkPhase) *link {
 	p.next, p.warn, p.watch, p.resting, p.gaveUp = zero, zero, zero, false, false
+	p.silent = false
 	p.link = &link{conn: m.newConn(), call: call, phase: ph, deadline: m.now.Add(shellPatience)}
 	return p.link
 }
@@ -423,9 +424,10 @@ func (m *machine) expectAgain(p *peer, patience time.Duration) {
 		return
 	}
 	if p.tries >= len(backoff) {
-		p.next, p.resting = zero, true
+		p.next, p.resting, p.silent = zero, true, !p.spoke
 		return
 	}
+	p.spoke = p.spoke && p.tries > 0
 	p.next = m.now.Add(backoff[p.tries])
 	p.tries++
 }

@@ -182,7 +182,7 @@ func (m *machine) wake(p *peer) {
 	if p.link != nil {
 		return
 	}
-	p.tries, p.next = 0, m.now
+	p.tries, p.next, p.spoke, p.silent = 0, m.now, false, false
 	if p.resting || !p.invites {
 		p.resting = false
 		m.expect(p, calleePatience)

@@ -43,6 +43,10 @@ func (m *machine) receiveFromMember(from Device, sig Signal) {
 			m.drop(from, sig, "too many signals")
 			return
 		}
+		if p.silent { // a laptop that slept: what it says belongs to links that are over, but it is back
+			m.wake(p)
+		}
+		p.spoke = true
 		m.inOrder(p, sig)
 	case p != nil && sig.SenderSession == p.former && sig.Kind != Invite && sig.Kind != Candidates:
 		m.drop(from, sig, "of a past session")

@@ -143,6 +143,8 @@ type peer struct {
 	tries   int       // links that ended since the peer was last steadily connected
 	next    time.Time // open a link then
 	resting bool      // no more attempts of ours until it moves
+	spoke   bool      // it has said something since its tries began
+	silent  bool      // it rests because it did not: a word of it is reason to try again
 	gaveUp  bool      // it is the caller, has closed a link that carried sound, and has not called since
 	warn    time.Time // we are the callee: when to wonder, and
 	watch   time.Time // when to reset our session
