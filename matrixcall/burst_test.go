@@ -66,27 +66,43 @@ func TestBurstsThroughGoodAndBadDays(t *testing.T) {
 	t.Logf("bridge restarts twice: to ghosts %s", spread(toGhosts))
 }
 
-// atRest is what is asserted of 95 of 100 messages at rest, and is no claim of speed: CI shares its two cores with Synapse
-// and other tests. Later than that means that something waits for a time-out. The speed wanted, 95 of 100 within 300 ms, is
-// judged by a person on a quiet machine, from the p50 and p95 that the test prints (docs/performance.md).
-const atRest = 2 * time.Second
+// What is asserted of 95 of 100 messages at rest. CI shares its two cores with Synapse and the clients, which a burst keeps
+// busy for a quarter of a second: so the speed that is wanted must show in the best of some tries, two bursts each. All of
+// them together have more time: later than that means that something waits for a time-out.
+const (
+	atRest    = 300 * time.Millisecond
+	atRestAll = 2 * time.Second
+	restTries = 12
+)
 
 // judgeRest measures bursts at rest, each direction for itself: 25 messages at once keep a homeserver busy for most of it.
 func (w *assembly) judgeRest() {
 	t := w.bed
 	t.Helper()
-	w.silent, w.listening = true, false
-	first := w.rounds(8, 500*time.Millisecond, nil)
-	w.silent, w.listening = false, true
-	second := w.rounds(8, 500*time.Millisecond, nil)
-	w.silent, w.listening = false, false
-	w.allIsThere()
-	toGhosts, _ := w.latencies(first)
-	_, toClients := w.latencies(second)
-	t.Logf("at rest, %d messages each way: to ghosts %s, to clients %s", len(toGhosts), spread(toGhosts), spread(toClients))
-	if late := max(percentile(toGhosts, 95), percentile(toClients, 95)); late > atRest {
-		t.Errorf("at rest 95 of 100 messages came within %v, want %v", late, atRest)
+	for _, way := range []struct {
+		name              string
+		silent, listening bool
+	}{{"to ghosts", true, false}, {"to clients", false, true}} {
+		w.silent, w.listening = way.silent, way.listening
+		began, best, tries := time.Now(), time.Hour, 0
+		for ; tries < 4 || tries < restTries && best > atRest; tries++ {
+			since := w.rounds(2, 500*time.Millisecond, nil)
+			w.allIsThere()
+			best = min(best, percentile(w.latest(since), 95))
+		}
+		all := w.latest(began)
+		t.Logf("at rest, %s, %d messages: %s; best of %d tries p95 %d ms", way.name, len(all), spread(all), tries, best.Milliseconds())
+		if late := percentile(all, 95); best > atRest || late > atRestAll {
+			t.Errorf("at rest, %s, 95 of 100 messages came within %v, at best within %v; want %v and %v", way.name, late, best, atRestAll, atRest)
+		}
 	}
+	w.silent, w.listening = false, false
+}
+
+// latest is how long each message took since some moment, whichever way it went.
+func (w *assembly) latest(since time.Time) []time.Duration {
+	toGhosts, toClients := w.latencies(since)
+	return append(toGhosts, toClients...)
 }
 
 // assembly is some clients and ghosts in one call, all talking to all.
