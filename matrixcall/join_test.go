@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"trunkline/internal/testbed/homeserver"
+	"trunkline/internal/testbed/member"
 )
 
 // TestCancelledJoinDoesNotHoldUpTheRoom: the homeserver stalls on one ghost's entry, and its caller gives up.
@@ -57,6 +58,35 @@ func TestCancelledJoinDoesNotHoldUpTheRoom(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// Whoever is in the call may signal a ghost as soon as it sees its entry. The homeserver's answer that the entry stands has
+// not even come by then: it got lost on the way.
+func TestInviteIsAnsweredBeforeOurEntryIsConfirmed(t *testing.T) {
+	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
+		t.Run(kind.String(), func(t *testing.T) {
+			inCrowd(t, func(t *testing.T, c *crowd) {
+				alice := c.enter("0alice", kind) // the lower id, who invites
+				_, err := alice.CreateCall(t.Context(), c.room)
+				c.soon(err)
+				c.soon(alice.JoinCall(c.shortly(), c.room))
+				g := c.phone("_sip_first")
+				lost := c.fake.Break(&homeserver.Fault{
+					Method: http.MethodPut, Path: "/state/" + memberType, User: g.user, Late: true, Drop: true, Times: 1,
+				})
+				m := c.call(g, CallOptions{})
+				if heard, lost := c.service.metrics.SignalsReceived.Load(), lost.Hits(); heard == 0 || lost != 1 {
+					t.Errorf("%d signals were heard before our entry was confirmed, %d answers were lost; want some, and one", heard, lost)
+				}
+				c.connected(m, "0alice")
+				if n := c.service.metrics.MessagesUnclaimed.Load(); n != 0 {
+					t.Errorf("%d messages were for no call", n)
+				}
+				c.noComplaints()
+				c.soon(m.Leave(c.shortly(), ""))
+			})
+		})
+	}
 }
 
 // TestPhonesThatDialTogetherShareOneCall runs the whole package: ghosts with

@@ -44,10 +44,11 @@ type callBed struct {
 	delay    time.Duration // of to-device messages
 	metrics  Metrics
 	relays   []TURNServer
-	unsent   id.UserID   // gets no message, and the sender is told
-	far      id.UserID   // gets messages after ten seconds; others do not wait for that
-	frames   int         // sent by talk
-	cut      atomic.Bool // the network
+	unsent   id.UserID    // gets no message, and the sender is told
+	far      id.UserID    // gets messages after ten seconds; others do not wait for that
+	frames   int          // sent by talk
+	cut      atomic.Bool  // the network
+	off      atomic.Value // string: an address that is cut off from it
 }
 
 const bedRoom = id.RoomID("!room")
@@ -394,6 +395,7 @@ type browser struct {
 	keys   bool                       // its track carries telephone events
 	// impolite ignores a crossing offer, as the side that invited does.
 	impolite bool
+	late     bool // switches its microphone on while it answers, and reads its description too late, as hydrogen does
 	mu       sync.Mutex
 	tracks   map[id.UserID]*webrtc.TrackLocalStaticRTP
 	senders  map[id.UserID]*webrtc.RTPSender
@@ -516,22 +518,27 @@ func (br *browser) callThem() {
 		if call := br.calls[m.User]; !m.Ours || m.User < br.user || call != nil && call.to.Session == m.Session {
 			continue
 		}
-		call := br.newCall("b-"+newID(), m)
-		if br.noMic {
-			br.check(addVideo(call.pc))
-		} else {
-			br.addTrack(call)
-		}
-		offer, err := call.pc.CreateOffer(nil)
-		br.check(err)
-		br.check(call.pc.SetLocalDescription(offer))
-		call.outSDP = offer.SDP
-		br.send(call, "m.call.invite", map[string]any{
-			"offer": map[string]any{"type": "offer", "sdp": offer.SDP}, "lifetime": 60000,
-			"org.matrix.msc3077.sdp_stream_metadata": br.metadata(),
-		})
-		br.trickle(call)
+		br.invite(m, "b-"+newID())
 	}
+}
+
+// invite calls a ghost.
+func (br *browser) invite(m MemberDevice, callID string) {
+	call := br.newCall(callID, m)
+	if br.noMic {
+		br.check(addVideo(call.pc))
+	} else {
+		br.addTrack(call)
+	}
+	offer, err := call.pc.CreateOffer(nil)
+	br.check(err)
+	br.check(call.pc.SetLocalDescription(offer))
+	call.outSDP = offer.SDP
+	br.send(call, "m.call.invite", map[string]any{
+		"offer": map[string]any{"type": "offer", "sdp": offer.SDP}, "lifetime": 60000,
+		"org.matrix.msc3077.sdp_stream_metadata": br.metadata(),
+	})
+	br.trickle(call)
 }
 
 func addVideo(pc *webrtc.PeerConnection) error {
@@ -633,10 +640,16 @@ func (br *browser) receive(msg wire) {
 	}
 	call := br.calls[msg.from]
 	if msg.evtType == "m.call.invite" {
-		if call != nil && call.id == c.CallID {
-			return
+		switch {
+		case call != nil && call.id == c.CallID:
+		case call != nil && call.inSDP == "" && call.id < c.CallID: // both are calling: the lower call id wins
+			br.refuse(to, c.CallID)
+		case call != nil && call.inSDP == "":
+			br.send(call, "m.call.hangup", map[string]any{"reason": "replaced"})
+			br.accept(to, c)
+		default:
+			br.accept(to, c)
 		}
-		br.accept(to, c)
 		return
 	}
 	if call == nil || call.id != c.CallID {
@@ -662,7 +675,34 @@ func (br *browser) accept(to MemberDevice, c signalContent) {
 	if !br.noMic {
 		br.addTrack(call)
 	}
+	if br.late {
+		br.answerLate(call)
+		return
+	}
 	br.answer(call, "m.call.answer", "answer")
+	br.trickle(call)
+}
+
+// refuse declines an invite that crossed our own.
+func (br *browser) refuse(to MemberDevice, callID string) {
+	br.send(&browserCall{id: callID, to: to}, "m.call.hangup", map[string]any{"reason": "replaced"})
+}
+
+// answerLate answers, and is overtaken by the microphone: the offer that adds it goes out in place of the answer, and then
+// once more as what it is.
+func (br *browser) answerLate(call *browserCall) {
+	answer, err := call.pc.CreateAnswer(nil)
+	br.check(err)
+	br.check(call.pc.SetLocalDescription(answer))
+	br.noMic = false
+	br.addTrack(call)
+	offer, err := call.pc.CreateOffer(nil)
+	br.check(err)
+	br.check(call.pc.SetLocalDescription(offer))
+	call.outSDP = offer.SDP
+	description := map[string]any{"type": "offer", "sdp": offer.SDP}
+	br.send(call, "m.call.answer", map[string]any{"answer": description, "sdp_stream_metadata": br.metadata()})
+	br.send(call, "m.call.negotiate", map[string]any{"description": description, "sdp_stream_metadata": br.metadata()})
 	br.trickle(call)
 }
 

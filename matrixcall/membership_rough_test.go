@@ -238,8 +238,12 @@ func TestPeersBeyondTheLimitAreTurnedAway(t *testing.T) {
 	})
 }
 
-// cutFilter lets nothing through while the network is cut.
-func (b *callBed) cutFilter(vnet.Chunk) bool { return !b.cut.Load() }
+// cutFilter lets nothing through while the network is cut, and nothing from or to an address that is off it.
+func (b *callBed) cutFilter(c vnet.Chunk) bool {
+	off, _ := b.off.Load().(string)
+	return !b.cut.Load() && (off == "" || !strings.HasPrefix(c.SourceAddr().String(), off+":") &&
+		!strings.HasPrefix(c.DestinationAddr().String(), off+":"))
+}
 
 // press sends a packet of a telephone event (RFC 4733) to every ghost.
 func (br *browser) press(event byte, timestamp uint32, seq uint16) {

@@ -68,6 +68,46 @@ func TestPhoneStartsTheCallAndClientJoins(t *testing.T) {
 	}
 }
 
+// Hydrogen calls the ghost that is calling it: the two invites cross, and the lower call id wins. The ghost's begin with "c".
+func TestInvitesCross(t *testing.T) {
+	for _, call := range []string{"a-client", "z-client"} {
+		t.Run(call, func(t *testing.T) {
+			s, users := newScene(t, lab.RoomOptions{}, "alice")
+			alice := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0))
+			phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+			s.startCall(alice)
+			s.must(alice.CrossInvites(s.ctx, call))
+			s.dial(phone)
+			t.Logf("both hear each other %d ms after the INVITE", s.allHearAll(phone, 10*time.Second).Milliseconds())
+			invites, err := alice.Sent(s.ctx, "m.call.invite")
+			s.must(err)
+			replaced, err := alice.Hangups(s.ctx, "replaced")
+			s.must(err)
+			loses := call > "c"
+			if invites != 1 || len(replaced) != 1 || (replaced[0] == call) != loses {
+				t.Errorf("the client has sent %d invites and given up %q, want 1, and its own to be given up: %t", invites, replaced, loses)
+			}
+		})
+	}
+}
+
+// Somebody who has joined with the camera only presses the microphone in the very moment in which hydrogen answers. What it
+// sends as its answer is the offer that adds the microphone.
+func TestMicrophoneIsPressedWhileHydrogenAnswers(t *testing.T) {
+	s, users := newScene(t, lab.RoomOptions{}, "alice")
+	alice := s.pageSaying(lab.Hydrogen, users[0], bed.Steady(0))
+	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	call, err := alice.CreateCall(s.ctx, s.room.ID)
+	s.must(err)
+	s.must(alice.JoinWith(s.ctx, s.room.ID, call, false, true))
+	s.must(alice.PressWhileAnswering(s.ctx))
+	s.dial(phone)
+	t.Logf("both hear each other %d ms after the INVITE", s.allHearAll(phone, 10*time.Second).Milliseconds())
+	if types, err := alice.AnswerTypes(s.ctx); err != nil || len(types) != 1 || types[0] != "offer" {
+		t.Errorf("the client's answers were of type %q, %v; want one offer", types, err)
+	}
+}
+
 // A client joins in the same instant in which the ghost does, or a moment earlier or later: hydrogen loses an invite that
 // reaches it in the middle of its own join.
 func TestClientJoinsWhileTheGhostDoes(t *testing.T) {

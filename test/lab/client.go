@@ -260,6 +260,30 @@ func (c *Client) Transports(ctx context.Context) ([]string, error) {
 	return evaluate[[]string](ctx, c, "lab.transports()")
 }
 
+// CrossInvites makes hydrogen call the ghost that calls it, with this call id, so that the two invites cross. The client
+// must be in the call, and the ghost not yet.
+func (c *Client) CrossInvites(ctx context.Context, call string) error {
+	return c.do(ctx, "peer.crossInvites(%s)", call)
+}
+
+// PressWhileAnswering makes hydrogen switch the microphone on in the moment in which it answers the ghost's call. The client
+// must be in the room's call, and the ghost not yet.
+func (c *Client) PressWhileAnswering(ctx context.Context) error {
+	return c.do(ctx, "peer.pressWhileAnswering()")
+}
+
+// Hangups returns the call ids of the hangups that the client has sent for a reason since it was opened.
+func (c *Client) Hangups(ctx context.Context, reason string) ([]string, error) {
+	return evaluate[[]string](ctx, c, `peer.capturedMessages().filter((m) => m.direction === ">" && m.type === "m.call.hangup" &&
+		m.content.reason === %s).map((m) => m.content.call_id)`, reason)
+}
+
+// AnswerTypes returns what the client's answers said they were: "answer", or "offer" by a fault of hydrogen's.
+func (c *Client) AnswerTypes(ctx context.Context) ([]string, error) {
+	return evaluate[[]string](ctx, c, `peer.capturedMessages().filter((m) => m.direction === ">" && m.type === "m.call.answer")
+		.map((m) => m.content.answer.type)`)
+}
+
 // Sent counts the call messages of a type that the client has sent to others than its own user since it was opened.
 func (c *Client) Sent(ctx context.Context, messageType string) (int, error) {
 	return evaluate[int](ctx, c, `peer.capturedMessages().filter((m) => m.direction === ">" && m.type === %s && m.user !== %s).length`,
