@@ -184,7 +184,7 @@ func (a *actor) enterCall(ctx context.Context) error {
 		return err
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
-		CreateType: "m.voice", Intent: a.options.Intent, Name: a.callName(),
+		CreateType: "m.voice", Intent: a.options.Intent, Name: a.callName(), EntryLife: a.bridge.cfg.Calls.EntryLife,
 		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership, WideBand: a.bridge.wideBand[a.info.Trunk],
 	})
 	if err != nil {

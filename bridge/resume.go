@@ -229,8 +229,8 @@ func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
 		}
 	}
 	m, err := ghost.JoinCall(ctx, a.before.Room, matrixcall.CallOptions{
-		Rejoin: a.before, OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
-		WideBand: a.bridge.wideBand[a.info.Trunk],
+		Rejoin: a.before, EntryLife: a.bridge.cfg.Calls.EntryLife, WideBand: a.bridge.wideBand[a.info.Trunk],
+		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
 	})
 	return m, err
 }

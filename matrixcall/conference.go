@@ -87,6 +87,7 @@ type CallOptions struct {
 	Save       func(context.Context, MembershipInfo) error
 	OnEvent    func(Event)
 	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it; see LevelExtension
+	EntryLife  time.Duration                          // of the ghost's member entry, which is renewed in time; 0 means an hour
 
 	// Rejoin takes over a membership that another process has left standing (see Abandon): the same call, a new session.
 	// ErrCallOver says that the call has ended meanwhile. nil joins the room's call or makes one.

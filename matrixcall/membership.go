@@ -157,7 +157,7 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 	m.state = mesh.New(mesh.Config{
 		Self: mesh.Device{User: m.info.Ghost, ID: m.info.Device}, ConfID: call.ConfID, Session: m.info.SessionID,
 		CallPrefix: "c-" + newID() + "-", StreamID: stream, Created: call.Ours, Fresh: fresh, Returns: opts.Rejoin != nil,
-		MaxPeers: host.rtcEngine().maxPeers,
+		MaxPeers: host.rtcEngine().maxPeers, EntryLife: opts.EntryLife,
 	})
 	return m, nil
 }

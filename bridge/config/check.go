@@ -223,6 +223,7 @@ func (c *checker) calls(k *Calls) {
 		{"alone_timeout", k.AloneTimeout, time.Second},
 		{"empty_timeout", k.EmptyTimeout, 0},
 		{"longest", k.Longest, time.Second},
+		{"entry_life", k.EntryLife, 10 * time.Second},
 		{"keep_history", k.KeepHistory, 0},
 	} {
 		if d.value < d.least {

@@ -153,6 +153,7 @@ type Calls struct {
 	AloneTimeout time.Duration `yaml:"alone_timeout"`
 	EmptyTimeout time.Duration `yaml:"empty_timeout"`
 	Longest      time.Duration `yaml:"longest"`
+	EntryLife    time.Duration `yaml:"entry_life"`
 	KeepHistory  time.Duration `yaml:"keep_history"`
 	OnStop       string        `yaml:"on_stop"`
 

@@ -21,12 +21,13 @@ type Config struct {
 	Fresh      bool   // … and was made a moment ago: nobody else can be in it unseen
 	Returns    bool   // a predecessor of ours was in the call: who is listed was there with it
 	MaxPeers   int    // 0 means 64
+
+	EntryLife time.Duration // how long our member entry is valid when it is written; 0 means an hour, as clients have it
 }
 
 // The timers. Those that clients have too are theirs (hydrogen, matrix-js-sdk) unless said otherwise.
 const (
-	entryValidity   = time.Hour
-	entryRenewal    = 45 * time.Minute // ¾ of its life
+	entryLife       = time.Hour
 	entryRetry      = 30 * time.Second
 	sessionRetry    = 3 * time.Second
 	inviteLifetime  = 60 * time.Second
@@ -233,6 +234,7 @@ type link struct {
 // New returns the state of a mesh that has not joined.
 func New(cfg Config) State {
 	cfg.MaxPeers = cmp.Or(cfg.MaxPeers, 64)
+	cfg.EntryLife = cmp.Or(cfg.EntryLife, entryLife)
 	return State{cfg: cfg, session: cfg.Session}
 }
 

@@ -98,7 +98,7 @@ func (m *machine) withLink(conn Conn, f func(*peer)) {
 func (m *machine) writeEntry() {
 	m.entry.writing = true
 	m.entry.next = time.Time{}
-	m.entry.expires = m.now.Add(entryValidity)
+	m.entry.expires = m.now.Add(m.cfg.EntryLife)
 	m.do(PutMember{Session: m.session, Expires: m.entry.expires})
 }
 
@@ -117,7 +117,7 @@ func (m *machine) memberWritten(ev MemberWritten) {
 		m.entry.session = m.session
 		m.entry.written = m.now
 		m.entry.stands = m.entry.expires
-		m.entry.next = m.now.Add(entryRenewal - m.jitter())
+		m.entry.next = m.now.Add(m.cfg.EntryLife*3/4 - m.jitter())
 		m.endLeftBehind()
 		if m.phase == joining {
 			m.phase = joined
@@ -135,7 +135,7 @@ func (m *machine) memberWritten(ev MemberWritten) {
 	case m.entry.session != m.session:
 		m.entry.next = m.now.Add(sessionRetry) // nobody can reach us until it is written
 	default:
-		m.entry.next = m.now.Add(entryRetry)
+		m.entry.next = m.now.Add(min(entryRetry, m.cfg.EntryLife/40))
 	}
 }
 
@@ -145,11 +145,11 @@ func (m *machine) fail(err string) {
 	m.leave("")
 }
 
-// jitter spreads the renewals of ghosts that joined together over five minutes.
+// jitter spreads the renewals of ghosts that joined together over a twelfth of an entry's life: five minutes of an hour.
 func (m *machine) jitter() time.Duration {
 	h := fnv.New32a()
 	h.Write([]byte(m.session))
-	return time.Duration(h.Sum32()%300) * time.Second
+	return m.cfg.EntryLife * time.Duration(h.Sum32()%300) / 3600
 }
 
 // leave says goodbye and removes our entry: hangup and state, for matrix-js-sdk keeps a call whose member vanished and

@@ -104,6 +104,7 @@ func (tr *tracer) line(words []string) {
 		cfg.Created = slices.Contains(plain, "created")
 		cfg.Returns = slices.Contains(plain, "returns")
 		cfg.MaxPeers, _ = strconv.Atoi(opts["max"])
+		cfg.EntryLife, _ = time.ParseDuration(opts["life"])
 		tr.state = New(cfg)
 		return
 	case "after":

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -40,6 +41,33 @@ func TestReloadedClientIsBackInAudio(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Entries live for ten seconds here, and an hour elsewhere. The ghost renews its own in time: js-sdk stops sending to a device
+// whose entry has expired, and the call is heard without a gap beyond the end of the first entry.
+func TestGhostsEntryIsRenewedInTime(t *testing.T) {
+	const life = 10 * time.Second
+	s, users := newScene(t, lab.RoomOptions{}, "alice", "bob")
+	undo, err := bed.Bridge().RestartWith(s.ctx, "calls", "entry_life", life.String())
+	s.must(err)
+	defer func() { s.must(undo(context.Background())) }()
+	alice, bob := s.pageSaying(lab.JSSDK, users[0], bed.Steady(0)), s.pageSaying(lab.Hydrogen, users[1], bed.Steady(1))
+	phone := s.phoneSaying("desk", bed.Steady(2), lab.PhoneOptions{})
+	s.startCall(alice)
+	s.joinCall(bob)
+	s.dial(phone)
+	s.allHearAll(phone, 10*time.Second)
+	heard, before := time.Now(), s.ghosts()
+	time.Sleep(life + 2*time.Second)
+	if now := s.ghosts(); len(before) != 1 || len(now) != 1 || !now[0].Expires.After(before[0].Expires) || now[0].Session != before[0].Session {
+		t.Errorf("ghosts %v before and %v after, want the same session with a later end", before, now)
+	}
+	s.noGap(phone, heard, alice, bob)
+	for _, c := range s.pages {
+		s.noGapAt(c, heard, phone)
+	}
+	s.must(phone.Hangup(s.ctx)) // before the bridge is restarted
+	s.eventually("the ghost has left", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
 }
 
 // Two clients die without a word. The ghost gives them up once ICE has failed, and talks on with the one that is left.

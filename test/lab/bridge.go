@@ -171,6 +171,39 @@ func (b *Bridge) configure(homeserver string) error {
 	return os.WriteFile(b.config, config, 0o600)
 }
 
+// RestartWith stops the bridge and starts it with another value of a setting, and returns what puts the old one back the same
+// way.
+func (b *Bridge) RestartWith(ctx context.Context, group, key string, value any) (undo func(context.Context) error, err error) {
+	before, err := os.ReadFile(b.config)
+	if err != nil {
+		return nil, err
+	}
+	config := map[string]any{}
+	if err := yaml.Unmarshal(before, &config); err != nil {
+		return nil, fmt.Errorf("read the bridge's config: %w", err)
+	}
+	settings, _ := config[group].(map[string]any)
+	if settings == nil {
+		settings = map[string]any{}
+	}
+	settings[key] = value
+	config[group] = settings
+	after, err := yaml.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
+	restart := func(ctx context.Context, config []byte) error {
+		if err := b.Stop(); err != nil {
+			return fmt.Errorf("stop the bridge: %w", err)
+		}
+		if err := os.WriteFile(b.config, config, 0o600); err != nil {
+			return err
+		}
+		return b.Start(ctx)
+	}
+	return func(ctx context.Context) error { return restart(ctx, before) }, restart(ctx, after)
+}
+
 // Start starts the bridge and waits until it says that it is ready.
 func (b *Bridge) Start(ctx context.Context) (err error) {
 	cmd := b.machine.command(b.binary, "-c", b.config)
