@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -136,6 +137,36 @@ func TestFunctionsFitOnAPage(t *testing.T) {
 			if lines > longestFunction {
 				t.Errorf("%s: %s has %d lines, at most %d are allowed", f.path, fn.Name.Name, lines, longestFunction)
 			}
+		}
+	}
+}
+
+// TestProtocolNamesTestsThatExist: the table of the clients' call notes says which test shows each line, and names every trace.
+func TestProtocolNamesTestsThatExist(t *testing.T) {
+	text, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]bool{}
+	for _, f := range goFiles(t, true) {
+		for _, decl := range f.tree.Decls {
+			if fun, ok := decl.(*ast.FuncDecl); ok && fun.Recv == nil && strings.HasSuffix(f.path, "_test.go") {
+				tests[fun.Name.Name] = true
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile("`((?:Test|Fuzz|Benchmark)\\w+)`").FindAllStringSubmatch(string(text), -1) {
+		if !tests[m[1]] {
+			t.Errorf("docs/protocol.md names %s, which does not exist", m[1])
+		}
+	}
+	traces, err := filepath.Glob("../../matrixcall/mesh/testdata/*.trace")
+	if err != nil || len(traces) == 0 {
+		t.Fatalf("Glob = %v, %v, want traces", traces, err)
+	}
+	for _, trace := range traces {
+		if name := strings.TrimSuffix(filepath.Base(trace), ".trace"); !strings.Contains(string(text), "`"+name+"`") {
+			t.Errorf("docs/protocol.md does not name the trace %s", name)
 		}
 	}
 }
