@@ -135,6 +135,9 @@ func newAssembly(b *bed, people, ghosts int) *assembly {
 		w.names = append(w.names, fmt.Sprintf("_sip_burst%d", n))
 	}
 	w.enter()
+	for _, p := range w.people {
+		p.memberOf(w.room, "conf", time.Hour) // as clients do before they signal
+	}
 	return w
 }
 

@@ -26,6 +26,9 @@ func TestBurstsFromTwoClientsReachFiveGhosts(t *testing.T) {
 	alice, carol := b.person("alice", true), b.person("carol", true)
 	room := alice.room(b.service.Bot())
 	carol.enter(alice, room)
+	for _, p := range []*person{alice, carol} {
+		p.memberOf(room, "conf", time.Hour) // as clients do before they signal
+	}
 	var ghosts []*Ghost
 	var ears []*ear
 	for n := range 5 {
