@@ -260,8 +260,8 @@ func (c *Client) Transports(ctx context.Context) ([]string, error) {
 	return evaluate[[]string](ctx, c, "lab.transports()")
 }
 
-// CrossInvites makes hydrogen call the ghost that calls it, with this call id, so that the two invites cross. The client
-// must be in the call, and the ghost not yet.
+// CrossInvites makes the client call the ghost that calls it, so that the two invites cross. hydrogen does so with this call
+// id, js-sdk with one of its own, which begins with a digit. The client must be in the call, and the ghost not yet.
 func (c *Client) CrossInvites(ctx context.Context, call string) error {
 	return c.do(ctx, "peer.crossInvites(%s)", call)
 }
