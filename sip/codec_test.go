@@ -1,10 +1,13 @@
 package sip
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pion/rtp"
 )
 
 // every is the local side of a trunk with all codecs.
@@ -180,4 +183,62 @@ func TestLaterOfferKeepsTheNumbers(t *testing.T) {
 	if want := (Format{"G722", 9, 8000, 20, 107, 8000}); n.Format != want {
 		t.Errorf("format %+v, want %+v", n.Format, want)
 	}
+}
+
+// RFC 3264 §8.3.2; and the row of the call has the last format, not the first (docs/adr/0005).
+func TestCodecChangesByReinviteAndStaysSoAfterARestart(t *testing.T) {
+	all := func(c *Config) { c.Trunks[0].Codecs = every().Codecs }
+	offer := func(version, formats, attrs string) string {
+		return strings.ReplaceAll(sdpHead, "o=- 1 1", "o=- 1 "+version) + "m=audio 4000 RTP/AVP " + formats + "\n" +
+			"a=rtpmap:111 opus/48000/2\na=rtpmap:110 telephone-event/48000\na=rtpmap:100 telephone-event/8000\n" + attrs
+	}
+	want := Format{"G722", 9, 8000, 40, 100, 8000}
+	var saved []byte
+	inBubble(t, all, answerAtOnce, func(b *bubble) {
+		phone := b.phoneMedia()
+		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, offer("1", "0 9 111 110 100", "")))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		if got, want := call.Media().Format(), (Format{"opus", 111, 48000, 20, 110, 48000}); got != want {
+			t.Errorf("at first %+v, want %+v", got, want)
+		}
+		b.peer.send(b.peer.within("INVITE", "r1", 2, offer("2", "9 100", "a=ptime:40\n")))
+		b.peer.send(b.peer.within("ACK", "k2", 2, ""))
+		if got := call.Media().Format(); got != want {
+			t.Errorf("after the re-INVITE %+v, want %+v", got, want)
+		}
+		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s MediaChanged", "0s DialogChanged"})
+		b.peer.send(b.peer.within("INVITE", "r2", 3, offer("3", "18", "")))
+		if answer := b.peer.last(); !strings.HasPrefix(answer, "SIP/2.0 488 ") || call.Media().Format() != want {
+			t.Errorf("an offer without a codec of ours got %q, and the format is %+v; want 488 and no change", answer, call.Media().Format())
+		}
+		b.peer.send(b.peer.within("ACK", "r2", 3, ""))
+		heard := 0
+		call.Media().OnPacket(func(*rtp.Packet) { heard++ })
+		for _, pt := range []uint8{9, 111, 13} {
+			phone.send(call.Media().LocalAddr(), pt)
+		}
+		synctest.Wait()
+		if heard != 2 {
+			t.Errorf("heard %d packets of G.722, Opus, comfort noise; want the first and the last", heard)
+		}
+		saved, _ = json.Marshal(call.Dialog())
+	})
+	inBubble(t, all, nil, func(b *bubble) {
+		var d Dialog
+		if err := json.Unmarshal(saved, &d); err != nil {
+			t.Fatal(err)
+		}
+		call, err := b.stack.Resume(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		media, err := call.OpenMedia()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := media.Format(); got != want {
+			t.Errorf("after the restart %+v, want %+v", got, want)
+		}
+	})
 }
