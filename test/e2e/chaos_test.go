@@ -236,6 +236,8 @@ func (c *chaos) assemble() {
 		if !c.away[p] {
 			continue
 		}
+		// A client that joins while its leaving is on its way may be out for good: js-sdk does not wait for the homeserver.
+		c.eventually("the client has left", 10*time.Second, func() bool { return c.inCall(p.User) == 0 })
 		calls, _, err := bed.CallState(c.ctx, c.owner, c.room.ID)
 		c.must(err)
 		if !slices.Contains(calls, c.call) {
