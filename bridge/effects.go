@@ -277,12 +277,30 @@ func (a *actor) leaveCall(ctx context.Context) error {
 	if m := a.join.membership; m != nil {
 		err = m.Leave(ctx, userHangup)
 	} else {
-		err = a.bridge.matrix.SweepMembership(ctx, *saved)
+		err = a.sweep(ctx, *saved)
 	}
 	if err != nil {
 		return err
 	}
 	return a.bridge.deleteMembership(*a.join.saved.Load(), a.epoch)
+}
+
+// lateEntry is how long a homeserver may take over what a process said before it died.
+const lateEntry = 3 * time.Second
+
+// sweep removes the ghost's entry. One that the process before was just writing when it died is not there yet, and comes.
+func (a *actor) sweep(ctx context.Context, info matrixcall.MembershipInfo) error {
+	sure, err := a.bridge.matrix.SweepMembership(ctx, info)
+	if sure || err != nil || a.before == nil {
+		return err
+	}
+	select {
+	case <-time.After(lateEntry):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	_, err = a.bridge.matrix.SweepMembership(ctx, info)
+	return err
 }
 
 // userHangup is the reason of the hangups to the peers: clients do not call back after it.

@@ -28,6 +28,7 @@ import (
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
+	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 )
@@ -402,6 +403,23 @@ func TestUnansweredCallOfAKilledProcessIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The process dies while the homeserver takes its time over the ghost's entry: that comes when the next process has looked already.
+func TestEntryThatComesAfterTheProcessDiedIsRemoved(t *testing.T) {
+	t.Parallel()
+	b, doomed := doomedBed(t)
+	slow := b.hs.Break(&homeserver.Fault{Method: "PUT", Path: "call.member", Times: 1, Delay: 2 * time.Second, Late: true, Drop: true})
+	call := b.begin(b.phone("1"), plainNumber)
+	b.await("the entry to be on its way", func() bool { return slow.Hits() > 0 })
+	kill(t, doomed)
+	b.start()
+	refusedWith(t, call, 503)
+	if n := len(b.ghosts()); n != 0 {
+		t.Fatalf("%d ghosts in the call: the entry came too early for this test", n)
+	}
+	b.await("the entry to come", func() bool { return len(b.ghosts()) == 1 })
+	b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
 }
 
 // The process died while the room was rung: its successor takes back what the notice says.

@@ -59,7 +59,7 @@ func (b *Bridge) staleMemberships(ctx context.Context) ([]db.Membership, error) 
 func (b *Bridge) sweepRoom(ctx context.Context, m matrixcall.MembershipInfo, epoch int64) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepPatience)
 	defer cancel()
-	if err := b.matrix.SweepMembership(ctx, m); err != nil {
+	if _, err := b.matrix.SweepMembership(ctx, m); err != nil {
 		b.log.Warn("stale membership stays for now", "room", m.Room, "ghost", m.Ghost, "err", err)
 		return nil // its row stays, too: it is tried again
 	}

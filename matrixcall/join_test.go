@@ -207,7 +207,7 @@ func TestRedialFindsALiveCall(t *testing.T) {
 			t.Error("the call was ended under the phone that was joining it")
 		}
 		left := MembershipInfo{Ghost: second.user, Device: second.device, Room: room, ConfID: call.ConfID, Created: true}
-		if err := b.service.SweepMembership(t.Context(), left); err != nil {
+		if _, err := b.service.SweepMembership(t.Context(), left); err != nil {
 			t.Fatal(err)
 		}
 		if state, err = b.service.readState(t.Context(), second, room); err != nil {

@@ -365,41 +365,44 @@ func (s *Service) putState(ctx context.Context, g *Ghost, room id.RoomID, kind, 
 // in it any more. Peers that were connected find out by themselves. What the
 // ghost may not remove counts as swept, and so does an entry that has expired,
 // whether it can be removed or not: asking again would help nobody.
-func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) error {
+// It is not sure where there was no entry: that of a process that has just died may
+// be on its way to the homeserver still.
+func (s *Service) SweepMembership(ctx context.Context, info MembershipInfo) (sure bool, err error) {
 	if !s.OwnGhost(info.Ghost) {
-		return fmt.Errorf("sweep %s: not a ghost of this bridge", userName(info.Ghost))
+		return false, fmt.Errorf("sweep %s: not a ghost of this bridge", userName(info.Ghost))
 	}
 	asUser, err := s.client(info.Ghost)
 	if err != nil {
-		return err
+		return false, err
 	}
 	g := &Ghost{service: s, log: s.log, user: info.Ghost, device: info.Device, asUser: asUser}
 	state, err := s.readState(ctx, g, info.Room)
 	switch {
 	case isNotFound(err), isForbidden(err):
-		return nil // the ghost is not in the room any more, so neither is its entry
+		return true, nil // the ghost is not in the room any more, so neither is its entry
 	case err != nil:
-		return fmt.Errorf("read state of %s: %w", info.Room, tidy(err))
+		return false, fmt.Errorf("read state of %s: %w", info.Room, tidy(err))
 	}
 	edit := MemberEdit{ConfID: info.ConfID, Drop: []id.DeviceID{info.Device}}
 	// Its session may have been renewed since it was stored, so only the device counts.
-	if _, found := edit.apply(state.members[info.Ghost].Content, time.Now()); found {
+	_, found := edit.apply(state.members[info.Ghost].Content, time.Now())
+	if found {
 		err := s.PutMember(ctx, g, info.Room, edit)
 		if mayNot(err) || err != nil && !info.live(state.devices(s, info.ConfID), time.Now()) {
 			s.log.Info("a ghost's entry stays until it expires", "room", info.Room, "ghost", userName(info.Ghost), "err", err)
 		} else if err != nil {
-			return err
+			return false, err
 		}
 	}
 	if !info.Created {
-		return nil
+		return found, nil
 	}
 	err = s.endEmptyCall(ctx, g, info)
 	if mayNot(err) {
 		s.log.Info("a call without people stays", "room", info.Room, "err", err)
-		return nil
+		return found, nil
 	}
-	return err
+	return found, err
 }
 
 // live says whether clients still believe in the membership's entry.

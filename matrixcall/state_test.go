@@ -476,33 +476,33 @@ func TestSweepRemovesWhatACrashLeft(t *testing.T) {
 		join()
 		other := info
 		other.Device = "ANOTHER"
-		if err := b.service.SweepMembership(t.Context(), other); err != nil {
+		if _, err := b.service.SweepMembership(t.Context(), other); err != nil {
 			t.Fatal(err)
 		}
 		check("sweep of another device", 1, false)
 		alice.memberOf(room, "conf", time.Hour)
 		info.SessionID = "an earlier one: it was renewed after it was stored"
-		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+		if _, err := b.service.SweepMembership(t.Context(), info); err != nil {
 			t.Fatal(err)
 		}
 		check("sweep beside a person", 1, false)
 		join()
 		alice.memberOf(room, "conf", -time.Minute)
-		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+		if _, err := b.service.SweepMembership(t.Context(), info); err != nil {
 			t.Fatal(err)
 		}
 		check("sweep beside an expired entry", 1, true)
-		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+		if _, err := b.service.SweepMembership(t.Context(), info); err != nil {
 			t.Errorf("second sweep: %v", err)
 		}
 		if _, err := alice.client.KickUser(t.Context(), room, &mautrix.ReqKickUser{UserID: g.user}); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+		if _, err := b.service.SweepMembership(t.Context(), info); err != nil {
 			t.Errorf("sweep of a ghost that was kicked: %v", err)
 		}
 		info.Ghost = alice.user
-		if err := b.service.SweepMembership(t.Context(), info); err == nil {
+		if _, err := b.service.SweepMembership(t.Context(), info); err == nil {
 			t.Error("sweep of a person's entry did not fail")
 		}
 	})
@@ -533,7 +533,7 @@ func TestSweepGivesUpWhereTheGhostMayNotWrite(t *testing.T) {
 			t.Fatal(err)
 		}
 		info := MembershipInfo{Ghost: g.user, Device: g.device, Room: room, ConfID: "conf", SessionID: "s", Created: true}
-		if err := b.service.SweepMembership(t.Context(), info); err != nil {
+		if _, err := b.service.SweepMembership(t.Context(), info); err != nil {
 			t.Errorf("sweep = %v, want nothing to be tried again", err)
 		}
 	})

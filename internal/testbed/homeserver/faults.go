@@ -1,6 +1,9 @@
 package homeserver
 
 import (
+	"bytes"
+	"context"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -28,7 +31,7 @@ type Fault struct {
 	Delay  time.Duration // before anything else happens
 	Drop   bool          // cut the connection instead of answering
 	Error  *Error        // answer instead of doing; nil with Drop false: only the delay
-	Late   bool          // do it, and then lose the answer (Drop or Error)
+	Late   bool          // do it, also when the client is gone by then, and lose the answer (Drop or Error)
 
 	hits   atomic.Int64
 	mended atomic.Bool
@@ -87,6 +90,14 @@ func (f *Fault) takes(r Request) bool {
 
 // serve answers as the fault says, with the help of the healthy server.
 func (f *Fault) serve(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	if f.Late {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		r = r.WithContext(context.WithoutCancel(r.Context()))
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
 	if f.Delay > 0 {
 		select {
 		case <-time.After(f.Delay):
