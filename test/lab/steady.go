@@ -77,11 +77,19 @@ func (r Recording) HeardAgain(v *Voice, after time.Time) (time.Time, bool) {
 
 // VoiceLevel returns how loud the steady voice's band is between the two moments, in dB below overload.
 func (r Recording) VoiceLevel(v *Voice, from, to time.Time) float64 {
+	return r.bandLevel(v.Low-60, v.High+60, from, to)
+}
+
+// DirtLevel returns how loud it is above all steady voices. What is there is made of them: Opus may overshoot for seconds on a tone of
+// which it lost a packet, and then it clips.
+func (r Recording) DirtLevel(from, to time.Time) float64 { return r.bandLevel(2500, 3400, from, to) }
+
+func (r Recording) bandLevel(low, high float64, from, to time.Time) float64 {
 	r = r.Cut(from, to.Sub(from))
 	if len(r.PCM) == 0 {
 		return listen.Silence
 	}
-	return max(listen.Silence, 20*math.Log10(max(rms(bandPass(r.PCM, r.Rate, v.Low-60, v.High+60, steadyReach)), 1e-9)/32768))
+	return max(listen.Silence, 20*math.Log10(max(rms(bandPass(r.PCM, r.Rate, low, high, steadyReach)), 1e-9)/32768))
 }
 
 // presence tells for each frame whether the steady voice is in it.
