@@ -163,7 +163,7 @@ func (c *chaos) round(t *testing.T, k kill) {
 	}
 	alive, sound := c.awaitFate(k.phase, since), "ended"
 	if k.phase == renegotiates {
-		defer c.leave(c.pages[1]) // the only way to be rid of the camera: muted, it goes on being encoded
+		defer c.renew(c.pages[1])
 	}
 	switch {
 	case alive:
@@ -236,8 +236,7 @@ func (c *chaos) assemble() {
 		if !c.away[p] {
 			continue
 		}
-		// A client that joins while its leaving is on its way may be out for good: js-sdk does not wait for the homeserver.
-		c.eventually("the client has left", 10*time.Second, func() bool { return c.inCall(p.User) == 0 })
+		c.awaitOut(p)
 		calls, _, err := bed.CallState(c.ctx, c.owner, c.room.ID)
 		c.must(err)
 		if !slices.Contains(calls, c.call) {
@@ -247,6 +246,21 @@ func (c *chaos) assemble() {
 		c.must(p.Join(c.ctx, c.room.ID, c.call))
 		delete(c.away, p)
 	}
+}
+
+// renew loads the page of a client again that had its camera on: js-sdk lets go of no clone of that, and encoding them all takes a
+// processor after some rounds.
+func (c *chaos) renew(p *lab.Client) {
+	c.t.Helper()
+	c.leave(p)
+	c.awaitOut(p)
+	c.must(p.Reload(c.ctx))
+}
+
+// awaitOut waits until the homeserver knows that a client has left. One that joins before may be out for good: js-sdk does not wait.
+func (c *chaos) awaitOut(p *lab.Client) {
+	c.t.Helper()
+	c.eventually("the client has left", 10*time.Second, func() bool { return c.inCall(p.User) == 0 })
 }
 
 func (c *chaos) leave(clients ...*lab.Client) {
