@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 
 	gosip "github.com/emiago/sipgo/sip"
+	"golang.org/x/time/rate"
 )
 
 // guard judges what comes from the network before the parser of sipgo sees it.
@@ -17,6 +19,18 @@ type guard struct {
 	counters *counters
 	log      *slog.Logger
 	parser   *gosip.Parser
+	unknown  *rate.Sometimes // lets some calls of strangers into the log, of all sockets together
+}
+
+// stranger counts what comes from an address of no trunk. A call is worth a line now and then: it may be the admin's own trunk,
+// whose address is missing in the config.
+func (g *guard) stranger(from netip.AddrPort, data []byte) {
+	g.counters.drop(dropUnknownSource)
+	if bytes.HasPrefix(data, []byte("INVITE ")) {
+		g.unknown.Do(func() {
+			g.log.Warn("a call from an unknown address is not answered", "source", from.Addr(), "dropped", g.counters.droppedFor(dropUnknownSource))
+		})
+	}
 }
 
 // verdict of the guard about one message.

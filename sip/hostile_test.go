@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // realStack is a stack on real sockets of the loopback, UDP and TCP.
@@ -359,4 +361,23 @@ func TestSlowMessagesAreDropped(t *testing.T) {
 			t.Errorf("left %d times, dropped %v", left, c.stats().Dropped)
 		}
 	})
+}
+
+func TestCallsOfStrangersAreLoggedButNotAllOfAFlood(t *testing.T) {
+	var log strings.Builder
+	g := &guard{counters: newCounters(), log: slog.New(slog.NewTextHandler(&log, nil)), unknown: &rate.Sometimes{First: 5, Interval: time.Minute}}
+	from := netip.MustParseAddrPort("203.0.113.5:5060")
+	for range 100 {
+		g.stranger(from, []byte("OPTIONS sip:100@192.0.2.1 SIP/2.0\r\n"))
+		g.stranger(from, []byte("INVITE sip:900972@192.0.2.1 SIP/2.0\r\n"))
+	}
+	if n := strings.Count(log.String(), "a call from an unknown address is not answered"); n != 5 || strings.Count(log.String(), "\n") != 5 {
+		t.Errorf("%d lines about 100 calls of strangers, want 5:\n%s", n, log.String())
+	}
+	if strings.Contains(log.String(), "900972") || !strings.Contains(log.String(), "source=203.0.113.5 ") {
+		t.Errorf("the lines should say who called, and not whom: %s", log.String())
+	}
+	if n := g.counters.droppedFor(dropUnknownSource); n != 200 {
+		t.Errorf("%d messages counted, want 200", n)
+	}
 }

@@ -184,7 +184,7 @@ func (c *Call) changed() {
 // send2xx answers an UPDATE. What it has changed is saved first.
 func (c *Call) send2xx(t *transaction, body []byte) {
 	res := c.stack.response(t.req, 200, statusText(200), gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), supportedHeader())
-	if c.state == confirmed {
+	if c.state == confirmed || c.state == answered { // the ACK of the INVITE may come behind
 		for _, h := range c.timeSession(t.req) {
 			res.AppendHeader(h)
 		}

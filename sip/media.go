@@ -251,7 +251,7 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 		m.stats.malformed.Add(1)
 		return
 	}
-	ok, learned := m.lock.accept(from, p.SSRC, p.SequenceNumber)
+	ok, learned := m.lock.accept(from, p.SSRC, p.SequenceNumber, now)
 	if learned && m.lock.allowed != nil && m.sendTo.IsValid() {
 		m.sendTo = from // symmetric RTP (RFC 4961)
 	}

@@ -84,6 +84,90 @@ func TestDigits(t *testing.T) {
 	}
 }
 
+func TestSourceLockFollowsAPhoneThatIsMoved(t *testing.T) {
+	var (
+		sdp     = addr("192.0.2.20:4000")
+		nat     = addr("198.51.100.7:31000")
+		samePC  = addr("192.0.2.20:4444")
+		trusted = func(a netip.Addr) bool { return a == nat.Addr() }
+	)
+	type step struct { // none of it: a second and a half of silence
+		from netip.AddrPort
+		ssrc uint32
+		seq  uint16
+		ok   bool
+	}
+	for _, tt := range []struct {
+		name    string
+		allowed func(netip.Addr) bool
+		steps   []step
+		locked  netip.AddrPort
+	}{
+		{
+			"a NAT gives the phone another port", nil,
+			[]step{
+				{sdp, 1, 1, true},
+				{samePC, 1, 2, false},
+				{},
+				{samePC, 1, 3, false},
+				{samePC, 1, 4, false},
+				{samePC, 1, 5, false},
+				{samePC, 1, 6, true},
+				{sdp, 1, 7, false},
+			},
+			samePC,
+		},
+		{
+			"another port while the phone is heard: never", trusted,
+			[]step{
+				{sdp, 1, 1, true},
+				{samePC, 1, 2, false},
+				{samePC, 1, 3, false},
+				{sdp, 1, 2, true},
+				{samePC, 1, 4, false},
+				{samePC, 1, 5, false},
+				{samePC, 1, 6, false},
+			},
+			sdp,
+		},
+		{
+			"another stream, or another host, after silence: never", trusted,
+			[]step{
+				{sdp, 1, 1, true},
+				{},
+				{samePC, 2, 2, false},
+				{samePC, 2, 3, false},
+				{samePC, 2, 4, false},
+				{samePC, 2, 5, false},
+				{nat, 1, 2, false},
+				{nat, 1, 3, false},
+				{nat, 1, 4, false},
+				{nat, 1, 5, false},
+			},
+			sdp,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var l sourceLock
+			l.expect(sdp, tt.allowed)
+			now := time.Unix(1, 0)
+			for i, s := range tt.steps {
+				if s == (step{}) {
+					now = now.Add(1500 * time.Millisecond)
+					continue
+				}
+				now = now.Add(20 * time.Millisecond)
+				if ok, _ := l.accept(s.from, s.ssrc, s.seq, now); ok != s.ok {
+					t.Errorf("step %d: accept(%v) = %v, want %v", i, s.from, ok, s.ok)
+				}
+			}
+			if l.locked != tt.locked {
+				t.Errorf("locked to %v, want %v", l.locked, tt.locked)
+			}
+		})
+	}
+}
+
 func TestSourceLock(t *testing.T) {
 	var (
 		sdp     = addr("192.0.2.20:4000")
@@ -146,7 +230,7 @@ func TestSourceLock(t *testing.T) {
 			var l sourceLock
 			l.expect(sdp, tt.allowed)
 			for i, s := range tt.steps {
-				if ok, _ := l.accept(s.from, s.ssrc, s.seq); ok != s.ok {
+				if ok, _ := l.accept(s.from, s.ssrc, s.seq, time.Unix(1, 0)); ok != s.ok {
 					t.Errorf("step %d: accept(%v) = %v, want %v", i, s.from, ok, s.ok)
 				}
 			}

@@ -92,8 +92,8 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 			continue
 		}
 		g := p.guard
-		if g.trunkOf(addrPortOf(from).Addr()) == nil {
-			g.counters.drop(dropUnknownSource)
+		if source := addrPortOf(from); g.trunkOf(source.Addr()) == nil {
+			g.stranger(source, b[:n])
 			continue
 		}
 		switch v := g.inspect(b[:n], false); {

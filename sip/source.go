@@ -1,6 +1,9 @@
 package sip
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // sourceLock decides whose RTP is the phone's ("RTP bleed": whoever sprays our ports must neither be heard nor be sent
 // the call). It starts from the address in the SDP, may learn another one if the trunk is symmetric, and then holds fast.
@@ -9,6 +12,10 @@ import "net/netip"
 //	expecting --packet from the SDP address------------------> locked
 //	expecting --4 sane packets from an allowed other source--> locked (learned)
 //	locked    --re-INVITE with another address---------------> expecting
+//	locked    --silence, then its stream from another port---> locked (learned)
+//
+// The last is a NAT that has given the phone another port: same host, same SSRC, 4 sane packets, and nothing from the port
+// before for a second.
 //
 // Expecting has no end: a phone may be muted, or ring for minutes, before its first packet, and one behind NAT that was
 // not learned in time would be dumb and deaf for the whole call. What that leaves to an attacker stands in docs/sip.md.
@@ -16,6 +23,9 @@ type sourceLock struct {
 	remote  netip.AddrPort // from the SDP
 	allowed func(netip.Addr) bool
 	locked  netip.AddrPort
+
+	talker uint32    // SSRC heard from there last
+	heard  time.Time // and when
 
 	candidate netip.AddrPort
 	ssrc      uint32
@@ -25,6 +35,9 @@ type sourceLock struct {
 
 // learnPackets is how many sane packets in a row make another source believed.
 const learnPackets = 4
+
+// moveAfter is how long a phone must be silent before another port of its host can be its new one.
+const moveAfter = time.Second
 
 // expect takes the address of a description, and which other hosts may be learned; nil means none. The lock stays if the
 // address did not change.
@@ -36,25 +49,33 @@ func (l *sourceLock) expect(remote netip.AddrPort, allowed func(netip.Addr) bool
 }
 
 // accept says whether a packet from this source is the phone's, and whether the lock has just learned an address.
-func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16) (ok, learned bool) {
+func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16, now time.Time) (ok, learned bool) {
 	switch {
-	case l.locked.IsValid():
-		return from == l.locked, false
-	case from == l.remote:
-		l.locked = from
-		return true, false
-	case !l.mayLearn(from.Addr()):
+	case l.locked.IsValid() && from == l.locked, !l.locked.IsValid() && from == l.remote:
+	case l.locked.IsValid() && !l.mayMove(from.Addr(), ssrc, now), !l.locked.IsValid() && !l.mayLearn(from.Addr()):
 		return false, false
+	default:
+		if learned = l.sane(from, ssrc, seq); !learned {
+			return false, false
+		}
 	}
+	l.locked, l.talker, l.heard = from, ssrc, now
+	return true, learned
+}
+
+// sane says that enough packets in a row came from one source that is not believed yet.
+func (l *sourceLock) sane(from netip.AddrPort, ssrc uint32, seq uint16) bool {
 	if from != l.candidate || ssrc != l.ssrc || seq-l.seq-1 > 3 { // unsigned: late and repeated ones count as insane
 		l.candidate, l.ssrc, l.run = from, ssrc, 0
 	}
 	l.seq = seq
-	if l.run++; l.run < learnPackets {
-		return false, false
-	}
-	l.locked = from
-	return true, true
+	l.run++
+	return l.run >= learnPackets
+}
+
+// mayMove: the phone's stream from another port of the host it came from, when that one is silent.
+func (l *sourceLock) mayMove(from netip.Addr, ssrc uint32, now time.Time) bool {
+	return from == l.locked.Addr() && ssrc == l.talker && !l.heard.IsZero() && now.Sub(l.heard) >= moveAfter
 }
 
 // mayLearn: another port of the host in the SDP is ordinary (sending and receiving ports may differ), another host only

@@ -34,6 +34,7 @@ type Stack struct {
 	counters *counters
 	ports    *ports
 	invites  *rate.Limiter  // nil = no limit
+	unknown  rate.Sometimes // lets some calls of strangers into the log
 	refusals rate.Sometimes // lets some refusals into the log: a flood must not fill the disk
 
 	neighbours *neighbours
@@ -113,6 +114,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	s := &Stack{
 		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine, c.Sockets),
 		refusals:   rate.Sometimes{First: 20, Interval: time.Second},
+		unknown:    rate.Sometimes{First: 5, Interval: time.Minute},
 		neighbours: &neighbours{trunks: c.Trunks}, resolver: net.DefaultResolver,
 		outgoing: map[Transport]*outgoingConns{},
 		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
@@ -181,7 +183,7 @@ func closedChannel() chan struct{} {
 func (s *Stack) guard() *guard {
 	parser := gosip.NewParser()
 	parser.MaxMessageLength = s.config.Limits.MessageBytes
-	return &guard{neighbours: s.neighbours, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser}
+	return &guard{neighbours: s.neighbours, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser, unknown: &s.unknown}
 }
 
 // Addr is the bound address of the first listener with this transport.

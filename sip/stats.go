@@ -66,6 +66,12 @@ func (c *counters) drop(reason string) {
 	c.mu.Unlock()
 }
 
+func (c *counters) droppedFor(reason string) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dropped[reason]
+}
+
 func (c *counters) refuse(code int) {
 	c.mu.Lock()
 	c.refused[code]++

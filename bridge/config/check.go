@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -112,6 +113,10 @@ func (c *checker) sip(s *SIP) {
 	c.host("sip.advertise", s.Advertise)
 	c.pair("sip.tls", s.TLS)
 	names := map[string]bool{}
+	sockets := map[string]bool{}
+	for _, l := range s.Listen {
+		sockets[l.Transport] = true
+	}
 	for i, t := range s.Trunks {
 		key := fmt.Sprintf("sip.trunks[%d]", i)
 		if t.Name == "" || names[t.Name] {
@@ -120,6 +125,9 @@ func (c *checker) sip(s *SIP) {
 		names[t.Name] = true
 		c.trunk(key, t)
 		c.trunkNumbers(key, t)
+		if transport := cmp.Or(t.Transport, "udp"); t.Proxy != "" && !sockets[transport] {
+			c.wrong(key+".transport", "calls to this trunk need a %s socket in sip.listen", transport)
+		}
 	}
 }
 

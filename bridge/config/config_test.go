@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -266,5 +267,21 @@ func TestRegistrationFitsTheConfigItCameFrom(t *testing.T) {
 	c.AppService.URL, c.Homeserver.Domain = "http://elsewhere:1", "other.org"
 	if got := Differences(c, r); len(got) != 3 {
 		t.Errorf("Differences = %q, want url and two namespaces", got)
+	}
+}
+
+func TestTrunksNeedASocketOfTheirTransport(t *testing.T) {
+	for transport, want := range map[string]string{
+		"tls": "calls to this trunk need a tls socket in sip.listen", "tcp": "calls to this trunk need a tcp socket in sip.listen",
+		"udp": "", `""`: "",
+	} {
+		text := fmt.Sprintf(`
+homeserver: {address: "http://127.0.0.1:8008", domain: example.org}
+sip: {listen: [{transport: udp, address: "127.0.0.1:5060"}], trunks: [{name: carrier, proxy: carrier.example.org, transport: %s}]}
+`, transport)
+		_, err := Parse("config.yaml", []byte(text))
+		if got := fmt.Sprint(err); (want == "") != (err == nil) || !strings.Contains(got, want) {
+			t.Errorf("transport %s: %v, want %q", transport, err, want)
+		}
 	}
 }
