@@ -2,6 +2,7 @@ package sip
 
 import (
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/icholy/digest"
@@ -35,6 +36,10 @@ type challenge struct {
 
 // maxTries: a second challenge of one realm is an expired nonce, the third is a wrong password.
 const maxTries = 2
+
+// maxAsk is how often one request is sent because of challenges (and, a REGISTER, because of a 423), whichever realms they name:
+// a proxy, the far end, and a stale nonce of each need five.
+const maxAsk = 6
 
 // challenged takes a 401 or 407 and says whether it is worth to ask again.
 func (a *auth) challenged(res *gosip.Response, who Credentials) bool {
@@ -75,6 +80,9 @@ func (a *auth) note(chal *digest.Challenge, proxy bool) bool {
 		}
 		old.Challenge, old.count = chal, 0
 		return true
+	}
+	if len(a.challenges) == maxAsk { // who names ever new realms must not make our requests ever longer
+		a.challenges = slices.Delete(a.challenges, 0, 1)
 	}
 	a.challenges = append(a.challenges, &challenge{Challenge: chal, proxy: proxy})
 	return true

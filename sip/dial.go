@@ -68,6 +68,7 @@ type outgoing struct {
 	acks      map[string]*gosip.Request // by remote tag: of the answer and of forks
 	heldAck   *gosip.Request            // the one that waits for Acknowledge
 	redirects int
+	asked     int               // how often it was challenged
 	tags      map[string]bool   // of the far ends that have said something before any answer
 	replaced  *Dialog           // of an INVITE whose place another phone's call has taken
 	rseq      map[string]uint32 // last reliable provisional response, by remote tag
@@ -539,7 +540,8 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 	switch code := res.StatusCode; {
 	case o.cancel:
 		c.end()
-	case (code == 401 || code == 407) && c.auth.challenged(res, o.trunk.Auth):
+	case (code == 401 || code == 407) && o.asked < maxAsk-1 && c.auth.challenged(res, o.trunk.Auth):
+		o.asked++
 		c.inviteAgain()
 	case code == 422 && o.longer(res):
 		c.inviteAgain()

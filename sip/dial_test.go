@@ -430,6 +430,50 @@ func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
 	})
 }
 
+// A trunk that names another realm each time is not answered for ever, whatever the request; and what it has named does not make
+// the requests after that ever longer.
+func TestChallengesOfEverNewRealmsHaveAnEnd(t *testing.T) {
+	change := func(c *Config) {
+		quiet10h(c)
+		c.Trunks[0].Auth = Credentials{"bob", "secret"}
+	}
+	challenged := func(b *bubble, method string) {
+		b.Helper()
+		asked, answers := 0, 0
+		for ; asked < 30 && strings.HasPrefix(b.peer.last(), method+" "); asked++ {
+			req := b.peer.last()
+			answers = max(answers, len(strings.Split(headersIn(req, "Authorization"), "|")))
+			b.peer.forget()
+			b.peer.answers(req, "401 Unauthorized", "f", "", fmt.Sprintf(`WWW-Authenticate: Digest realm="%s", nonce="n"`, newTag()))
+		}
+		if asked != maxAsk || answers > maxAsk {
+			b.Errorf("%s was sent %d times with up to %d credentials, want %d times with no more", method, asked, answers, maxAsk)
+		}
+	}
+	t.Run("INVITE", func(t *testing.T) {
+		inBubble(t, change, nil, func(b *bubble) {
+			b.dials()
+			challenged(b, "INVITE")
+			wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Refused", "0s Ended"})
+		})
+	})
+	for _, refresh := range []string{"UPDATE", "INVITE"} {
+		t.Run(refresh+" inside the call, and its BYE", func(t *testing.T) {
+			inBubble(t, change, nil, func(b *bubble) {
+				call, inv := b.dials()
+				b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac", "Allow: "+refresh)
+				time.Sleep(5 * time.Minute)
+				synctest.Wait()
+				challenged(b, refresh)
+				_ = call.Hangup(CauseNormal)
+				synctest.Wait()
+				challenged(b, "BYE")
+				wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "5m0s Ended"})
+			})
+		})
+	}
+}
+
 func TestDialErrors(t *testing.T) {
 	full := func(c *Config) { outbound(c); c.Trunks[0].MaxCalls = 1 }
 	inBubble(t, full, nil, func(b *bubble) {

@@ -292,13 +292,16 @@ func (c *Call) transact(req *gosip.Request) (int, error) {
 
 // transactFor is transact with the whole answer. Challenges are answered (§22).
 func (c *Call) transactFor(req *gosip.Request) (*gosip.Response, error) {
-	for {
+	for sent := 1; ; sent++ {
 		res, err := c.stack.exchange(c.trunk, req)
 		if err != nil {
 			return nil, err
 		}
 		if res.StatusCode != 401 && res.StatusCode != 407 {
 			c.inbox.put(c.auth.accepted)
+			return res, nil
+		}
+		if sent == maxAsk {
 			return res, nil
 		}
 		next := make(chan *gosip.Request, 1)

@@ -67,19 +67,20 @@ func (c *Call) reinvite() error {
 	req.AppendHeader(allowHeader())
 	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 	req.SetBody(own)
-	c.stack.calls.Go(func() { c.followReinvite(req) })
+	c.stack.calls.Go(func() { c.followReinvite(req, 1) })
 	return nil
 }
 
 // followReinvite brings what comes of a re-INVITE to the call, for as long as its 2xx may be repeated.
-func (c *Call) followReinvite(req *gosip.Request) {
+// It is sent for the sent-th time.
+func (c *Call) followReinvite(req *gosip.Request, sent int) {
 	tx, err := c.stack.begin(c.stack.root, c.trunk, req)
 	if err != nil {
 		c.inbox.put(func() { c.refreshed(0, err) })
 		return
 	}
 	defer tx.Terminate()
-	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(req, res) }) }
+	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(req, sent, res) }) }
 	tx.OnRetransmission(take)
 	answered := false
 	for {
@@ -101,10 +102,10 @@ func (c *Call) followReinvite(req *gosip.Request) {
 }
 
 // reinvited takes the final response to a re-INVITE. Each 2xx gets an ACK (§13.2.2.4).
-func (c *Call) reinvited(req *gosip.Request, res *gosip.Response) {
-	if code := res.StatusCode; code == 401 || code == 407 {
+func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
+	if code := res.StatusCode; (code == 401 || code == 407) && sent < maxAsk {
 		if again := c.authorise(req, res); again != nil {
-			c.stack.calls.Go(func() { c.followReinvite(again) })
+			c.stack.calls.Go(func() { c.followReinvite(again, sent+1) })
 			return
 		}
 	}

@@ -30,7 +30,6 @@ const (
 	lastBackoff  = 10 * time.Minute
 	keepUDP      = 25 * time.Second // most NATs forget after 30 s
 	keepStream   = 100 * time.Second
-	maxAsk       = 6 // REGISTERs for one binding: challenges, and one 423
 )
 
 // watch keeps us registered with one trunk, asks it whether it lives, and keeps the way to it open. One goroutine runs
