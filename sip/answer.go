@@ -296,6 +296,7 @@ func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 		return nil, &NotAcceptable{302, "The answer has no usable key"}
 	}
 	n.SDPVersion = local.SDPVersion
+	n.Format.heardAs(local)
 	return n, nil
 }
 

@@ -18,12 +18,12 @@ func TestKeysHaveTheClockOfTheCodec(t *testing.T) {
 		format Format
 		want   string
 	}{
-		{"Opus", Format{"opus", 111, 48000, 20, 101, 48000}, "960 1920 2880 3840 4800e 4800e 4800e voice 960 1920 2880 3840 4800e 4800e 4800e voice voice"},
-		{"Opus, keys at 8000", Format{"opus", 111, 48000, 20, 101, 8000}, "160 320 480 640 800e 800e 800e voice 160 320 480 640 800e 800e 800e voice voice"},
-		{"G.722, keys at 16000", Format{"G722", 9, 8000, 20, 101, 16000}, "320 640 960 1280 1600e 1600e 1600e voice 320 640 960 1280 1600e 1600e 1600e voice voice"},
-		{"packets of 60 ms", Format{"PCMU", 0, 8000, 60, 101, 8000}, "480 800e 800e 800e 480 800e 800e 800e voice"},
-		{"packets of 10 ms", Format{"PCMU", 0, 8000, 10, 101, 8000}, "80 160 240 320 400 480 560 640 720 800e 800e 800e voice voice voice 80 160 240 320 400 480 560 640 720 800e 800e 800e voice"},
-		{"saved before keys had a clock of their own", Format{"PCMU", 0, 8000, 20, 101, 0}, "160 320 480 640 800e 800e 800e voice 160 320 480 640 800e 800e 800e voice voice"},
+		{"Opus", formatOf("opus", 111, 48000, 20, 101, 48000), "960 1920 2880 3840 4800e 4800e 4800e voice 960 1920 2880 3840 4800e 4800e 4800e voice voice"},
+		{"Opus, keys at 8000", formatOf("opus", 111, 48000, 20, 101, 8000), "160 320 480 640 800e 800e 800e voice 160 320 480 640 800e 800e 800e voice voice"},
+		{"G.722, keys at 16000", formatOf("G722", 9, 8000, 20, 101, 16000), "320 640 960 1280 1600e 1600e 1600e voice 320 640 960 1280 1600e 1600e 1600e voice voice"},
+		{"packets of 60 ms", formatOf("PCMU", 0, 8000, 60, 101, 8000), "480 800e 800e 800e 480 800e 800e 800e voice"},
+		{"packets of 10 ms", formatOf("PCMU", 0, 8000, 10, 101, 8000), "80 160 240 320 400 480 560 640 720 800e 800e 800e voice voice voice 80 160 240 320 400 480 560 640 720 800e 800e 800e voice"},
+		{"saved before keys had a clock of their own", formatOf("PCMU", 0, 8000, 20, 101, 0), "160 320 480 640 800e 800e 800e voice 160 320 480 640 800e 800e 800e voice voice"},
 	} {
 		var w digitWriter
 		var r digitReader

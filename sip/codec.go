@@ -159,6 +159,19 @@ func events(offered []payload, c codec, taken uint8) (number uint8, rate int) {
 	return 0, 0
 }
 
+// heardAs notes the numbers of our last description where the phone has answered with others.
+func (f *Format) heardAs(local LocalState) {
+	before, index := local.described()
+	for _, p := range payloads(&before[index]) {
+		if p.is(f.Codec, f.ClockRate) && p.pt != f.PayloadType {
+			f.HeardAs = p.pt
+		}
+		if f.DTMF != 0 && p.is(telephoneEvent, f.DTMFRate) && p.pt != f.DTMF {
+			f.DTMFHeardAs = p.pt
+		}
+	}
+}
+
 // offersNoise says that the phone may send comfort noise in pauses.
 func offersNoise(m *MediaLine) bool {
 	return slices.Contains(payloads(m), payload{comfortNoise, "CN", pcmu.rate})

@@ -23,6 +23,10 @@ const (
 	softKeys = "a=rtpmap:101 telephone-event/8000\na=rtpmap:110 telephone-event/48000\n"
 )
 
+func formatOf(codec string, number uint8, clock, ptime int, keys uint8, keysClock int) Format {
+	return Format{Codec: codec, PayloadType: number, ClockRate: clock, Ptime: ptime, DTMF: keys, DTMFRate: keysClock}
+}
+
 func opusAs(number string) string { return strings.ReplaceAll(opusMap, "%d", number) }
 
 func TestAnswerChoosesCodecAndItsKeys(t *testing.T) {
@@ -36,51 +40,51 @@ func TestAnswerChoosesCodecAndItsKeys(t *testing.T) {
 		{
 			"Opus first on this trunk, keys at its clock", softAll, nil,
 			"m=audio 20000 RTP/AVP 111 110\n" + opusAs("111") + "a=rtpmap:110 telephone-event/48000\na=fmtp:110 0-15\n",
-			Format{"opus", 111, 48000, 20, 110, 48000},
+			formatOf("opus", 111, 48000, 20, 110, 48000),
 		},
 		{
 			"the order is the trunk's", softAll, func(l *LocalState) { l.Codecs = []string{"g722", "opus"} },
 			"m=audio 20000 RTP/AVP 9 101\na=rtpmap:9 G722/8000\na=rtpmap:101 telephone-event/8000\na=fmtp:101 0-15\n",
-			Format{"G722", 9, 8000, 20, 101, 8000},
+			formatOf("G722", 9, 8000, 20, 101, 8000),
 		},
 		{
 			"the codec in use stays while it is offered", softAll, func(l *LocalState) { l.Current = "PCMU" },
 			"m=audio 20000 RTP/AVP 0 101\na=rtpmap:0 PCMU/8000\na=rtpmap:101 telephone-event/8000\na=fmtp:101 0-15\n",
-			Format{"PCMU", 0, 8000, 20, 101, 8000},
+			formatOf("PCMU", 0, 8000, 20, 101, 8000),
 		},
 		{
 			"a codec in use that is offered no more is left", sdpHead + "m=audio 4000 RTP/AVP 9\n", func(l *LocalState) { l.Current = "opus" },
 			"m=audio 20000 RTP/AVP 9\na=rtpmap:9 G722/8000\n",
-			Format{"G722", 9, 8000, 20, 0, 0},
+			formatOf("G722", 9, 8000, 20, 0, 0),
 		},
 		{
 			"Opus written with one channel", sdpHead + "m=audio 4000 RTP/AVP 96\na=rtpmap:96 opus/48000\n", nil,
 			"m=audio 20000 RTP/AVP 96\n" + opusAs("96"),
-			Format{"opus", 96, 48000, 20, 0, 0},
+			formatOf("opus", 96, 48000, 20, 0, 0),
 		},
 		{
 			"G.722 at 16000 is something else", sdpHead + "m=audio 4000 RTP/AVP 96 8\na=rtpmap:96 G722/16000\n", nil,
 			"m=audio 20000 RTP/AVP 8\na=rtpmap:8 PCMA/8000\n",
-			Format{"PCMA", 8, 8000, 20, 0, 0},
+			formatOf("PCMA", 8, 8000, 20, 0, 0),
 		},
 		{
 			"Opus with keys at 8000 only", sdpHead + "m=audio 4000 RTP/AVP 111 97\na=rtpmap:111 opus/48000/2\na=rtpmap:97 telephone-event/8000\n", nil,
 			"m=audio 20000 RTP/AVP 111 97\n" + opusAs("111") + "a=rtpmap:97 telephone-event/8000\na=fmtp:97 0-15\n",
-			Format{"opus", 111, 48000, 20, 97, 8000},
+			formatOf("opus", 111, 48000, 20, 97, 8000),
 		},
 		{
 			"G.722 with keys at 16000 only", sdpHead + "m=audio 4000 RTP/AVP 9 100\na=rtpmap:100 telephone-event/16000\n", nil,
 			"m=audio 20000 RTP/AVP 9 100\na=rtpmap:9 G722/8000\na=rtpmap:100 telephone-event/16000\na=fmtp:100 0-15\n",
-			Format{"G722", 9, 8000, 20, 100, 16000},
+			formatOf("G722", 9, 8000, 20, 100, 16000),
 		},
 		{
 			"comfort noise", sdpHead + "m=audio 4000 RTP/AVP 0 13\n", nil, // RFC 3389 §4
-			"m=audio 20000 RTP/AVP 0 13\na=rtpmap:0 PCMU/8000\na=rtpmap:13 CN/8000\n", Format{"PCMU", 0, 8000, 20, 0, 0},
+			"m=audio 20000 RTP/AVP 0 13\na=rtpmap:0 PCMU/8000\na=rtpmap:13 CN/8000\n", formatOf("PCMU", 0, 8000, 20, 0, 0),
 		},
 		{
 			"comfort noise has another clock than Opus", sdpHead + "m=audio 4000 RTP/AVP 111 13\na=rtpmap:111 opus/48000/2\n", nil,
 			"m=audio 20000 RTP/AVP 111\n" + opusAs("111"),
-			Format{"opus", 111, 48000, 20, 0, 0},
+			formatOf("opus", 111, 48000, 20, 0, 0),
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -144,7 +148,7 @@ func TestOffersOfEveryCodec(t *testing.T) {
 	if d := cmp.Diff(want, string(body)); d != "" {
 		t.Errorf("offer (-want +got):\n%s", d)
 	}
-	if want := (Format{"opus", 107, 48000, 20, 101, 48000}); n.Format != want {
+	if want := formatOf("opus", 107, 48000, 20, 101, 48000); n.Format != want {
 		t.Errorf("format until the answer: %+v, want %+v", n.Format, want)
 	}
 	local.LocalSDP, local.SDPVersion, local.MediaIndex = string(body), n.SDPVersion, 0
@@ -152,9 +156,13 @@ func TestOffersOfEveryCodec(t *testing.T) {
 		answer string
 		want   Format
 	}{
-		{"m=audio 4000 RTP/AVP 107 101\na=rtpmap:107 opus/48000/2\na=rtpmap:101 telephone-event/48000\n", Format{"opus", 107, 48000, 20, 101, 48000}},
-		{"m=audio 4000 RTP/AVP 9 102\na=rtpmap:102 telephone-event/8000\na=ptime:40\n", Format{"G722", 9, 8000, 40, 102, 8000}},
-		{"m=audio 4000 RTP/AVP 8 0 107\na=rtpmap:107 opus/48000/2\n", Format{"PCMA", 8, 8000, 20, 0, 0}}, // the first is the phone's choice
+		{"m=audio 4000 RTP/AVP 107 101\na=rtpmap:107 opus/48000/2\na=rtpmap:101 telephone-event/48000\n", formatOf("opus", 107, 48000, 20, 101, 48000)},
+		{"m=audio 4000 RTP/AVP 9 102\na=rtpmap:102 telephone-event/8000\na=ptime:40\n", formatOf("G722", 9, 8000, 40, 102, 8000)},
+		{"m=audio 4000 RTP/AVP 8 0 107\na=rtpmap:107 opus/48000/2\n", formatOf("PCMA", 8, 8000, 20, 0, 0)}, // the first is the phone's choice
+		{
+			"m=audio 4000 RTP/AVP 111 96\na=rtpmap:111 opus/48000/2\na=rtpmap:96 telephone-event/48000\n", // other numbers: for what it gets
+			Format{Codec: "opus", PayloadType: 111, ClockRate: 48000, Ptime: 20, DTMF: 96, DTMFRate: 48000, HeardAs: 107, DTMFHeardAs: 101},
+		},
 	} {
 		got, err := TakeAnswer([]byte(crlf(sdpHead+tt.answer)), local)
 		if err != nil || got.Format != tt.want {
@@ -180,7 +188,7 @@ func TestLaterOfferKeepsTheNumbers(t *testing.T) {
 	if d := cmp.Diff(want, string(offer)); d != "" {
 		t.Errorf("later offer (-want +got):\n%s", d)
 	}
-	if want := (Format{"G722", 9, 8000, 20, 107, 8000}); n.Format != want {
+	if want := formatOf("G722", 9, 8000, 20, 107, 8000); n.Format != want {
 		t.Errorf("format %+v, want %+v", n.Format, want)
 	}
 }
@@ -192,14 +200,14 @@ func TestCodecChangesByReinviteAndStaysSoAfterARestart(t *testing.T) {
 		return strings.ReplaceAll(sdpHead, "o=- 1 1", "o=- 1 "+version) + "m=audio 4000 RTP/AVP " + formats + "\n" +
 			"a=rtpmap:111 opus/48000/2\na=rtpmap:110 telephone-event/48000\na=rtpmap:100 telephone-event/8000\n" + attrs
 	}
-	want := Format{"G722", 9, 8000, 40, 100, 8000}
+	want := formatOf("G722", 9, 8000, 40, 100, 8000)
 	var saved []byte
 	inBubble(t, all, answerAtOnce, func(b *bubble) {
 		phone := b.phoneMedia()
 		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, offer("1", "0 9 111 110 100", "")))
 		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
 		call := <-b.calls
-		if got, want := call.Media().Format(), (Format{"opus", 111, 48000, 20, 110, 48000}); got != want {
+		if got, want := call.Media().Format(), formatOf("opus", 111, 48000, 20, 110, 48000); got != want {
 			t.Errorf("at first %+v, want %+v", got, want)
 		}
 		b.peer.send(b.peer.within("INVITE", "r1", 2, offer("2", "9 100", "a=ptime:40\n")))
@@ -239,6 +247,28 @@ func TestCodecChangesByReinviteAndStaysSoAfterARestart(t *testing.T) {
 		}
 		if got := media.Format(); got != want {
 			t.Errorf("after the restart %+v, want %+v", got, want)
+		}
+	})
+}
+
+// RFC 3264 §6.1: numbers in an answer are for what the phone receives; what it sends still has those of our offer.
+func TestPhoneMayAnswerWithOtherNumbers(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Trunks[0].Codecs = every().Codecs }, answerAtOnce, func(b *bubble) {
+		phone := b.phoneMedia()
+		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, ""))
+		call := <-b.calls
+		b.peer.send(b.peer.within("ACK", "k1", 1, sdpHead+"m=audio 4000 RTP/AVP 101 107\n"+
+			"a=rtpmap:101 opus/48000/2\na=rtpmap:107 telephone-event/48000\n")) // as in our offer, but the other way round
+		var heard []uint8
+		call.Media().OnPacket(func(p *rtp.Packet) { heard = append(heard, p.PayloadType) })
+		phone.send(call.Media().LocalAddr(), 107)
+		phone.send(call.Media().LocalAddr(), 101)
+		synctest.Wait()
+		if len(heard) != 1 || heard[0] != 101 {
+			t.Errorf("the desk gets payload types %v, want 101 once, as agreed", heard)
+		}
+		if said := b.said(); len(said) == 0 || said[len(said)-1] != "0s Digit" {
+			t.Errorf("application heard %v, want a digit at last", said)
 		}
 	})
 }

@@ -87,6 +87,11 @@ type Format struct {
 	Ptime       int    `json:"ptime"`      // milliseconds in each packet towards the phone
 	DTMF        uint8  `json:"dtmf"`       // payload type of telephone-event, 0 = none
 	DTMFRate    int    `json:"dtmf_rate"`  // its clock, nearly always ClockRate
+
+	// Under which payload types the phone sends both, where it answered an offer of ours with other numbers than that
+	// (RFC 3264 §6.1): it still has to use the offer's. 0 = the same.
+	HeardAs     uint8 `json:"heard_as,omitempty"`
+	DTMFHeardAs uint8 `json:"dtmf_heard_as,omitempty"`
 }
 
 // cseqBlock is how many sequence numbers a stored dialog reserves ahead.

@@ -262,6 +262,13 @@ func (m *Media) received(p *rtp.Packet, b []byte, from netip.AddrPort) {
 	receives := m.neg.Direction.Receives()
 	m.mu.Unlock()
 	switch {
+	case p.PayloadType == 0:
+	case p.PayloadType == f.HeardAs:
+		p.PayloadType = f.PayloadType
+	case p.PayloadType == f.DTMFHeardAs:
+		p.PayloadType = f.DTMF
+	}
+	switch {
 	case closed:
 	case !ok:
 		m.stats.strangers.Add(1)
