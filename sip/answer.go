@@ -42,6 +42,9 @@ type Negotiated struct {
 	Crypto       Crypto
 }
 
+// talks says that sound goes both ways: nobody is on hold.
+func (n *Negotiated) talks() bool { return n.Direction == SendRecv && !n.RemoteSilent }
+
 // NotAcceptable says why an offer cannot be answered; the INVITE gets a 488 with its text in a Warning header.
 type NotAcceptable struct {
 	Warn int // RFC 3261 §20.43 warn-code

@@ -395,6 +395,7 @@ func (c *Call) tick(now time.Time) {
 func (c *Call) watchMedia(now time.Time) {
 	m := c.media.Load()
 	m.sendReport(now, false)
+	m.keepAlive(now)
 	limit := c.patience()
 	silence := m.silentFor(now)
 	switch {

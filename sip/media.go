@@ -34,6 +34,7 @@ type Media struct {
 	neg    Negotiated
 	lock   sourceLock
 	sendTo netip.AddrPort // zero: do not send
+	kept   time.Time      // when keepAlive sent last
 	buf    [1500]byte
 	tx     sentStats
 	rx     receivedStats
@@ -79,15 +80,20 @@ func (m *Media) start() {
 func (m *Media) apply(n Negotiated, allowed func(netip.Addr) bool, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lock.expect(n.Remote, allowed)
+	if !n.RemoteSilent { // 0.0.0.0 is no address of a phone: it is where it was
+		m.lock.expect(n.Remote, allowed)
+	}
+	if !m.neg.talks() && n.talks() {
+		m.lock.reopen()
+	}
 	if m.rx.lastHeard.IsZero() {
 		m.rx.lastHeard = now
 	}
 	m.neg = n
 	err := m.secure.use(n.Crypto)
 	m.sendTo = n.Remote
-	if m.lock.locked.IsValid() && allowed != nil && m.lock.locked != n.Remote {
-		m.sendTo = m.lock.locked // still the learned address
+	if at := m.lock.learned(); at.IsValid() {
+		m.sendTo = at
 	}
 	if n.RemoteSilent || !n.Remote.Addr().IsValid() || !n.Direction.Sends() || err != nil { // keys were checked when read; if ever, silence is better than sound in clear
 		m.sendTo = netip.AddrPort{}
@@ -150,6 +156,21 @@ func (m *Media) WriteRTP(p *rtp.Packet) error {
 	m.tx.octets += uint32(len(p.Payload))
 	m.tx.timestamp, m.tx.at = timestamp, time.Now()
 	return nil
+}
+
+// keepInterval is how often a packet keeps a NAT's mind (RFC 6263 §7).
+const keepInterval = 15 * time.Second
+
+// keepAlive sends an empty datagram (§4.1) to a phone behind NAT while it is on hold, so that the NAT goes on to know it.
+func (m *Media) keepAlive(now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	to := m.lock.learned()
+	if m.closed || m.sendTo.IsValid() || !to.IsValid() || now.Sub(m.kept) < keepInterval {
+		return
+	}
+	m.kept = now
+	_, _ = m.rtp.WriteToUDPAddrPort(nil, to) // the next one may get through
 }
 
 // SendDigit presses a key for the phone: 0–9, *, #, A–D; others are ignored. It returns at once. Keys are RFC 4733 events
@@ -303,9 +324,7 @@ func (m *Media) state(s *MediaState) {
 	s.Format, s.Direction, s.RemoteSilent = m.neg.Format, m.neg.Direction, m.neg.RemoteSilent
 	s.MediaIndex = m.neg.MediaIndex
 	s.LocalSSRC, s.RemoteSSRC = m.tx.ssrc, m.rx.ssrc
-	if m.lock.locked.IsValid() {
-		s.Learned = m.lock.locked
-	}
+	s.Learned = m.lock.locked
 }
 
 // close says goodbye in RTCP if bye, closes the sockets for good, waits for the readers and gives the ports back.

@@ -248,6 +248,34 @@ func TestSourceLock(t *testing.T) {
 	}
 }
 
+// The end of a hold is when a phone may come from elsewhere; it is where it was until it does, and once it speaks, nobody else is it.
+func TestSourceLockAfterAHold(t *testing.T) {
+	old, fresh := addr("192.0.2.20:50000"), addr("192.0.2.20:51000")
+	for _, tt := range []struct {
+		first, second netip.AddrPort
+		before        int // packets of the first that are dropped
+	}{{old, fresh, 0}, {fresh, old, learnPackets - 1}} {
+		now := time.Now()
+		var l sourceLock
+		l.expect(old, nil)
+		_, _ = l.accept(old, 1, 1, now)
+		l.reopen()
+		if l.locked != old {
+			t.Errorf("after a hold it is at %v, want %v", l.locked, old)
+		}
+		for i := range 8 {
+			if ok, _ := l.accept(tt.first, 2, uint16(i), now); ok != (i >= tt.before) {
+				t.Errorf("packet %d from %v: accept = %v", i, tt.first, ok)
+			}
+		}
+		for i := range 8 {
+			if ok, _ := l.accept(tt.second, 2, uint16(i), now); ok {
+				t.Errorf("packet %d from %v was taken beside %v", i, tt.second, tt.first)
+			}
+		}
+	}
+}
+
 func TestPortsRestAfterUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -508,6 +536,127 @@ func TestPhoneBehindNATIsFoundHoweverLate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A NAT forgets a phone that is silent, and gives it another port when it speaks again: after a hold, which keep-alives prolong,
+// and in the middle of a call.
+func TestPhoneBehindNATIsHeardFromItsNewPort(t *testing.T) {
+	offer := strings.ReplaceAll(peerOffer, "192.0.2.20", "10.99.99.9")
+	for name, tt := range map[string]struct {
+		hold  string // its description; "" = none
+		lost  int    // packets until it is believed
+		symm  bool
+		keeps int // empty datagrams in five minutes of hold
+	}{
+		"after inactive":            {offer + "a=inactive\n", 3, true, 20},
+		"after 0.0.0.0":             {strings.ReplaceAll(offer, "10.99.99.9", "0.0.0.0"), 3, true, 20},
+		"after sendonly":            {offer + "a=sendonly\n", 3, true, 20},
+		"in mid-call":               {"", 49 + 3, true, 0},
+		"on a trunk without NAT":    {peerOffer + "a=inactive\n", 3, false, 0},
+		"in mid-call without a NAT": {"", 49 + 3, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(c *Config) { quiet10h(c); c.Trunks[0].Symmetric = tt.symm }, answerAtOnce, func(b *bubble) {
+				offer := map[bool]string{true: offer, false: peerOffer}[tt.symm]
+				b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, offer))
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				m := (<-b.calls).media.Load()
+				heard := 0
+				m.OnPacket(func(*rtp.Packet) { heard++ })
+				phone := &phoneMedia{rtp: b.world.listen(addr("192.0.2.20:50000"))}
+				evil := &phoneMedia{rtp: b.world.listen(addr("203.0.113.66:9"))}
+				talk := func(packets int) {
+					for range packets {
+						evil.send(m.LocalAddr(), 0)
+						phone.send(m.LocalAddr(), 0)
+						_ = m.WriteRTP(&rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5}})
+						time.Sleep(20 * time.Millisecond)
+					}
+					synctest.Wait()
+				}
+				talk(50)
+				if tt.hold != "" {
+					drain(phone.rtp)
+					b.peer.send(b.peer.within("INVITE", "i2", 2, tt.hold))
+					b.peer.send(b.peer.within("ACK", "k2", 2, ""))
+					time.Sleep(5 * time.Minute)
+					synctest.Wait()
+					if n := len(drain(phone.rtp)); n != tt.keeps {
+						t.Errorf("%d packets kept the NAT's mind, want %d", n, tt.keeps)
+					}
+					b.peer.send(b.peer.within("INVITE", "i3", 3, offer))
+					b.peer.send(b.peer.within("ACK", "k3", 3, ""))
+				}
+				_ = phone.rtp.Close()
+				phone.rtp = b.world.listen(addr("192.0.2.20:51000"))
+				before := heard
+				talk(500)
+				if heard -= before; heard != 500-tt.lost {
+					t.Errorf("heard %d of 500 packets from the new port, want %d", heard, 500-tt.lost)
+				}
+				if n := len(drain(phone.rtp)); tt.symm && n < 500-tt.lost-1 || !tt.symm && n > 0 {
+					t.Errorf("sent %d packets to the new port", n)
+				}
+				if n := len(evil.rtp.in); n != 0 {
+					t.Errorf("sent %d packets to a stranger", n)
+				}
+				_, _ = phone.rtp.Close(), evil.rtp.Close()
+				b.peer.send(b.peer.within("BYE", "b1", 9, ""))
+			})
+		})
+	}
+}
+
+// drain takes out what has come.
+func drain(c *memConn) (packets [][]byte) {
+	for len(c.in) > 0 {
+		packets = append(packets, (<-c.in).b)
+	}
+	return packets
+}
+
+// However long the phone was silent, what is not authentic does not come as far as the lock.
+func TestForgedSoundDoesNotMoveTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		p := newPorts(RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20000, PortMax: 20009}, 0, ownSockets{})
+		p.listen = func(a netip.AddrPort) (rtpConn, error) { return w.listen(a), nil }
+		rtpc, rtcpc, err := p.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, fresh := addr("192.0.2.20:50000"), addr("192.0.2.20:51000")
+		m := newMedia(p, rtpc, rtcpc, &mediaTotals{})
+		anywhere := func(netip.Addr) bool { return true }
+		m.apply(Negotiated{Remote: old, Direction: SendRecv, Format: Format{ClockRate: 8000}, Crypto: testCrypto(1, 0)}, anywhere, time.Now())
+		defer m.close(false)
+		var phone, forger protection
+		if phone.use(testCrypto(0, 1)) != nil || forger.use(testCrypto(1, 1)) != nil {
+			t.Fatal("no keys")
+		}
+		seq := uint16(0)
+		say := func(who *protection, from netip.AddrPort, packets int) {
+			for range packets {
+				seq++
+				buf := make([]byte, 1500)
+				b, err := who.seal(buf, copy(buf, packet(7, seq)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.received(&rtp.Packet{}, b, from)
+			}
+		}
+		say(&phone, old, 10)
+		time.Sleep(time.Hour)
+		say(&forger, fresh, 100)
+		if m.lock.locked != old || m.sendTo != old || m.stats.forged.Load() != 100 {
+			t.Errorf("after forged packets: at %v, sent to %v, %d counted", m.lock.locked, m.sendTo, m.stats.forged.Load())
+		}
+		say(&phone, fresh, learnPackets)
+		if m.lock.locked != fresh || m.sendTo != fresh {
+			t.Errorf("after the phone's own: at %v, sent to %v, want %v", m.lock.locked, m.sendTo, fresh)
+		}
+	})
 }
 
 func TestHeldPhoneHearsNothing(t *testing.T) {

@@ -123,7 +123,7 @@ func (c *Call) reopenMedia() error {
 		Crypto: d.Crypto,
 	}, c.learnable(), now)
 	m.searchRollover(now.Sub(c.dialog.Since))
-	m.relock(d.Learned)
+	m.relock(d.Learned, d.RemoteSSRC, now)
 	c.media.Store(m)
 	m.start()
 	c.nextRTCP = now.Add(rtcpInterval)
@@ -131,13 +131,13 @@ func (c *Call) reopenMedia() error {
 }
 
 // relock goes back to the address learned before the restart instead of learning afresh (§8: RTP injection).
-func (m *Media) relock(learned netip.AddrPort) {
+func (m *Media) relock(learned netip.AddrPort, ssrc uint32, now time.Time) {
 	if !learned.IsValid() {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lock.locked = learned
+	m.lock.hold(learned, ssrc, now)
 	if m.lock.allowed != nil && m.sendTo.IsValid() {
 		m.sendTo = learned
 	}

@@ -92,11 +92,13 @@ func (m *Media) sendReport(now time.Time, bye bool) {
 	to, conn := m.neg.RemoteRTCP, m.rtcp
 	if m.neg.RTCPMux {
 		conn = m.rtp
-		if m.sendTo.IsValid() {
+		if at := m.lock.learned(); at.IsValid() {
+			to = at
+		} else if m.sendTo.IsValid() {
 			to = m.sendTo
 		}
-	} else if m.lock.allowed != nil && m.lock.locked.IsValid() && m.lock.locked != m.neg.Remote {
-		to = netip.AddrPortFrom(m.lock.locked.Addr(), m.lock.locked.Port()+1) // symmetric RTP: its RTCP beside it
+	} else if at := m.lock.learned(); at.IsValid() && at != m.neg.Remote {
+		to = netip.AddrPortFrom(at.Addr(), at.Port()+1) // symmetric RTP: its RTCP beside it
 	}
 	if m.closed || m.tx.ssrc == 0 || m.neg.RemoteSilent || !to.IsValid() || to.Addr().IsUnspecified() {
 		m.mu.Unlock()

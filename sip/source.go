@@ -13,8 +13,9 @@ import (
 //	expecting --4 sane packets from an allowed other source--> locked (learned)
 //	locked    --re-INVITE with another address---------------> expecting
 //	locked    --silence, then its stream from another port---> locked (learned)
+//	locked    --a description that ends a hold----------------> expecting, and the source of before at once
 //
-// The last is a NAT that has given the phone another port: same host, same SSRC, 4 sane packets, and nothing from the port
+// The last but one is a NAT that has given the phone another port: same host, same SSRC, 4 sane packets, and nothing from the port
 // before for a second.
 //
 // Expecting has no end: a phone may be muted, or ring for minutes, before its first packet, and one behind NAT that was
@@ -22,7 +23,8 @@ import (
 type sourceLock struct {
 	remote  netip.AddrPort // from the SDP
 	allowed func(netip.Addr) bool
-	locked  netip.AddrPort
+	locked  netip.AddrPort // the source believed; after a hold, where the phone was
+	open    bool           // a hold has ended, and it has not been heard since
 
 	talker uint32    // SSRC heard from there last
 	heard  time.Time // and when
@@ -51,16 +53,36 @@ func (l *sourceLock) expect(remote netip.AddrPort, allowed func(netip.Addr) bool
 // accept says whether a packet from this source is the phone's, and whether the lock has just learned an address.
 func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16, now time.Time) (ok, learned bool) {
 	switch {
-	case l.locked.IsValid() && from == l.locked, !l.locked.IsValid() && from == l.remote:
-	case l.locked.IsValid() && !l.mayMove(from.Addr(), ssrc, now), !l.locked.IsValid() && !l.mayLearn(from.Addr()):
+	case l.locked.IsValid() && from == l.locked:
+	case l.expecting() && from == l.remote:
+		learned = l.locked.IsValid()
+	case !l.expecting() && !l.mayMove(from.Addr(), ssrc, now), l.expecting() && !l.mayLearn(from.Addr()):
 		return false, false
 	default:
 		if learned = l.sane(from, ssrc, seq); !learned {
 			return false, false
 		}
 	}
-	l.locked, l.talker, l.heard = from, ssrc, now
+	l.hold(from, ssrc, now)
 	return true, learned
+}
+
+// hold takes a source for the phone's.
+func (l *sourceLock) hold(from netip.AddrPort, ssrc uint32, now time.Time) {
+	l.locked, l.talker, l.heard, l.open = from, ssrc, now, false
+}
+
+// reopen: the phone comes back from a hold, perhaps with another stream from elsewhere, for a NAT may have forgotten it.
+func (l *sourceLock) reopen() { l.open, l.run = true, 0 }
+
+func (l *sourceLock) expecting() bool { return l.open || !l.locked.IsValid() }
+
+// learned is where the phone of a symmetric trunk really is, once it was heard.
+func (l *sourceLock) learned() netip.AddrPort {
+	if l.allowed == nil {
+		return netip.AddrPort{}
+	}
+	return l.locked
 }
 
 // sane says that enough packets in a row came from one source that is not believed yet.
