@@ -70,6 +70,7 @@ type outgoing struct {
 	redirects int
 	asked     int               // how often it was challenged
 	tags      map[string]bool   // of the far ends that have said something before any answer
+	cseqs     map[string]uint32 // of the last request of each of these
 	replaced  *Dialog           // of an INVITE whose place another phone's call has taken
 	rseq      map[string]uint32 // last reliable provisional response, by remote tag
 	session   time.Duration     // the timer we ask for
@@ -113,7 +114,7 @@ func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
 
 func newOutgoingState(r DialRequest, trunk *Trunk) *outgoing {
 	return &outgoing{
-		request: r, trunk: trunk, acks: map[string]*gosip.Request{}, rseq: map[string]uint32{}, tags: map[string]bool{},
+		request: r, trunk: trunk, acks: map[string]*gosip.Request{}, rseq: map[string]uint32{}, tags: map[string]bool{}, cseqs: map[string]uint32{},
 		session: sessionInterval, minSE: minSession,
 	}
 }
@@ -325,7 +326,7 @@ func (c *Call) handleResponse(branch string, res *gosip.Response) {
 	}
 }
 
-// heard keeps the tags of far ends whose dialogs another phone's call may take the place of (RFC 3891 §3).
+// heard keeps the tags of far ends: they may send requests, and another phone's call may take the place of theirs (RFC 3891 §3).
 func (o *outgoing) heard(res *gosip.Response) {
 	if to := res.To(); to != nil {
 		if tag, ok := to.Params.Get("tag"); ok {
@@ -391,6 +392,7 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 	c.out.final = true
 	c.auth.accepted()
 	c.dialog.establish(res, tag)
+	c.dialog.RemoteCSeq = c.out.cseqs[tag]
 	c.dialog.Since = time.Now()
 	if c.out.heldAck = c.ackOf(&c.dialog, res); !c.out.request.HoldAck {
 		c.releaseAck()

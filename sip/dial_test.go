@@ -474,6 +474,51 @@ func TestChallengesOfEverNewRealmsHaveAnEnd(t *testing.T) {
 	}
 }
 
+// The called side may send requests as soon as it has said something, each of several that ring with its own numbers.
+func TestRequestsOfTheCalledSideBeforeItsAnswer(t *testing.T) { // RFC 3261 §12.1.2, RFC 3311 §5.2, RFC 5057
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		call, inv := b.dials()
+		b.peer.answers(inv, "183 Session Progress", "b1", peerAnswer, "Require: 100rel", "RSeq: 40")
+		b.peer.answers(b.peer.last(), "200 OK", "", "")
+		b.peer.answers(inv, "180 Ringing", "b2", "")
+		b.peer.forget()
+		second := "From: " + headerIn(inv, "To") + ";tag=b2"
+		before := call.Dialog()
+		for i, tt := range []struct {
+			method string
+			cseq   int
+			body   string
+			edit   []string
+			want   string
+		}{
+			{"UPDATE", 1, "", nil, "200 OK"},
+			{"UPDATE", 2, peerOffer, nil, "491 Request Pending"},
+			{"OPTIONS", 3, "", nil, "200 OK"},
+			{"OPTIONS", 2, "", nil, "500 Out of order"},
+			{"OPTIONS", 1, "", []string{second}, "200 OK"},
+			{"INVITE", 4, peerOffer, nil, "500 Server Internal Error"},
+			{"REFER", 5, "", []string{"Refer-To: <sip:300@carrier.example>"}, "500 Server Internal Error"},
+			{"BYE", 6, "", nil, "481 Call/Transaction Does Not Exist"},
+			{"OPTIONS", 7, "", []string{"From: " + headerIn(inv, "To") + ";tag=stranger"}, "481 Call/Transaction Does Not Exist"},
+			{"UPDATE", 8, "", []string{"Contact: <sip:elsewhere@192.0.2.20:5060>"}, "200 OK"},
+		} {
+			b.peer.send(b.peer.called(inv, tt.method, fmt.Sprint("e", i), tt.cseq, tt.body, tt.edit...))
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 "+tt.want) || !strings.HasSuffix(headerIn(got, "CSeq"), tt.method) {
+				t.Errorf("%s with CSeq %d got %.40q, want %s", tt.method, tt.cseq, got, tt.want)
+			}
+		}
+		if d := call.Dialog(); d.RemoteTarget != before.RemoteTarget || d.Remote != before.Remote || d.RemoteTag != "" {
+			t.Errorf("dialog = %+v, want it as before", d)
+		}
+		b.peer.answers(inv, "200 OK", "b2", peerAnswer) // the other one answers
+		b.peer.forget()
+		b.peer.send(b.peer.called(inv, "UPDATE", "u1", 2, peerOffer, second))
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 3, "", second))
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s 200 OK"})
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Provisional", "0s Provisional", "0s Answered", "0s Bye", "0s Ended"})
+	})
+}
+
 func TestDialErrors(t *testing.T) {
 	full := func(c *Config) { outbound(c); c.Trunks[0].MaxCalls = 1 }
 	inBubble(t, full, nil, func(b *bubble) {

@@ -48,6 +48,10 @@ func (c *Call) handle(t *transaction) {
 		c.send(t, r)
 		return
 	}
+	if c.state == dialling {
+		c.handleEarly(t)
+		return
+	}
 	if source, err := netip.ParseAddrPort(t.req.Source()); err == nil {
 		c.dialog.Remote = source
 	}
@@ -77,6 +81,9 @@ func (c *Call) handle(t *transaction) {
 // checkInDialog matches the remote tag and the order of requests (RFC 3261 §12.2.2).
 func (c *Call) checkInDialog(req *gosip.Request) *refusal {
 	tag, _ := req.From().Params.Get("tag")
+	if c.state == dialling {
+		return c.out.checkEarly(tag, req)
+	}
 	if c.state == ended || tag != c.dialog.RemoteTag {
 		return refuse(481, statusText(481))
 	}
@@ -86,6 +93,44 @@ func (c *Call) checkInDialog(req *gosip.Request) *refusal {
 	}
 	c.dialog.RemoteCSeq = seq
 	return nil
+}
+
+// checkEarly is checkInDialog before the answer: each far end that has said something has a dialog, and its own numbers (§12.1.2).
+func (o *outgoing) checkEarly(tag string, req *gosip.Request) *refusal {
+	if tag == "" || !o.tags[tag] {
+		return refuse(481, statusText(481))
+	}
+	seq := req.CSeq().SeqNo
+	if seq <= o.cseqs[tag] {
+		return refuse(500, "Out of order")
+	}
+	o.cseqs[tag] = seq
+	return nil
+}
+
+// handleEarly answers a far end that has not answered us yet. A 481 would end its dialog, and the call (RFC 5057 §5.1). Nothing
+// of our own dialog follows it: that is made by the answer, which may be another's.
+func (c *Call) handleEarly(t *transaction) {
+	switch t.req.Method {
+	case gosip.UPDATE:
+		if r := tooBrief(t.req); r != nil {
+			c.send(t, r)
+		} else if len(t.req.Body()) > 0 { // RFC 3311 §5.2: our offer waits for the answer; then it may ask again
+			c.send(t, refuse(491, statusText(491)))
+		} else {
+			c.send2xx(t, nil)
+		}
+	case gosip.OPTIONS:
+		c.send(t, c.stack.options())
+	case gosip.INFO:
+		c.handleInfo(t)
+	case gosip.INVITE, gosip.REFER: // §14.2: later
+		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
+	case gosip.BYE, gosip.PRACK, gosip.NOTIFY: // §15: not from who is called; and we have sent nothing they could be about
+		c.send(t, refuse(481, statusText(481)))
+	default:
+		c.send(t, refuse(405, "Method Not Allowed", allowHeader()))
+	}
 }
 
 func (c *Call) handleBye(t *transaction) {
