@@ -84,10 +84,10 @@ func (b *Bridge) admin() http.Handler {
 	mux.HandleFunc("DELETE /pins", b.adminPINs)
 	mux.HandleFunc("GET /trunks", b.listTrunks)
 	mux.HandleFunc("PUT /trunks/{name}", b.putTrunk)
-	mux.HandleFunc("DELETE /trunks/{name}", b.putTrunk)
+	mux.HandleFunc("DELETE /trunks/{name}", b.dropTrunk)
 	mux.HandleFunc("GET /routes", b.listRoutes)
 	mux.HandleFunc("PUT /routes/{name}", b.putRoute)
-	mux.HandleFunc("DELETE /routes/{name}", b.putRoute)
+	mux.HandleFunc("DELETE /routes/{name}", b.dropRoute)
 	mux.HandleFunc("POST /drain", b.startDrain)
 	mux.HandleFunc("GET /debug/drain", b.showDrain)
 	return mux

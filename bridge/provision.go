@@ -37,12 +37,18 @@ func withStoredTrunks(ctx context.Context, cfg config.Config, store *db.Store, c
 	return cfg, nil
 }
 
+var errInConfig = errors.New("the config has one of that name, and it counts")
+
+func named(trunks []config.Trunk, name string) bool {
+	return slices.ContainsFunc(trunks, func(t config.Trunk) bool { return t.Name == name })
+}
+
 // usableTrunk reads the settings of a stored trunk, and tells what keeps it from being used beside those of the config.
 func usableTrunk(cfg config.Config, own []config.Trunk, name, settings string) (config.Trunk, error) {
-	if slices.ContainsFunc(own, func(t config.Trunk) bool { return t.Name == name }) {
-		return config.Trunk{}, errors.New("the config has a trunk of that name")
+	if named(own, name) {
+		return config.Trunk{}, errInConfig
 	}
-	trunk, err := config.ParseTrunk(name, settings)
+	trunk, err := config.ParseTrunk(name, settings, cfg.SIP)
 	if err != nil {
 		return config.Trunk{}, err
 	}
@@ -80,30 +86,40 @@ func (b *Bridge) listTrunks(w http.ResponseWriter, r *http.Request) {
 			v.Problem = err.Error()
 		}
 		v.Networks, v.Proxy = trunk.Networks, trunk.Proxy
-		v.Used = err == nil && slices.ContainsFunc(b.cfg.SIP.Trunks, func(t config.Trunk) bool { return t.Name == row.Name })
+		v.Used = err == nil && named(b.cfg.SIP.Trunks, row.Name)
 		views = append(views, v)
 	}
 	b.show(w, views)
 }
 
-// putTrunk stores a trunk, or takes it away (DELETE). The next start, which ends no call, uses it.
+// putTrunk stores a trunk. The next start, which ends no call, uses it.
 func (b *Bridge) putTrunk(w http.ResponseWriter, r *http.Request) {
-	name, settings, ok := b.settings(w, r)
+	name := r.PathValue("name")
+	settings, ok := settingsOf(w, r)
 	if !ok {
 		return
 	}
-	if settings != "" {
-		if _, err := usableTrunk(b.cfg, b.ownTrunks, name, settings); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
+	if _, err := usableTrunk(b.cfg, b.ownTrunks, name, settings); err != nil {
+		refuseSettings(w, err)
+		return
 	}
 	if err := b.store.PutTrunk(r.Context(), db.Trunk{Name: name, Settings: settings, Created: time.Now()}); err != nil {
 		b.failed(w, "store trunk", err)
 		return
 	}
-	b.log.Info("an admin changed a stored trunk", "trunk", name, "removed", settings == "")
+	b.log.Info("an admin stored a trunk", "trunk", name)
 	fmt.Fprintln(w, "stored; restart the bridge to use it, which ends no call")
+}
+
+// dropTrunk takes a stored trunk away; the process goes on with it until it is restarted.
+func (b *Bridge) dropTrunk(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	stored, err := b.store.Trunks(r.Context())
+	there := slices.ContainsFunc(stored, func(t db.Trunk) bool { return t.Name == name })
+	if err == nil && there {
+		err = b.store.PutTrunk(r.Context(), db.Trunk{Name: name})
+	}
+	b.dropped(w, "trunk "+name, there, named(b.ownTrunks, name), err)
 }
 
 // routeView is a route as an admin sees it.
@@ -130,34 +146,67 @@ func (b *Bridge) listRoutes(w http.ResponseWriter, r *http.Request) {
 	b.show(w, views)
 }
 
-// putRoute stores a route, or takes it away (DELETE). The next call uses it.
+// putRoute stores a route. The next call uses it.
 func (b *Bridge) putRoute(w http.ResponseWriter, r *http.Request) {
-	number, settings, ok := b.settings(w, r)
+	number := r.PathValue("name")
+	settings, ok := settingsOf(w, r)
 	if !ok {
 		return
 	}
 	route := db.Route{Number: number, Created: time.Now()}
-	if settings != "" {
-		if slices.ContainsFunc(b.cfg.Routes, func(r config.Route) bool { return r.Number == number }) {
-			http.Error(w, "the config has a route of that number, and it counts", http.StatusConflict)
-			return
-		}
-		checked, err := config.ParseRoute(number, settings, b.routes.defaults)
-		if err == nil {
-			route.Room = checked.Room
-			route.Options, err = withoutRoom(settings)
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
+	checked, err := config.ParseRoute(number, settings, b.routes.defaults)
+	if _, own := b.routes.fixed[number]; own {
+		err = errInConfig
+	}
+	if err == nil {
+		route.Room = checked.Room
+		route.Options, err = withoutRoom(settings)
+	}
+	if err != nil {
+		refuseSettings(w, err)
+		return
 	}
 	if err := b.store.PutRoute(r.Context(), route); err != nil {
 		b.failed(w, "store route", err)
 		return
 	}
-	b.log.Info("an admin changed a stored route", "removed", settings == "")
+	b.log.Info("an admin stored a route")
 	fmt.Fprintln(w, "stored; it counts from the next call on")
+}
+
+// dropRoute takes a stored route away.
+func (b *Bridge) dropRoute(w http.ResponseWriter, r *http.Request) {
+	number := r.PathValue("name")
+	stored, err := b.store.Route(r.Context(), number)
+	if err == nil && stored.Room != "" {
+		err = b.store.PutRoute(r.Context(), db.Route{Number: number})
+	}
+	_, own := b.routes.fixed[number]
+	b.dropped(w, "route", stored.Room != "", own, err)
+}
+
+// dropped tells an admin what became of a wish to take something out of the database.
+func (b *Bridge) dropped(w http.ResponseWriter, what string, there, own bool, err error) {
+	switch {
+	case err != nil:
+		b.failed(w, "take away "+what, err)
+	case there:
+		b.log.Info("an admin took something out of the database", "what", what)
+		fmt.Fprintln(w, "removed")
+	case own:
+		http.Error(w, "it is in the config: remove it there", http.StatusConflict)
+	default:
+		http.Error(w, "there is none in the database", http.StatusNotFound)
+	}
+}
+
+// refuseSettings tells an admin what is wrong with what should have been stored.
+func refuseSettings(w http.ResponseWriter, err error) {
+	code := http.StatusBadRequest
+	if errors.Is(err, errInConfig) {
+		code = http.StatusConflict
+	}
+	http.Error(w, err.Error(), code)
 }
 
 // withoutRoom is a route's JSON object without its room, which has a column of its own.
@@ -171,22 +220,18 @@ func withoutRoom(settings string) (string, error) {
 	return string(text), err
 }
 
-// settings are what a request wants stored under which name; "" takes it away. Not ok: the request was answered.
-func (b *Bridge) settings(w http.ResponseWriter, r *http.Request) (name, text string, ok bool) {
-	name = r.PathValue("name")
-	if r.Method == http.MethodDelete {
-		return name, "", true
-	}
+// settingsOf reads a JSON object that is to be stored. Not ok: the request was answered.
+func settingsOf(w http.ResponseWriter, r *http.Request) (text string, ok bool) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, longestSettings))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return "", "", false
+		return "", false
 	}
 	if !json.Valid(body) {
 		http.Error(w, "this takes a JSON object with the names that the options have in the config", http.StatusBadRequest)
-		return "", "", false
+		return "", false
 	}
-	return name, string(body), true
+	return string(body), true
 }
 
 // show answers an admin with JSON.

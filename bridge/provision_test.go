@@ -71,18 +71,24 @@ func TestStoredTrunksAndRoutesAreChecked(t *testing.T) {
 		code       int
 		says       string
 	}{
-		{"/trunks/lab", `{"networks": ["192.0.2.0/24"]}`, 400, "the config has a trunk of that name"},
+		{"/trunks/lab", `{"networks": ["192.0.2.0/24"]}`, 409, "the config has one of that name"},
+		{"/trunks/new", `{"proxy": "192.0.2.1", "transport": "tls"}`, 400, "trunk.transport: calls to this trunk need a tls socket"},
 		{"/trunks/new", `{"networks": ["192.0.2.1"]}`, 400, "is not a network like"},
 		{"/trunks/new", `{"networks": ["192.0.2.0/24"], "colour": "red"}`, 400, "colour"},
 		{"/trunks/new", `{"networks": ["192.0.2.0/24"], "tls": {"certificate": "/no/such", "key": "/no/such"}}`, 400, "no such file"},
 		{"/trunks/new", `networks: 1`, 400, "JSON object"},
 		{"/trunks/new", `"` + strings.Repeat("x", longestSettings) + `"`, 400, "too large"},
-		{"/routes/" + goodNumber, `{"room": "#a:example.org"}`, 409, "the config has a route"},
+		{"/routes/" + goodNumber, `{"room": "#a:example.org"}`, 409, "the config has one of that name"},
 		{"/routes/12", `{"room": "#a"}`, 400, "is not a room alias"},
 		{"/routes/12", `{"room": "#a:example.org", "intent": "m.dance"}`, 400, "is not one of m.ring, m.prompt"},
 	} {
 		if code, answer := b.admin("PUT", c.path, c.body); code != c.code || !strings.Contains(answer, c.says) {
 			t.Errorf("PUT %s %.60s = %d, %s; want %d, %q", c.path, c.body, code, answer, c.code, c.says)
+		}
+	}
+	for path, want := range map[string]int{"/trunks/lab": 409, "/trunks/new": 404, "/routes/" + goodNumber: 409, "/routes/12": 404} {
+		if code, answer := b.admin("DELETE", path, ""); code != want {
+			t.Errorf("DELETE %s = %d, %s; want %d", path, code, answer, want)
 		}
 	}
 	if _, list := b.admin("GET", "/trunks", ""); strings.Contains(list, "new") {
@@ -94,6 +100,7 @@ func TestAStoredTrunkThatCannotBeUsedHarmsNoOther(t *testing.T) {
 	own := []config.Trunk{{Name: "carrier"}}
 	var cfg config.Config
 	cfg.RTP.Address = "127.0.0.1"
+	cfg.SIP.Listen = []config.Listen{{Transport: "udp", Address: "127.0.0.1:5060"}}
 	for _, c := range []struct {
 		name, settings string
 		good           bool

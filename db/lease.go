@@ -49,7 +49,7 @@ type LeaseOptions struct {
 // [ErrTaken] when ctx ends.
 func (s *Store) Acquire(ctx context.Context, o LeaseOptions) (*Lease, error) {
 	l := &Lease{store: s, run: o.Run, node: o.Node, life: cmp.Or(o.Life, LeaseLife), lock: s.newNodeLock(o.Node)}
-	for {
+	for seen := error(nil); ; {
 		locked, err := l.lock.take(ctx)
 		if err == nil && !locked {
 			var taken bool
@@ -63,9 +63,13 @@ func (s *Store) Acquire(ctx context.Context, o LeaseOptions) (*Lease, error) {
 		if err == nil {
 			return l, nil
 		}
+		if ctx.Err() != nil && seen != nil { // the time ran out while it was asked once more
+			err = seen
+		}
 		if !errors.Is(err, ErrTaken) {
 			return nil, errors.Join(fmt.Errorf("acquire lease: %w", err), l.lock.release())
 		}
+		seen = err
 		select {
 		case <-ctx.Done():
 			return nil, errors.Join(fmt.Errorf("acquire lease: node %s: %w", o.Node, ErrTaken), l.lock.release())

@@ -82,7 +82,7 @@ func TestSecondProcessByMistakeGetsNothing(t *testing.T) {
 	pair(t, func(t *testing.T, first, second *Store) {
 		one := leaseOf(t, first, LeaseOptions{Run: "run-1", Node: "host"})
 		fillRows(t, first, "run-1")
-		ctx, cancel := context.WithTimeout(t.Context(), 3*acquirePause)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*acquirePause)
 		defer cancel()
 		if _, err := second.Acquire(ctx, LeaseOptions{Run: "run-2", Node: "host"}); !errors.Is(err, ErrTaken) {
 			t.Errorf("Acquire of the same node = %v, want ErrTaken", err)

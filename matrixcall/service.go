@@ -303,7 +303,7 @@ func (s *Service) retry(ctx context.Context, name string, step func(context.Cont
 			return final.err
 		}
 		wait := backoff(attempt, 500*time.Millisecond, 10*time.Second)
-		s.log.Warn("homeserver does not do what is needed yet", "step", name, "err", tidy(err), "again_in", wait)
+		s.log.Warn("the homeserver cannot be reached or refuses; phones are not served until it does", "step", name, "err", tidy(err), "again_in", wait)
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"gopkg.in/yaml.v3"
 )
 
 // Level is what somebody may do. Each includes those before it.
@@ -30,11 +32,13 @@ func (l Level) String() string {
 // MarshalText writes the name.
 func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// UnmarshalText reads a level of the configuration.
-func (l *Level) UnmarshalText(text []byte) error {
-	i := slices.Index(levelNames[:], string(text))
+// UnmarshalYAML reads a level of the configuration. A wrong one does not keep the rest from being read.
+func (l *Level) UnmarshalYAML(node *yaml.Node) error {
+	i := slices.Index(levelNames[:], node.Value)
 	if i < 0 {
-		return fmt.Errorf("%q is not one of %s", text, strings.Join(levelNames[:], ", "))
+		return &yaml.TypeError{Errors: []string{
+			fmt.Sprintf("line %d: %q is not one of %s", node.Line, node.Value, strings.Join(levelNames[:], ", ")),
+		}}
 	}
 	*l = Level(i)
 	return nil

@@ -59,6 +59,9 @@ func (c *checker) config(cfg *Config) {
 	c.dialling(&cfg.Dialling, cfg.SIP.Trunks)
 	if cfg.Admin.Listen != "" {
 		c.addrPort("admin.listen", cfg.Admin.Listen)
+		if cfg.Admin.Listen == cfg.AppService.Listen {
+			c.wrong("admin.listen", "must differ from appservice.listen")
+		}
 	}
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", cfg.Log.Format, "text", "json")
@@ -109,14 +112,15 @@ func (c *checker) sip(s *SIP) {
 			c.wrong("sip.tls.certificate", "a tls socket needs one")
 		}
 		c.addrPort(key+".address", l.Address)
+		if slices.ContainsFunc(s.Listen[:i], func(other Listen) bool {
+			return other.Address == l.Address && (other.Transport == "udp") == (l.Transport == "udp")
+		}) {
+			c.wrong(key+".address", "%s is in this list already; tcp and tls need ports of their own", l.Address)
+		}
 	}
 	c.host("sip.advertise", s.Advertise)
 	c.pair("sip.tls", s.TLS)
 	names := map[string]bool{}
-	sockets := map[string]bool{}
-	for _, l := range s.Listen {
-		sockets[l.Transport] = true
-	}
 	for i, t := range s.Trunks {
 		key := fmt.Sprintf("sip.trunks[%d]", i)
 		if t.Name == "" || names[t.Name] {
@@ -125,9 +129,14 @@ func (c *checker) sip(s *SIP) {
 		names[t.Name] = true
 		c.trunk(key, t)
 		c.trunkNumbers(key, t)
-		if transport := cmp.Or(t.Transport, "udp"); t.Proxy != "" && !sockets[transport] {
-			c.wrong(key+".transport", "calls to this trunk need a %s socket in sip.listen", transport)
-		}
+		c.socketFor(key, s, t)
+	}
+}
+
+func (c *checker) socketFor(key string, s *SIP, t Trunk) {
+	transport := cmp.Or(t.Transport, "udp")
+	if t.Proxy != "" && !slices.ContainsFunc(s.Listen, func(l Listen) bool { return l.Transport == transport }) {
+		c.wrong(key+".transport", "calls to this trunk need a %s socket in sip.listen", transport)
 	}
 }
 
@@ -304,7 +313,7 @@ func (c *checker) routes(routes []Route, below Options) {
 		case r.Room == AnyRoom && asks != PINDatabase:
 			c.wrong(key+".room", "%q is for routes with pin: %s, where the PIN picks the room", r.Room, PINDatabase)
 		case r.Room != AnyRoom && !roomName.MatchString(r.Room):
-			c.wrong(key+".room", "%q is not a room alias like #meeting:example.org or a room id (!…)", r.Room)
+			c.wrong(key+".room", "%q is not a room alias like \"#meeting:example.org\" (quoted, with the server) or a room id (!…)", r.Room)
 		}
 		c.options(key, &r.Options)
 	}
@@ -337,6 +346,7 @@ func (c *checker) host(key, value string) {
 
 func (c *checker) oneOf(key, value string, allowed ...string) {
 	if !slices.Contains(allowed, value) {
+		allowed = slices.DeleteFunc(slices.Clone(allowed), func(name string) bool { return name == "" }) // left out
 		c.wrong(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
 	}
 }

@@ -170,6 +170,8 @@ log: {level: loud}
 dial_in:
   pin_digits: 4
   sounds: [/nowhere]
+permissions: {"example.org": veiw}
+admin: {listen: "127.0.0.1:29400"}
 `
 	_, err := Parse("config.yaml", []byte(text))
 	var problems *Problems
@@ -201,14 +203,16 @@ dial_in:
 		"config.yaml:16: routes[2].keys: keys \"*6\": \"explode\" is not one of",
 		"config.yaml:20: dial_in.pin_digits: must be from 6 to 16",
 		"config.yaml:21: dial_in.sounds[0]: there is no folder /nowhere",
+		"config.yaml:22: \"veiw\" is not one of none, view, manage, call, admin",
+		"config.yaml:23: admin.listen: must differ from appservice.listen",
 		"config.yaml:18: log.level: \"loud\" is not one of debug, info, warn, error",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 25 {
-		t.Errorf("%d problems, want 25:\n%v", len(problems.List), err)
+	if len(problems.List) != 27 {
+		t.Errorf("%d problems, want 27:\n%v", len(problems.List), err)
 	}
 }
 

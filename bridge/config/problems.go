@@ -22,7 +22,7 @@ type Problem struct {
 
 // Problems is every mistake of one file, by line.
 type Problems struct {
-	File string
+	File string // "" = it is not from a file
 	List []Problem
 }
 
@@ -32,7 +32,9 @@ func (p *Problems) Error() string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		fmt.Fprintf(&b, "%s:%d: ", p.File, max(problem.Line, 1))
+		if p.File != "" {
+			fmt.Fprintf(&b, "%s:%d: ", p.File, max(problem.Line, 1))
+		}
 		if problem.Key != "" {
 			fmt.Fprintf(&b, "%s: ", problem.Key)
 		}
@@ -65,10 +67,15 @@ var (
 	anyLine      = regexp.MustCompile(`line (\d+): (.*)$`)
 )
 
+// decode reads text into c.
 func decode(text []byte, c *Config) []Problem {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
-	err := decoder.Decode(c)
+	return complaints(decoder.Decode(c))
+}
+
+// complaints is what a decoder said, one by one.
+func complaints(err error) []Problem {
 	if err == nil || errors.Is(err, io.EOF) { // an empty file is all defaults
 		return nil
 	}
@@ -92,7 +99,7 @@ func plain(message string) Problem {
 		return Problem{Line: lineOf(m[1]), Text: strings.TrimSpace(m[2]) + " is not " + kindOf(m[3])}
 	}
 	if m := anyLine.FindStringSubmatch(message); m != nil {
-		return Problem{Line: lineOf(m[1]), Text: m[2]}
+		return Problem{Line: lineOf(m[1]), Text: strings.Replace(m[2], "found character that cannot start any token", "indent with spaces, not with tabs", 1)}
 	}
 	return Problem{Text: message}
 }

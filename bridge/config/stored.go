@@ -2,9 +2,7 @@ package config
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
 
 	"gopkg.in/yaml.v3"
 )
@@ -34,12 +32,14 @@ func ParseRoute(number, text string, defaults Options) (Route, error) {
 }
 
 // ParseTrunk reads a trunk as it stands in the file, but as a JSON object and without its name, and checks it like one there.
-func ParseTrunk(name, text string) (Trunk, error) {
+// beside is the file's group sip.
+func ParseTrunk(name, text string, beside SIP) (Trunk, error) {
 	var t Trunk
 	err := parseStored(text, &t, func(c *checker) {
 		t.Name = name
 		c.trunk("trunk", t)
 		c.trunkNumbers("trunk", t)
+		c.socketFor("trunk", &beside, t)
 	})
 	if err != nil {
 		return Trunk{}, fmt.Errorf("read trunk: %w", err)
@@ -51,13 +51,14 @@ func ParseTrunk(name, text string) (Trunk, error) {
 func parseStored(text string, into any, check func(*checker)) error {
 	decoder := yaml.NewDecoder(bytes.NewReader([]byte(text))) // JSON is YAML
 	decoder.KnownFields(true)
-	if err := decoder.Decode(into); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	found := complaints(decoder.Decode(into))
+	if len(found) == 0 {
+		c := checker{lines: map[string]int{}}
+		check(&c)
+		found = c.found
 	}
-	c := checker{lines: map[string]int{}}
-	check(&c)
-	if len(c.found) > 0 {
-		return &Problems{File: "database", List: c.found}
+	if len(found) > 0 {
+		return &Problems{List: found}
 	}
 	return nil
 }

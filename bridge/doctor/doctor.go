@@ -4,15 +4,19 @@ package doctor
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"maunium.net/go/mautrix"
@@ -50,7 +54,7 @@ func Examine(ctx context.Context, cfg config.Config, configPath string, out io.W
 	p.running = Live(ctx, cfg) == nil
 	well := true
 	for _, check := range []func(context.Context) []finding{
-		p.checkRegistration, p.checkHomeserver, p.checkToken, p.checkPing, p.checkDatabase, p.checkHTTP, p.checkSIP, p.checkRTP,
+		p.checkRegistration, p.checkHomeserver, p.checkToken, p.checkPing, p.checkDatabase, p.checkHTTP, p.checkSIP, p.checkCertificates, p.checkRTP,
 		p.checkAdvertised, p.checkTrunks,
 	} {
 		ctx, cancel := context.WithTimeout(ctx, patience)
@@ -162,12 +166,44 @@ func (p *patient) checkPing(ctx context.Context) []finding {
 
 func (p *patient) checkDatabase(ctx context.Context) []finding {
 	const what = "database reachable"
-	if err := db.Check(ctx, p.cfg.Database.Address); err != nil {
+	if err := db.Check(ctx, p.cfg.Database.Address); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return one(false, what, err.Error(), "make the folder, and let the bridge's user write there; or put another path into database.address")
+	} else if err != nil {
 		return one(false, what, err.Error(), "check database.address, that the server runs, and that the user may create tables")
 	}
 	p.stored = true
 	scheme, _, _ := strings.Cut(p.cfg.Database.Address, ":")
 	return one(true, what, scheme+" answers, and its schema is none or one we know", "")
+}
+
+func (p *patient) checkCertificates(context.Context) []finding {
+	var list []finding
+	look := func(what string, files config.TLS) {
+		if files.Certificate != "" {
+			_, err := tls.LoadX509KeyPair(files.Certificate, files.Key)
+			list = append(list, readable(what+".certificate "+files.Certificate, err))
+		}
+		if files.CA != "" {
+			_, err := os.ReadFile(files.CA)
+			list = append(list, readable(what+".ca "+files.CA, err))
+		}
+	}
+	look("sip.tls", p.cfg.SIP.TLS)
+	for _, t := range p.cfg.SIP.Trunks {
+		look("tls of trunk "+t.Name, t.TLS)
+		if t.ClientCA != "" {
+			_, err := os.ReadFile(t.ClientCA)
+			list = append(list, readable("client_ca of trunk "+t.Name, err))
+		}
+	}
+	return list
+}
+
+func readable(what string, err error) finding {
+	if err != nil {
+		return finding{what: what, detail: err.Error(), remedy: "name files in PEM that the bridge's user may read, and a key that belongs to its certificate"}
+	}
+	return finding{ok: true, what: what, detail: "readable"}
 }
 
 func (p *patient) checkHTTP(context.Context) []finding {
@@ -197,6 +233,9 @@ func (p *patient) socket(what, transport, address, remedy string) finding {
 		return finding{ok: true, what: what, detail: "free"}
 	case p.running:
 		return finding{ok: true, what: what, detail: "taken, by the running bridge as it should be"}
+	}
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		remedy = "this machine has no such address: choose one of its own, or 0.0.0.0 for all"
 	}
 	return finding{what: what, detail: err.Error(), remedy: remedy}
 }

@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"trunkline/bridge"
@@ -112,7 +113,8 @@ func withConfig(ctx context.Context, o options, cfg config.Config, out, errOut i
 	case o.newPIN:
 		pin, option, err := bridge.NewPIN(cfg)
 		if err == nil {
-			fmt.Fprintf(out, "PIN for callers: %s\nFor the route:   pin: %s\n", pin, option)
+			path, _ := filepath.Abs(cfg.DialIn.PINKey) // without a working directory: as it is written
+			fmt.Fprintf(out, "PIN for callers: %s\nFor the route:   pin: %s\nIt counts for bridges with the key %s\n", pin, option, path)
 		}
 		return report(errOut, err, exitFailed)
 	case o.diagnose:

@@ -100,20 +100,26 @@ rtp: {address: 192.0.2.1}
 }
 
 func TestDoctorFindsTakenPortsAndFoldersThatAreNotThere(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var taken [2]string
+	for i := range taken {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		taken[i] = l.Addr().String()
 	}
-	defer taken.Close()
 	path := inFolder(t, fmt.Sprintf(`
 homeserver: {domain: example.org, address: "http://127.0.0.1:1"}
-appservice: {listen: %[1]q}
-admin: {listen: %[1]q}
+appservice: {listen: %q}
+admin: {listen: %q}
+sip: {tls: {certificate: /no/such/cert.pem, key: /no/such/key.pem}}
 database: {address: "sqlite:/no/such/folder/trunkline.db"}
-`, taken.Addr()))
+`, taken[0], taken[1]))
 	_, out, _ := command(t, "-c", path, "-doctor")
 	for _, want := range []string{
-		"FAIL  HTTP socket " + taken.Addr().String(), "FAIL  admin socket " + taken.Addr().String(),
+		"FAIL  HTTP socket " + taken[0], "FAIL  admin socket " + taken[1],
+		"FAIL  sip.tls.certificate /no/such/cert.pem: open /no/such/cert.pem: no such file",
 		"FAIL  database reachable: make a file in /no/such/folder: no such file or directory",
 	} {
 		if !strings.Contains(out, want) {

@@ -14,6 +14,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -55,8 +58,22 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "\nFAILED:", err)
+		if load, busy := machineIsBusy(); busy {
+			fmt.Fprintf(os.Stderr, "This machine is too busy for real-time sound (load %s on %d processors): try again when it is idle.\n", load, runtime.NumCPU())
+		}
 		os.Exit(1)
 	}
+}
+
+// machineIsBusy tells the load of the last minute, and whether it is more than the machine has processors.
+func machineIsBusy() (load string, busy bool) {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "", false
+	}
+	load, _, _ = strings.Cut(string(text), " ")
+	average, err := strconv.ParseFloat(load, 64)
+	return load, err == nil && average > 1.5*float64(runtime.NumCPU())
 }
 
 func run(ctx context.Context, o options) (err error) {
