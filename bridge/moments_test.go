@@ -32,7 +32,7 @@ func TestKilledAfterEachEffect(t *testing.T) {
 			alice := b.person("alice", member.Hydrogen, true)
 			alice.Says(sine(aliceHz, 48000, time.Second))
 			for n := tt.from; ; n++ {
-				s := &story{talkers: &talkers{bed: b, alice: alice}, end: tt.end, ringing: make(chan *phone.Call, 1)}
+				s := &story{talkers: b.pairWith(alice), end: tt.end, ringing: make(chan *phone.Call, 1)}
 				if !s.tellUntil(n) {
 					t.Logf("%d effects", n-1)
 					if least := common + 3; n-1 < least {

@@ -60,7 +60,7 @@ func TestCalledPhoneThatTalksOutlivesAKilledProcess(t *testing.T) {
 	b, p := dialBed(t, nil)
 	b.stop()
 	doomed := b.startDoomed()
-	w := &talkers{bed: b, alice: b.person("alice", member.JSSDK, true)}
+	w := b.pairWith(b.person("alice", member.JSSDK, true))
 	b.says(w.alice, "!sip call 1001")
 	w.call = b.called(p)
 	if err := w.call.PickUp(b.ctx()); err != nil {
@@ -230,7 +230,7 @@ func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone
 	b.t.Helper()
 	b.stop()
 	answered.Store(nil)
-	s := &story{talkers: &talkers{bed: b, alice: alice}}
+	s := &story{talkers: b.pairWith(alice)}
 	var output safeText
 	cmd := b.childCommand()
 	cmd.Env = append(cmd.Env, fmt.Sprint(childDies, "=", n))

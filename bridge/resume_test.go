@@ -112,9 +112,14 @@ func (b *bed) talkers(kind member.Kind) *talkers {
 	return b.talkersWith(kind, b.phone("+493012345678"))
 }
 
+// pairWith are alice and a phone of the telephone network's band, whose call is to come.
+func (b *bed) pairWith(alice *member.Member) *talkers {
+	return &talkers{bed: b, alice: alice, rate: phone.Rate, aliceHz: aliceHz, phoneHz: phoneHz}
+}
+
 func (b *bed) talkersWith(kind member.Kind, p *phone.Phone) *talkers {
 	b.t.Helper()
-	w := &talkers{bed: b, rate: phone.Rate, aliceHz: aliceHz, phoneHz: phoneHz}
+	w := b.pairWith(nil)
 	w.begin(kind, p)
 	return w
 }
@@ -545,7 +550,8 @@ func (b *bed) killedAfter(t *testing.T, alice *member.Member, at time.Duration) 
 	if got.err != nil {
 		t.Logf("not answered: %v", got.err)
 	} else {
-		w := &talkers{bed: b, alice: alice, call: got.call}
+		w := b.pairWith(alice)
+		w.call = got.call
 		w.call.Play(sine(phoneHz, 8000, time.Minute))
 		b.await("both to hear each other, or a clean end", func() bool {
 			ghosts := b.ghosts()

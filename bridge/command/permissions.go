@@ -32,15 +32,21 @@ func (l Level) String() string {
 // MarshalText writes the name.
 func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// UnmarshalYAML reads a level of the configuration. A wrong one does not keep the rest from being read.
-func (l *Level) UnmarshalYAML(node *yaml.Node) error {
-	i := slices.Index(levelNames[:], node.Value)
+// UnmarshalText reads a name.
+func (l *Level) UnmarshalText(text []byte) error {
+	i := slices.Index(levelNames[:], string(text))
 	if i < 0 {
-		return &yaml.TypeError{Errors: []string{
-			fmt.Sprintf("line %d: %q is not one of %s", node.Line, node.Value, strings.Join(levelNames[:], ", ")),
-		}}
+		return fmt.Errorf("%q is not one of %s", text, strings.Join(levelNames[:], ", "))
 	}
 	*l = Level(i)
+	return nil
+}
+
+// UnmarshalYAML reads a level of the configuration. A wrong one does not keep the rest from being read.
+func (l *Level) UnmarshalYAML(node *yaml.Node) error {
+	if err := l.UnmarshalText([]byte(node.Value)); err != nil {
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: %v", node.Line, err)}}
+	}
 	return nil
 }
 
