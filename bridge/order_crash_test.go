@@ -236,6 +236,11 @@ func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone
 	cmd.Env = append(cmd.Env, fmt.Sprint(childDies, "=", n))
 	cmd.Stderr = &output
 	s.run(cmd)
+	defer func() {
+		if b.t.Failed() {
+			b.t.Logf("%d: the child's log:\n%s", n, output.String())
+		}
+	}()
 	b.awaitChild()
 	b.says(alice, "!sip call 1001")
 	b.await("the child to die", s.isDead)
@@ -260,7 +265,7 @@ func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone
 	})
 	b.t.Logf("%d: %s: %s", n, moment, how)
 	if confirmed && how != "they talk" {
-		b.t.Errorf("%s: the phone was let go after its answer was confirmed. The child's log:\n%s", moment, output.String())
+		b.t.Errorf("%s: the phone was let go after its answer was confirmed", moment)
 	}
 	// The homeserver may deliver the command to this process only; then the phone is called by it, before this is done.
 	b.says(alice, "!sip hangup all")
