@@ -243,9 +243,22 @@ func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone
 	}()
 	b.awaitChild()
 	b.says(alice, "!sip call 1001")
-	b.await("the child to die", s.isDead)
+	hears := func() bool {
+		s.call = answered.Load()
+		return s.call != nil && s.hearsAlice()
+	}
+	b.await("the child to die, or the phone to talk", func() bool { return s.isDead() || hears() })
+	select {
+	case <-s.dead:
+	case <-time.After(2 * time.Second): // what is left to be done once the phone hears takes milliseconds
+	}
 	moment := diesAfter.FindString(output.String())
 	confirmed = strings.Contains(moment, leg.AckPhone.String())
+	if !s.isDead() { // it had less to do than the one before, whose row was written more often
+		moment, confirmed = "the child dies after all effects", true
+		_ = cmd.Process.Kill()
+		<-s.dead
+	}
 	b.start()
 	how := "the phone is free"
 	b.await(moment+": talk, or a free phone and a told room", func() bool {
@@ -267,9 +280,19 @@ func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone
 	if confirmed && how != "they talk" {
 		b.t.Errorf("%s: the phone was let go after its answer was confirmed", moment)
 	}
-	// The homeserver may deliver the command to this process only; then the phone is called by it, before this is done.
+	// The homeserver may deliver the command to this process only; then the phone is called by it, before this is done. Nothing
+	// may be left that it would deliver to the next one.
+	answers := func() (n int) {
+		for _, text := range b.boards() {
+			n += strings.Count(text, "There is no phone here.")
+		}
+		return n
+	}
 	b.says(alice, "!sip hangup all")
 	b.clear()
+	before := answers()
+	b.says(alice, "!sip who")
+	b.await("all commands to be carried out", func() bool { return answers() > before })
 	b.await("the phone to be free", func() bool { return !p.Busy() })
 	return confirmed
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"trunkline/bridge/config"
+	"trunkline/db"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 )
@@ -13,14 +14,21 @@ import (
 func transferBed(t *testing.T, edit func(*config.Config)) (*bed, *member.Member, *phone.Call) {
 	t.Helper()
 	b, p := dialBed(t, edit)
+	alice, call := b.aliceCalls(p)
+	return b, alice, call
+}
+
+// aliceCalls has alice call a phone that answers.
+func (b *bed) aliceCalls(p *phone.Phone) (*member.Member, *phone.Call) {
+	b.t.Helper()
 	alice := b.person("alice", member.JSSDK, true)
 	b.says(alice, "!sip call "+berlin)
 	call := b.called(p)
 	if err := call.PickUp(b.ctx()); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	b.told("has answered.")
-	return b, alice, call
+	return alice, call
 }
 
 // referred waits for the bridge's REFER.
@@ -100,20 +108,50 @@ func TestPhoneThatCannotBeSentOnStays(t *testing.T) {
 	b.clear()
 }
 
+// transferStored tells whether the one row says that a phone was asked to call somebody else.
+func (b *bed) transferStored() bool {
+	b.t.Helper()
+	store, err := db.Open(b.ctx(), b.cfg.Database.Address, b.log)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer store.Close()
+	var dialog string
+	if err := store.Shared().QueryRow(b.ctx(), "SELECT dialog FROM leg").Scan(&dialog); err != nil {
+		b.t.Fatal(err)
+	}
+	return strings.Contains(dialog, `"transfer":`)
+}
+
 func TestTransferGoesOnAfterARestart(t *testing.T) {
-	b, alice, call := transferBed(t, nil)
-	b.says(alice, "!sip transfer +49 30 23456789")
-	b.referred(call)
-	b.stop()
-	b.start()
-	if err := call.Notify(b.ctx(), "200 OK", true); err != nil {
-		t.Fatal(err)
+	t.Parallel()
+	for _, killed := range []bool{false, true} {
+		t.Run(map[bool]string{false: "planned", true: "killed"}[killed], func(t *testing.T) {
+			t.Parallel()
+			b, p := dialBed(t, nil)
+			end := b.stop
+			if killed {
+				b.stop()
+				doomed := b.startDoomed()
+				end = func() { kill(t, doomed) }
+			}
+			alice, call := b.aliceCalls(p)
+			b.says(alice, "!sip transfer +49 30 23456789")
+			b.referred(call)
+			b.told("Transferring +493•••••••78 to +493•••••••89 …")
+			b.await("the row to name the transfer", b.transferStored)
+			end()
+			b.start()
+			if err := call.Notify(b.ctx(), "200 OK", true); err != nil {
+				t.Fatal(err)
+			}
+			b.told("was transferred to +493•••••••89.")
+			select {
+			case <-call.Done():
+			case <-b.ctx().Done():
+				t.Fatal("a phone that was transferred is not let go")
+			}
+			b.clear()
+		})
 	}
-	b.told("was transferred to +493•••••••89.")
-	select {
-	case <-call.Done():
-	case <-b.ctx().Done():
-		t.Fatal("a phone that was transferred is not let go")
-	}
-	b.clear()
 }
