@@ -345,7 +345,7 @@ func (b *Bridge) Invite(call *sip.Call) {
 		b.refusals.Go(func() { b.refuse(call, cause) })
 		return
 	}
-	a := newActor(b, leg.ID(strings.ToLower(rand.Text()[:12])), call)
+	a := newActor(b, newLegID(), call)
 	call.OnEvent(a.fromPhone)
 	b.legs[a.id] = a
 	b.wg.Go(func() {
@@ -357,6 +357,9 @@ func (b *Bridge) Invite(call *sip.Call) {
 		a.run()
 	})
 }
+
+// newLegID names a leg: 60 bits of chance.
+func newLegID() leg.ID { return leg.ID(strings.ToLower(rand.Text()[:12])) }
 
 // refuse answers a call that will not be: with the status that fits the cause, and for passing ones when to try again.
 func (b *Bridge) refuse(call *sip.Call, cause leg.Cause) {

@@ -2,10 +2,8 @@ package bridge
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"strconv"
-	"strings"
 	"time"
 
 	"trunkline/bridge/config"
@@ -74,7 +72,7 @@ func (a *actor) heir(ctx context.Context, to sip.Number) (heir *actor, code int)
 	if err := a.call.AcceptTransfer(); err != nil {
 		return nil, 0 // the call is over
 	}
-	heir = makeActor(b, leg.ID(strings.ToLower(rand.Text()[:12])), a.call)
+	heir = makeActor(b, newLegID(), a.call)
 	heir.info.Dialled = to
 	heir.party = a.call.Dialog().Info.Caller // who it is now
 	heir.party.Number = b.plan.Local(a.info.Trunk, heir.party.Number)

@@ -2,10 +2,8 @@ package bridge
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -139,7 +137,7 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 
 // ordered makes the leg of an order.
 func (b *Bridge) ordered(call *sip.Call, o order) *actor {
-	a := makeActor(b, leg.ID(strings.ToLower(rand.Text()[:12])), call)
+	a := makeActor(b, newLegID(), call)
 	o.board = &board{actor: a, room: o.room}
 	a.order, a.target = &o, string(o.room)
 	a.party = sip.Caller{Number: sip.Number(o.number)}

@@ -84,6 +84,17 @@ func TestCalledPhoneThatTalksOutlivesAKilledProcess(t *testing.T) {
 	b.settled(1)
 }
 
+// forgotten sees that the room is told of an order that came to nothing, and that the phone never heard of it.
+func (b *bed) forgotten(p *phone.Phone) {
+	b.t.Helper()
+	b.told("Call to 1001: the bridge was restarted; try again.")
+	b.clear()
+	b.settled(1)
+	if n := p.Rung(); n != 0 {
+		b.t.Errorf("the phone has heard of %d calls", n)
+	}
+}
+
 // Before the INVITE, the phone must not hear of a call that is over.
 func TestOrderOfAProcessKilledBeforeTheInviteIsForgotten(t *testing.T) {
 	t.Parallel()
@@ -98,12 +109,7 @@ func TestOrderOfAProcessKilledBeforeTheInviteIsForgotten(t *testing.T) {
 	kill(t, doomed)
 	slow.Mend()
 	b.start()
-	b.told("Call to 1001: the bridge was restarted; try again.")
-	b.clear()
-	b.settled(1)
-	if n := p.Rung(); n != 0 {
-		t.Errorf("the phone has heard of %d calls", n)
-	}
+	b.forgotten(p)
 }
 
 // The row is there, and the notice is not: the room hears all the same what became of its wish.
@@ -121,12 +127,7 @@ func TestOrderOfAProcessKilledBeforeItsNoticeIsTold(t *testing.T) {
 	kill(t, doomed)
 	slow.Mend()
 	b.start()
-	b.told("Call to 1001: the bridge was restarted; try again.")
-	b.clear()
-	b.settled(1)
-	if n := p.Rung(); n != 0 {
-		t.Errorf("the phone has heard of %d calls", n)
-	}
+	b.forgotten(p)
 }
 
 // TestOrderKilledAtAnyMoment kills the process at seeded moments between the command and some time of ringing. Whatever the

@@ -36,9 +36,7 @@ func (m *machine) ask() {
 // askAgain goes on with a phone that the process before had answered and asked.
 func (m *machine) askAgain() {
 	m.Stored = true
-	if m.EndBy.IsZero() {
-		m.EndBy = m.now.Add(m.Rules.Longest)
-	}
+	m.startClock()
 	m.ask()
 	m.do(AskPhone)
 }
@@ -47,13 +45,8 @@ func (m *machine) askAgain() {
 // the ghost at a desk of its own.
 func (m *machine) takeOver() {
 	m.Phase, m.Phone, m.Room, m.Media, m.Stored = Entering, Up, Coming, true, true
-	if m.EndBy.IsZero() {
-		m.EndBy = m.now.Add(m.Rules.Longest)
-	}
-	m.Deadline = m.now.Add(m.Rules.Setup)
-	if m.EndBy.Before(m.Deadline) {
-		m.Deadline = m.EndBy
-	}
+	m.startClock()
+	m.within(m.Rules.Setup)
 	m.do(Save)
 	m.do(Ask)
 	m.do(JoinRoom)
@@ -63,10 +56,7 @@ func (m *machine) asking(ev Event) {
 	switch ev.Kind {
 	case Passed:
 		m.Phase, m.Room = Entering, Coming
-		m.Deadline = m.now.Add(m.Rules.Setup)
-		if m.EndBy.Before(m.Deadline) {
-			m.Deadline = m.EndBy
-		}
+		m.within(m.Rules.Setup)
 		m.do(Save)
 		m.do(JoinRoom)
 	default:

@@ -209,16 +209,26 @@ func (m *machine) idle(ev Event) {
 	}
 }
 
-// resume goes on with a phone that the process before had answered. It hears us at once, if only silence.
-func (m *machine) resume() {
-	m.Phase, m.Phone, m.Room, m.Media, m.Stored = Resuming, Up, Coming, true, true
+// startClock counts the longest call from now, unless that was begun before.
+func (m *machine) startClock() {
 	if m.EndBy.IsZero() {
 		m.EndBy = m.now.Add(m.Rules.Longest)
 	}
-	m.Deadline = m.now.Add(m.Rules.Alone)
+}
+
+// within sets the deadline of what is waited for, which is never after the longest call's.
+func (m *machine) within(patience time.Duration) {
+	m.Deadline = m.now.Add(patience)
 	if m.EndBy.Before(m.Deadline) {
 		m.Deadline = m.EndBy
 	}
+}
+
+// resume goes on with a phone that the process before had answered. It hears us at once, if only silence.
+func (m *machine) resume() {
+	m.Phase, m.Phone, m.Room, m.Media, m.Stored = Resuming, Up, Coming, true, true
+	m.startClock()
+	m.within(m.Rules.Alone)
 	m.do(StartMedia)
 	m.acknowledge()
 	m.do(AskPhone)
