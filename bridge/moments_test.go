@@ -13,45 +13,59 @@ import (
 	"trunkline/internal/testbed/phone"
 )
 
-// TestKilledAfterEachEffect kills the process after the first effect of a call's leg, after the second, and so on, through
-// whole calls: set-up, answer, hold, back from hold, and either end. Whatever was begun by then: the call is refused, goes on,
-// or is over on both sides, and nothing stays.
-func TestKilledAfterEachEffect(t *testing.T) {
+// The process is killed after the first effect of a call's leg, after the second, and so on, through whole calls: set-up,
+// answer, hold, back from hold, and either end. Whatever was begun by then: the call is refused, goes on, or is over on both
+// sides, and nothing stays.
+func TestKilledAfterEachEffectUntilTheCallGoes(t *testing.T) {
 	t.Parallel()
-	const common = 11 // effects before the ends differ
-	for _, tt := range []struct {
-		name string
-		from int
-		end  func(context.Context, *story)
-	}{
-		{"the room ends the call", 1, func(ctx context.Context, s *story) { s.endInRoom(ctx) }},
-		{"the phone hangs up", common, func(ctx context.Context, s *story) { _ = s.call.Hangup(ctx) }}, // a dead process cannot confirm it
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			b := newBed(t)
-			alice := b.person("alice", member.Hydrogen, true)
-			alice.Says(sine(aliceHz, 48000, time.Second))
-			for n := tt.from; ; n++ {
-				s := &story{talkers: b.pairWith(alice), end: tt.end, ringing: make(chan *phone.Call, 1)}
-				if !s.tellUntil(n) {
-					t.Logf("%d effects", n-1)
-					if least := common + 3; n-1 < least {
-						t.Errorf("the call had %d effects, want %d at least", n-1, least)
-					}
-					return
-				}
-				if t.Failed() {
-					return
-				}
-			}
-		})
+	if n := killAfterEachEffect(t, 1, commonEffects, (*story).endInRoom); n < commonEffects {
+		t.Errorf("the call had %d effects, want %d at least", n, commonEffects)
 	}
+}
+
+func TestKilledAfterEachEffectWhenTheRoomEnds(t *testing.T) {
+	t.Parallel()
+	if n := killAfterEachEffect(t, commonEffects, lastEffect, (*story).endInRoom); n < commonEffects+3 {
+		t.Errorf("the call had %d effects, want %d at least", n, commonEffects+3)
+	}
+}
+
+func TestKilledAfterEachEffectWhenThePhoneHangsUp(t *testing.T) {
+	t.Parallel()
+	hangup := func(s *story, ctx context.Context) { _ = s.call.Hangup(ctx) } // a dead process cannot confirm it
+	if n := killAfterEachEffect(t, commonEffects, lastEffect, hangup); n < commonEffects+3 {
+		t.Errorf("the call had %d effects, want %d at least", n, commonEffects+3)
+	}
+}
+
+const (
+	commonEffects = 11  // before the ends differ
+	lastEffect    = 100 // far more than a call has
+)
+
+// killAfterEachEffect tells the story of a call again and again, until its process outlives it or has died after effect "to".
+// It returns how many effects there were.
+func killAfterEachEffect(t *testing.T, from, to int, end func(*story, context.Context)) int {
+	t.Helper()
+	b := newBed(t)
+	alice := b.person("alice", member.Hydrogen, true)
+	alice.Says(sine(aliceHz, 48000, time.Second))
+	for n := from; n <= to; n++ {
+		s := &story{talkers: b.pairWith(alice), end: end, ringing: make(chan *phone.Call, 1)}
+		if !s.tellUntil(n) {
+			return n - 1
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	return to
 }
 
 // story is a call from beginning to end, in whose midst the process dies.
 type story struct {
 	*talkers
-	end func(context.Context, *story)
+	end func(*story, context.Context)
 
 	dead    chan struct{}    // closed when the process is
 	ringing chan *phone.Call // has it once the INVITE is out
@@ -185,7 +199,7 @@ func (s *story) tell() {
 		}
 	}
 	if alive.Err() == nil {
-		s.end(whole, s)
+		s.end(s, whole)
 	}
 }
 

@@ -134,6 +134,7 @@ func (b *bed) clear() {
 func TestRoomCallsAPhoneAndBothHearEachOther(t *testing.T) {
 	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
 		t.Run(kind.String(), func(t *testing.T) {
+			t.Parallel()
 			b, p := dialBed(t, nil)
 			alice := b.person("alice", kind, true)
 			b.says(alice, "!sip call +49 30 12345678")
