@@ -22,6 +22,10 @@ const (
 	TLS Transport = "tls"
 )
 
+// Auto is a [Trunk.Transport] that is left to the proxy's domain: over those that we listen on, as its NAPTR records say, or else its
+// SRV records (RFC 3263 §4.1); where it has neither, or the proxy is an address or has a port, UDP.
+const Auto Transport = "auto"
+
 func (t Transport) known() bool { return t == UDP || t == TCP || t == TLS }
 
 // Listen is one socket on which the stack hears SIP.
@@ -97,7 +101,7 @@ type Trunk struct {
 	DTMF DTMF
 
 	// Proxy is where our calls go: an address or a name, with or without a port; "" = this trunk only calls us. A name
-	// without a port is looked up as SRV first. Transport is how; "" = UDP.
+	// without a port is looked up as SRV first. Transport is how; "" = UDP, [Auto] = as DNS says.
 	Proxy     string
 	Transport Transport
 	// Domain is the host part of the addresses in our calls; "" = the proxy's in what we ask for, our own in From.
@@ -196,7 +200,7 @@ func (c Config) check() error {
 		if host, _ := hostAndPort(t.Proxy); !validHost(host) || !validHost(t.Domain) {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: proxy %q or domain %q is not a host name or address", t.Name, t.Proxy, t.Domain))
 		}
-		if t.Transport != "" && !t.Transport.known() {
+		if t.Transport != "" && t.Transport != Auto && !t.Transport.known() {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown transport %q", t.Name, t.Transport))
 		}
 		if (t.Register || t.Ping > 0) && t.Proxy == "" || t.Register && t.Auth.Username == "" {
@@ -205,7 +209,7 @@ func (c Config) check() error {
 		switch {
 		case t.SRTP != SRTPOff && t.SRTP != SRTPOptional && t.SRTP != SRTPRequired:
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown srtp mode %q", t.Name, t.SRTP))
-		case t.SRTP == SRTPRequired && t.Proxy != "" && t.Transport != TLS:
+		case t.SRTP != SRTPOff && t.Transport == Auto, t.SRTP == SRTPRequired && t.Proxy != "" && t.Transport != TLS:
 			errs = append(errs, fmt.Errorf("sip: trunk %q: srtp needs transport tls, else everybody on the way can read its keys", t.Name))
 		}
 		switch t.CallerID.Header {

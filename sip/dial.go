@@ -91,9 +91,9 @@ func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
 	if r.Number == "" {
 		return nil, errors.New("dial: no number")
 	}
-	l, ok := s.listenerFor(Dialog{Transport: trunk.transport()})
-	if !ok {
-		return nil, fmt.Errorf("dial over %q: not listening on %s", r.Trunk, trunk.transport())
+	l, err := s.outlet(trunk)
+	if err != nil {
+		return nil, fmt.Errorf("dial over %q: %w", r.Trunk, err)
 	}
 	down, route := s.down(trunk)
 	if down {
@@ -206,7 +206,7 @@ func (c *Call) sendInvite() error {
 	}
 	o.sent = true
 	o.giveUp = time.Now().Add(cmp.Or(o.request.RingTimeout, ringTimeout))
-	c.log.Info("call began", "dialled", c.info.Dialled, "transport", c.dialog.Transport)
+	c.log.Info("call began", "dialled", c.info.Dialled, "transport", o.trunk.transport())
 	c.locate()
 	return nil
 }
@@ -225,6 +225,9 @@ func (c *Call) locate() {
 				c.refused(503, "", nil)
 			default:
 				c.out.targets = targets
+				if c.out.resumed { // where the process before has sent it
+					c.out.targets = startingWith(targets, target{c.dialog.Remote, c.dialog.Transport})
+				}
 				c.invitePhone()
 			}
 		})
@@ -237,6 +240,10 @@ func (c *Call) invitePhone() {
 	if o.cancel && !o.resumed {
 		c.end()
 		return
+	}
+	if t := o.targets[0]; c.dialog.turnTo(c.stack, t.transport) {
+		c.log.Debug("call takes another transport", "transport", t.transport)
+		c.changed()
 	}
 	req, err := c.inviteRequest()
 	if err != nil {

@@ -22,13 +22,10 @@ const (
 	connectTimeout = 10 * time.Second
 )
 
-// target is one place where a trunk may be reached.
-type target struct{ addr netip.AddrPort }
-
-// resolver finds addresses; *net.Resolver has it.
-type resolver interface {
-	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
-	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
+// target is one place where a trunk may be reached, and how.
+type target struct {
+	addr      netip.AddrPort
+	transport Transport
 }
 
 // neighbours knows whose messages are heard: the trunks' networks, and the addresses their proxies turned out to have.
@@ -82,15 +79,44 @@ func (s *Stack) trunkNamed(name string) *Trunk {
 	return nil
 }
 
-// locate finds where a trunk's proxy is (RFC 3263 §4.2; no NAPTR, since the transport is configured): an address as it
-// is, a name with a port by A and AAAA, a name alone by SRV and then by A and AAAA.
+// ways are the transports that a trunk may be spoken to over, the one that nothing needs to recommend last.
+func (s *Stack) ways(trunk *Trunk) []Transport {
+	if trunk.Transport != Auto {
+		return []Transport{trunk.transport()}
+	}
+	return slices.DeleteFunc([]Transport{TLS, TCP, UDP}, func(t Transport) bool {
+		_, ok := s.listenerFor(Dialog{Transport: t})
+		return !ok
+	})
+}
+
+// outlet is the socket that requests to a trunk leave from until DNS says more.
+func (s *Stack) outlet(trunk *Trunk) (listener, error) {
+	ways := s.ways(trunk)
+	if len(ways) > 0 {
+		if l, ok := s.listenerFor(Dialog{Transport: ways[len(ways)-1]}); ok {
+			return l, nil
+		}
+	}
+	return listener{}, fmt.Errorf("not listening on %s", trunk.transport())
+}
+
+// locate finds where a trunk's proxy is (RFC 3263 §4.1, §4.2): an address as it is, a name with a port by A and AAAA, a name
+// alone by SRV and then by A and AAAA. NAPTR is asked first where no transport is configured.
 func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 	host, port := hostAndPort(trunk.Proxy)
+	ways := s.ways(trunk)
+	if len(ways) == 0 {
+		return nil, fmt.Errorf("locate trunk %s: not listening on %s", trunk.Name, trunk.transport())
+	}
+	plain := ways[len(ways)-1]
 	var out []target
 	if addr, err := netip.ParseAddr(host); err == nil {
-		out = []target{{netip.AddrPortFrom(addr.Unmap(), cmpPort(port, trunk.transport()))}}
+		out = []target{{netip.AddrPortFrom(addr.Unmap(), cmpPort(port, plain)), plain}}
+	} else if port == 0 && trunk.Transport == Auto {
+		out = s.discover(ctx, trunk, host, ways)
 	} else if port == 0 {
-		out = s.services(ctx, trunk, host)
+		out = s.services(ctx, nil, plain, host)
 	}
 	if len(out) == 0 {
 		addrs, err := s.addresses(ctx, host)
@@ -98,8 +124,11 @@ func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 			return nil, fmt.Errorf("locate trunk %s: %w", trunk.Name, err)
 		}
 		for _, a := range addrs {
-			out = append(out, target{netip.AddrPortFrom(a, cmpPort(port, trunk.transport()))})
+			out = oneMore(out, target{netip.AddrPortFrom(a, cmpPort(port, plain)), plain})
 		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("locate trunk %s: %s has no address for us", trunk.Name, clip(host))
 	}
 	s.neighbours.find(trunk, out)
 	if w := s.watches[trunk.Name]; w != nil {
@@ -108,27 +137,61 @@ func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 	return out, nil
 }
 
-// services asks for SRV records; the resolver sorts them by priority and weight (RFC 2782).
-func (s *Stack) services(ctx context.Context, trunk *Trunk, host string) []target {
-	service, proto := "sip", string(trunk.transport())
-	if trunk.transport() == TLS {
-		service, proto = "sips", "tcp"
+// services asks for the SRV records of SIP over one transport.
+func (s *Stack) services(ctx context.Context, out []target, t Transport, host string) []target {
+	if t == TLS {
+		return s.servers(ctx, out, t, "sips", "tcp", host)
 	}
-	_, records, err := s.resolver.LookupSRV(ctx, service, proto, host)
+	return s.servers(ctx, out, t, "sip", string(t), host)
+}
+
+// servers adds those that SRV records name; the resolver sorts them by priority and weight (RFC 2782). Without a service, name is
+// that of the records.
+func (s *Stack) servers(ctx context.Context, out []target, t Transport, service, proto, name string) []target {
+	_, records, err := s.resolver.LookupSRV(ctx, service, proto, name)
 	if err != nil {
-		return nil // most names have none
+		return out // most names have none
 	}
-	var out []target
-	for _, r := range records {
+	for _, r := range records[:min(len(records), maxFound)] {
+		if len(out) == maxFound {
+			break
+		}
 		addrs, err := s.addresses(ctx, strings.TrimSuffix(r.Target, "."))
 		if err != nil {
 			continue
 		}
 		for _, a := range addrs {
-			out = append(out, target{netip.AddrPortFrom(a, r.Port)})
+			out = oneMore(out, target{netip.AddrPortFrom(a, r.Port), t})
 		}
 	}
 	return out
+}
+
+// oneMore adds a target that is not among them; more than we would hear answers of are none to ask.
+func oneMore(targets []target, t target) []target {
+	if len(targets) == maxFound || slices.Contains(targets, t) {
+		return targets
+	}
+	return append(targets, t)
+}
+
+// startingWith puts a target that is among them first.
+func startingWith(targets []target, t target) []target {
+	i := slices.Index(targets, t)
+	if i <= 0 {
+		return targets
+	}
+	return append([]target{t}, slices.Delete(slices.Clone(targets), i, i+1)...)
+}
+
+// turnTo takes the dialog of a request that is yet to be sent to a socket of this transport, and says whether it was at another.
+func (d *Dialog) turnTo(s *Stack, t Transport) bool {
+	l, ok := s.listenerFor(Dialog{Transport: t, LocalSocket: d.LocalSocket})
+	if t == d.Transport || !ok {
+		return false
+	}
+	d.Transport, d.LocalSocket, d.Contact = t, l.addr, s.contact(t, l.addr)
+	return true
 }
 
 func (s *Stack) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -182,6 +245,9 @@ const registerPatience = 5 * time.Second
 // connection: that of the process before is gone, and the registrar knows us by ours only (RFC 5626 §5.3).
 func (s *Stack) awaitRegistered(ctx context.Context, trunk *Trunk, req *gosip.Request) {
 	if trunk == nil || !trunk.Register || trunk.transport() == UDP || req.Method == gosip.REGISTER {
+		return
+	}
+	if trunk.Transport == Auto && strings.EqualFold(req.Transport(), string(UDP)) {
 		return
 	}
 	w := s.watches[trunk.Name]

@@ -115,7 +115,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine, c.Sockets),
 		refusals:   rate.Sometimes{First: 20, Interval: time.Second},
 		unknown:    rate.Sometimes{First: 5, Interval: time.Minute},
-		neighbours: &neighbours{trunks: c.Trunks}, resolver: net.DefaultResolver,
+		neighbours: &neighbours{trunks: c.Trunks}, resolver: newSystemDNS(),
 		outgoing: map[Transport]*outgoingConns{},
 		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
 	}

@@ -1,12 +1,12 @@
 package sip
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,8 +46,8 @@ type watch struct {
 
 	mu    sync.Mutex
 	state TrunkState
-	good  netip.AddrPort // the target that answered last
-	route []string       // Service-Route (RFC 3608)
+	good  target   // the one that answered last
+	route []string // Service-Route (RFC 3608)
 }
 
 func (s *Stack) newWatch(trunk *Trunk) *watch {
@@ -61,19 +61,23 @@ func (s *Stack) newWatch(trunk *Trunk) *watch {
 
 // begin fills what needs bound sockets.
 func (w *watch) begin() error {
-	l, ok := w.stack.listenerFor(Dialog{Transport: w.trunk.transport()})
-	if !ok {
-		return fmt.Errorf("not listening on %s", w.trunk.transport())
+	l, err := w.stack.outlet(w.trunk)
+	if err != nil {
+		return err
 	}
-	user := userOf(w.trunk.Auth.Username)
-	address := gosip.Uri{Scheme: "sip", User: user, Host: w.trunk.domain()}
+	address := gosip.Uri{Scheme: "sip", User: userOf(w.trunk.Auth.Username), Host: w.trunk.domain()}
 	domain := gosip.Uri{Scheme: "sip", Host: w.trunk.domain()}
 	w.dialog = Dialog{
 		CallID: strings.ToLower(newBranch()[7:]), LocalTag: newTag(), LocalURI: "<" + address.String() + ">",
 		RemoteURI: "<" + address.String() + ">", RemoteTarget: domain.String(), Transport: l.transport, LocalSocket: l.addr,
-		Contact: strings.Replace(w.stack.contact(l.transport, l.addr), "sip:trunkline@", "sip:"+user+"@", 1),
+		Contact: w.contact(w.stack.contact(l.transport, l.addr)),
 	}
 	return nil
+}
+
+// contact is one of ours under the name of the account.
+func (w *watch) contact(ours string) string {
+	return strings.Replace(ours, "sip:trunkline@", "sip:"+userOf(w.trunk.Auth.Username)+"@", 1)
 }
 
 // run serves until the stack ends. A binding stays when it does: the next process takes it over.
@@ -193,6 +197,9 @@ func (w *watch) ask(t target) (*gosip.Response, error) {
 
 func (w *watch) request(method gosip.RequestMethod, t target) (*gosip.Request, error) {
 	w.cseq++
+	if w.dialog.turnTo(w.stack, t.transport) {
+		w.dialog.Contact = w.contact(w.dialog.Contact)
+	}
 	req, err := w.dialog.request(w.stack, method, w.cseq)
 	if err != nil {
 		return nil, err
@@ -245,7 +252,7 @@ func (w *watch) registered(res *gosip.Response, t target) time.Duration {
 		w.stack.log.Info("registered", "trunk", w.trunk.Name, "target", t.addr, "expires", expires)
 	}
 	w.state.Registered, w.state.Code, w.state.Target = time.Now().Add(expires), 0, t.addr
-	w.good, w.route = t.addr, route
+	w.good, w.route = t, route
 	w.mu.Unlock()
 	w.failures = 0
 	return expires * 3 / 4
@@ -282,12 +289,12 @@ func (w *watch) alive(t target, err error) {
 	}
 	w.state.Down = down
 	if !down {
-		w.state.Target, w.good = t.addr, t.addr
+		w.state.Target, w.good = t.addr, t
 	}
 }
 
 func (w *watch) nextKeep() time.Time {
-	if w.dialog.Transport == UDP {
+	if cmp.Or(w.good.transport, w.dialog.Transport) == UDP {
 		return time.Now().Add(keepUDP)
 	}
 	return time.Now().Add(keepStream)
@@ -297,20 +304,20 @@ func (w *watch) nextKeep() time.Time {
 // false when there is no connection any more.
 func (w *watch) keepAlive() bool {
 	w.mu.Lock()
-	to := w.state.Target
+	to := w.good
 	bound := !w.state.Registered.IsZero()
 	w.mu.Unlock()
-	if !bound || !to.IsValid() {
+	if !bound || !to.addr.IsValid() {
 		return true
 	}
 	const ping = "\r\n\r\n"
-	if w.dialog.Transport == UDP {
-		if l, ok := w.stack.listenerFor(w.dialog); ok {
-			_, _ = l.packets.WriteTo([]byte(ping), net.UDPAddrFromAddrPort(to)) // the next REGISTER will tell
+	if to.transport == UDP {
+		if l, ok := w.stack.listenerFor(Dialog{Transport: UDP, LocalSocket: w.dialog.LocalSocket}); ok {
+			_, _ = l.packets.WriteTo([]byte(ping), net.UDPAddrFromAddrPort(to.addr)) // the next REGISTER will tell
 		}
 		return true
 	}
-	conn, err := w.stack.transports.GetConnection(string(w.dialog.Transport), to.String())
+	conn, err := w.stack.transports.GetConnection(string(to.transport), to.addr.String())
 	if err != nil {
 		return false
 	}
@@ -327,11 +334,7 @@ func (w *watch) keepAlive() bool {
 func (w *watch) prefer(targets []target) []target {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	i := slices.IndexFunc(targets, func(t target) bool { return t.addr == w.good })
-	if i <= 0 {
-		return targets
-	}
-	return append([]target{targets[i]}, slices.Delete(slices.Clone(targets), i, i+1)...)
+	return startingWith(targets, w.good)
 }
 
 // Trunks says how the trunks are that we register with or ask whether they live.

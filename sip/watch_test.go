@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 func registering(c *Config) {
@@ -128,10 +131,17 @@ func TestTrunkThatDoesNotAnswerIsDown(t *testing.T) {
 type zone struct {
 	srv   map[string][]*net.SRV // by _service._proto.name
 	hosts map[string][]string
+	naptr []*dns.NAPTR // of every name
 }
 
+func (z zone) LookupNAPTR(context.Context, string) ([]*dns.NAPTR, error) { return z.naptr, nil }
+
 func (z zone) LookupSRV(_ context.Context, service, proto, name string) (string, []*net.SRV, error) {
-	if r := z.srv["_"+service+"._"+proto+"."+name]; r != nil {
+	full := strings.TrimSuffix(name, ".")
+	if service != "" {
+		full = "_" + service + "._" + proto + "." + full
+	}
+	if r := z.srv[full]; r != nil {
 		return name, r, nil
 	}
 	return "", nil, &net.DNSError{Name: name, IsNotFound: true}
@@ -147,44 +157,65 @@ func (z zone) LookupNetIP(_ context.Context, _, host string) (out []netip.Addr, 
 	return out, err
 }
 
-func TestTargetsOfAName(t *testing.T) { // RFC 3263 §4.2
+func TestTargetsOfAName(t *testing.T) { // RFC 3263 §4.1, §4.2
 	z := zone{
 		srv: map[string][]*net.SRV{
 			"_sip._udp.carrier.example":  {{Target: "a.carrier.example.", Port: 5070}, {Target: "gone.example.", Port: 1}, {Target: "b.carrier.example.", Port: 5080}},
 			"_sips._tcp.carrier.example": {{Target: "b.carrier.example.", Port: 5090}},
+			"_sip._tcp.edge.example":     {{Target: "edge.example.", Port: 5071}, {Target: "edge.example.", Port: 5071}},
 		},
 		hosts: map[string][]string{
+			"edge.example": {"198.51.100.4"}, "far.example": {"2001:db8::2"},
 			"a.carrier.example": {"198.51.100.1", "2001:db8::1", "198.51.100.2"}, "b.carrier.example": {"198.51.100.3"}, "carrier.example": {"198.51.100.9"},
 		},
 	}
+	tcpFirst := []string{`10 1 "s" "SIP+D2T" "" _sip._tcp.edge.example.`, `10 2 "s" "SIP+D2U" "" _sip._udp.carrier.example.`, `20 1 "s" "SIPS+D2T" "" _sips._tcp.carrier.example.`}
+	const viaUDP = "udp 198.51.100.1:5070, udp 198.51.100.2:5070, udp 198.51.100.3:5080"
 	for _, tt := range []struct {
 		proxy     string
 		transport Transport
+		naptr     []string
 		want      string
 	}{
-		{"carrier.example", UDP, "[198.51.100.1:5070 198.51.100.2:5070 198.51.100.3:5080]"},
-		{"carrier.example", TLS, "[198.51.100.3:5090]"},
-		{"carrier.example", TCP, "[198.51.100.9:5060]"}, // no SRV for it
-		{"carrier.example:5999", UDP, "[198.51.100.9:5999]"},
-		{"192.0.2.7", TLS, "[192.0.2.7:5061]"},
-		{"192.0.2.7:5060", UDP, "[192.0.2.7:5060]"},
-		{"nowhere.example", UDP, "error"},
+		{"carrier.example", UDP, nil, viaUDP},
+		{"carrier.example", "", tcpFirst, viaUDP}, // a transport is configured: NAPTR is not asked
+		{"carrier.example", TLS, tcpFirst, "tls 198.51.100.3:5090"},
+		{"carrier.example", TCP, nil, "tcp 198.51.100.9:5060"}, // no SRV for it
+		{"carrier.example:5999", UDP, nil, "udp 198.51.100.9:5999"},
+		{"192.0.2.7", TLS, nil, "tls 192.0.2.7:5061"},
+		{"192.0.2.7:5060", UDP, nil, "udp 192.0.2.7:5060"},
+		{"nowhere.example", UDP, nil, "error"},
+		{"far.example", UDP, nil, "error"},                                      // IPv6 only, we are not
+		{"carrier.example", Auto, tcpFirst, "tcp 198.51.100.4:5071, " + viaUDP}, // and not the order above
+		{"carrier.example", Auto, tcpFirst[1:], viaUDP},
+		{"carrier.example", Auto, []string{`1 1 "s" "SIP+D2U" "" gone.example.`, tcpFirst[2]}, "tls 198.51.100.3:5090"}, // leads nowhere: the next
+		{"carrier.example", Auto, nil, "tls 198.51.100.3:5090, " + viaUDP},                                              // every SRV there is
+		{"edge.example", Auto, nil, "tcp 198.51.100.4:5071"},
+		{"edge.example", Auto, []string{`1 1 "s" "SIP+D2U" "" gone.example.`}, "tcp 198.51.100.4:5071"},
+		{"a.carrier.example", Auto, nil, "udp 198.51.100.1:5060, udp 198.51.100.2:5060"}, // neither: UDP
+		{"carrier.example:5999", Auto, tcpFirst, "udp 198.51.100.9:5999"},
+		{"192.0.2.7", Auto, tcpFirst, "udp 192.0.2.7:5060"},
+		{"nowhere.example", Auto, nil, "error"},
 	} {
-		s := &Stack{resolver: z, config: Config{RTP: RTPConfig{Advertise: bridgeAddr.Addr()}}, neighbours: &neighbours{trunks: []Trunk{{Name: "x"}}}}
+		z.naptr = naptrs(t, tt.naptr...)
+		s := &Stack{
+			resolver: z, config: Config{RTP: RTPConfig{Advertise: bridgeAddr.Addr()}}, neighbours: &neighbours{trunks: []Trunk{{Name: "x"}}},
+			listeners: []listener{{transport: UDP}, {transport: TCP}, {transport: TLS}}, log: slog.New(slog.DiscardHandler),
+		}
 		targets, err := s.locate(t.Context(), &Trunk{Name: "x", Proxy: tt.proxy, Transport: tt.transport})
-		var got []netip.AddrPort
+		var got []string
 		for _, t := range targets {
-			got = append(got, t.addr)
+			got = append(got, fmt.Sprintf("%s %v", t.transport, t.addr))
 			if s.neighbours.trunkOf(t.addr.Addr()) == nil {
 				panic("its answers would not be heard")
 			}
 		}
-		text := fmt.Sprint(got)
+		text := strings.Join(got, ", ")
 		if err != nil {
 			text = "error"
 		}
 		if text != tt.want {
-			t.Errorf("locate(%s, %s) = %s, want %s", tt.proxy, tt.transport, text, tt.want)
+			t.Errorf("locate(%s, %s) with NAPTR %q = %s, want %s", tt.proxy, tt.transport, tt.naptr, text, tt.want)
 		}
 	}
 }

@@ -16,6 +16,9 @@ import (
 	"trunkline/bridge/sound"
 )
 
+// transportAuto leaves a trunk's transport to DNS.
+const transportAuto = "auto"
+
 // checker collects what is wrong with the values of a config.
 type checker struct {
 	lines map[string]int
@@ -135,8 +138,20 @@ func (c *checker) sip(s *SIP) {
 
 func (c *checker) socketFor(key string, s *SIP, t Trunk) {
 	transport := cmp.Or(t.Transport, "udp")
-	if t.Proxy != "" && !slices.ContainsFunc(s.Listen, func(l Listen) bool { return l.Transport == transport }) {
+	if t.Proxy != "" && transport != transportAuto && !slices.ContainsFunc(s.Listen, func(l Listen) bool { return l.Transport == transport }) {
 		c.wrong(key+".transport", "calls to this trunk need a %s socket in sip.listen", transport)
+	}
+}
+
+// discovered checks a trunk whose transport DNS says.
+func (c *checker) discovered(key string, t Trunk) {
+	_, _, noPort := net.SplitHostPort(t.Proxy)
+	_, noAddress := netip.ParseAddr(strings.Trim(t.Proxy, "[]"))
+	if t.Proxy == "" || noPort == nil || noAddress == nil {
+		c.wrong(key+".transport", "auto needs a proxy that is a name without a port: DNS says the rest")
+	}
+	if t.SRTP == "optional" {
+		c.wrong(key+".srtp", "needs transport tls: auto may lead to one over which everybody could read its keys")
 	}
 }
 
@@ -150,10 +165,13 @@ func (c *checker) trunk(key string, t Trunk) {
 	if len(t.Networks) == 0 && t.Proxy == "" {
 		c.wrong(key+".networks", "name the networks its signalling comes from, for example [198.51.100.7/32], or a proxy to call")
 	}
-	c.oneOf(key+".transport", t.Transport, "", "udp", "tcp", "tls")
+	c.oneOf(key+".transport", t.Transport, "", "udp", "tcp", "tls", transportAuto)
 	c.oneOf(key+".srtp", t.SRTP, "", "off", "optional", "required")
 	if t.SRTP == "required" && t.Proxy != "" && t.Transport != "tls" {
 		c.wrong(key+".srtp", "needs transport tls, else everybody on the way can read its keys")
+	}
+	if t.Transport == transportAuto {
+		c.discovered(key, t)
 	}
 	c.oneOf(key+".caller_id", t.CallerID, "", "from", "pai", "ppi", "rpid")
 	c.pair(key+".tls", t.TLS)

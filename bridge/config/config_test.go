@@ -274,10 +274,26 @@ func TestRegistrationFitsTheConfigItCameFrom(t *testing.T) {
 	}
 }
 
+func TestTransportIsFoundByANameOnly(t *testing.T) {
+	for proxy, ok := range map[string]bool{
+		"carrier.example.org": true, `"carrier.example.org:5060"`: false, "192.0.2.1": false, `"2001:db8::1"`: false, `"[2001:db8::1]:5060"`: false, `""`: false,
+	} {
+		text := fmt.Sprintf(`
+homeserver: {address: "http://127.0.0.1:8008", domain: example.org}
+sip: {trunks: [{name: carrier, networks: [192.0.2.0/24], proxy: %s, transport: auto}]}
+`, proxy)
+		_, err := Parse("config.yaml", []byte(text))
+		if got := fmt.Sprint(err); ok != (err == nil) || !ok && !strings.Contains(got, "sip.trunks[0].transport: auto needs a proxy that is a name without a port") {
+			t.Errorf("proxy %s: %v, want ok %v", proxy, err, ok)
+		}
+	}
+}
+
 func TestTrunksNeedASocketOfTheirTransport(t *testing.T) {
 	for transport, want := range map[string]string{
 		"tls": "calls to this trunk need a tls socket in sip.listen", "tcp": "calls to this trunk need a tcp socket in sip.listen",
-		"udp": "", `""`: "",
+		"udp": "", `""`: "", "auto": "", "auto, ping: 30s": "",
+		"auto, srtp: optional": "srtp: needs transport tls", "auto, srtp: required": "srtp: needs transport tls",
 	} {
 		text := fmt.Sprintf(`
 homeserver: {address: "http://127.0.0.1:8008", domain: example.org}

@@ -1,0 +1,212 @@
+package sip
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	naptrTimeout = 5 * time.Second         // for NAPTR and what it leads to, of the lookupTimeout
+	srvTimeout   = 2500 * time.Millisecond // for SRV where there was no NAPTR; the rest is for addresses
+	askTimeout   = 1500 * time.Millisecond // for one name server
+	leastAsked   = 2                       // a datagram may be lost
+	mostAsked    = 3                       // resolv.conf(5) has no more servers
+	naptrBytes   = 1232                    // a UDP answer of that size is not cut into fragments anywhere
+	maxAliases   = 8                       // CNAMEs of one answer
+	maxServices  = 8                       // that are followed of one answer
+)
+
+// resolver finds servers and addresses; systemDNS has it.
+type resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
+	LookupNAPTR(ctx context.Context, name string) ([]*dns.NAPTR, error)
+}
+
+// systemDNS is Go's resolver, and asks the same name servers for NAPTR, which Go's cannot.
+type systemDNS struct {
+	*net.Resolver
+	servers func() ([]string, error) // addresses with ports
+}
+
+func newSystemDNS() systemDNS {
+	return systemDNS{net.DefaultResolver, func() ([]string, error) { return nameServers("/etc/resolv.conf") }}
+}
+
+// nameServers reads a file each time it is asked, for it changes with the network.
+func nameServers(path string) ([]string, error) {
+	c, err := dns.ClientConfigFromFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, server := range c.Servers {
+		out = append(out, net.JoinHostPort(server, c.Port))
+	}
+	if len(out) == 0 {
+		out = []string{"127.0.0.1:53"} // resolv.conf(5)
+	}
+	return out, nil
+}
+
+// LookupNAPTR returns the NAPTR records of a name, as they came; none is no error. The name is taken as a full one.
+func (d systemDNS) LookupNAPTR(ctx context.Context, name string) ([]*dns.NAPTR, error) {
+	servers, err := d.servers()
+	if err != nil {
+		return nil, fmt.Errorf("NAPTR of %s: %w", clip(name), err)
+	}
+	question := new(dns.Msg)
+	question.SetQuestion(dns.Fqdn(name), dns.TypeNAPTR)
+	question.SetEdns0(naptrBytes, false)
+	var errs []error
+	for i := range max(leastAsked, min(len(servers), mostAsked)) {
+		answer, err := askServer(ctx, servers[i%len(servers)], question)
+		if err == nil {
+			return naptrsOf(answer), nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+		question.Id = dns.Id()
+		question.Extra = nil // some old servers refuse what has EDNS in it
+	}
+	return nil, fmt.Errorf("NAPTR of %s: %w", clip(name), errors.Join(errs...))
+}
+
+// askServer asks once over UDP, and once more over TCP when the answer has no room there.
+func askServer(ctx context.Context, server string, question *dns.Msg) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	answer, err := exchangeDNS(ctx, "udp", server, question)
+	if err == nil && answer.Truncated {
+		answer, err = exchangeDNS(ctx, "tcp", server, question)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError:
+		return nil, fmt.Errorf("%s says %s", server, dns.RcodeToString[answer.Rcode])
+	}
+	return answer, nil
+}
+
+func exchangeDNS(ctx context.Context, network, server string, question *dns.Msg) (*dns.Msg, error) {
+	client := dns.Client{Net: network, Timeout: askTimeout}
+	conn, err := client.DialContext(ctx, server)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })() // the library heeds deadlines, not the end of the stack
+	answer, _, err := client.ExchangeWithConnContext(ctx, question, conn)
+	if err != nil {
+		return nil, err
+	}
+	if q := answer.Question; !answer.Response || len(q) != 1 || q[0].Qtype != dns.TypeNAPTR || !strings.EqualFold(q[0].Name, question.Question[0].Name) {
+		return nil, fmt.Errorf("%s answers another question", server)
+	}
+	return answer, nil
+}
+
+// naptrsOf are the records of the name that was asked for, or of the one it is an alias of.
+func naptrsOf(answer *dns.Msg) []*dns.NAPTR {
+	owner := answer.Question[0].Name
+	for range maxAliases {
+		i := slices.IndexFunc(answer.Answer, func(r dns.RR) bool {
+			alias, ok := r.(*dns.CNAME)
+			return ok && strings.EqualFold(alias.Hdr.Name, owner)
+		})
+		if i < 0 {
+			break
+		}
+		owner = answer.Answer[i].(*dns.CNAME).Target
+	}
+	var out []*dns.NAPTR
+	for _, r := range answer.Answer {
+		if n, ok := r.(*dns.NAPTR); ok && strings.EqualFold(n.Hdr.Name, owner) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// service is what a NAPTR record of SIP says: servers are found by SRV under that name, and spoken to over that transport.
+type service struct {
+	transport Transport
+	name      string
+	order     uint16
+}
+
+// transportOf are the services we know (RFC 3263 §4.1).
+var transportOf = map[string]Transport{"SIP+D2U": UDP, "SIP+D2T": TCP, "SIPS+D2T": TLS}
+
+// chooseServices picks the records that lead to SRV over one of these transports, in the order of the domain (RFC 3403 §4.1);
+// what the domain finds equal, in ours. Everything else is passed over: terminal records of other kinds, other services,
+// expressions (RFC 3263 has none).
+func chooseServices(records []*dns.NAPTR, ways []Transport) []service {
+	usable := slices.DeleteFunc(slices.Clone(records), func(n *dns.NAPTR) bool {
+		return !strings.EqualFold(n.Flags, "s") || n.Regexp != "" || strings.Trim(n.Replacement, ".") == "" || !validHost(n.Replacement) ||
+			!slices.Contains(ways, transportOf[strings.ToUpper(n.Service)])
+	})
+	rank := func(n *dns.NAPTR) int { return slices.Index(ways, transportOf[strings.ToUpper(n.Service)]) }
+	slices.SortStableFunc(usable, func(a, b *dns.NAPTR) int {
+		return cmp.Or(cmp.Compare(a.Order, b.Order), cmp.Compare(a.Preference, b.Preference), rank(a)-rank(b))
+	})
+	var out []service
+	for _, n := range usable {
+		if len(out) == maxServices {
+			break
+		}
+		one := service{transportOf[strings.ToUpper(n.Service)], strings.ToLower(n.Replacement), n.Order}
+		if !slices.ContainsFunc(out, func(o service) bool { return o.transport == one.transport && o.name == one.name }) {
+			out = append(out, one)
+		}
+	}
+	return out
+}
+
+// discover finds the servers of a name and how they are spoken to (RFC 3263 §4.1): as NAPTR says, else over each of these
+// transports that has SRV records.
+func (s *Stack) discover(ctx context.Context, trunk *Trunk, host string, ways []Transport) []target {
+	if out := s.delegated(ctx, trunk, host, ways); len(out) > 0 {
+		return out
+	}
+	ctx, cancel := context.WithTimeout(ctx, srvTimeout)
+	defer cancel()
+	var out []target
+	for _, t := range ways {
+		out = s.services(ctx, out, t, host)
+	}
+	return out
+}
+
+// delegated follows NAPTR. Once records of one order have led somewhere, those of a higher one are not for us (RFC 3403 §4.1): a
+// domain that prefers TLS so is not spoken to in clear because somebody on the way lets no TLS through.
+func (s *Stack) delegated(ctx context.Context, trunk *Trunk, host string, ways []Transport) []target {
+	ctx, cancel := context.WithTimeout(ctx, naptrTimeout)
+	defer cancel()
+	records, err := s.resolver.LookupNAPTR(ctx, host)
+	if err != nil {
+		s.log.Warn("no answer to NAPTR, going on without", "trunk", trunk.Name, "err", err)
+	}
+	var out []target
+	order := uint16(0)
+	for _, one := range chooseServices(records, ways) {
+		if len(out) > 0 && one.order != order {
+			break
+		}
+		order = one.order
+		out = s.servers(ctx, out, one.transport, "", "", one.name)
+	}
+	return out
+}

@@ -1,0 +1,151 @@
+package sip
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+)
+
+// naptrs reads records without the name they belong to: `10 50 "s" "SIP+D2U" "" _sip._udp.example.`.
+func naptrs(t *testing.T, lines ...string) []*dns.NAPTR {
+	t.Helper()
+	var out []*dns.NAPTR
+	for _, line := range lines {
+		r, err := dns.NewRR("carrier.example. NAPTR " + line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, r.(*dns.NAPTR))
+	}
+	return out
+}
+
+func TestServicesOfNAPTR(t *testing.T) { // RFC 3263 §4.1, RFC 3403 §4.1
+	all := []Transport{TLS, TCP, UDP}
+	many := make([]string, 5000)
+	for i := range many {
+		many[i] = fmt.Sprintf(`%d 1 "s" "SIP+D2U" "" s%[1]d.example.`, i)
+	}
+	for _, tt := range []struct {
+		name    string
+		ways    []Transport
+		records []string
+		want    []string
+	}{
+		{"none", all, nil, nil},
+		{"the example of the RFC", all, []string{
+			`90 50 "s" "SIP+D2T" "" _sip._tcp.example.com.`, `100 50 "s" "SIP+D2U" "" _sip._udp.example.com.`, `50 50 "s" "SIPS+D2T" "" _sips._tcp.example.com.`,
+		}, []string{"50 tls _sips._tcp.example.com.", "90 tcp _sip._tcp.example.com.", "100 udp _sip._udp.example.com."}},
+		{"not what we don't listen on", []Transport{UDP}, []string{
+			`50 50 "s" "SIPS+D2T" "" _sips._tcp.example.com.`, `90 50 "s" "SIP+D2T" "" _sip._tcp.example.com.`, `100 50 "s" "SIP+D2U" "" _sip._udp.example.com.`,
+		}, []string{"100 udp _sip._udp.example.com."}},
+		{"order, then preference, then the safest", all, []string{
+			`20 1 "s" "SIP+D2U" "" d.`, `10 7 "s" "SIP+D2U" "" c.`, `10 7 "s" "SIPS+D2T" "" b.`, `10 2 "s" "SIP+D2T" "" a.`,
+		}, []string{"10 tcp a.", "10 tls b.", "10 udp c.", "20 udp d."}},
+		{"letters of either case", all, []string{`1 1 "S" "sip+d2t" "" A.Example.`}, []string{"1 tcp a.example."}},
+		{"said twice", all, []string{`1 1 "s" "SIP+D2T" "" a.`, `1 2 "s" "SIP+D2T" "" A.`, `1 3 "s" "SIP+D2U" "" a.`}, []string{"1 tcp a.", "1 udp a."}},
+		{"not terminal, or otherwise", all, []string{`1 1 "" "SIP+D2T" "" a.`, `1 1 "a" "SIP+D2T" "" a.`, `1 1 "u" "SIP+D2T" "" a.`, `1 1 "p" "SIP+D2T" "" a.`, `1 1 "ss" "SIP+D2T" "" a.`}, nil},
+		{"other services", all, []string{
+			`1 1 "s" "E2U+sip" "" a.`, `1 1 "s" "SIP+D2S" "" a.`, `1 1 "s" "SIPS+D2U" "" a.`, `1 1 "s" "SIP+D2W" "" a.`, `1 1 "s" "" "" a.`,
+			`1 1 "s" "SIP+D2U:x" "" a.`, `1 1 "s" "SIP+D2U\000" "" a.`,
+		}, nil},
+		{"an expression", all, []string{`1 1 "s" "SIP+D2U" "!^.*$!sip:a@b!" .`, `1 1 "s" "SIP+D2U" "!^.*$!sip:a@b!" a.`}, nil},
+		{"nowhere, or no host", all, []string{`1 1 "s" "SIP+D2U" "" .`, `1 1 "s" "SIP+D2U" "" a\013\010b.`, `1 1 "s" "SIP+D2U" "" \000.`}, nil},
+		{"a flood", all, many, []string{
+			"0 udp s0.example.", "1 udp s1.example.", "2 udp s2.example.", "3 udp s3.example.", "4 udp s4.example.", "5 udp s5.example.", "6 udp s6.example.", "7 udp s7.example.",
+		}},
+	} {
+		var got []string
+		for _, s := range chooseServices(naptrs(t, tt.records...), tt.ways) {
+			got = append(got, fmt.Sprintf("%d %s %s", s.order, s.transport, s.name))
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, d)
+		}
+	}
+}
+
+func TestRecordsOfAnAlias(t *testing.T) {
+	for _, tt := range []struct {
+		name, want string
+		answer     []string
+	}{
+		{"its own", "[10]", []string{`Carrier.example. NAPTR 10 1 "s" "SIP+D2U" "" a.`, `other.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`}},
+		{"of an alias", "[20]", []string{`b.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`, `carrier.example. CNAME a.example.`, `a.example. CNAME B.example.`}},
+		{"aliases in a circle", "[]", []string{`carrier.example. CNAME a.example.`, `a.example. CNAME b.example.`, `b.example. CNAME a.example.`, `c.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`}},
+	} {
+		m := new(dns.Msg)
+		m.SetQuestion("carrier.example.", dns.TypeNAPTR)
+		for _, line := range tt.answer {
+			r, err := dns.NewRR(line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Answer = append(m.Answer, r)
+		}
+		got := []uint16{}
+		for _, n := range naptrsOf(m) {
+			got = append(got, n.Order)
+		}
+		if fmt.Sprint(got) != tt.want {
+			t.Errorf("%s: orders %v, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestNameServersOfTheSystem(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	for text, want := range map[string]string{
+		"": "[127.0.0.1:53]", "search example\nnameserver 192.0.2.53\nnameserver 2001:db8::53\n": "[192.0.2.53:53 [2001:db8::53]:53]",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := nameServers(path); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("nameServers(%q) = %v, %v, want %s", text, got, err, want)
+		}
+	}
+	if _, err := nameServers(path + ".gone"); err == nil {
+		t.Error("a file that is not there has name servers")
+	}
+}
+
+// deafZone is a DNS that has no answer to NAPTR, not even that there is none.
+type deafZone struct{ zone }
+
+func (deafZone) LookupNAPTR(ctx context.Context, _ string) ([]*dns.NAPTR, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestNAPTRThatIsNotAnsweredHoldsUpItsOwnCallOnly(t *testing.T) {
+	change := func(c *Config) {
+		outbound(c)
+		other := c.Trunks[0]
+		other.Name = "other"
+		c.Trunks[0].Proxy, c.Trunks[0].Transport = "carrier.example", Auto
+		c.Trunks = append(c.Trunks, other)
+	}
+	inBubble(t, change, nil, func(b *bubble) {
+		b.stack.resolver = deafZone{zone{hosts: map[string][]string{"carrier.example": {"192.0.2.20"}}}}
+		held, _ := b.dials()
+		_, inv := b.dials(func(r *DialRequest) { r.Trunk = "other" })
+		b.peer.answers(inv, "486 Busy Here", "b1", "")
+		time.Sleep(naptrTimeout)
+		synctest.Wait()
+		inv = b.peer.last()
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "0s ACK", "5s INVITE"})
+		b.peer.answers(inv, "200 OK", "b2", peerAnswer)
+		if ack := b.peer.last(); !strings.HasPrefix(ack, "ACK ") || !held.Dialog().Confirmed {
+			t.Errorf("after the answer: %q, dialog %+v", ack, held.Dialog())
+		}
+	})
+}
