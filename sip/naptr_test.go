@@ -324,6 +324,7 @@ func TestHostileNAPTRAnswersAreHarmless(t *testing.T) {
 		{"another question", []string{good}, says(func(m *dns.Msg) { m.Question[0].Name = "other.example." }), fallen},
 		{"a question", []string{good}, says(func(m *dns.Msg) { m.Response = false }), fallen},
 		{"refused", []string{good}, says(func(m *dns.Msg) { m.Rcode = dns.RcodeRefused }), fallen},
+		{"silence", []string{good}, func(_ dns.ResponseWriter, m *dns.Msg) bool { return isNAPTR(m) }, fallen},
 		{"cut off, also over TCP", []string{good}, says(func(m *dns.Msg) { m.Truncated, m.Answer = true, nil }), fallen},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

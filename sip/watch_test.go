@@ -253,3 +253,44 @@ func TestNextTargetWhenOneFails(t *testing.T) { // RFC 3263 §4.3
 		})
 	}
 }
+
+func TestResumedCallGoesToTheTargetItWasSentTo(t *testing.T) { // anybody else would take it for another call
+	z := zone{
+		srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
+		hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
+	}
+	change := func(c *Config) {
+		outbound(c)
+		c.Trunks[0].Proxy, c.Trunks[0].Transport = "carrier.example", Auto
+	}
+	var saved Dialog
+	var first string
+	inBubble(t, change, nil, func(b *bubble) {
+		b.stack.resolver = z
+		other := b.newPeer(addr("192.0.2.21:5060"))
+		defer other.close()
+		call, inv := b.dials()
+		b.peer.answers(inv, "503 Service Unavailable", "b1", "")
+		first = other.last()
+		other.answers(first, "180 Ringing", "b2", "")
+		saved = call.Dialog()
+	})
+	inBubble(t, change, nil, func(b *bubble) { // another process
+		b.stack.resolver = z
+		other := b.newPeer(addr("192.0.2.21:5060"))
+		defer other.close()
+		call, err := b.stack.Resume(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := call.SendInvite(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := other.last(); !strings.HasPrefix(first, "INVITE ") || headerIn(got, "Via") != headerIn(first, "Via") || len(b.peer.lines()) != 0 {
+			t.Errorf("the other got %q, want %q again; the first got %q", got, first, b.peer.lines())
+		}
+		_ = call.Hangup(CauseNormal)
+		other.answers(other.last(), "486 Busy Here", "b2", "")
+	})
+}
