@@ -162,7 +162,11 @@ func (b *Bridge) carryOut(ctx context.Context, cmd command.Command, by id.UserID
 			b.log.Error("command failed", "command", cmd, "room", room, "err", err)
 		}
 	}
-	if text != "" {
+	switch {
+	case text == "":
+	case err == nil && cmd.Verb == command.PIN && cmd.PIN == command.NewPIN: // nobody can be told of it later
+		b.say(ctx, room, text)
+	default:
 		b.reply(ctx, room, text)
 	}
 }
@@ -176,9 +180,13 @@ func (b *Bridge) reply(ctx context.Context, room id.RoomID, text string) {
 		b.orders.replies[room] = pace
 	}
 	b.mu.Unlock()
-	if !pace.Allow() {
-		return
+	if pace.Allow() {
+		b.say(ctx, room, text)
 	}
+}
+
+// say says something in a room.
+func (b *Bridge) say(ctx context.Context, room id.RoomID, text string) {
 	if err := b.matrix.Notice(ctx, room, nil, text); err != nil {
 		b.log.Warn("could not answer a command", "room", room, "err", err)
 	}
@@ -227,14 +235,17 @@ func (b *Bridge) confirm(ctx context.Context, by id.UserID, room id.RoomID) erro
 
 // pinOf does what is wished with the PINs of a room.
 func (b *Bridge) pinOf(ctx context.Context, wish command.PINWish, by id.UserID, room id.RoomID) (string, error) {
-	numbers := b.routes.withPINs(room)
+	numbers, err := b.numbersWithPINs(ctx, room)
+	if err != nil {
+		return "", err
+	}
 	if len(numbers) == 0 && wish != command.RemovePIN {
 		return "", &refusal{"No telephone number asks for PINs of this room. Ask who runs this bridge."}
 	}
 	dial := "Dial " + strings.Join(numbers, " or ")
 	switch wish {
 	case command.NewPIN:
-		made, err := b.MakePIN(ctx, room, by)
+		made, err := b.renewPIN(ctx, room, by)
 		if err != nil {
 			return "", err
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
@@ -16,6 +17,7 @@ import (
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
 	"trunkline/bridge/number"
+	"trunkline/db"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
@@ -390,6 +392,90 @@ func TestRoomMakesAPINForItself(t *testing.T) {
 	b.told("No PIN leads into this room any more.")
 	if room, err := b.process.bridge.pins.room(b.ctx(), config.PINDatabase, "", made); err != nil || room != "" {
 		t.Errorf("a PIN that was taken away leads to %q, %v", room, err)
+	}
+}
+
+// madePIN reads the PIN in the bot's last notice.
+func (b *bed) madePIN() string {
+	b.t.Helper()
+	boards := b.boards()
+	_, made, found := strings.Cut(boards[len(boards)-1], "and enter ")
+	made, _, whole := strings.Cut(made, "#")
+	if !found || !whole {
+		b.t.Fatalf("no PIN in %q", boards[len(boards)-1])
+	}
+	return made
+}
+
+func TestANewPINTakesThePlaceOfTheOldOneAndIsAlwaysTold(t *testing.T) {
+	t.Parallel()
+	b, _ := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, false)
+	byAdmin := b.pin()
+	b.says(alice, "!sip pin new")
+	b.told("it is not shown again.")
+	first := b.madePIN()
+	b.process.bridge.mu.Lock()
+	b.process.bridge.orders.replies[b.room] = rate.NewLimiter(0, 0) // the room has read all that it may for now
+	b.process.bridge.mu.Unlock()
+	b.says(alice, "!sip pin new")
+	b.await("the room to be told of its second PIN", func() bool { return len(b.boards()) == 2 })
+	second := b.madePIN()
+	for pin, want := range map[string]string{byAdmin: "", first: "", second: string(b.room)} {
+		if room, err := b.process.bridge.pins.room(b.ctx(), config.PINDatabase, "", pin); err != nil || room != want {
+			t.Errorf("PIN (%d digits) leads to %q, %v, want %q", len(pin), room, err, want)
+		}
+	}
+	b.says(alice, "!sip pin off")
+	b.await("the second PIN to be taken away", func() bool { n, err := b.process.bridge.PINs(b.ctx(), b.room); return err == nil && n == 0 })
+	if boards := b.boards(); len(boards) != 2 {
+		t.Errorf("a room that has read enough is told %q", boards[2:])
+	}
+}
+
+func TestPINsAreMadeHoweverARouteNamesTheRoom(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		edit func(*config.Config)
+		want string
+	}{
+		"routes": {func(c *config.Config) {
+			asked := config.Options{PIN: config.PINDatabase}
+			c.Routes = []config.Route{
+				{Number: "900", Room: "#meeting:" + c.Homeserver.Domain, Options: asked},
+				{Number: "901", Room: "#meeting:" + c.Homeserver.Domain},
+				{Number: "902", Room: "#nowhere:" + c.Homeserver.Domain, Options: asked},
+				{Number: "903", Room: "!elsewhere", Options: asked},
+			}
+		}, "Dial 900 or 910 or 911 and enter "},
+		"room names": {func(c *config.Config) {
+			c.DialIn.RoomNames, c.Calls.PIN = true, config.PINDatabase
+			c.Routes = []config.Route{{Number: "standup", Room: "!elsewhere"}}
+		}, "Dial 910 or 911 or 912 or 913 or meeting and enter "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, _ := dialBed(t, c.edit)
+			alice := b.person("alice", member.JSSDK, false)
+			for _, alias := range []string{"meeting", "standup"} {
+				if _, err := alice.Client().CreateAlias(b.ctx(), id.NewRoomAlias(alias, b.hs.Domain()), b.room); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, r := range []db.Route{
+				{Number: "900", Room: "!elsewhere", Options: `{"pin":"database"}`}, // the config's counts
+				{Number: "910", Room: string(b.room), Options: `{"pin":"database"}`},
+				{Number: "911", Room: "#standup:" + b.hs.Domain(), Options: `{"pin":"database"}`},
+				{Number: "912", Room: string(b.room)},
+				{Number: "913", Room: string(b.room), Options: `{"pin":7}`}, // makes no sense: the defaults hold
+			} {
+				if err := b.process.bridge.store.PutRoute(b.ctx(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.says(alice, "!sip pin new")
+			b.told(c.want)
+		})
 	}
 }
 

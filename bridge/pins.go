@@ -128,13 +128,22 @@ func (a *actor) roomOfPIN(ctx context.Context, target, typed string) (string, er
 
 // MakePIN makes a PIN that leads to a room, beside those it has. It can't be read again. by is who wants it, "" for an admin.
 func (b *Bridge) MakePIN(ctx context.Context, room id.RoomID, by id.UserID) (string, error) {
+	return b.makePIN(ctx, room, by, b.store.AddPIN)
+}
+
+// renewPIN makes one in place of those that the room has: whoever knows them only is shut out.
+func (b *Bridge) renewPIN(ctx context.Context, room id.RoomID, by id.UserID) (string, error) {
+	return b.makePIN(ctx, room, by, b.store.ReplacePINs)
+}
+
+func (b *Bridge) makePIN(ctx context.Context, room id.RoomID, by id.UserID, put func(context.Context, db.PIN) (bool, error)) (string, error) {
 	for range pinAttempts {
 		made := pin.New(b.pins.digits)
 		sum, err := b.pins.sum(made)
 		if err != nil {
 			return "", err
 		}
-		added, err := b.store.AddPIN(ctx, db.PIN{Sum: sum, RoomID: string(room), CreatedBy: string(by), Created: time.Now()})
+		added, err := put(ctx, db.PIN{Sum: sum, RoomID: string(room), CreatedBy: string(by), Created: time.Now()})
 		if err != nil {
 			return "", err
 		}

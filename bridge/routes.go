@@ -3,7 +3,9 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"maunium.net/go/mautrix/id"
 
@@ -67,16 +69,58 @@ func (r *routes) askPINs() bool {
 	return r.defaults.PIN != config.PINNone
 }
 
-// withPINs are the numbers of the config that ask for PINs made for the room.
-func (r *routes) withPINs(room id.RoomID) (numbers []string) {
-	for _, route := range r.fixed {
-		leads := route.Room == config.AnyRoom || route.Room == string(room)
-		if leads && route.Options.Over(r.defaults).PIN == config.PINDatabase {
+// forPINs are the routes that ask for PINs made for rooms.
+func (r *routes) forPINs(ctx context.Context) (list []config.Route, err error) {
+	stored, err := r.store.Routes(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find routes with PINs: %w", err)
+	}
+	for _, s := range stored {
+		if _, hidden := r.fixed[s.Number]; !hidden {
+			options, _ := config.ParseOptions(s.Options) // where they make no sense the defaults hold, as in Find
+			list = append(list, config.Route{Number: s.Number, Room: s.Room, Options: options})
+		}
+	}
+	list = slices.AppendSeq(list, maps.Values(r.fixed))
+	return slices.DeleteFunc(list, func(route config.Route) bool {
+		return route.Options.Over(r.defaults).PIN != config.PINDatabase
+	}), nil
+}
+
+// numbersWithPINs are the numbers that ask for PINs made for the room.
+func (b *Bridge) numbersWithPINs(ctx context.Context, room id.RoomID) (numbers []string, err error) {
+	list, err := b.routes.forPINs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, route := range list {
+		if route.Room == config.AnyRoom || b.leadsTo(ctx, route.Room, room) {
 			numbers = append(numbers, route.Number)
 		}
 	}
+	if b.routes.domain != "" && b.routes.defaults.PIN == config.PINDatabase {
+		aliases, err := b.matrix.Aliases(ctx, room)
+		if err != nil {
+			return nil, err
+		}
+		for _, alias := range aliases {
+			name, isOurs := strings.CutSuffix(strings.TrimPrefix(string(alias), "#"), ":"+b.routes.domain)
+			if found, err := b.routes.Find(ctx, name); isOurs && err == nil && found.room == string(alias) {
+				numbers = append(numbers, name)
+			}
+		}
+	}
 	slices.Sort(numbers)
-	return numbers
+	return slices.Compact(numbers), nil
+}
+
+// leadsTo says whether an alias or id is that of a room. An alias that nobody can resolve now leads nowhere.
+func (b *Bridge) leadsTo(ctx context.Context, target string, room id.RoomID) bool {
+	found, err := b.matrix.ResolveRoom(ctx, target)
+	if err != nil {
+		b.log.Warn("a route leads to no room", "room", target, "err", err)
+	}
+	return err == nil && found == room
 }
 
 // routeOf is the route of a number as a trunk writes it.

@@ -39,6 +39,21 @@ func (s *Store) AddPIN(ctx context.Context, p PIN) (added bool, err error) {
 	return rows > 0, nil
 }
 
+// ReplacePINs stores a PIN in place of all those that lead to its room. Like [Store.AddPIN] it changes nothing for one that is taken.
+func (s *Store) ReplacePINs(ctx context.Context, p PIN) (added bool, err error) {
+	err = s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		added, err = s.AddPIN(ctx, p)
+		if err != nil || !added {
+			return err
+		}
+		if _, err := s.db.Exec(ctx, "DELETE FROM pin WHERE room_id = $1 AND sum <> $2", p.RoomID, p.Sum); err != nil {
+			return fmt.Errorf("delete the PINs before: %w", err)
+		}
+		return nil
+	})
+	return added, err
+}
+
 // PINs counts those that lead to a room.
 func (s *Store) PINs(ctx context.Context, room string) (n int, err error) {
 	if err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM pin WHERE room_id = $1", room).Scan(&n); err != nil {

@@ -34,10 +34,29 @@ func TestAPINLeadsToOneRoomUntilItIsTakenAway(t *testing.T) {
 		if n, err := s.PINs(ctx, "!one"); n != 2 || err != nil {
 			t.Errorf("PINs = %d, %v, want 2", n, err)
 		}
+		replace := func(sum string) bool {
+			t.Helper()
+			added, err := s.ReplacePINs(ctx, PIN{Sum: sum, RoomID: "!one", Created: time.UnixMilli(1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return added
+		}
+		if replace("c") {
+			t.Error("a PIN of another room took the place of others")
+		}
+		leads("b", "!one")
+		leads("c", "!two")
+		if !replace("d") {
+			t.Error("a new PIN was not put in the place of others")
+		}
+		for sum, room := range map[string]string{"a": "", "b": "", "c": "!two", "d": "!one"} {
+			leads(sum, room)
+		}
 		if err := s.DeletePINs(ctx, "!one"); err != nil {
 			t.Fatal(err)
 		}
-		leads("a", "")
+		leads("d", "")
 		leads("c", "!two")
 	})
 }

@@ -77,6 +77,15 @@ func (s *Service) ResolveRoom(ctx context.Context, aliasOrID string) (id.RoomID,
 	return answer.RoomID, nil
 }
 
+// Aliases are the names that a room has on our homeserver. The bot must be in the room.
+func (s *Service) Aliases(ctx context.Context, room id.RoomID) ([]id.RoomAlias, error) {
+	answer, err := s.bot.GetAliases(ctx, room)
+	if err != nil {
+		return nil, fmt.Errorf("list aliases of %s: %w", room, tidy(err))
+	}
+	return answer.Aliases, nil
+}
+
 // EnterRoom makes the ghost a member of the room: it joins, and if that is
 // refused the bot invites it first. Its profile in the room is its display
 // name. The error is a *RoomError when somebody must do something about it.

@@ -188,6 +188,9 @@ func TestResolveRoom(t *testing.T) {
 				t.Errorf("ResolveRoom(%q) = %q, %v, want %q", name, got, err, room)
 			}
 		}
+		if _, err := b.service.Aliases(t.Context(), room); err == nil {
+			t.Error("the bot, which is not in the room, was told its aliases")
+		}
 		if _, err := b.service.ResolveRoom(t.Context(), "#nobody:"+b.domain); problem(err) != RoomUnknown {
 			t.Errorf("unknown alias: %v, want RoomUnknown", err)
 		}

@@ -150,6 +150,7 @@ var questions = []question{
 	{"as", "POST", "v3/join/%23standup:lab.local" + ghost, empty},
 	{"bob", "GET", "v3/directory/room/%23standup:lab.local", ""},
 	{"bob", "GET", "v3/directory/room/%23nope:lab.local", ""},
+	{"bob", "GET", "v3/rooms/{room}/aliases", ""},
 	{"bob", "GET", "v3/rooms/{room}/joined_members", ""},
 	{"bob", "POST", "v3/rooms/{room}/kick", `{"user_id":"@_sip_1:lab.local"}`},
 	{"bob", "GET", "v3/rooms/{room}/state/m.room.member/@_sip_1:lab.local", ""},

@@ -562,6 +562,24 @@ func (s *Server) putAlias(c *call) (any, error) {
 	return nil, nil
 }
 
+// getAliases tells members what a room is called here.
+func (s *Server) getAliases(c *call) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, err := s.member(c)
+	if err != nil {
+		return nil, err
+	}
+	names := []id.RoomAlias{}
+	for alias, rid := range s.aliases {
+		if rid == r.id {
+			names = append(names, alias)
+		}
+	}
+	slices.Sort(names)
+	return map[string]any{"aliases": names}, nil
+}
+
 // State returns the content of a state event as the room has it now, nil if there is none.
 func (s *Server) State(rid id.RoomID, eventType, key string) json.RawMessage {
 	s.mu.Lock()

@@ -196,6 +196,7 @@ func (s *Server) routes() {
 		"PUT rooms/{room}/redact/{event}/{txn}":    s.redact,
 		"GET directory/room/{alias}":               s.getAlias,
 		"PUT directory/room/{alias}":               s.putAlias,
+		"GET rooms/{room}/aliases":                 s.getAliases,
 		"POST user/{user}/filter":                  s.postFilter,
 		"GET sync":                                 s.sync,
 		"PUT sendToDevice/{type}/{txn}":            s.sendToDevice,
