@@ -233,6 +233,15 @@ func TestPINEntryOutlivesAKilledProcess(t *testing.T) {
 // Some phones behind gateways have no other way than the tones themselves.
 func TestKeysAreHeardInTheSound(t *testing.T) {
 	t.Parallel()
+	for _, lateOffer := range []bool{false, true} { // with one, how keys come is known from the ACK on
+		t.Run(map[bool]string{false: "offered", true: "late offer"}[lateOffer], func(t *testing.T) {
+			t.Parallel()
+			keysInSound(t, lateOffer)
+		})
+	}
+}
+
+func keysInSound(t *testing.T, lateOffer bool) {
 	b := newBed(t)
 	b.stop()
 	b.cfg.SIP.Trunks[0].DTMF = "inband"
@@ -243,7 +252,11 @@ func TestKeysAreHeardInTheSound(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
-	call := b.dial(p, pinNumber)
+	call, err := p.DialWith(b.ctx(), b.sip, phone.Invite{Number: pinNumber, LateOffer: lateOffer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.hangUp(call) })
 	b.hears(call, "conf-getpin", 0)
 	press := func(keys string) {
 		t.Helper()

@@ -338,7 +338,7 @@ func (a *actor) sit(where voiceOptions) bool {
 	media := a.media
 	where.Phone, where.ToPhone = a.stream, media.WriteRTP
 	where.Press = func(digit rune) { media.SendDigit(byte(digit)) }
-	where.Phone.InBandDigits = a.bridge.inBand[a.info.Trunk] && media.Format().DTMF == 0
+	where.Phone.InBandDigits = a.keysInSound(media.Format())
 	where.Key = func(digit rune) { a.key(byte(digit)) }
 	v, err := a.bridge.studio.Join(where)
 	if err != nil {
@@ -370,10 +370,15 @@ func (a *actor) writePeers(p *rtp.Packet) error {
 	return nil
 }
 
-// setFormat follows a re-INVITE that changed the codec or the length of packets.
+// keysInSound tells whether the phone's keys have to be heard in its sound.
+func (a *actor) keysInSound(f sip.Format) bool { return a.bridge.inBand[a.info.Trunk] && f.DTMF == 0 }
+
+// setFormat follows a re-INVITE, or the answer to our offer, that changed the codec, the length of packets or how keys come.
 func (a *actor) setFormat(f sip.Format) {
 	if v := a.voice.Load(); v != nil {
-		v.SetFormat(phoneConfig(f))
+		c := phoneConfig(f)
+		c.InBandDigits = a.keysInSound(f)
+		v.SetFormat(c)
 	}
 }
 

@@ -46,14 +46,22 @@ func (b *Bridge) transfer(ctx context.Context, cmd command.Command, by id.UserID
 	if i < 0 {
 		return &refusal{"The line of that phone does not lead to this number."}
 	}
+	if err := a.carryOut(a.staysHere); err != nil { // before it is counted
+		return err
+	}
 	if err := b.countTransfer(ctx, quota.Request{User: string(by), Room: string(room), Trunk: a.info.Trunk, Number: to.number}); err != nil {
 		return err
 	}
 	t := &away{board: board{actor: a, room: room}, to: ghostName(sip.Caller{Number: sip.Number(to.number)}, b.showNumbers[a.info.Trunk])}
-	sent := make(chan error, 1)
-	a.inbox.Put(func() { sent <- a.sendAway(t, to.ways[i].dial) })
+	return a.carryOut(func() error { return a.sendAway(t, to.ways[i].dial) })
+}
+
+// carryOut lets the leg do something, and waits for what comes of it.
+func (a *actor) carryOut(do func() error) error {
+	done := make(chan error, 1)
+	a.inbox.Put(func() { done <- do() })
 	select {
-	case err := <-sent:
+	case err := <-done:
 		return err
 	case <-a.ctx.Done():
 		return errPhoneLeft
@@ -78,13 +86,21 @@ func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
 	return err
 }
 
-// sendAway asks the phone to call that number, once the room is told that it is asked.
-func (a *actor) sendAway(t *away, dial sip.Number) error {
+// staysHere says why the phone can't be sent on now.
+func (a *actor) staysHere() error {
 	switch {
 	case a.state.Phase != leg.Talking:
 		return &refusal{"That phone does not talk yet, or not any more."}
 	case a.away != nil:
 		return &refusal{"That phone is being transferred already."}
+	}
+	return nil
+}
+
+// sendAway asks the phone to call that number, once the room is told that it is asked.
+func (a *actor) sendAway(t *away, dial sip.Number) error {
+	if err := a.staysHere(); err != nil {
+		return err
 	}
 	a.away = t
 	a.wg.Go(func() {

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"maunium.net/go/mautrix/id"
+
 	"trunkline/bridge/config"
 	"trunkline/db"
 	"trunkline/internal/testbed/member"
@@ -101,6 +103,50 @@ func TestPhoneThatCannotBeSentOnStays(t *testing.T) {
 	b.told("could not be transferred to 1002 and stays: the telephone line does not permit it")
 	if call.Ended() != "" || len(b.ghosts()) != 1 {
 		t.Errorf("the call ended (%q), ghosts %v: the phone should have stayed", call.Ended(), b.ghosts())
+	}
+	if err := call.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.clear()
+}
+
+// used is how many calls a user has placed today.
+func (b *bed) used(user id.UserID) (calls int) {
+	b.t.Helper()
+	err := b.process.bridge.store.Shared().
+		QueryRow(b.ctx(), "SELECT COALESCE(SUM(calls), 0) FROM usage WHERE scope = 'user' AND name = $1", user).Scan(&calls)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return calls
+}
+
+func TestTransferThatIsRefusedIsNotCounted(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	user := id.NewUserID("alice", b.hs.Domain())
+	b.says(alice, "!sip call "+berlin)
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	b.told("rings.")
+	b.says(alice, "!sip transfer +49 30 23456789")
+	b.told("That phone does not talk yet")
+	if n := b.used(user); n != 1 {
+		t.Errorf("%d calls are counted while the phone rings, want 1", n)
+	}
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("has answered.")
+	b.says(alice, "!sip transfer +49 30 23456789")
+	b.referred(call)
+	b.says(alice, "!sip transfer +49 30 34567890")
+	b.told("That phone is being transferred already.")
+	if n := b.used(user); n != 2 {
+		t.Errorf("%d calls are counted, want the call and one transfer", n)
 	}
 	if err := call.Hangup(b.ctx()); err != nil {
 		t.Fatal(err)

@@ -147,3 +147,33 @@ func TestPhoneTellsDigitsItHears(t *testing.T) {
 		t.Errorf("heard %q, want the last eight of ten digits", string(got))
 	}
 }
+
+// A re-INVITE, or the answer to an offer of ours, says only later how keys come.
+func TestKeysAreListenedForFromWhenThatIsAgreed(t *testing.T) {
+	b := newBed(t, transcode.Options{})
+	phone := b.phone(transcode.PCMU)
+	parts := []struct {
+		listens    bool
+		keys, want string
+	}{{false, "12", ""}, {true, "34", "34"}, {false, "56", ""}, {true, "78", "78"}}
+	var pcm []int16
+	for _, part := range parts {
+		second := make([]int16, 8000)
+		copy(second[2400:], dial(part.keys, -15, -15, 80*time.Millisecond, 80*time.Millisecond))
+		pcm = append(pcm, second...)
+	}
+	b.send(link{}, g711(transcode.PCMU, pcm, frame), frame, b.toPhoneSide(phone))
+	for _, part := range parts {
+		if err := phone.SetFormat(transcode.PhoneConfig{Codec: transcode.PCMU, InBandDigits: part.listens}); err != nil {
+			t.Fatal(err)
+		}
+		b.run(time.Second)
+		got := ""
+		for digit, ok := phone.Digit(); ok; digit, ok = phone.Digit() {
+			got += string(digit)
+		}
+		if got != part.want {
+			t.Errorf("listens: %t, keys %s: heard %q", part.listens, part.keys, got)
+		}
+	}
+}

@@ -150,7 +150,7 @@ func (p *Phone) Mute(mute bool) {
 }
 
 // SetFormat changes what the phone is sent and expected to send, as after a re-INVITE (RFC 3264 §8.3.2): codec, payload
-// type and ptime. The stream goes on with its SSRC, sequence numbers and timestamps, unless its clock changes (RFC 7160
+// type, ptime, and whether its sound is listened to for digits. The stream goes on with its SSRC, sequence numbers and timestamps, unless its clock changes (RFC 7160
 // §4.1): then the one in c begins.
 func (p *Phone) SetFormat(c PhoneConfig) error {
 	if p.desk == nil {
@@ -160,6 +160,10 @@ func (p *Phone) SetFormat(c PhoneConfig) error {
 		return fmt.Errorf("change format: %w", err)
 	}
 	p.config.Codec, p.config.PayloadType, p.config.Ptime = c.Codec, c.PayloadType, c.Ptime
+	if c.InBandDigits != p.config.InBandDigits {
+		p.config.InBandDigits = c.InBandDigits
+		p.detector, p.presses = DigitDetector{}, 0 // half a key of before must not be the first
+	}
 	return p.desk.retune()
 }
 

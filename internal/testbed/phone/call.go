@@ -333,6 +333,9 @@ func (c *Call) answerSDP() []byte {
 	c.mu.Lock()
 	k, dtmf := c.codec, c.dtmf
 	c.mu.Unlock()
+	if c.phone.config.NoDTMF {
+		dtmf = 0
+	}
 	return c.describe([]codec{k}, dtmf)
 }
 
