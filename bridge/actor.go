@@ -167,9 +167,9 @@ func (a *actor) fromPhone(ev sip.Event) {
 	case sip.Acked:
 		a.tell(leg.PhoneAcked)
 	case sip.Cancelled:
-		a.tell(leg.PhoneCancelled)
+		a.tellEvent(leg.Event{Kind: leg.PhoneCancelled, Cause: leg.WhyLeft(codes(ev.Cause))})
 	case sip.Bye:
-		a.tell(leg.PhoneHungUp)
+		a.tellEvent(leg.Event{Kind: leg.PhoneHungUp, Cause: leg.WhyLeft(codes(ev.Cause))})
 	case sip.NoAck, sip.MediaTimeout, sip.Failed:
 		a.tell(leg.PhoneFailed)
 	case sip.Ended:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -252,11 +253,19 @@ func refusedBecause(r sip.Refused) leg.Cause {
 	if r.Local {
 		return leg.TrunkAway
 	}
-	q850 := 0
-	if r.Cause.Protocol == "Q.850" {
-		q850 = r.Cause.Code
-	}
+	_, q850 := codes(r.Cause)
 	return leg.WhyRefused(r.Code, q850)
+}
+
+// codes are those of a Reason (RFC 3326): one is 0.
+func codes(c sip.Cause) (status, q850 int) {
+	switch strings.ToUpper(c.Protocol) {
+	case "SIP":
+		return c.Code, 0
+	case "Q.850":
+		return 0, c.Code
+	}
+	return 0, 0
 }
 
 // resumeOrder gives a leg of ours back what its row says of the order.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	gosip "github.com/emiago/sipgo/sip"
 	"golang.org/x/time/rate"
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
@@ -243,6 +244,39 @@ func TestRoomIsToldWhyAPhoneIsNotToBeHad(t *testing.T) {
 	}
 	want := []string{"telephone network busy", "number not in use", "phone not answered", "phone declined", "phone busy"}
 	if got := b.history(); !slices.Equal(got, want) {
+		t.Errorf("history %q, want %q", got, want)
+	}
+}
+
+func TestRoomIsToldWhyThePhoneIsGone(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	for i, c := range []struct{ reason, told string }{
+		{"Q.850;cause=16;text=\"Normal call clearing\"", "the phone hung up."},
+		{"Q.850;cause=38", "the telephone network failed; try again later."},
+		{"SIP;cause=200;text=\"Call completed elsewhere\"", "another phone has the call."},
+	} {
+		b.says(alice, fmt.Sprintf("!sip call 100%d", i))
+		call := b.called(p)
+		if err := call.PickUp(b.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		b.told(fmt.Sprintf("100%d has answered.", i))
+		bye := call.Request("BYE")
+		bye.AppendHeader(gosip.NewHeader("Reason", c.reason))
+		if res, err := call.Do(b.ctx(), bye); err != nil || res.StatusCode != 200 {
+			t.Fatalf("BYE: %v, %v", res, err)
+		}
+		call.Forget()
+		b.await("the room to be told "+c.told, func() bool {
+			return slices.ContainsFunc(b.boards(), func(text string) bool {
+				return strings.HasPrefix(text, fmt.Sprintf("Call to 100%d: over after", i)) && strings.HasSuffix(text, c.told)
+			})
+		})
+		b.clear()
+	}
+	if got, want := b.history(), []string{"answered elsewhere", "telephone network failed", "phone hung up"}; !slices.Equal(got, want) {
 		t.Errorf("history %q, want %q", got, want)
 	}
 }

@@ -135,6 +135,12 @@ func ringOutcome(how leg.Cause, by id.UserID) string {
 		return "missed, nobody answered"
 	case leg.Cancelled, leg.PhoneLeft:
 		return "missed, the caller hung up"
+	case leg.PhoneElsewhere:
+		return "answered elsewhere"
+	case leg.PhoneBusy:
+		return "missed, another phone was busy"
+	case leg.PhoneDeclined:
+		return "declined elsewhere"
 	case leg.EndedInRoom:
 		return "ended in the room"
 	case leg.ProcessDied:

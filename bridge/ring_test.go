@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -176,6 +177,33 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 	}
 	if n := call.Streams(); n != 1 {
 		t.Errorf("the phone got %d RTP streams, want one from ringback to talk", n)
+	}
+}
+
+func TestRoomIsToldWhyTheCallerGaveUp(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	p := b.phone("+493012345678")
+	for i, c := range []struct{ reason, told string }{
+		{"", "missed, the caller hung up."},
+		{"SIP;cause=487;text=\"Request terminated\"", "missed, the caller hung up."},
+		{"SIP;cause=200;text=\"Call completed elsewhere\"", "answered elsewhere."},
+		{"SIP;cause=603;text=\"Declined\"", "declined elsewhere."},
+		{"Q.850;cause=17", "missed, another phone was busy."},
+		{"Q.850;cause=41", "failed, telephone network failed."},
+	} {
+		ctx, giveUp := context.WithCancel(b.ctx())
+		call, err := p.Begin(ctx, b.sip, phone.Invite{Number: ringNumber, GivesUp: c.reason})
+		if err != nil {
+			t.Fatal(err)
+		}
+		notice := b.awaitRing(i + 1)
+		giveUp()
+		refusedWith(t, call, 487)
+		if got := b.outcome(notice.ID); !strings.HasSuffix(got, ": "+c.told) {
+			t.Errorf("Reason %q: the notice says %q, want %q", c.reason, got, c.told)
+		}
+		b.await("the call to be cleared up", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
 	}
 }
 

@@ -204,3 +204,20 @@ func WhyRefused(status, q850 int) Cause {
 	}
 	return NetworkFailed
 }
+
+// WhyLeft says what the Reason of a phone means that hangs up, or gives up before the answer (RFC 3326): a SIP status or a cause of
+// the telephone network, 0 = none. "" is nothing special: somebody put the receiver down.
+func WhyLeft(status, q850 int) Cause {
+	switch {
+	case q850 == 26, q850 == 0 && status == 200: // RFC 3326 §3.1: other forks are cancelled with the status of the one that was taken
+		return PhoneElsewhere
+	case q850 == 16, q850 == 31, q850 == 0 && (status == 0 || status == 487):
+		return ""
+	}
+	switch why := WhyRefused(status, q850); why {
+	case PhoneSilent, PhoneAway, NoSuchNumber, NumberChanged, BadNumber, Forwarded: // about a number that is called
+		return ""
+	default:
+		return why
+	}
+}

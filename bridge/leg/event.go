@@ -1,12 +1,15 @@
 package leg
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Event is one thing that happened to a leg.
 type Event struct {
 	Kind  EventKind
 	N     int   // CompanyIs: how many others there are
-	Cause Cause // RoomRefused, PhoneRefused, Dismissed: why
+	Cause Cause // RoomRefused, PhoneRefused, Dismissed: why; PhoneCancelled, PhoneHungUp: the same, "" = for no special reason
 }
 
 func (e Event) String() string {
@@ -15,6 +18,8 @@ func (e Event) String() string {
 		return fmt.Sprint(e.Kind, " ", e.N)
 	case RoomRefused, PhoneRefused, Dismissed:
 		return fmt.Sprint(e.Kind, " ", e.Cause)
+	case PhoneCancelled, PhoneHungUp:
+		return strings.TrimSpace(fmt.Sprint(e.Kind, " ", e.Cause))
 	}
 	return e.Kind.String()
 }
@@ -147,6 +152,7 @@ type Cause string
 const (
 	PhoneLeft      Cause = "phone hung up"
 	Cancelled      Cause = "phone gave up before the answer"
+	PhoneElsewhere Cause = "answered elsewhere" // another phone has the call
 	PhoneLost      Cause = "phone lost"
 	RoomEmptied    Cause = "everybody left the room's call"
 	NobodyCame     Cause = "nobody came"

@@ -202,6 +202,8 @@ func everyEvent() []Event {
 			events = append(events, Event{Kind: k, Cause: PhoneBusy})
 		case Dismissed:
 			events = append(events, Event{Kind: k, Cause: WrongPIN})
+		case PhoneCancelled:
+			events = append(events, Event{Kind: k}, Event{Kind: k, Cause: PhoneElsewhere})
 		default:
 			events = append(events, Event{Kind: k})
 		}

@@ -1,6 +1,7 @@
 package leg
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -400,10 +401,10 @@ func (m *machine) anyEnd(ev Event) {
 	switch ev.Kind {
 	case PhoneCancelled:
 		m.Phone = Gone
-		m.end(Cancelled)
+		m.end(cmp.Or(ev.Cause, Cancelled))
 	case PhoneHungUp:
 		m.Phone = Gone
-		m.end(PhoneLeft)
+		m.end(cmp.Or(ev.Cause, PhoneLeft))
 	case HandedOver:
 		m.Phone = Gone
 		m.end(Moved)

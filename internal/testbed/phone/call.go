@@ -276,10 +276,13 @@ func (c *Call) setSDP(req *sip.Request, body []byte) {
 }
 
 // cancel sends CANCEL for the INVITE: same branch, same sequence number (RFC 3261 §9.1).
-func (c *Call) cancel() {
+func (c *Call) cancel(reason string) {
 	req := c.request(sip.CANCEL)
 	req.RemoveHeader("Via")
 	req.PrependHeader(c.invite.Via().Clone())
+	if reason != "" {
+		req.AppendHeader(sip.NewHeader("Reason", reason))
+	}
 	c.phone.wg.Go(func() { // its answer does not matter
 		ctx, stop := context.WithTimeout(context.Background(), 5*time.Second)
 		defer stop()

@@ -178,6 +178,7 @@ type Invite struct {
 	SDP       []byte            // instead of the phone's own offer
 	LateOffer bool              // no offer in the INVITE
 	NoACK     bool              // never acknowledge
+	GivesUp   string            // the Reason (RFC 3326) of its CANCEL; "" = none
 	Headers   map[string]string // added to the INVITE
 	CallID    string
 	OnStatus  func(code int) // hears of every provisional answer
@@ -400,7 +401,7 @@ func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) 
 			}
 			done, cancelled = nil, true
 			patience = time.After(5 * time.Second)
-			c.cancel()
+			c.cancel(inv.GivesUp)
 		case <-patience:
 			tx.Terminate()
 			return fmt.Errorf("phone: dial: CANCEL without effect: %w", ctx.Err())
