@@ -115,7 +115,7 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 			continue
 		}
 		call, err := b.phones.Dial(ctx, sip.DialRequest{
-			Trunk: w.trunk.Name, Number: w.dial, From: sip.Caller{Number: sip.Number(w.trunk.Number)},
+			Trunk: w.trunk.Name, Number: w.dial, From: callerOf(w.trunk),
 			RingTimeout:   b.cfg.Dialling.RingTimeout + sipGrace,
 			HoldAck:       true,
 			AllowRedirect: func(n sip.Number) bool { return b.plan.MayRedirect(w.trunk.Name, n) },
@@ -134,6 +134,11 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 		return nil, "", &refusal{"The telephone line is out of order at present. Try again later."}
 	}
 	return nil, "", fmt.Errorf("dial: %w", err)
+}
+
+// callerOf is who calls over a trunk. Neither the room nor who ordered the call is named: phones need not know of them.
+func callerOf(t config.Trunk) sip.Caller {
+	return sip.Caller{Number: sip.Number(t.Number), DisplayName: t.DisplayName, Private: t.HideNumber}
 }
 
 // ordered makes the leg of an order.

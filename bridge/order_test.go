@@ -219,6 +219,39 @@ func TestRoomHearsTheLineBeforeTheAnswer(t *testing.T) {
 	b.clear()
 }
 
+func TestPhoneIsShownWhatTheTrunkSays(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		edit                func(*config.Trunk)
+		from, asserts, said string
+	}{
+		"name":        {func(t *config.Trunk) { t.DisplayName = "Café \u00a7 Ltd" }, `"Café § Ltd" <sip:+4930999@`, "", ""},
+		"hidden":      {func(t *config.Trunk) { t.HideNumber = true }, `"Anonymous" <sip:anonymous@anonymous.invalid>`, "", "id"},
+		"only to pai": {func(t *config.Trunk) { t.HideNumber, t.CallerID = true, "pai" }, `"Anonymous" <sip:anonymous@`, "<sip:+4930999@", "id"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, p := dialBed(t, func(cfg *config.Config) { c.edit(&cfg.SIP.Trunks[0]) })
+			alice := b.person("alice", member.JSSDK, true)
+			b.says(alice, "!sip call 1001")
+			call := b.called(p)
+			for header, want := range map[string]string{"From": c.from, "P-Asserted-Identity": c.asserts, "Privacy": c.said} {
+				got := ""
+				if h := call.Invite().GetHeader(header); h != nil {
+					got = h.Value()
+				}
+				if !strings.HasPrefix(got, want) || want == "" && got != "" {
+					t.Errorf("%s: %s, want %q", header, got, want)
+				}
+			}
+			if err := call.Refuse(486, "Busy Here"); err != nil {
+				t.Fatal(err)
+			}
+			b.clear()
+		})
+	}
+}
+
 func TestRoomIsToldWhyAPhoneIsNotToBeHad(t *testing.T) {
 	t.Parallel()
 	b, p := dialBed(t, nil)

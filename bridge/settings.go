@@ -72,7 +72,7 @@ func sipConfig(c config.Config) (sip.Config, error) {
 	for _, t := range c.SIP.Trunks {
 		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}
 		trunk.Proxy, trunk.Domain, trunk.Transport = t.Proxy, t.Domain, sip.Transport(t.Transport)
-		trunk.Auth = sip.Credentials{Username: t.Username, Password: t.Password}
+		trunk.Auth = sip.Credentials{Username: t.Username, Login: t.AuthUsername, Password: t.Password}
 		trunk.MaxCalls = t.MaxCalls
 		trunk.CallerID = sip.CallerID{AccountInFrom: t.AccountInFrom, Header: map[string]sip.IdentityHeader{
 			"pai": sip.AssertedIdentity, "ppi": sip.PreferredIdentity, "rpid": sip.RemoteParty,
@@ -87,17 +87,27 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		if t.DTMF == "info" {
 			trunk.DTMF = sip.DTMFInfo
 		}
-		for _, network := range t.Networks {
-			prefix, err := netip.ParsePrefix(network)
-			if err != nil {
-				return out, fmt.Errorf("networks of trunk %s: %w", t.Name, err)
-			}
-			trunk.Networks = append(trunk.Networks, prefix)
+		if trunk.Networks, err = prefixes(t.Networks); err != nil {
+			return out, fmt.Errorf("networks of trunk %s: %w", t.Name, err)
+		}
+		if trunk.MediaNetworks, err = prefixes(t.MediaNetworks); err != nil {
+			return out, fmt.Errorf("media_networks of trunk %s: %w", t.Name, err)
 		}
 		out.Trunks = append(out.Trunks, trunk)
 	}
 	out.Limits.Calls = c.Calls.MaxLegs + 50 // the bridge itself says busy first, with a count
 	return out, nil
+}
+
+func prefixes(networks []string) (list []netip.Prefix, err error) {
+	for _, network := range networks {
+		prefix, err := netip.ParsePrefix(network)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, prefix)
+	}
+	return list, nil
 }
 
 // tlsConfig reads certificate, key and CA.

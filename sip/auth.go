@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"cmp"
 	"log/slog"
 	"slices"
 	"strings"
@@ -12,9 +13,13 @@ import (
 
 // Credentials are what a trunk knows us by (RFC 3261 §22, RFC 8760).
 type Credentials struct {
-	Username string
+	Username string // our account: in From, Contact and the address that is registered
+	Login    string // what a challenge is answered with, where that is another name; "" = Username
 	Password string
 }
+
+// login is the name in the answers to challenges.
+func (c Credentials) login() string { return cmp.Or(c.Login, c.Username) }
 
 // LogValue keeps the password out of logs.
 func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.Username) }
@@ -43,7 +48,7 @@ const maxAsk = 6
 
 // challenged takes a 401 or 407 and says whether it is worth to ask again.
 func (a *auth) challenged(res *gosip.Response, who Credentials) bool {
-	if who.Username == "" {
+	if who.login() == "" {
 		return false
 	}
 	name, proxy := "WWW-Authenticate", false
@@ -101,7 +106,7 @@ func (a *auth) apply(req *gosip.Request, who Credentials) {
 		c.count++
 		cred, err := digest.Digest(c.Challenge, digest.Options{
 			Method: string(req.Method), URI: req.Recipient.String(), Count: c.count,
-			Username: who.Username, Password: who.Password,
+			Username: who.login(), Password: who.Password,
 		})
 		if err != nil {
 			continue // auth-int needs a body reader; nobody asks for it alone

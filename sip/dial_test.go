@@ -377,7 +377,7 @@ func TestRedirectionByPolicy(t *testing.T) {
 func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
 	change := func(c *Config) {
 		outbound(c)
-		c.Trunks[0].Auth = Credentials{"bob", "secret"}
+		c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"}
 	}
 	inBubble(t, change, nil, func(b *bubble) {
 		call, inv := b.dials()
@@ -416,6 +416,15 @@ func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
 		b.peer.answers(bye, "200 OK", "", "")
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "0s Ended"})
 	})
+	otherName := func(c *Config) { change(c); c.Trunks[0].Auth.Login = "customer 7" }
+	inBubble(t, otherName, nil, func(b *bubble) {
+		_, inv := b.dials(func(r *DialRequest) { r.From = Caller{} })
+		b.peer.answers(inv, "401 Unauthorized", "f", "", `WWW-Authenticate: Digest realm="f", nonce="n1"`)
+		again := b.peer.last()
+		if got := headerIn(again, "Authorization"); !strings.Contains(got, `username="customer 7"`) || !strings.Contains(headerIn(again, "From"), "<sip:bob@") {
+			t.Errorf("From %s, Authorization %s: want the account there and the login here", headerIn(again, "From"), got)
+		}
+	})
 	inBubble(t, change, nil, func(b *bubble) { // a wrong password is not tried for ever
 		_, inv := b.dials()
 		for range 3 {
@@ -435,7 +444,7 @@ func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
 func TestChallengesOfEverNewRealmsHaveAnEnd(t *testing.T) {
 	change := func(c *Config) {
 		quiet10h(c)
-		c.Trunks[0].Auth = Credentials{"bob", "secret"}
+		c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"}
 	}
 	challenged := func(b *bubble, method string) {
 		b.Helper()

@@ -37,7 +37,7 @@ func TestCallerIDStyles(t *testing.T) { // RFC 3323, RFC 3325
 		t.Run(tt.name, func(t *testing.T) {
 			change := func(c *Config) {
 				outbound(c)
-				c.Trunks[0].Auth, c.Trunks[0].CallerID = Credentials{"bob", "secret"}, tt.id
+				c.Trunks[0].Auth, c.Trunks[0].CallerID = Credentials{Username: "bob", Password: "secret"}, tt.id
 			}
 			inBubble(t, change, nil, func(b *bubble) {
 				call, inv := b.dials(func(r *DialRequest) { r.From = tt.from })

@@ -497,15 +497,22 @@ func TestSymmetricTrunkLearnsWhereThePhoneIs(t *testing.T) {
 // A room may ring for long while the phone hears early media, and a phone may be muted when it is answered: one behind NAT
 // sends its first packet only then, and must be found all the same.
 func TestPhoneBehindNATIsFoundHoweverLate(t *testing.T) {
-	symmetric := func(c *Config) { c.Trunks[0].Symmetric = true }
-	for name, tt := range map[string]struct{ ringing, muted time.Duration }{
-		"answered at once":        {0, 0},
-		"rung for two minutes":    {2 * time.Minute, 0},
-		"muted for half a minute": {0, 30 * time.Second},
+	const signalling = "192.0.2.20:61000" // its host
+	symmetric := func(c *Config) {
+		c.Trunks[0].Symmetric, c.Trunks[0].MediaNetworks = true, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/28")}
+	}
+	for name, tt := range map[string]struct {
+		ringing, muted time.Duration
+		from           string
+	}{
+		"answered at once":              {0, 0, signalling},
+		"rung for two minutes":          {2 * time.Minute, 0, signalling},
+		"muted for half a minute":       {0, 30 * time.Second, signalling},
+		"media of a network of its own": {0, 0, "198.51.100.9:61000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, symmetric, nil, func(b *bubble) {
-				nat := &phoneMedia{rtp: b.world.listen(addr("192.0.2.20:61000"))} // the signalling host
+				nat := &phoneMedia{rtp: b.world.listen(addr(tt.from))}
 				evil := &phoneMedia{rtp: b.world.listen(addr("203.0.113.66:9"))}
 				b.Cleanup(func() { _, _ = nat.rtp.Close(), evil.rtp.Close() })
 				b.peer.send(strings.ReplaceAll(invite(), "c=IN IP4 192.0.2.20", "c=IN IP4 10.99.99.9"))

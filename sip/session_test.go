@@ -100,7 +100,7 @@ func TestWeRefreshTheSession(t *testing.T) {
 		})
 	})
 	t.Run("with re-INVITE and a password", func(t *testing.T) {
-		change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{"bob", "secret"} }
+		change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"} }
 		inBubble(t, change, nil, func(b *bubble) {
 			call, inv := b.dials()
 			b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac")
@@ -133,7 +133,7 @@ func TestWeRefreshTheSession(t *testing.T) {
 }
 
 func TestEachRefreshMayBeChallenged(t *testing.T) { // by a trunk whose nonces live shorter than the session
-	change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{"bob", "secret"} }
+	change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"} }
 	inBubble(t, change, nil, func(b *bubble) {
 		call, inv := b.dials()
 		b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac", "Allow: UPDATE")

@@ -18,7 +18,7 @@ import (
 func registering(c *Config) {
 	outbound(c)
 	c.Trunks[0].Register, c.Trunks[0].RegisterFor = true, time.Minute
-	c.Trunks[0].Auth = Credentials{"bob", "secret"}
+	c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"}
 }
 
 func TestRegistrationIsKept(t *testing.T) { // RFC 3261 §10

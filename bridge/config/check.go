@@ -193,15 +193,26 @@ func (c *checker) trunk(key string, t Trunk) {
 	if t.MaxCalls < 0 {
 		c.wrong(key+".max_calls", "must not be negative")
 	}
-	for i, network := range t.Networks {
-		if _, err := netip.ParsePrefix(network); err != nil {
-			c.wrong(fmt.Sprintf("%s.networks[%d]", key, i), "%q is not a network like 198.51.100.0/24; a single address is written with /32 (IPv6: /128)", network)
-		}
+	c.networks(key+".networks", t.Networks)
+	c.networks(key+".media_networks", t.MediaNetworks)
+	if len(t.MediaNetworks) > 0 && !t.SymmetricRTP {
+		c.wrong(key+".media_networks", "are for symmetric_rtp: true; else sound comes from where the trunk says")
+	}
+	if t.AuthUsername != "" && t.Username == "" {
+		c.wrong(key+".username", "auth_username takes one, too: the account that is logged in to")
 	}
 	for i, codec := range t.Codecs {
 		c.oneOf(fmt.Sprintf("%s.codecs[%d]", key, i), codec, Codecs...)
 	}
 	c.oneOf(key+".dtmf", t.DTMF, "", "auto", "info", "inband")
+}
+
+func (c *checker) networks(key string, list []string) {
+	for i, network := range list {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			c.wrong(fmt.Sprintf("%s[%d]", key, i), "%q is not a network like 198.51.100.0/24; a single address is written with /32 (IPv6: /128)", network)
+		}
+	}
 }
 
 func (c *checker) rtp(r *RTP) {

@@ -84,24 +84,28 @@ type TLS struct {
 }
 
 type Trunk struct {
-	Name         string   `yaml:"name"`
-	Networks     []string `yaml:"networks"`
-	Codecs       []string `yaml:"codecs"`
-	SymmetricRTP bool     `yaml:"symmetric_rtp"`
-	ShowNumbers  bool     `yaml:"show_numbers"`
-	DTMF         string   `yaml:"dtmf"`
-	Proxy        string   `yaml:"proxy"`
-	Transport    string   `yaml:"transport"`
-	Domain       string   `yaml:"domain"`
-	Username     string   `yaml:"username"`
-	Password     string   `yaml:"password"`
-	MaxCalls     int      `yaml:"max_calls"`
-	SRTP         string   `yaml:"srtp"`
-	TLS          TLS      `yaml:"tls"`
-	ClientCA     string   `yaml:"client_ca"`
+	Name          string   `yaml:"name"`
+	Networks      []string `yaml:"networks"`
+	Codecs        []string `yaml:"codecs"`
+	SymmetricRTP  bool     `yaml:"symmetric_rtp"`
+	MediaNetworks []string `yaml:"media_networks"`
+	ShowNumbers   bool     `yaml:"show_numbers"`
+	DTMF          string   `yaml:"dtmf"`
+	Proxy         string   `yaml:"proxy"`
+	Transport     string   `yaml:"transport"`
+	Domain        string   `yaml:"domain"`
+	Username      string   `yaml:"username"`
+	AuthUsername  string   `yaml:"auth_username"`
+	Password      string   `yaml:"password"`
+	MaxCalls      int      `yaml:"max_calls"`
+	SRTP          string   `yaml:"srtp"`
+	TLS           TLS      `yaml:"tls"`
+	ClientCA      string   `yaml:"client_ca"`
 
 	CallerID      string `yaml:"caller_id"`
 	AccountInFrom bool   `yaml:"account_in_from"`
+	DisplayName   string `yaml:"display_name"`
+	HideNumber    bool   `yaml:"hide_number"`
 
 	Register    bool          `yaml:"register"`
 	RegisterFor time.Duration `yaml:"register_for"`

@@ -81,6 +81,11 @@ sip:
       networks: [198.51.100.0/24]
       codecs: [PCMU, PCMA]
       symmetric_rtp: true
+      media_networks: [203.0.113.0/24]
+      username: trunkline
+      auth_username: "customer 7"
+      display_name: "Café Ltd"
+      hide_number: true
       show_numbers: false
       ignore_asserted_identity: true
 webrtc:
@@ -158,7 +163,7 @@ calls:
 sip:
   listen: [{transport: sctp, address: "5060"}]
   trunks:
-    - networks: [carrier.example.org]
+    - {networks: [carrier.example.org], media_networks: [192.0.2.1], auth_username: u, display_name: "a\tb"}
 rtp: {port_min: 80, port_max: 70}
 webrtc: {port_min: 30000}
 routes:
@@ -188,6 +193,10 @@ admin: {listen: "127.0.0.1:29400"}
 		"config.yaml:8: sip.listen[0].address: \"5060\" is not an IP address with a port",
 		"config.yaml:10: sip.trunks[0].name: each trunk needs a name",
 		"config.yaml:10: sip.trunks[0].networks[0]: \"carrier.example.org\" is not a network",
+		"config.yaml:10: sip.trunks[0].media_networks[0]: \"192.0.2.1\" is not a network",
+		"config.yaml:10: sip.trunks[0].media_networks: are for symmetric_rtp",
+		"config.yaml:10: sip.trunks[0].username: auth_username takes one, too",
+		"config.yaml:10: sip.trunks[0].display_name: must have at most 80 bytes",
 		"config.yaml:11: rtp.port_min: 80 is not a port",
 		"config.yaml:12: webrtc.port_min: 30000 to 0 is no range",
 		"config.yaml:11: rtp.port_max: 70 is not a port",
@@ -211,8 +220,8 @@ admin: {listen: "127.0.0.1:29400"}
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 27 {
-		t.Errorf("%d problems, want 27:\n%v", len(problems.List), err)
+	if len(problems.List) != 31 {
+		t.Errorf("%d problems, want 31:\n%v", len(problems.List), err)
 	}
 }
 
