@@ -130,6 +130,9 @@ func (b *Bridge) carryOut(ctx context.Context, cmd command.Command, by id.UserID
 	b.metrics.commands.WithLabelValues(string(cmd.Verb)).Inc()
 	b.log.Info("command", "command", cmd, "by", by, "room", room, "level", level)
 	if level < cmd.Needs() {
+		if cmd.Needs() == command.LevelCall {
+			b.refusedOrder(by, room, notPermitted)
+		}
 		b.reply(ctx, room, b.grammar.Denied(cmd))
 		return
 	}
@@ -157,6 +160,9 @@ func (b *Bridge) carryOut(ctx context.Context, cmd command.Command, by id.UserID
 		text, err = b.forPhones(room, cmd.Phone, "", func(a *actor) { a.inbox.Put(func() { a.press(cmd.Digits) }) })
 	}
 	if err != nil {
+		if reason := reasonOf(err); reason != "" {
+			b.refusedOrder(by, room, reason)
+		}
 		var known bool
 		if text, known = plainWords(err); !known {
 			b.log.Error("command failed", "command", cmd, "room", room, "err", err)
@@ -218,7 +224,7 @@ func (b *Bridge) order(ctx context.Context, by id.UserID, room id.RoomID, typed 
 		quota.Pending{Request: quota.Request{User: string(by), Room: string(room)}, Asked: time.Now()}, typed,
 	}
 	b.mu.Unlock()
-	return &refusal{fmt.Sprintf("%s Write \"%s %s\" within a minute if you want to call it.", dear.text, b.grammar.Prefix, command.Confirm)}
+	return &refusal{text: fmt.Sprintf("%s Write \"%s %s\" within a minute if you want to call it.", dear.text, b.grammar.Prefix, command.Confirm)}
 }
 
 // confirm is the second word.
@@ -228,7 +234,7 @@ func (b *Bridge) confirm(ctx context.Context, by id.UserID, room id.RoomID) erro
 	delete(b.orders.pending, speaker{by, room})
 	b.mu.Unlock()
 	if !ok || !p.Confirms(time.Now(), string(by), string(room)) {
-		return &refusal{fmt.Sprintf("There is no call to confirm. Write \"%s %s\" and the number first.", b.grammar.Prefix, command.Call)}
+		return &refusal{text: fmt.Sprintf("There is no call to confirm. Write \"%s %s\" and the number first.", b.grammar.Prefix, command.Call)}
 	}
 	return b.place(ctx, by, room, p.typed, true)
 }
@@ -240,7 +246,7 @@ func (b *Bridge) pinOf(ctx context.Context, wish command.PINWish, by id.UserID, 
 		return "", err
 	}
 	if len(numbers) == 0 && wish != command.RemovePIN {
-		return "", &refusal{"No telephone number asks for PINs of this room. Ask who runs this bridge."}
+		return "", &refusal{text: "No telephone number asks for PINs of this room. Ask who runs this bridge."}
 	}
 	dial := "Dial " + strings.Join(numbers, " or ")
 	switch wish {
@@ -263,14 +269,26 @@ func (b *Bridge) pinOf(ctx context.Context, wish command.PINWish, by id.UserID, 
 	return fmt.Sprintf("No PIN leads into this room. Write \"%s pin new\" to have one made.", b.grammar.Prefix), nil
 }
 
+// waitingIn are the legs in the lobby of a room, oldest first. Commands do not count them: they are let in or sent away.
+func (b *Bridge) waitingIn(room id.RoomID) []*actor {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.oldestFirst(func(a *actor) bool { return a.lobby.on && a.lobby.room == room && a.gathered == nil })
+}
+
 // phonesIn are the legs of a room that are not over, oldest first.
 func (b *Bridge) phonesIn(room id.RoomID) []*actor {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var list []*actor
+	return b.oldestFirst(func(a *actor) bool {
+		return a.gathered != nil && a.gathered.room == room || a.order != nil && a.order.room == room
+	})
+}
+
+// oldestFirst lists legs that are not over; called with the bridge's mutex held.
+func (b *Bridge) oldestFirst(meant func(*actor) bool) (list []*actor) {
 	for _, a := range b.legs {
-		here := a.gathered != nil && a.gathered.room == room || a.order != nil && a.order.room == room
-		if here && a.phase < leg.Refusing {
+		if a.phase < leg.Refusing && meant(a) {
 			list = append(list, a)
 		}
 	}
@@ -278,24 +296,27 @@ func (b *Bridge) phonesIn(room id.RoomID) []*actor {
 	return list
 }
 
-// who lists them.
+// who lists them, and those that wait in the lobby.
 func (b *Bridge) who(room id.RoomID) string {
-	phones := b.phonesIn(room)
-	if len(phones) == 0 {
+	var lines []string
+	for i, a := range b.phonesIn(room) {
+		lines = append(lines, fmt.Sprintf("%d. %s", i+1, a.described()))
+	}
+	for _, a := range b.waitingIn(room) {
+		lines = append(lines, a.described())
+	}
+	if len(lines) == 0 {
 		return "There is no phone here."
 	}
-	lines := make([]string, len(phones))
-	for i, a := range phones {
-		told := make(chan string, 1)
-		a.inbox.Put(func() { told <- a.describe() })
-		select {
-		case text := <-told:
-			lines[i] = fmt.Sprintf("%d. %s", i+1, text)
-		case <-a.ctx.Done():
-			lines[i] = fmt.Sprintf("%d. has just left", i+1)
-		}
-	}
 	return strings.Join(lines, "\n")
+}
+
+// described asks the leg to describe itself.
+func (a *actor) described() (text string) {
+	if a.carryOut(func() error { text = a.describe(); return nil }) != nil {
+		return "has just left"
+	}
+	return text
 }
 
 // describe is the phone for people in the room.
@@ -304,6 +325,10 @@ func (a *actor) describe() string {
 	switch a.state.Phase {
 	case leg.Ringing:
 		what = "calls this room"
+	case leg.Asking:
+		if a.dialin.menu.Phase == menu.Lobby {
+			what = "waits in the lobby"
+		}
 	case leg.Dialling:
 		what = "is being called by " + string(a.order.by)
 	case leg.Talking, leg.Resuming:

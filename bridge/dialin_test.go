@@ -523,3 +523,20 @@ func TestAPINOfTheConfigIsTaken(t *testing.T) {
 	call.Press(made + "#")
 	b.await("the phone to come in", func() bool { return len(b.ghosts()) == 1 })
 }
+
+func TestWhoListsPhonesInTheLobby(t *testing.T) {
+	t.Parallel()
+	b, _ := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.dial(b.phone("+493012345678"), lobbyNumber)
+	b.awaitLobby(1)
+	b.says(alice, "!sip who")
+	b.told("+493012345678 waits in the lobby")
+	b.says(alice, "!sip hangup")
+	b.told("There is no phone here.")
+	b.says(alice, "!sip admit")
+	b.await("the phone to come in", func() bool { return len(b.ghosts()) == 1 })
+	b.await("the leg to talk", func() bool { return b.onlyLeg().talksNow() })
+	b.says(alice, "!sip who")
+	b.told("1. +493012345678 talks for 0:")
+}

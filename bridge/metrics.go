@@ -30,6 +30,8 @@ type metrics struct {
 	pins       *prometheus.CounterVec
 	moves      *prometheus.CounterVec
 	transfers  *prometheus.CounterVec
+
+	ordersRefused *prometheus.CounterVec
 }
 
 func newMetrics(b *Bridge) *metrics {
@@ -44,6 +46,9 @@ func newMetrics(b *Bridge) *metrics {
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_commands_total", Help: "Commands of people in rooms, by verb; inviting the ghost of a number is a call.",
 		}, []string{"verb"}),
+		ordersRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_orders_refused_total", Help: "Calls and transfers that people wanted and were refused, by reason.",
+		}, []string{"reason"}),
 		rings: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trunkline_rings_total", Help: "Rooms rung because nobody was in the call.",
 		}),
@@ -69,7 +74,7 @@ func newMetrics(b *Bridge) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands, m.moves, m.transfers,
+		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands, m.moves, m.transfers, m.ordersRefused,
 		mediaReadings(b), soundReadings(b.sounds), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)

@@ -30,7 +30,10 @@ type order struct {
 }
 
 // refusal is why somebody's wish is not carried out, in words for the room.
-type refusal struct{ text string }
+type refusal struct {
+	text   string
+	reason string // in a few words for the log and metrics, where it is about an order; "" = it is not counted
+}
 
 func (r *refusal) Error() string { return r.text }
 
@@ -87,8 +90,8 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 }
 
 var (
-	errGoesDown = &refusal{"The bridge is being restarted. Try again in a minute."}
-	errTooMany  = &refusal{"All telephone lines are in use. Try again later."}
+	errGoesDown = &refusal{text: "The bridge is being restarted. Try again in a minute.", reason: "restart"}
+	errTooMany  = &refusal{text: "All telephone lines are in use. Try again later.", reason: string(leg.Busy)}
 )
 
 // takesOrders says why no call can be placed now.
@@ -99,7 +102,7 @@ func (b *Bridge) takesOrders() error {
 	case b.closing || !b.ready || !b.drain.since.IsZero():
 		return errGoesDown
 	case b.journal.Away():
-		return &refusal{"The bridge can't reach its database. Try again later."}
+		return &refusal{text: "The bridge can't reach its database. Try again later.", reason: string(leg.NotStored)}
 	case len(b.legs) >= b.cfg.Calls.MaxLegs:
 		return errTooMany
 	}
@@ -131,7 +134,7 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 	case errors.Is(err, sip.ErrFull), errors.Is(err, errTooMany):
 		return nil, "", errTooMany
 	case errors.Is(err, sip.ErrDown):
-		return nil, "", &refusal{"The telephone line is out of order at present. Try again later."}
+		return nil, "", &refusal{text: "The telephone line is out of order at present. Try again later.", reason: string(leg.TrunkAway)}
 	}
 	return nil, "", fmt.Errorf("dial: %w", err)
 }
@@ -208,7 +211,7 @@ func decide(rules quota.Rules, now time.Time, q quota.Request, used []db.Usage) 
 	case quota.Confirm:
 		return 0, &needsConfirmation{d.Text}
 	default:
-		return 0, &refusal{d.Text}
+		return 0, &refusal{text: d.Text, reason: string(d.Scope) + ": " + string(d.Reason)}
 	}
 }
 
@@ -224,6 +227,26 @@ func plainWords(err error) (text string, ok bool) {
 		return e.Text, true
 	}
 	return "That did not work, and the reason is in the bridge's log. Try again, or ask who runs this bridge.", false
+}
+
+// notPermitted is the reason why somebody's order is refused who may not place any.
+const notPermitted = "not permitted"
+
+// reasonOf is why an order is refused; "" for what is no refusal, or only a slip of the pen.
+func reasonOf(err error) string {
+	if e, ok := errors.AsType[*refusal](err); ok {
+		return e.reason
+	}
+	if e, ok := errors.AsType[*number.Refusal](err); ok {
+		return string(e.Reason)
+	}
+	return ""
+}
+
+// refusedOrder lets who watches over the bill know of a call that somebody wanted and was not allowed.
+func (b *Bridge) refusedOrder(by id.UserID, room id.RoomID, reason string) {
+	b.metrics.ordersRefused.WithLabelValues(reason).Inc()
+	b.log.Info("an order is refused", "by", by, "room", room, "reason", reason)
 }
 
 func (a *actor) dialPhone() {

@@ -3,6 +3,7 @@ package bridge
 import (
 	"encoding/json"
 	"fmt"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -398,7 +399,7 @@ func TestOnlyWhoMayCallCalls(t *testing.T) {
 	}{
 		{bob, "!sip call 1001", `You may not use "!sip call" here. Ask who runs this bridge.`},
 		{bob, "!sip who", "There is no phone here."},
-		{bob, "!sip help", "!sip who – lists the phones in this room\n!sip admit – "},
+		{bob, "!sip help", "!sip who – lists the phones in this room and its lobby\n!sip admit – "},
 		{eve, "!sip help", `You may not use "!sip help" here. Ask who runs this bridge.`},
 		{alice, "!sip call 112", "Emergency numbers can't be called from here. Use a telephone."},
 		{alice, "!sip call +49 89 1234567", "Numbers of this range may not be called."},
@@ -424,6 +425,9 @@ func TestOnlyWhoMayCallCalls(t *testing.T) {
 	b.told(`You may not use "!sip confirm" here.`)
 	if b.rows() != 0 || p.Rung() != 0 {
 		t.Error("a call that was refused has a row, or rang")
+	}
+	for reason, n := range map[string]int{"not permitted": 2, "emergency number": 1, "in a denied range": 1, "not in an allowed range": 2} {
+		b.shows(fmt.Sprintf("trunkline_orders_refused_total{reason=%q} %d", reason, n))
 	}
 	b.says(alice, "!sip confirm")
 	call := b.called(p)
@@ -546,6 +550,16 @@ func TestPINsAreMadeHoweverARouteNamesTheRoom(t *testing.T) {
 	}
 }
 
+// shows looks for a line of the metrics.
+func (b *bed) shows(line string) {
+	b.t.Helper()
+	w := httptest.NewRecorder()
+	b.process.bridge.admin().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if !strings.Contains(w.Body.String(), "\n"+line+"\n") {
+		b.t.Errorf("/metrics lacks %q", line)
+	}
+}
+
 func TestQuotaIsCountedAndRefuses(t *testing.T) {
 	t.Parallel()
 	b, p := dialBed(t, func(c *config.Config) {
@@ -569,6 +583,8 @@ func TestQuotaIsCountedAndRefuses(t *testing.T) {
 	if b.rows() != 0 {
 		t.Error("a call that was refused has a row")
 	}
+	b.shows(`trunkline_orders_refused_total{reason="user: too many calls at once"} 2`)
+	b.shows(`trunkline_orders_refused_total{reason="user: too many calls today"} 1`)
 }
 
 func TestLongestCallIsEndedAndTold(t *testing.T) {

@@ -44,7 +44,7 @@ func (b *Bridge) transfer(ctx context.Context, cmd command.Command, by id.UserID
 	}
 	i := slices.IndexFunc(to.ways, func(w way) bool { return w.trunk.Name == a.info.Trunk })
 	if i < 0 {
-		return &refusal{"The line of that phone does not lead to this number."}
+		return &refusal{text: "The line of that phone does not lead to this number."}
 	}
 	if err := a.carryOut(a.staysHere); err != nil { // before it is counted
 		return err
@@ -68,7 +68,7 @@ func (a *actor) carryOut(do func() error) error {
 	}
 }
 
-var errPhoneLeft = &refusal{"That phone has just left."}
+var errPhoneLeft = &refusal{text: "That phone has just left."}
 
 // countTransfer counts the call that a transfer makes, if its limits allow one.
 func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
@@ -81,7 +81,7 @@ func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
 		return refused
 	})
 	if _, dear := errors.AsType[*needsConfirmation](refused); dear {
-		return &refusal{"That number is expensive; phones are not transferred there."}
+		return &refusal{text: "That number is expensive; phones are not transferred there.", reason: "expensive"}
 	}
 	return err
 }
@@ -90,9 +90,9 @@ func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
 func (a *actor) staysHere() error {
 	switch {
 	case a.state.Phase != leg.Talking:
-		return &refusal{"That phone does not talk yet, or not any more."}
+		return &refusal{text: "That phone does not talk yet, or not any more."}
 	case a.away != nil:
-		return &refusal{"That phone is being transferred already."}
+		return &refusal{text: "That phone is being transferred already."}
 	}
 	return nil
 }

@@ -358,6 +358,34 @@ func TestRefusalsAreLoggedButNotAllOfAFlood(t *testing.T) {
 	})
 }
 
+// What the guard itself refuses, and what is refused within a call, has a line for whoever looks for it.
+func TestRefusalsOfTheGuardAndWithinACallHaveAReason(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		var log strings.Builder
+		b.stack.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		b.stack.listeners[0].packets.(*guardedPackets).guard.log = b.stack.log
+		var many []string
+		for i := range 200 {
+			many = append(many, fmt.Sprintf("X%d: y", i))
+		}
+		b.peer.send(invite(many...))
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("INVITE", "r1", 2, strings.ReplaceAll(peerOffer, "AVP 0", "AVP 9")))
+		for code, want := range map[int]string{
+			400: `msg="message refused" code=400 why="Too many header lines" source=192.0.2.20:5060`,
+			488: `method=INVITE code=488 why="Not Acceptable Here"`,
+		} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("no line %s in the log:\n%s", want, tailOf(log.String()))
+			}
+			if n := b.stack.Stats().Refused[code]; n != 1 {
+				t.Errorf("%d times %d counted, want once", n, code)
+			}
+		}
+	})
+}
+
 func tailOf(s string) string { return s[max(0, len(s)-500):] }
 
 func TestPortsGiveUpWhenNoOtherWouldDoBetter(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -31,6 +32,12 @@ func (g *guard) stranger(from netip.AddrPort, data []byte) {
 			g.log.Warn("a call from an unknown address is not answered", "source", from.Addr(), "dropped", g.counters.droppedFor(dropUnknownSource))
 		})
 	}
+}
+
+// refused counts a message that is answered by the guard itself.
+func (g *guard) refused(from net.Addr, v verdict) {
+	g.counters.refuse(v.code)
+	g.log.Debug("message refused", "code", v.code, "why", v.why, "source", from.String())
 }
 
 // verdict of the guard about one message.

@@ -75,6 +75,7 @@ func (c *Call) send(t *transaction, r *refusal) {
 	}
 	if r.code >= 300 {
 		c.stack.counters.refuse(r.code)
+		c.log.Debug("request refused", "method", string(t.req.Method), "code", r.code, "why", r.reason)
 	}
 	_ = c.respond(t, res) // it is logged; the phone asks again
 }

@@ -101,7 +101,7 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 			g.counters.messages.Add(1)
 			return n, from, nil
 		case v.code != 0:
-			g.counters.refuse(v.code)
+			g.refused(from, v)
 			if answer := v.refusal(b[:n]); answer != nil {
 				_, _ = p.WriteTo(answer, from)
 			}
@@ -346,7 +346,7 @@ func (c *guardedConn) refuse(v verdict) {
 		c.guard.counters.drop(v.drop)
 		return
 	}
-	c.guard.counters.refuse(v.code)
+	c.guard.refused(c.RemoteAddr(), v)
 	if answer := v.refusal(c.pending); answer != nil {
 		_, _ = c.Write(answer)
 	}

@@ -28,7 +28,7 @@ func specs() []spec {
 			LevelCall, readCall,
 		},
 		{HangUp, []string{"hang-up", "bye", "end"}, "hangup [1|all]", "ends a phone's call", phone, LevelManage, readPhone},
-		{Who, []string{"list", "status"}, "who", "lists the phones in this room", "", LevelView, readNothing},
+		{Who, []string{"list", "status"}, "who", "lists the phones in this room and its lobby", "", LevelView, readNothing},
 		{Mute, nil, "mute [1|all]", "mutes a phone", phone + " The caller can unmute with *6.", LevelManage, readPhone},
 		{Unmute, nil, "unmute [1|all]", "unmutes a phone", phone, LevelManage, readPhone},
 		{
