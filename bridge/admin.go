@@ -88,6 +88,9 @@ func (b *Bridge) admin() http.Handler {
 	mux.HandleFunc("GET /routes", b.listRoutes)
 	mux.HandleFunc("PUT /routes/{name}", b.putRoute)
 	mux.HandleFunc("DELETE /routes/{name}", b.dropRoute)
+	mux.HandleFunc("GET /dialling", func(w http.ResponseWriter, _ *http.Request) { b.showDialling(w, 0) })
+	mux.HandleFunc("POST /dialling/stop", b.stopDialling)
+	mux.HandleFunc("POST /dialling/start", b.startDialling)
 	mux.HandleFunc("POST /drain", b.startDrain)
 	mux.HandleFunc("GET /debug/drain", b.showDrain)
 	return mux

@@ -87,6 +87,7 @@ type Bridge struct {
 	told      map[id.RoomID]time.Time   // rooms that were told why phones can't come in, and when
 	announced map[id.RoomID][]time.Time // when a room was told of a call
 	orders    orders
+	stopped   string // no calls to telephones, an admin says, and why; "" = not so
 	closing   bool
 	ready     bool
 }

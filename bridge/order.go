@@ -164,7 +164,7 @@ func (b *Bridge) ordered(call *sip.Call, o order) *actor {
 
 // reserve counts the call, if its limits allow it, and writes its row.
 func (a *actor) reserve(ctx context.Context, q quota.Request) error {
-	rules, now := &a.bridge.plan.quotas, time.Now()
+	rules, now := a.bridge.quotas(), time.Now()
 	day := rules.Day(now)
 	keys := usageKeys(q, day)
 	a.order.day = day
@@ -172,7 +172,7 @@ func (a *actor) reserve(ctx context.Context, q quota.Request) error {
 	defer cancel()
 	var refused error
 	longest, err := a.bridge.store.Reserve(ctx, a.row(), keys, func(used []db.Usage) (longest time.Duration, err error) {
-		longest, refused = decide(*rules, now, q, used)
+		longest, refused = decide(rules, now, q, used)
 		return longest, refused
 	})
 	switch {

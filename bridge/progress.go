@@ -131,6 +131,7 @@ var overWords = map[leg.Cause]string{
 	leg.TrunkAway:      "the telephone line does not answer; try again later, or ask who runs this bridge",
 	leg.HungUp:         "hung up in the room",
 	leg.Transferred:    "the phone was transferred",
+	leg.SwitchedOff:    "calls to telephones were switched off",
 	leg.PhoneLeft:      "the phone hung up",
 	leg.PhoneElsewhere: "another phone has the call",
 	leg.PhoneLost:      "the phone was lost",

@@ -72,12 +72,12 @@ var errPhoneLeft = &refusal{text: "That phone has just left."}
 
 // countTransfer counts the call that a transfer makes, if its limits allow one.
 func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
-	rules, now := &b.plan.quotas, time.Now()
+	rules, now := b.quotas(), time.Now()
 	ctx, cancel := context.WithTimeout(ctx, databasePatience)
 	defer cancel()
 	var refused error
 	err := b.store.Count(ctx, usageKeys(q, rules.Day(now)), func(used []db.Usage) error {
-		_, refused = decide(*rules, now, q, used)
+		_, refused = decide(rules, now, q, used)
 		return refused
 	})
 	if _, dear := errors.AsType[*needsConfirmation](refused); dear {

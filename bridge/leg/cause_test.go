@@ -34,7 +34,7 @@ func TestCausesOfTheTelephoneNetwork(t *testing.T) {
 	}
 	for code, causes := range map[int][]Cause{
 		1:  {NoSuchRoom},
-		16: {"", RoomEmptied, EndedInRoom, HungUp, Moved, Transferred, LeftByKey, PhoneLeft, Cancelled},
+		16: {"", RoomEmptied, EndedInRoom, HungUp, Moved, Transferred, SwitchedOff, LeftByKey, PhoneLeft, Cancelled},
 		19: {NobodyAnswered, PhoneSilent},
 		21: {Declined, WrongPIN},
 		41: {PhoneLost, RoomLost, NoHomeserver, NotStored, ProcessDied, PINFailed, ShuttingDown},

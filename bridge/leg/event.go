@@ -173,6 +173,7 @@ const (
 	HungUp         Cause = "hung up in the room"
 	Moved          Cause = "phone moved to another room"
 	Transferred    Cause = "phone transferred to another number"
+	SwitchedOff    Cause = "calls switched off"
 
 	// What the menu decides.
 	LeftByKey   Cause = "left by key"
