@@ -36,7 +36,7 @@ func (a *actor) askAdmission() {
 	if !a.park() {
 		return
 	}
-	posted := make(chan struct{})
+	posted, caller := make(chan struct{}), a.caller()
 	a.lobby.posted = posted
 	a.wg.Go(func() {
 		defer close(posted)
@@ -51,7 +51,7 @@ func (a *actor) askAdmission() {
 		a.waitIn(room, "")
 		prefix := a.bridge.grammar.Prefix
 		text := fmt.Sprintf("%s waits in the lobby: react with ✅ to let the phone in, with ❌ to send it away. Where messages are not "+
-			"encrypted, %s and %s answer all that wait.", a.name, prefix+" admit", prefix+" decline")
+			"encrypted, %s and %s answer all that wait.", caller, prefix+" admit", prefix+" decline")
 		notice, err := a.bridge.matrix.NoticeID(ctx, room, ghost, text)
 		a.note("tell the room who waits in the lobby", err)
 		a.waitIn(room, notice)

@@ -60,6 +60,16 @@ func ghostName(caller sip.Caller, showNumber bool) string {
 	return name + " (" + shown + ")"
 }
 
+// caller is who calls, as the room sees it, and who has sent the call on to us, if somebody has.
+func (a *actor) caller() string {
+	n := len(a.info.Diverted)
+	if n == 0 {
+		return a.name
+	}
+	by := sip.Caller{Number: a.bridge.plan.Local(a.info.Trunk, a.info.Diverted[n-1])}
+	return a.name + ", forwarded by " + ghostName(by, a.showsNumber())
+}
+
 // cleanName removes what a caller could use to disturb the room: control and bidirectional characters, endless length.
 func cleanName(name string) string {
 	name = strings.Map(func(r rune) rune {

@@ -53,7 +53,7 @@ func (a *actor) ringRoom() {
 		close(posted)
 		return
 	}
-	text := "Call from " + a.name + ": join the call to answer, react with ❌ to decline. Where messages are not encrypted, " +
+	text := "Call from " + a.caller() + ": join the call to answer, react with ❌ to decline. Where messages are not encrypted, " +
 		b.grammar.Prefix + " decline declines all calls that ring in this room."
 	ghost := a.join.ghost
 	a.wg.Go(func() {
@@ -103,7 +103,7 @@ func (a *actor) resumeRing(notice id.EventID, room id.RoomID, how leg.Cause) {
 
 // editNotice lets the notice, once it is posted, say how the ring ended.
 func (a *actor) editNotice(room id.RoomID, how leg.Cause) {
-	b, posted, text := a.bridge, a.ring.posted, "Call from "+a.name+": "+ringOutcome(how, a.ring.by)+"."
+	b, posted, text := a.bridge, a.ring.posted, "Call from "+a.caller()+": "+ringOutcome(how, a.ring.by)+"."
 	a.wg.Go(func() {
 		<-posted
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)

@@ -180,6 +180,35 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 	}
 }
 
+func TestRoomIsToldWhoForwardedTheCall(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, false)
+	diverted := map[string]string{"Diversion": "<sip:+493022222222@pbx>;reason=no-answer, <sip:+493011111111@pbx>;reason=unconditional"}
+	call, err := b.phone("+493012345678").Begin(b.ctx(), b.sip, phone.Invite{Number: ringNumber, Headers: diverted})
+	if err != nil {
+		t.Fatal(err)
+	}
+	notice := b.awaitRing(1)
+	const who = "Call from +493•••••••78, forwarded by +493•••••••22: "
+	if !strings.Contains(string(notice.Content), who+"join the call") {
+		t.Errorf("the notice says %s, want %q", notice.Content, who)
+	}
+	b.react(alice, notice.ID, "❌")
+	refusedWith(t, call, 603)
+	if got := b.outcome(notice.ID); !strings.HasPrefix(got, who+"declined by ") {
+		t.Errorf("the notice says %q at last", got)
+	}
+	lobby, err := b.phone("+493012345678").Begin(b.ctx(), b.sip, phone.Invite{Number: lobbyNumber, Headers: diverted})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.hangUp(lobby) })
+	if text := string(b.awaitLobby(1).Content); !strings.Contains(text, "+493012345678, forwarded by +493022222222 waits in the lobby") {
+		t.Errorf("the lobby's notice says %s", text)
+	}
+}
+
 func TestRoomIsToldWhyTheCallerGaveUp(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -33,7 +33,7 @@ func diverted(req *gosip.Request) []Number {
 	numbers := func(name string) (out []Number) {
 		for _, h := range req.GetHeaders(name) {
 			for _, one := range splitAddresses(h.Value()) {
-				if uri, err := routeURI(one); err == nil && len(out) < maxDiverted {
+				if uri, err := routeURI(one); err == nil && len(out) < maxDiverted && !hidden(one) {
 					if n := userPart(&uri); n != "" {
 						out = append(out, n)
 					}
@@ -50,6 +50,14 @@ func diverted(req *gosip.Request) []Number {
 		return list[:len(list)-1]
 	}
 	return nil
+}
+
+// hidden tells whether a station wants not to be named: privacy=full of Diversion (RFC 5806 §5), Privacy=history of History-Info
+// (RFC 7044 §10.1).
+func hidden(station string) bool {
+	_, privacy, found := strings.Cut(strings.ToLower(station), "privacy=")
+	privacy = strings.TrimLeft(privacy, `"`)
+	return found && !strings.HasPrefix(privacy, "off") && !strings.HasPrefix(privacy, "none")
 }
 
 // callerOf reads who speaks: From, and on a trusted trunk what the network asserts.

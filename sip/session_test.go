@@ -271,6 +271,8 @@ func TestDiversionsAreKept(t *testing.T) {
 		{"Diversion, the latest first", []string{"Diversion: <sip:200@pbx>;reason=no-answer, \"A, B\" <sip:+49-30-100@pbx>;reason=unconditional"}, "[+4930100 200]"},
 		{"History-Info, the latest last", []string{"History-Info: <sip:100@pbx>;index=1, <sip:200@pbx?Reason=SIP%3Bcause%3D302>;index=1.1, <sip:1000@192.0.2.1>;index=1.1.1"}, "[100 200]"},
 		{"not diverted", []string{"History-Info: <sip:1000@192.0.2.1>;index=1"}, "[]"},
+		{"hidden", []string{"Diversion: <sip:200@pbx>;privacy=\"full\", <sip:100@pbx>;privacy=off"}, "[100]"},
+		{"hidden history", []string{"History-Info: <sip:100@pbx?Privacy=history>;index=1, <sip:200@pbx>;index=1.1, <sip:1@192.0.2.1>;index=1.1.1"}, "[200]"},
 		{"nonsense", []string{"Diversion: ,,<"}, "[]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
