@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -251,6 +252,39 @@ func TestPhoneIsShownWhatTheTrunkSays(t *testing.T) {
 			b.clear()
 		})
 	}
+}
+
+func TestNextTrunkIsTakenWhenTheBestOneIsFull(t *testing.T) {
+	t.Parallel()
+	var spare *phone.Phone
+	b, best := dialBed(t, func(c *config.Config) {
+		other, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "spare"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { other.Close() })
+		spare = other
+		c.SIP.Trunks[0].Dials, c.SIP.Trunks[0].MaxCalls = []string{"+4930"}, 1
+		c.SIP.Trunks = append(c.SIP.Trunks, config.Trunk{
+			Name: "spare", Networks: []string{"127.0.0.0/8"}, Proxy: spare.Addr().String(), Dials: []string{"+49"}, MaxCalls: 1,
+		})
+	})
+	alice := b.person("alice", member.JSSDK, true)
+	var calls []*phone.Call
+	for i, p := range []*phone.Phone{best, spare} {
+		b.says(alice, fmt.Sprintf("!sip call +49 30 1234567%d", i))
+		calls = append(calls, b.called(p))
+	}
+	for i, want := range []string{"03012345670", "+493012345671"} { // each trunk writes numbers in its own way
+		if got := calls[i].Invite().Recipient.User; got != want {
+			t.Errorf("call %d asks for %s, want %s", i, got, want)
+		}
+	}
+	b.says(alice, "!sip hangup all")
+	for _, call := range calls {
+		<-call.Done()
+	}
+	b.clear()
 }
 
 func TestRoomIsToldWhyAPhoneIsNotToBeHad(t *testing.T) {
