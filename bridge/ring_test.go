@@ -217,6 +217,7 @@ func TestRoomIsToldWhyTheCallerGaveUp(t *testing.T) {
 		{"", "missed, the caller hung up."},
 		{"SIP;cause=487;text=\"Request terminated\"", "missed, the caller hung up."},
 		{"SIP;cause=200;text=\"Call completed elsewhere\"", "answered elsewhere."},
+		{"SIP;cause=200;text=\"Call completed elsewhere\", Q.850;cause=16", "answered elsewhere."},
 		{"SIP;cause=603;text=\"Declined\"", "declined elsewhere."},
 		{"Q.850;cause=17", "missed, another phone was busy."},
 		{"Q.850;cause=41", "failed, telephone network failed."},

@@ -271,14 +271,14 @@ func (c *Call) noticeHold() {
 	}
 }
 
-// reasonOf reads the Reason header (RFC 3326).
+// reasonOf reads the Reason header (RFC 3326), the first value of several.
 func reasonOf(m gosip.Message) Cause {
 	h := headerOf(m, "Reason", "")
 	if h == nil {
 		return Cause{}
 	}
 	var c Cause
-	for i, part := range strings.Split(h.Value(), ";") {
+	for i, part := range strings.Split(firstOf(h.Value()), ";") {
 		part = strings.TrimSpace(part)
 		if i == 0 {
 			c.Protocol = plainToken(part)
