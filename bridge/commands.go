@@ -241,26 +241,26 @@ func (b *Bridge) confirm(ctx context.Context, by id.UserID, room id.RoomID) erro
 
 // pinOf does what is wished with the PINs of a room.
 func (b *Bridge) pinOf(ctx context.Context, wish command.PINWish, by id.UserID, room id.RoomID) (string, error) {
+	if wish == command.RemovePIN {
+		if err := b.RemovePINs(ctx, room); err != nil {
+			return "", err
+		}
+		return "No PIN leads into this room any more.", nil
+	}
 	numbers, err := b.numbersWithPINs(ctx, room)
 	if err != nil {
 		return "", err
 	}
-	if len(numbers) == 0 && wish != command.RemovePIN {
+	if len(numbers) == 0 {
 		return "", &refusal{text: "No telephone number asks for PINs of this room. Ask who runs this bridge."}
 	}
 	dial := "Dial " + strings.Join(numbers, " or ")
-	switch wish {
-	case command.NewPIN:
+	if wish == command.NewPIN {
 		made, err := b.renewPIN(ctx, room, by)
 		if err != nil {
 			return "", err
 		}
 		return fmt.Sprintf("%s and enter %s#. Everybody who can read this can dial in; it is not shown again.", dial, made), nil
-	case command.RemovePIN:
-		if err := b.RemovePINs(ctx, room); err != nil {
-			return "", err
-		}
-		return "No PIN leads into this room any more.", nil
 	}
 	n, err := b.PINs(ctx, room)
 	if err != nil || n > 0 {
