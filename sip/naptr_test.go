@@ -321,7 +321,10 @@ func TestHostileNAPTRAnswersAreHarmless(t *testing.T) {
 			b, _ := m.Pack()
 			return append(b[:12], 0xc0, 12, 0, 35, 0, 1)
 		}), fallen},
-		{"another question", []string{good}, says(func(m *dns.Msg) { m.Question[0].Name = "other.example." }), fallen},
+		{"another question", []string{good}, says(func(m *dns.Msg) {
+			m.Question[0].Name, m.Answer[0] = "other.example.", dns.Copy(m.Answer[0])
+			m.Answer[0].Header().Name = "other.example."
+		}), fallen},
 		{"a question", []string{good}, says(func(m *dns.Msg) { m.Response = false }), fallen},
 		{"refused", []string{good}, says(func(m *dns.Msg) { m.Rcode = dns.RcodeRefused }), fallen},
 		{"silence", []string{good}, func(_ dns.ResponseWriter, m *dns.Msg) bool { return isNAPTR(m) }, fallen},
