@@ -73,6 +73,12 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}
 		trunk.Proxy, trunk.Domain, trunk.Transport = t.Proxy, t.Domain, sip.Transport(t.Transport)
 		trunk.Auth = sip.Credentials{Username: t.Username, Login: t.AuthUsername, Password: t.Password}
+		if own := t.Number; own != "" {
+			trunk.Has = func(n sip.Number) bool {
+				text, _ := t.Numbers.FromTrunk(string(n))
+				return text == own || string(n) == own
+			}
+		}
 		trunk.MaxCalls = t.MaxCalls
 		trunk.CallerID = sip.CallerID{AccountInFrom: t.AccountInFrom, Header: map[string]sip.IdentityHeader{
 			"pai": sip.AssertedIdentity, "ppi": sip.PreferredIdentity, "rpid": sip.RemoteParty,

@@ -171,6 +171,8 @@ func inBubble(t *testing.T, change func(*Config), invite func(*Call), test func(
 			Listen: []Listen{{UDP, bridgeAddr}},
 			RTP:    RTPConfig{Addr: bridgeAddr.Addr(), PortMin: 20000, PortMax: 20099},
 			Trunks: []Trunk{{Name: "lab", Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}},
+
+			resolver: zone{},
 		}
 		if change != nil {
 			change(&config)

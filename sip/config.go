@@ -44,6 +44,8 @@ type Config struct {
 	UserAgent string // "" = "Trunkline"
 	Limits    Limits
 	Sockets   Sockets // nil = they end with the stack
+
+	resolver resolver // nil = the system's
 }
 
 // Sockets binds the stack's sockets, and may keep them open beyond the process: then what comes meanwhile waits in them for the
@@ -119,6 +121,9 @@ type Trunk struct {
 	Ping        time.Duration
 
 	Auth Credentials // what we answer to a 401 or 407
+	// Has says whether a number is one of its own. It is asked when calls of several trunks come from one address and neither
+	// account is called by name; nil = it has none. It must not block.
+	Has func(Number) bool
 
 	MaxCalls int // 0 = only Limits.Calls holds
 }

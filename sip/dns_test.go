@@ -133,9 +133,9 @@ func TestNAPTRThatIsNotAnsweredHoldsUpItsOwnCallOnly(t *testing.T) {
 		other.Name = "other"
 		c.Trunks[0].Proxy, c.Trunks[0].Transport = "carrier.example", Auto
 		c.Trunks = append(c.Trunks, other)
+		c.resolver = deafZone{zone{hosts: map[string][]string{"carrier.example": {"192.0.2.20"}}}}
 	}
 	inBubble(t, change, nil, func(b *bubble) {
-		b.stack.resolver = deafZone{zone{hosts: map[string][]string{"carrier.example": {"192.0.2.20"}}}}
 		held, _ := b.dials()
 		_, inv := b.dials(func(r *DialRequest) { r.Trunk = "other" })
 		b.peer.answers(inv, "486 Busy Here", "b1", "")

@@ -24,6 +24,26 @@ func inviteInfo(trunk *Trunk, req *gosip.Request) Info {
 	return i
 }
 
+// addressed finds over which of several trunks behind one address a call has come, by what it calls: the user of its Request-URI,
+// which is our Contact where we are registered, and of To. An account that is called by its name wins, then whose number it is,
+// then the first. A trunk whose certificate was not asked for when the connection was made is none of them.
+func addressed(trunks []*Trunk, called ...Number) *Trunk {
+	first := trunks[0]
+	for _, mine := range []func(*Trunk, Number) bool{
+		func(t *Trunk, n Number) bool { return string(n) == t.Auth.Username },
+		func(t *Trunk, n Number) bool { return t.Has != nil && t.Has(n) },
+	} {
+		for _, n := range called {
+			for _, t := range trunks {
+				if n != "" && mine(t, n) && (t.ClientCAs == nil || t.ClientCAs.Equal(first.ClientCAs)) {
+					return t
+				}
+			}
+		}
+	}
+	return first
+}
+
 // maxDiverted is how many stations of a call are kept.
 const maxDiverted = 10
 

@@ -1,6 +1,69 @@
 package sip
 
-import "testing"
+import (
+	"crypto/x509"
+	"strings"
+	"testing"
+)
+
+func TestTrunkIsTheOneThatIsCalled(t *testing.T) {
+	number := func(own Number) func(Number) bool { return func(n Number) bool { return n == own } }
+	first := &Trunk{Name: "first"}
+	a := &Trunk{Name: "a", Auth: Credentials{Username: "111"}, Has: number("+4930111")}
+	b := &Trunk{Name: "b", Auth: Credentials{Username: "222"}, Has: number("+4930222")}
+	sealed := &Trunk{Name: "sealed", Auth: Credentials{Username: "333"}, ClientCAs: x509.NewCertPool()}
+	for _, tt := range []struct {
+		name    string
+		trunks  []*Trunk
+		uri, to Number
+		want    *Trunk
+	}{
+		{"one trunk", []*Trunk{a}, "222", "222", a},
+		{"the Contact of an account", []*Trunk{a, b}, "222", "+4930999", b},
+		{"the account in To", []*Trunk{a, b}, "+4930999", "222", b},
+		{"the Contact before To", []*Trunk{b, a}, "111", "222", a},
+		{"the number of a trunk", []*Trunk{a, b}, "+4930222", "+4930999", b},
+		{"the number in To", []*Trunk{a, b}, "trunkline", "+4930222", b},
+		{"an account before a number", []*Trunk{a, b}, "+4930111", "222", b},
+		{"neither", []*Trunk{first, a, b}, "+4930999", "+4930999", first},
+		{"nobody in particular", []*Trunk{first, a, b}, "", "", first}, // a trunk without account is not called by ""
+		{"one that asks for a certificate", []*Trunk{a, sealed}, "333", "333", a},
+		{"one whose certificate was asked for", []*Trunk{{ClientCAs: x509.NewCertPool()}, sealed}, "333", "333", sealed},
+	} {
+		if got := addressed(tt.trunks, tt.uri, tt.to); got != tt.want {
+			t.Errorf("%s: addressed(%q, %q) = %q, want %q", tt.name, tt.uri, tt.to, got.Name, tt.want.Name)
+		}
+	}
+}
+
+// Two accounts at one carrier: the calls of each are its own, with its name, its limit and its codecs.
+func TestCallsOfTwoAccountsAtOneProxy(t *testing.T) {
+	change := func(c *Config) {
+		lab := c.Trunks[0].Networks
+		c.Trunks = []Trunk{
+			{Name: "a", Networks: lab, Proxy: "192.0.2.20", Register: true, Auth: Credentials{Username: "111", Password: "x"}, Codecs: []string{"PCMU"}},
+			{Name: "b", Proxy: "192.0.2.20", Register: true, Auth: Credentials{Username: "222", Password: "y"}, Codecs: []string{"PCMA"}, MaxCalls: 1},
+		}
+	}
+	pcma := strings.ReplaceAll(peerOffer, "RTP/AVP 0", "RTP/AVP 8")
+	inBubble(t, change, answerAtOnce, func(b *bubble) {
+		b.peer.send(request("INVITE", "sip:222@192.0.2.1", "<sip:+49301234@carrier.example>", "i1", 1, pcma))
+		call := <-b.calls
+		if i := call.Info(); i.Trunk != "b" || i.Dialled != "+49301234" {
+			t.Errorf("the call came over %q and dialled %q, want b and what To says", i.Trunk, string(i.Dialled))
+		}
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.forget()
+		b.peer.send(request("INVITE", "sip:222@192.0.2.1", "<sip:+49301234@carrier.example>", "i2", 1, pcma, "Call-ID: call-2"))
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 503") || headerIn(got, "Retry-After") == "" {
+			t.Errorf("one call too many over b got %.40q, want 503 with Retry-After", got)
+		}
+		b.peer.send(request("INVITE", "sip:111@192.0.2.1", "<sip:+49305678@carrier.example>", "i3", 1, peerOffer, "Call-ID: call-3"))
+		if i := (<-b.calls).Info(); i.Trunk != "a" || i.Dialled != "+49305678" {
+			t.Errorf("the other call came over %q and dialled %q", i.Trunk, string(i.Dialled))
+		}
+	})
+}
 
 func TestCallerIDStyles(t *testing.T) { // RFC 3323, RFC 3325
 	ann := Caller{Number: "+4930100", DisplayName: `Ann "A" B`}

@@ -39,21 +39,30 @@ type neighbours struct {
 // maxFound is how many addresses of one trunk's proxy are remembered: a few more than a name has.
 const maxFound = 16
 
+// trunkOf is the first of [neighbours.trunksOf], nil if there is none.
 func (n *neighbours) trunkOf(a netip.Addr) *Trunk {
+	if trunks := n.trunksOf(a); len(trunks) > 0 {
+		return trunks[0]
+	}
+	return nil
+}
+
+// trunksOf are those an address may speak for: who has it in its networks, then whose proxy was found there.
+func (n *neighbours) trunksOf(a netip.Addr) (out []*Trunk) {
 	a = a.Unmap()
 	for i := range n.trunks {
 		if n.trunks[i].contains(a) {
-			return &n.trunks[i]
+			out = append(out, &n.trunks[i])
 		}
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	for i := range n.trunks {
-		if slices.Contains(n.found[n.trunks[i].Name], a) {
-			return &n.trunks[i]
+		if t := &n.trunks[i]; slices.Contains(n.found[t.Name], a) && !slices.Contains(out, t) {
+			out = append(out, t)
 		}
 	}
-	return nil
+	return out
 }
 
 func (n *neighbours) find(trunk *Trunk, targets []target) {
@@ -227,6 +236,7 @@ func cmpPort(port uint16, t Transport) uint16 {
 func (s *Stack) begin(ctx context.Context, trunk *Trunk, req *gosip.Request) (*gosip.ClientTx, error) {
 	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
+	s.awaitFound(connecting, trunk, req)
 	s.awaitRegistered(connecting, trunk, req)
 	if err := s.connect(connecting, trunk, req); err != nil {
 		return nil, fmt.Errorf("%s: %w", req.Method, err)

@@ -3,6 +3,7 @@ package sip
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,7 +49,7 @@ func replacesOf(req *gosip.Request) (*replaces, *refusal) {
 }
 
 // replace serves an INVITE that wants to take the place of a call, and stays until its transaction needs no more care.
-func (s *Stack) replace(r *replaces, trunk *Trunk, source netip.AddrPort, req *gosip.Request, tx *gosip.ServerTx) {
+func (s *Stack) replace(r *replaces, trunks []*Trunk, source netip.AddrPort, req *gosip.Request, tx *gosip.ServerTx) {
 	id := inviteOf(req)
 	s.mu.Lock()
 	c := s.byID[dialogID{r.callID, r.toTag}]
@@ -64,6 +65,10 @@ func (s *Stack) replace(r *replaces, trunk *Trunk, source netip.AddrPort, req *g
 	}
 	s.byInvite[id] = c
 	s.mu.Unlock()
+	trunk := trunks[0]
+	if slices.Contains(trunks, c.trunk) { // whatever number the INVITE calls: it means this dialog
+		trunk = c.trunk
+	}
 	t := newTransaction(req, tx)
 	if !c.inbox.put(func() {
 		if !c.takeOver(r, trunk, source, t) {

@@ -37,6 +37,9 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 			c.trunk = &s.config.Trunks[i]
 		}
 	}
+	if c.trunk != nil && c.trunk.Proxy != "" && d.Remote.IsValid() && !c.trunk.contains(d.Remote.Addr()) {
+		s.neighbours.find(c.trunk, []target{{addr: d.Remote}}) // it was heard before: the call must not wait for DNS
+	}
 	if d.Role == UAC && !d.Confirmed {
 		if c.trunk == nil || c.trunk.Proxy == "" {
 			return nil, fmt.Errorf("resume %s: %w", shortID(d.CallID), ErrNoTrunk)

@@ -42,6 +42,7 @@ type Stack struct {
 	connecting singleflight.Group           // one connection to one address at a time
 	outgoing   map[Transport]*outgoingConns // those we open, by transport
 	watches    map[string]*watch            // by trunk, of those that are registered with or asked
+	sought     map[string]chan struct{}     // by trunk, of those whose proxy is a name: closed when it was looked up once
 	listeners  []listener
 	transports *gosip.TransportLayer
 	layer      *gosip.TransactionLayer
@@ -111,14 +112,18 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	if c.Sockets == nil {
 		c.Sockets = ownSockets{}
 	}
+	if c.resolver == nil {
+		c.resolver = newSystemDNS()
+	}
 	s := &Stack{
 		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine, c.Sockets),
 		refusals:   rate.Sometimes{First: 20, Interval: time.Second},
 		unknown:    rate.Sometimes{First: 5, Interval: time.Minute},
-		neighbours: &neighbours{trunks: c.Trunks}, resolver: newSystemDNS(),
+		neighbours: &neighbours{trunks: c.Trunks}, resolver: c.resolver,
 		outgoing: map[Transport]*outgoingConns{},
 		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
 	}
+	s.seekers()
 	s.watches = map[string]*watch{}
 	for i := range s.config.Trunks {
 		if t := &s.config.Trunks[i]; t.Proxy != "" && (t.Register || t.Ping > 0) {
@@ -217,6 +222,9 @@ func (s *Stack) Run(ctx context.Context) error {
 	}
 	for t, own := range s.outgoing {
 		listening.Go(func() { _ = s.listen(listener{transport: t, conns: own}) }) // it ends with its Close
+	}
+	for name, first := range s.sought {
+		s.calls.Go(func() { s.seek(s.trunkNamed(name), first) })
 	}
 	for _, w := range s.watches {
 		s.calls.Go(w.run)
@@ -475,11 +483,12 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		s.respond(req, tx, refuse(400, statusText(400)))
 		return
 	}
-	trunk := s.neighbours.trunkOf(source.Addr())
-	if trunk == nil { // came over a connection we opened to somebody who is no trunk any more
+	trunks := s.neighbours.trunksOf(source.Addr())
+	if len(trunks) == 0 { // came over a connection we opened to somebody who is no trunk any more
 		s.respond(req, tx, refuse(403, statusText(403)))
 		return
 	}
+	trunk := addressed(trunks, userPart(&req.Recipient), userPart(&req.To().Address))
 	if s.repeated(req) {
 		return
 	}
@@ -487,7 +496,7 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		s.respond(req, tx, bad)
 		return
 	} else if r != nil {
-		s.replace(r, trunk, source, req, tx)
+		s.replace(r, trunks, source, req, tx)
 		return
 	}
 	c := newCall(s, trunk, req, tx, source)

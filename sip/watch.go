@@ -105,7 +105,8 @@ func (w *watch) run() {
 		}
 		now = time.Now()
 		if !register.IsZero() && !now.Before(register) {
-			register = time.Now().Add(w.register())
+			wait := w.register() // it may take its time, and the wait is counted from its end
+			register = time.Now().Add(wait)
 			keep = w.nextKeep()
 			registered()
 		}

@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,10 +94,65 @@ func TestRegistrationThatFailsIsTriedAgain(t *testing.T) {
 		if s := b.stack.Trunks()[0]; !s.Registered.IsZero() {
 			t.Errorf("after silence: %+v", s)
 		}
-		if n := b.stack.Stats().RegisterFailures; n != 5 {
-			t.Errorf("%d failures, want 5", n)
+		if n := b.stack.Stats().RegisterFailures; n != 4 { // the pause after the fourth begins when that is over
+			t.Errorf("%d failures, want 4", n)
 		}
 	})
+}
+
+func TestRegistrationGoesToTheNextTarget(t *testing.T) { // RFC 3263 §4.3
+	change := func(c *Config) {
+		registering(c)
+		c.Trunks[0].Proxy, c.Trunks[0].Networks = "carrier.example", nil
+		c.resolver = zone{
+			srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
+			hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
+		}
+	}
+	registers := func(p *rawPeer) (out []string) {
+		for _, m := range p.messages() {
+			if strings.HasPrefix(m, "REGISTER ") {
+				out = append(out, m)
+			}
+		}
+		return out
+	}
+	for _, status := range []string{"503 Service Unavailable", "408 Request Timeout", ""} {
+		t.Run(cmp.Or(status, "silence"), func(t *testing.T) {
+			inBubble(t, change, nil, func(b *bubble) {
+				other := b.newPeer(addr("192.0.2.21:5060"))
+				defer other.close()
+				first := b.peer.last()
+				if status != "" {
+					b.peer.answers(first, status, "r", "")
+				} else {
+					time.Sleep(32 * time.Second)
+					synctest.Wait()
+				}
+				second := other.last()
+				if !strings.HasPrefix(second, "REGISTER sip:carrier.example ") || headerIn(second, "Call-ID") != headerIn(first, "Call-ID") || headerIn(second, "CSeq") != "2 REGISTER" {
+					t.Fatalf("after %q from the first, the second got %q", status, second)
+				}
+				other.answers(second, "200 OK", "r", "")
+				if s := b.stack.Trunks()[0]; s.Registered.IsZero() || s.Target != addr("192.0.2.21:5060") || s.Code != 0 {
+					t.Errorf("state = %+v", s)
+				}
+				b.peer.forget()
+				time.Sleep(45 * time.Second) // the one that has answered is asked first
+				synctest.Wait()
+				if n, m := len(registers(b.peer)), len(registers(other)); n != 0 || m != 2 {
+					t.Errorf("the first got %d REGISTERs more, the second %d in all; want 0 and 2", n, m)
+				}
+				other.answers(registers(other)[1], "403 Forbidden", "r", "") // and no other one would say otherwise
+				if n := len(registers(b.peer)); n != 0 {
+					t.Errorf("after 403 the first got %d REGISTERs", n)
+				}
+				if s := b.stack.Trunks()[0]; s.Code != 403 || s.Registered.IsZero() {
+					t.Errorf("state = %+v, want 403 and the binding as long as it holds", s)
+				}
+			})
+		})
+	}
 }
 
 func TestTrunkThatDoesNotAnswerIsDown(t *testing.T) {
@@ -224,14 +280,14 @@ func TestNextTargetWhenOneFails(t *testing.T) { // RFC 3263 §4.3
 	change := func(c *Config) {
 		outbound(c)
 		c.Trunks[0].Proxy, c.Trunks[0].Networks = "carrier.example", nil // only DNS says whose answers are heard
+		c.resolver = zone{
+			srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
+			hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
+		}
 	}
 	for _, silent := range []bool{false, true} {
 		t.Run(fmt.Sprint("silent ", silent), func(t *testing.T) {
 			inBubble(t, change, nil, func(b *bubble) {
-				b.stack.resolver = zone{
-					srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
-					hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
-				}
 				other := b.newPeer(addr("192.0.2.21:5060"))
 				defer other.close()
 				_, inv := b.dials()
@@ -262,11 +318,11 @@ func TestResumedCallGoesToTheTargetItWasSentTo(t *testing.T) { // anybody else w
 	change := func(c *Config) {
 		outbound(c)
 		c.Trunks[0].Proxy, c.Trunks[0].Transport = "carrier.example", Auto
+		c.resolver = z
 	}
 	var saved Dialog
 	var first string
 	inBubble(t, change, nil, func(b *bubble) {
-		b.stack.resolver = z
 		other := b.newPeer(addr("192.0.2.21:5060"))
 		defer other.close()
 		call, inv := b.dials()
@@ -276,7 +332,6 @@ func TestResumedCallGoesToTheTargetItWasSentTo(t *testing.T) { // anybody else w
 		saved = call.Dialog()
 	})
 	inBubble(t, change, nil, func(b *bubble) { // another process
-		b.stack.resolver = z
 		other := b.newPeer(addr("192.0.2.21:5060"))
 		defer other.close()
 		call, err := b.stack.Resume(saved)
