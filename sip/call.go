@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,7 @@ type Call struct {
 	snapshot atomic.Pointer[Dialog]
 	media    atomic.Pointer[Media] // set once
 	out      *outgoing             // of a call we dialled; what it holds belongs to run
+	parting  sync.Mutex            // held by one after the other of those who answer when run has returned
 
 	// Only run touches what follows.
 	state       state
@@ -47,7 +49,10 @@ type Call struct {
 	byeWhen     bool      // hang up as soon as the answer is acknowledged
 	failed      bool      // Failed was said after a panic
 	hasMoved    bool      // resumed with other addresses than the phone knows
+	rebuffs     int       // how often in a row the phone has refused our refresh
+	lastBefore  uint32    // the phone's last sequence number of before a restart, whose answer may not have left; 0 = none
 	keys        infoKeys  // keys to be sent as INFO
+	keyWay      keyWay    // which of the phone's keys are copies
 	rel         reliable  // provisional responses that wait for PRACK
 	nextRefresh time.Time // of the session timer; zero = none
 	offering    bool      // a re-INVITE of ours is on its way
@@ -441,7 +446,8 @@ func (c *Call) probed(code int, err error) {
 	limit := c.patience()
 	switch {
 	case c.state != confirmed || silence < limit:
-	case err != nil || code == 408 || code == 481: // RFC 3261 §12.2.1.2: the dialog is over
+	case err != nil || code == 408 || code == 481, // RFC 3261 §12.2.1.2: the dialog is over
+		c.hasMoved: // or what it says goes where nobody is any more
 		c.log.Info("phone is gone", "silence", silence, "code", code)
 		c.emit(MediaTimeout{silence})
 	default:
@@ -500,6 +506,9 @@ func (c *Call) end() {
 		m.close(was >= answered)
 	}
 	c.publish()
+	if c.out != nil && c.out.req != nil {
+		c.stack.part(c)
+	}
 	c.stack.forget(c)
 	c.log.Info("call ended", "state", was.String(), "cause", c.goodbye.String())
 	c.emit(Ended{c.goodbye})

@@ -455,15 +455,20 @@ func (c *Call) ackOf(d *Dialog, res *gosip.Response) *gosip.Request {
 		c.log.Warn("no ACK possible", "err", err)
 		return nil
 	}
-	if c.out.req != nil { // §22.1: the same credentials as the INVITE
-		for _, name := range []string{"Authorization", "Proxy-Authorization"} {
-			for _, h := range c.out.req.GetHeaders(name) {
-				ack.AppendHeader(gosip.NewHeader(name, h.Value()))
-			}
-		}
+	if c.out.req != nil {
+		copyCredentials(c.out.req, ack)
 	}
 	c.out.acks[d.RemoteTag] = ack
 	return ack
+}
+
+// copyCredentials gives an ACK those of its INVITE (§13.2.2.4), which nobody may challenge (§22.1).
+func copyCredentials(invite, ack *gosip.Request) {
+	for _, name := range []string{"Authorization", "Proxy-Authorization"} {
+		for _, h := range invite.GetHeaders(name) {
+			ack.AppendHeader(gosip.NewHeader(name, h.Value()))
+		}
+	}
 }
 
 // releaseAck sends the ACK that was held back, if one is.

@@ -333,6 +333,48 @@ func TestSecondAnswerIsHungUp(t *testing.T) { // RFC 3261 §13.2.2.4: a proxy ha
 	})
 }
 
+// A proxy has had two phones ring, and our CANCEL came too late for one of them.
+func TestAnswerAfterTheEndIsHungUp(t *testing.T) {
+	for name, tt := range map[string]struct {
+		wait  time.Duration
+		lines []string
+	}{
+		"the refusal is still acknowledged": {0, []string{"0s INVITE", "0s CANCEL", "0s ACK", "0s ACK", "0s BYE", "0s ACK"}},
+		"long after":                        {31 * time.Second, []string{"0s INVITE", "0s CANCEL", "0s ACK", "31s ACK", "31s BYE", "31s ACK"}},
+		"too long after":                    {33 * time.Second, []string{"0s INVITE", "0s CANCEL", "0s ACK"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, outbound, nil, func(b *bubble) {
+				call, inv := b.dials()
+				b.peer.answers(inv, "180 Ringing", "b1", "")
+				b.peer.answers(inv, "180 Ringing", "b2", "")
+				_ = call.Hangup(CauseNormal)
+				synctest.Wait()
+				b.peer.answers(b.peer.last(), "200 OK", "b1", "")
+				b.peer.answers(inv, "487 Request Terminated", "b1", "")
+				<-call.Done()
+				time.Sleep(tt.wait)
+				b.peer.answers(inv, "200 OK", "b2", peerAnswer, "Contact: <sip:other@192.0.2.20:5060>")
+				if bye := b.peer.last(); strings.HasPrefix(bye, "BYE ") {
+					if !strings.HasPrefix(bye, "BYE sip:other@192.0.2.20:5060 ") || !strings.HasSuffix(headerIn(bye, "To"), ";tag=b2") {
+						t.Errorf("the phone got %q", bye)
+					}
+					b.peer.answers(bye, "200 OK", "", "")
+				}
+				b.peer.answers(inv, "200 OK", "b2", peerAnswer) // our ACK was lost
+				wantLines(t, "peer received", b.peer.lines(), tt.lines)
+				wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Provisional", "0s Ended"})
+				time.Sleep(time.Minute)
+				b.stack.mu.Lock()
+				defer b.stack.mu.Unlock()
+				if n := len(b.stack.parted); n != 0 {
+					t.Errorf("%d calls are still remembered", n)
+				}
+			})
+		})
+	}
+}
+
 func TestUnusableAnswerEndsTheCall(t *testing.T) {
 	for name, body := range map[string]string{
 		"none": "", "other codec": strings.ReplaceAll(peerAnswer, "AVP 8", "AVP 9"), "audio refused": strings.ReplaceAll(peerAnswer, "audio 4000", "audio 0"),

@@ -88,10 +88,13 @@ func (c *Call) checkInDialog(req *gosip.Request) *refusal {
 		return refuse(481, statusText(481))
 	}
 	seq := req.CSeq().SeqNo
-	if seq <= c.dialog.RemoteCSeq {
+	// What a re-INVITE or UPDATE changes is saved before its answer leaves: who dies in between is asked again (§17.1), and the same
+	// offer gets the same answer.
+	again := seq == c.lastBefore && (req.IsInvite() || req.Method == gosip.UPDATE)
+	if seq <= c.dialog.RemoteCSeq && !again {
 		return refuse(500, "Out of order")
 	}
-	c.dialog.RemoteCSeq = seq
+	c.dialog.RemoteCSeq, c.lastBefore = seq, 0
 	return nil
 }
 
@@ -244,9 +247,9 @@ func (c *Call) send2xx(t *transaction, body []byte) {
 	}
 }
 
-// refreshTarget takes the phone's new Contact (§12.2.2).
-func (c *Call) refreshTarget(req *gosip.Request) {
-	if h := req.Contact(); h != nil && h.Address.Host != "" {
+// refreshTarget takes the phone's new Contact, of a request (§12.2.2) or of a 2xx to one of ours (§12.2.1.2).
+func (c *Call) refreshTarget(m interface{ Contact() *gosip.ContactHeader }) {
+	if h := m.Contact(); h != nil && h.Address.Host != "" {
 		c.dialog.RemoteTarget = h.Address.String()
 	}
 }
@@ -256,6 +259,7 @@ func (c *Call) renegotiated(m *Media, own, theirs []byte, n *Negotiated) {
 	before := c.dialog.Media.Format
 	direction := c.dialog.Media.Direction
 	c.take(m, own, theirs, n)
+	c.keyWay = keyWay{}
 	if n.Format != before || n.Direction != direction {
 		c.emit(MediaChanged{n.Format})
 	}

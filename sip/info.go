@@ -23,7 +23,7 @@ func (c *Call) handleInfo(t *transaction) {
 			gosip.NewHeader("Accept", "application/dtmf-relay, application/dtmf")))
 		return
 	}
-	c.emit(Digit{key, FromINFO})
+	c.pressed(key, FromINFO)
 	c.send(t, refuse(200, statusText(200)))
 }
 

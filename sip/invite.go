@@ -160,7 +160,7 @@ func (c *Call) prepare() *refusal {
 // newMedia is the media of this call on these sockets.
 func (c *Call) newMedia(rtpc, rtcpc rtpConn) *Media {
 	m := newMedia(c.stack.ports, rtpc, rtcpc, &c.stack.counters.media)
-	m.onDigit = func(key byte) { c.inbox.put(func() { c.emit(Digit{key, FromRTP}) }) }
+	m.onDigit = func(key byte) { c.inbox.put(func() { c.pressed(key, FromRTP) }) }
 	m.byINFO = func(key byte) { c.inbox.put(func() { c.queueInfo(key) }) }
 	m.infoOnly = c.trunk != nil && c.trunk.DTMF == DTMFInfo
 	return m
@@ -270,7 +270,7 @@ func (c *Call) sendAnswer() error {
 			c.rel.answer = true // RFC 3262 §3: not before the phone has the description
 			return nil
 		}
-		c.rel.next = time.Time{}
+		c.rel.next, c.rel.late = time.Time{}, true
 	}
 	if !c.respondSDP(c.invite, c.okSDP(c.invite, c.prepared)) {
 		c.cancelled()

@@ -336,6 +336,17 @@ func (m *phoneMedia) send(to netip.AddrPort, pt uint8) {
 	_, _ = m.rtp.WriteToUDPAddrPort(b, to)
 }
 
+// press sends the first packet of a telephone-event, which is all that a key needs.
+func (m *phoneMedia) press(to netip.AddrPort, key byte, timestamp uint32) {
+	m.seq++
+	p := rtp.Packet{
+		Header:  rtp.Header{Version: 2, PayloadType: 101, SSRC: 77, SequenceNumber: m.seq, Timestamp: timestamp},
+		Payload: []byte{byte(strings.IndexByte(dtmfKeys, key)), 10, 0, 160},
+	}
+	b, _ := p.Marshal()
+	_, _ = m.rtp.WriteToUDPAddrPort(b, to)
+}
+
 func TestReportsAndMediaTimeout(t *testing.T) {
 	inBubble(t, nil, answerAtOnce, func(b *bubble) {
 		phone := b.phoneMedia()

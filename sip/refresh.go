@@ -37,7 +37,9 @@ func (c *Call) refresh() error {
 				return
 			}
 			if res.IsSuccess() {
+				c.refreshTarget(res) // RFC 3311 §5.1
 				c.prolonged(res)
+				c.changed()
 			}
 			c.refreshed(res.StatusCode, nil)
 		})
@@ -45,8 +47,11 @@ func (c *Call) refresh() error {
 	return nil
 }
 
-// reinvite offers the session as it is.
+// reinvite offers the session as it is, unless that is being done.
 func (c *Call) reinvite() error {
+	if c.offering {
+		return nil
+	}
 	m := c.media.Load()
 	if m == nil {
 		return ErrState
@@ -114,9 +119,11 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 		c.refreshed(res.StatusCode, nil)
 		return
 	}
+	c.refreshTarget(res)
 	if ack, err := c.dialog.request(c.stack, gosip.ACK, res.CSeq().SeqNo); err != nil {
 		c.log.Warn("no ACK possible", "err", err)
 	} else {
+		copyCredentials(req, ack)
 		c.write(ack)
 	}
 	if m := c.media.Load(); m != nil && len(res.Body()) > 0 {
@@ -126,9 +133,6 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 		} else {
 			c.renegotiated(m, []byte(c.dialog.Media.LocalSDP), res.Body(), n)
 		}
-	}
-	if h := res.Contact(); h != nil && h.Address.Host != "" {
-		c.dialog.RemoteTarget = h.Address.String()
 	}
 	c.hasMoved = false
 	c.prolonged(res)
@@ -147,14 +151,53 @@ func (c *Call) refreshed(code int, err error) {
 	case err != nil, code == 408, code == 481:
 		c.log.Info("phone has lost the call", "code", code, "err", err)
 		c.emit(Failed{Cause{"SIP", 481, "Dialog lost"}})
-	case code == 491: // §14.1: it is offering, too
-		pause := rand.N(2 * time.Second)
-		c.stack.calls.Go(func() {
-			if pauseFor(c.stack.root, pause) {
-				c.inbox.put(func() { _ = c.refresh() }) // a call that ended meanwhile needs none
-			}
-		})
+	case code < 300:
+		c.rebuffs = 0
+	case code == 491 && c.rebuffs < glareTries: // it is offering, too
+		c.rebuffs++
+		c.refreshIn(c.glarePause())
+	case c.hasMoved:
+		c.notFollowed(code)
 	default:
 		c.log.Debug("phone has the call", "code", code)
+	}
+}
+
+// glarePause is how long who got a 491 waits: whose Call-ID it is longer than the other, so that they do not meet again (§14.1).
+func (c *Call) glarePause() time.Duration {
+	if c.dialog.Role == UAC {
+		return 2100*time.Millisecond + rand.N(1900*time.Millisecond)
+	}
+	return rand.N(2 * time.Second)
+}
+
+// refreshIn asks again after a pause.
+func (c *Call) refreshIn(pause time.Duration) {
+	c.stack.calls.Go(func() {
+		if pauseFor(c.stack.root, pause) {
+			c.inbox.put(func() { _ = c.refresh() }) // a call that ended meanwhile needs none
+		}
+	})
+}
+
+const (
+	glareTries = 10              // how often a phone may say that it is offering, too
+	moveTries  = 3               // how often it is told of our new addresses
+	movePause  = 6 * time.Second // between them: longer than heardLately
+)
+
+// notFollowed: the phone has the dialog, but not with our new addresses. What it sends goes where nobody is any more, unless it is
+// heard all the same (only our Contact has changed, say); then its silence will end the call ([Call.probed]).
+func (c *Call) notFollowed(code int) {
+	c.rebuffs++
+	m := c.media.Load()
+	switch {
+	case c.rebuffs < moveTries:
+		c.refreshIn(movePause)
+	case m != nil && m.silentFor(time.Now()) < heardLately:
+		c.log.Warn("phone does not take our new addresses, but is heard", "code", code)
+	default:
+		c.log.Info("phone does not take our new addresses", "code", code)
+		c.emit(Failed{Cause{"SIP", code, "New address refused"}})
 	}
 }

@@ -20,6 +20,7 @@ type reliable struct {
 	sdp      bool // it carries a description: no 200 before it has arrived
 	offer    bool // which is our offer: the PRACK brings the answer
 
+	late   bool              // the answer left before its PRACK, which may still come
 	answer bool              // SendAnswer was asked for and waits
 	after  []*gosip.Response // later ones: one at a time
 	agreed bool              // our offer was answered in a PRACK: the 200 carries none
@@ -83,7 +84,7 @@ func (c *Call) tickReliable(now time.Time) {
 func (c *Call) handlePrack(t *transaction) {
 	r := &c.rel
 	h := headerOf(t.req, "RAck", "")
-	if c.invite == nil || h == nil || !r.waits() || strings.Join(strings.Fields(h.Value()), " ") != fmt.Sprintf("%d %d INVITE", r.seq, c.dialog.InviteCSeq) {
+	if c.invite == nil || h == nil || !r.waits() && !r.late || strings.Join(strings.Fields(h.Value()), " ") != fmt.Sprintf("%d %d INVITE", r.seq, c.dialog.InviteCSeq) {
 		c.send(t, refuse(481, statusText(481)))
 		return
 	}
@@ -94,9 +95,11 @@ func (c *Call) handlePrack(t *transaction) {
 		c.send(t, refuse(488, statusText(488)))
 		return
 	}
-	r.next = time.Time{}
+	late := r.late
+	r.next, r.late = time.Time{}, false
 	c.send(t, refuse(200, statusText(200)))
 	switch {
+	case late: // §3: 2xx, also when a final answer has overtaken it; what waited behind is not sent any more
 	case r.answer:
 		_ = c.sendAnswer() // whoever asked for it was told that it is on its way
 	case len(r.after) > 0:

@@ -186,7 +186,7 @@ func (c *Call) rename(t *transaction) {
 	c.invite = t
 	t.final = true
 	c.cseq = 0
-	c.rel, c.keys, c.prepared, c.early, c.ringing = reliable{}, infoKeys{}, nil, nil, time.Time{}
+	c.rel, c.keys, c.keyWay, c.prepared, c.early, c.ringing = reliable{}, infoKeys{}, keyWay{}, nil, nil, time.Time{}
 	c.hasMoved, c.referred, c.referring = false, false, false
 	c.nextRefresh = time.Time{}
 }

@@ -22,7 +22,7 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	}
 	c := &Call{
 		stack: s, id: dialogID{d.CallID, d.LocalTag}, info: d.Info, inbox: newInbox(), done: make(chan struct{}),
-		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq,
+		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq, lastBefore: d.RemoteCSeq,
 	}
 	c.dialog.LocalSocket = l.addr
 	c.dialog.Contact = s.contact(d.Transport, l.addr)

@@ -114,6 +114,10 @@ func TestWeRefreshTheSession(t *testing.T) {
 			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 491") {
 				t.Errorf("an offer that crosses ours got %.30q", got)
 			}
+			b.peer.send(b.peer.called(inv, "UPDATE", "glare2", 8, peerOffer)) // RFC 3311 §5.2
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 491") {
+				t.Errorf("an offer in an UPDATE that crosses ours got %.30q", got)
+			}
 			b.peer.answers(again, "401 Unauthorized", "", "", `WWW-Authenticate: Digest realm="x", nonce="n"`)
 			again = b.peer.last()
 			if headerIn(again, "CSeq") != "3 INVITE" || headerIn(again, "Authorization") == "" {
@@ -121,13 +125,13 @@ func TestWeRefreshTheSession(t *testing.T) {
 			}
 			b.peer.answers(again, "200 OK", "", peerAnswer, "Session-Expires: 600;refresher=uac")
 			ack := b.peer.last()
-			if !strings.HasPrefix(ack, "ACK ") || headerIn(ack, "CSeq") != "3 ACK" {
-				t.Errorf("after 200: %q", ack)
+			if !strings.HasPrefix(ack, "ACK ") || headerIn(ack, "CSeq") != "3 ACK" || headerIn(ack, "Authorization") != headerIn(again, "Authorization") {
+				t.Errorf("after 200: %q", ack) // RFC 3261 §13.2.2.4: with the credentials of its INVITE
 			}
 			if s := call.Dialog().Session; time.Until(s.Until) != 600*time.Second {
 				t.Errorf("session = %+v", s)
 			}
-			b.peer.send(b.peer.called(inv, "BYE", "y1", 8, ""))
+			b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
 		})
 	})
 }
@@ -186,6 +190,31 @@ func TestReliableProvisionalResponses(t *testing.T) { // RFC 3262, as the called
 			"1.6s 200 OK", "1.6s 183 Session Progress", "2.1s 183 Session Progress", "2.6s 200 OK", "2.6s 200 OK", "2.6s 200 OK",
 		})
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"2.6s Acked", "2.6s Bye", "2.6s Ended"})
+	})
+}
+
+func TestPrackThatCrossesTheAnswerIsTaken(t *testing.T) { // RFC 3262 §3
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		b.peer.send(invite("Require: 100rel"))
+		call := <-b.calls
+		_ = call.Ring()
+		synctest.Wait()
+		prack := b.peer.within("PRACK", "p1", 2, "", "RAck: "+headerIn(b.peer.last(), "RSeq")+" 1 INVITE") // on its way
+		answerAtOnce(call)
+		b.peer.send(prack)
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200") || headerIn(got, "CSeq") != "2 PRACK" {
+			t.Errorf("the PRACK got %.60q, want 200", got)
+		}
+		b.peer.send(strings.ReplaceAll(strings.ReplaceAll(prack, "bKp1", "bKp2"), "CSeq: 2", "CSeq: 3")) // there is nothing else to acknowledge
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 481") {
+			t.Errorf("a second PRACK got %.60q, want 481", got)
+		}
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		time.Sleep(time.Minute)
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 180 Ringing", "0s 200 OK", "0s 200 OK", "0s 481 Call/Transaction Does Not Exist",
+		})
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Acked"})
 	})
 }
 

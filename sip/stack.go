@@ -59,6 +59,7 @@ type Stack struct {
 	draining bool
 	byID     map[dialogID]*Call
 	byInvite map[inviteID]*Call // inbound calls by their INVITE, to know a merged request
+	parted   map[dialogID]*Call // dialled calls that have ended lately: another phone that rang may still answer
 }
 
 // dialogID names a dialog as its requests do. The remote tag is checked by the call.
@@ -121,7 +122,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 		unknown:    rate.Sometimes{First: 5, Interval: time.Minute},
 		neighbours: &neighbours{trunks: c.Trunks}, resolver: c.resolver,
 		outgoing: map[Transport]*outgoingConns{},
-		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{},
+		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{}, parted: map[dialogID]*Call{},
 	}
 	s.seekers()
 	s.watches = map[string]*watch{}
@@ -349,6 +350,10 @@ const unmarked = "new"
 // tag of our side to requests outside a dialog, so that sipgo's own 487 carries the same one as our 180 (§8.2.6.2), and
 // the received parameter (§18.2.1).
 func (s *Stack) prepare(m gosip.Message) {
+	if res, ok := m.(*gosip.Response); ok {
+		s.tooLate(res)
+		return
+	}
 	req, ok := m.(*gosip.Request)
 	if !ok {
 		return
@@ -575,6 +580,39 @@ func (s *Stack) stray(res *gosip.Response) {
 	case res.IsSuccess() && res.To() != nil:
 		c.inbox.put(func() { c.answeredBefore(res) })
 	}
+}
+
+// tooLate takes a 2xx to the INVITE of a call that has ended: that phone must hear so (RFC 3261 §13.2.2.4). It looks before the
+// transaction does, which drops every 2xx behind the refusal that has ended the call.
+func (s *Stack) tooLate(res *gosip.Response) {
+	if !res.IsSuccess() || res.CSeq() == nil || res.CSeq().MethodName != gosip.INVITE || res.CallID() == nil || res.From() == nil {
+		return
+	}
+	tag, _ := res.From().Params.Get("tag")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.parted[dialogID{res.CallID().Value(), tag}]; c != nil && !s.closed {
+		s.calls.Go(func() {
+			<-c.done // nobody else touches it any more
+			c.parting.Lock()
+			defer c.parting.Unlock()
+			c.survives(func() { c.phoneAnswered(res) })
+		})
+	}
+}
+
+// part keeps a dialled call that has ended for as long as others may answer its INVITE.
+func (s *Stack) part(c *Call) {
+	id := c.id
+	s.mu.Lock()
+	s.parted[id] = c
+	s.mu.Unlock()
+	s.calls.Go(func() {
+		pauseFor(s.root, 64*t1)
+		s.mu.Lock()
+		delete(s.parted, id)
+		s.mu.Unlock()
+	})
 }
 
 func inviteOf(req *gosip.Request) inviteID {
