@@ -176,6 +176,21 @@ var answerTests = []struct {
 		with(func(n *Negotiated) { n.SDPVersion, n.Direction = 5, RecvOnly }),
 	},
 	{
+		"a later offer adds a stream", sdpHead + "m=audio 4000 RTP/AVP 0\nm=video 4002 RTP/AVP 96\n", before(0, "m=audio 20000 RTP/AVP 0\n"),
+		strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 5") + "m=video 0 RTP/AVP 96\n", with(func(n *Negotiated) { n.SDPVersion = 5 }),
+	},
+	{ // RFC 3264 §8.1: a stream that is added may not take the place of ours
+		"a later offer adds audio", sdpHead + "m=video 0 RTP/AVP 96\nm=audio 4000 RTP/AVP 0\nm=audio 4010 RTP/AVP 8\n",
+		before(1, "m=video 0 RTP/AVP 96\nm=audio 20000 RTP/AVP 0\n"),
+		strings.NewReplacer("o=- 7 1", "o=- 7 5", "m=audio", "m=video 0 RTP/AVP 96\nm=audio").Replace(ownPCMU) + "m=audio 0 RTP/AVP 8\n",
+		with(func(n *Negotiated) { n.SDPVersion, n.MediaIndex = 5, 1 }),
+	},
+	{ // §8.2: ours is switched off, and another one is on in its stead
+		"a later offer replaces our stream", sdpHead + "m=audio 0 RTP/AVP 0\nm=audio 4000 RTP/AVP 0\n", before(0, "m=audio 20000 RTP/AVP 0\n"),
+		strings.NewReplacer("o=- 7 1", "o=- 7 5", "m=audio", "m=audio 0 RTP/AVP 0\nm=audio").Replace(ownPCMU),
+		with(func(n *Negotiated) { n.SDPVersion, n.MediaIndex = 5, 1 }),
+	},
+	{
 		"IPv6", "v=0\no=- 1 1 IN IP6 2001:db8::2\ns=-\nc=IN IP6 2001:db8::2\nt=0 0\nm=audio 4000 RTP/AVP 0\n",
 		func(l *LocalState) { l.Addr = addr("[2001:db8::1]:20000") },
 		strings.NewReplacer("IP4", "IP6", "192.0.2.1", "2001:db8::1").Replace(ownPCMU),
@@ -183,6 +198,14 @@ var answerTests = []struct {
 			n.Remote, n.RemoteRTCP = addr("[2001:db8::2]:4000"), addr("[2001:db8::2]:4001")
 		}),
 	},
+}
+
+// before is our side when we have sent a description with these streams, ours being the i-th.
+func before(i int, media string) func(*LocalState) {
+	return func(l *LocalState) {
+		l.SDPVersion, l.MediaIndex, l.Current = 4, i, "PCMU"
+		l.LocalSDP = crlf(strings.ReplaceAll(ownHead, "o=- 7 1", "o=- 7 4") + media)
+	}
 }
 
 func TestAnswer(t *testing.T) {
@@ -276,6 +299,10 @@ func TestOfferAndItsAnswer(t *testing.T) {
 	}{
 		{"full", sdpHead + "m=audio 4000 RTP/AVP 0 101\na=rtpmap:101 telephone-event/8000\n", true, 101, SendRecv},
 		{"without keys, on hold", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n", true, 0, RecvOnly},
+		{"on hold for both", sdpHead + "m=audio 4000 RTP/AVP 0\na=inactive\n", true, 0, Inactive},
+		{"it listens only", sdpHead + "m=audio 4000 RTP/AVP 0\na=recvonly\n", true, 0, SendOnly},
+		{"it is nowhere", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0") + "m=audio 4000 RTP/AVP 0\n", true, 0, SendRecv},
+		{"one stream more than offered", sdpHead + "m=audio 4000 RTP/AVP 0\nm=video 4002 RTP/AVP 96\n", true, 0, SendRecv}, // wrong by §6, and harmless
 		{"refused", sdpHead + "m=audio 0 RTP/AVP 0\n", false, 0, ""},
 		{"other codec", sdpHead + "m=audio 4000 RTP/AVP 8\n", false, 0, ""},
 		{"other protocol", sdpHead + "m=audio 4000 RTP/SAVP 0\n", false, 0, ""},
@@ -285,6 +312,9 @@ func TestOfferAndItsAnswer(t *testing.T) {
 		if (err == nil) != tt.ok {
 			t.Errorf("%s: TakeAnswer = %v", tt.name, err)
 			continue
+		}
+		if err == nil && got.RemoteSilent != (tt.name == "it is nowhere") {
+			t.Errorf("%s: the phone is silent: %v", tt.name, got.RemoteSilent)
 		}
 		if err == nil && (got.Format.DTMF != tt.dtmf || got.Direction != tt.direction || got.Format.Codec != "PCMU") {
 			t.Errorf("%s: TakeAnswer = %+v", tt.name, got)

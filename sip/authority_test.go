@@ -120,16 +120,17 @@ func TestCertificatesAreChecked(t *testing.T) {
 	if n := failed(); n != 2 {
 		t.Errorf("%d handshakes failed, want 2", n)
 	}
-	// And we check theirs: wrong authority, wrong name, and then the right ones.
-	far := newBed(t, testConfig(sip.TLS), nil)
+	// And we check theirs, while they check ours: wrong authority, wrong name, and then the right ones.
+	far := newBed(t, config, nil)
+	own := []tls.Certificate{authorityOnce().certificate("near")}
 	for _, tt := range []struct {
 		name string
 		tls  *tls.Config
 		ok   bool
 	}{
-		{"another authority", &tls.Config{RootCAs: other.pool()}, false},
-		{"another name", &tls.Config{RootCAs: authorityOnce().pool(), ServerName: "elsewhere"}, false},
-		{"right", &tls.Config{RootCAs: authorityOnce().pool(), ServerName: "bridge"}, true},
+		{"another authority", &tls.Config{RootCAs: other.pool(), Certificates: own}, false},
+		{"another name", &tls.Config{RootCAs: authorityOnce().pool(), ServerName: "elsewhere", Certificates: own}, false},
+		{"right", &tls.Config{RootCAs: authorityOnce().pool(), ServerName: "bridge", Certificates: own}, true},
 	} {
 		config := testConfig(sip.TLS)
 		config.Trunks[0].TLS, config.Trunks[0].Proxy, config.Trunks[0].Transport = tt.tls, far.addr(sip.TLS), sip.TLS
@@ -149,6 +150,16 @@ func TestCertificatesAreChecked(t *testing.T) {
 		}
 		_ = c.Hangup(sip.CauseNormal) // over the connection that is there
 		s.wants(sip.Bye{})
+	}
+	for i, certificates := range [][]tls.Certificate{nil, {other.certificate("near")}} { // none of ours, and one that it does not trust
+		config := testConfig(sip.TLS)
+		config.Trunks[0].TLS = &tls.Config{RootCAs: authorityOnce().pool(), ServerName: "bridge", Certificates: certificates}
+		config.Trunks[0].Proxy, config.Trunks[0].Transport = far.addr(sip.TLS), sip.TLS
+		_ = newBed(t, config, nil).dial(sip.DialRequest{Trunk: "lab", Number: "1000"})
+		await(t, fmt.Sprint("connection ", i, " to be refused"), func() bool { return far.stack.Stats().Dropped["TLS handshake"] >= uint64(3+i) }) // two were those that we refused
+	}
+	if len(far.calls) != 0 {
+		t.Error("a call came over a connection without a good certificate")
 	}
 }
 

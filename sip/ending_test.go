@@ -276,6 +276,37 @@ func TestInviteOnHold(t *testing.T) {
 	}
 }
 
+// A phone that switches its sound off and nothing else on (to fax, say) hears no, and the call goes on as it was: RFC 3264 §8.2 says
+// how such an offer is accepted, RFC 3261 §14.2 that it need not be.
+func TestLaterOfferWithoutSoundChangesNothing(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		before := call.Dialog().Media
+		for i, offer := range []string{
+			strings.ReplaceAll(peerOffer, "audio 4000", "audio 0"),
+			strings.ReplaceAll(peerOffer, "audio 4000", "audio 0") + "m=image 4002 udptl t38\n",
+		} {
+			for j, method := range []string{"INVITE", "UPDATE"} {
+				n := 2 + 2*i + j
+				b.peer.send(b.peer.within(method, fmt.Sprint("r", n), n, offer))
+				if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 488") || !strings.HasPrefix(headerIn(got, "Warning"), "304 ") {
+					t.Errorf("%s %d got %.60q, want 488 with warning 304", method, n, got)
+				}
+				if method == "INVITE" {
+					b.peer.send(b.peer.within("ACK", fmt.Sprint("r", n), n, ""))
+				}
+			}
+		}
+		if now := call.Dialog().Media; now != before {
+			t.Errorf("media = %+v, want it as before: %+v", now, before)
+		}
+		b.peer.send(b.peer.within("BYE", "b1", 9, ""))
+		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Bye", "0s Ended"})
+	})
+}
+
 func TestPhoneOnHoldIsAskedNowAndThen(t *testing.T) {
 	inBubble(t, nil, answerAtOnce, func(b *bubble) {
 		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, peerOffer+"a=inactive\n"))

@@ -83,6 +83,8 @@ var tortureTests = []struct {
 	{"§3.1.2.10 space at the end of the start line", startLine(options(), "OPTIONS sip:user@example.com SIP/2.0 "), "", ""},
 	{"§3.1.2.11 headers in the Request-URI", startLine(options(), "OPTIONS sip:user@192.0.2.1?Route=%3Csip:x.example.com%3E SIP/2.0"), "200", ""},
 	{"§3.1.2.12 a date in another zone", options("Date: Fri, 01 Jan 2010 16:00:00 EST"), "200", ""},
+	{"§3.1.2.13 an address with headers, not in brackets", other("REGISTER", "Contact: sip:user@example.com?Route=%3Csip:sip.example.com%3E"), "405", "Allow"},
+	{"§3.1.2.13 the same in a call", invite("Contact: sip:user@192.0.2.20?Route=%3Csip:sip.example.com%3E"), "200", ""}, // what follows it is not used
 	{"§3.1.2.14 spaces in the address", options("To: \"Watson, Thomas\" < sip:t.watson@example.org >"), "400", ""},
 	{"§3.1.2.15 unquoted display name", options("From: Bell, Alexander <sip:a.g.bell@example.com>;tag=43"), "200", ""},
 	{"§3.1.2.16 unknown version", startLine(options(), "OPTIONS sip:t.watson@192.0.2.1 SIP/7.0"), "505", ""},
@@ -103,12 +105,24 @@ var tortureTests = []struct {
 	{"preconditions required", invite("Require: 100rel, precondition"), "420", "Unsupported: precondition"},
 	{"§3.3.6 unknown content type", invite("Content-Type: application/unknownformat"), "415", "Accept: application/sdp"},
 	{"compressed body", invite("Content-Encoding: gzip"), "415", "Accept-Encoding: identity"},
+	{"§3.3.7 unknown authorization scheme", other("REGISTER", "Authorization: NoOneKnowsThisScheme opaque-data=here"), "405", "Allow"},
+	{"§3.3.7 the same in a call", invite("Authorization: NoOneKnowsThisScheme opaque-data=here"), "200", ""},
 	{"§3.3.8 mandatory headers twice", options("Call-ID: a\nCall-ID: b"), "400", ""},
 	{"two To headers", options("To: <sip:a@b>\nTo: <sip:c@d>"), "400", ""},
 	{"compact and long form of one header", options("From: <sip:a@b>;tag=1\nf: <sip:c@d>;tag=2"), "400", ""},
 	{"§3.3.9 two lengths", options("Content-Length: 0\nContent-Length: 8"), "400", ""},
+	{
+		"§3.3.10 a response for everybody", "SIP/2.0 200 OK\n" + strings.ReplaceAll(replyTail, "Via: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKx",
+			"Via: SIP/2.0/UDP 192.0.2.198;branch=z9hG4bK1324923\nVia: SIP/2.0/UDP 255.255.255.255;branch=z9hG4bK1saber23"), "", "",
+	},
 	{"§3.3.11 no hops left, but it is for us", options("Max-Forwards: 0"), "200", ""},
 	{"a call without hops left", invite("Max-Forwards: 0"), "483", ""},
+	{"§3.3.12 unknown parameter of a URI", other("REGISTER", "Contact: <sip:+19725552222@gw1.example.net;unknownparam>"), "405", "Allow"},
+	{"§3.3.12 the same in a call", invite("Contact: <sip:+19725552222@192.0.2.20;unknownparam>"), "200", ""},
+	{"§3.3.13 unknown parameter of a Contact", other("REGISTER", "Contact: <sip:+19725552222@gw1.example.net>;unknownparam"), "405", "Allow"},
+	{"§3.3.13 the same in a call", invite("Contact: <sip:+19725552222@192.0.2.20>;unknownparam"), "200", ""},
+	{"§3.3.14 a header in a URI", other("REGISTER", "Contact: <sip:user@example.com?Route=%3Csip:sip.example.com%3E>"), "405", "Allow"},
+	{"§3.3.14 the same in a call", invite("Contact: <sip:user@192.0.2.20?Route=%3Csip:sip.example.com%3E>"), "200", ""},
 	{"§3.3.15 an answer nobody can give", invite("Accept: text/nobodyKnowsThis"), "406", ""},
 	{"§3.4.1 an INVITE of RFC 2543", invite("Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), "400", ""},
 
@@ -300,6 +314,25 @@ func TestTargetRefreshAndRoutes(t *testing.T) {
 			t.Errorf("routes of BYE: %q", bye)
 		}
 		proxy.send(replyTo(bye, "200 OK"))
+		<-call.Done()
+	})
+}
+
+func TestTargetRefreshByUpdate(t *testing.T) { // RFC 3311 §5.2
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("UPDATE", "u1", 2, "", "Contact: <sip:new@192.0.2.20:5060?Route=%3Csip:x.example%3E>"))
+		if got, want := b.saved().RemoteTarget, "sip:new@192.0.2.20:5060?Route=%3Csip:x.example%3E"; got != want {
+			t.Errorf("saved target %q, want %q", got, want)
+		}
+		call := <-b.calls
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		if bye := b.peer.last(); !strings.HasPrefix(bye, "BYE sip:new@192.0.2.20:5060 SIP/2.0\r\n") || headersIn(bye, "Route") != "" {
+			t.Errorf("BYE = %q", bye) // RFC 3261 §19.1.1: headers of a URI do not go into a Request-URI
+		}
+		b.peer.send(replyTo(b.peer.last(), "200 OK"))
 		<-call.Done()
 	})
 }
