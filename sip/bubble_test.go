@@ -562,3 +562,186 @@ func TestRepeatedInviteOfAResumedCallIsNoNewOne(t *testing.T) {
 		})
 	})
 }
+
+// usedUp is the row of a call that is up, and the last sequence number that its process has used, most of them not in the row.
+func usedUp(t *testing.T, unsaved int) (saved Dialog, last uint32) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite("Allow: INVITE, UPDATE"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		saved = b.saved()
+		call := <-b.calls
+		_ = call.do(func() error { // the database is away
+			for range unsaved {
+				last = call.nextCSeq()
+			}
+			return nil
+		})
+		b.peer.send(b.peer.within("BYE", "y1", 9, ""))
+	})
+	return saved, last
+}
+
+func cseqOf(t *testing.T, m string) uint32 {
+	t.Helper()
+	var n uint32
+	if _, err := fmt.Sscan(headerIn(m, "CSeq"), &n); err != nil {
+		t.Fatalf("CSeq of %q: %v", m, err)
+	}
+	return n
+}
+
+func TestResumedCallStartsAboveNumbersWhoseReservationIsLost(t *testing.T) {
+	saved, last := usedUp(t, 120)
+	inBubble(t, nil, nil, func(b *bubble) { // another process
+		call, err := b.stack.Resume(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now := call.Dialog().LocalCSeq; now < last+cseqBlock {
+			t.Errorf("the successor reserves up to %d, want a block after %d", now, last)
+		}
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		if got := cseqOf(t, b.peer.last()); got <= last {
+			t.Errorf("the successor uses %d, but the process before has used up to %d", got, last)
+		}
+		b.peer.send(replyTo(b.peer.last(), "200 OK"))
+	})
+}
+
+func TestNumbersAreReservedLongBeforeTheyAreUsed(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		for range 500 {
+			var used uint32
+			_ = call.do(func() error { used = call.nextCSeq(); return nil })
+			if ahead := call.Dialog().LocalCSeq - used; ahead < cseqBlock/2 || ahead > 2*cseqBlock {
+				t.Fatalf("%d numbers are reserved after %d, want half a block or more", ahead, used)
+			}
+		}
+		b.peer.send(b.peer.within("BYE", "y1", 9, ""))
+	})
+}
+
+// The process before had used more numbers than its row says, so the phone finds ours out of order (RFC 3261 §12.2.2).
+func TestPhoneThatFindsANumberTooLowIsAskedOnceMore(t *testing.T) {
+	saved, _ := usedUp(t, 1000)
+	for method, ask := range map[string]func(*Call) error{
+		"UPDATE": (*Call).Refresh,
+		"INVITE": func(c *Call) error {
+			if _, err := c.OpenMedia(); err != nil {
+				return err
+			}
+			return c.do(c.reinvite)
+		},
+		"BYE": func(c *Call) error { return c.Hangup(CauseNormal) },
+	} {
+		t.Run(method, func(t *testing.T) {
+			inBubble(t, nil, nil, func(b *bubble) {
+				call, err := b.stack.Resume(saved)
+				if err == nil {
+					err = ask(call)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				asked := func() (out []string) {
+					for _, m := range b.peer.messages() {
+						if strings.HasPrefix(m, method+" ") {
+							out = append(out, m)
+						}
+					}
+					return out
+				}
+				b.peer.send(replyTo(asked()[0], "500 Out of order"))
+				again := asked()
+				if len(again) != 2 || cseqOf(t, again[1]) < cseqOf(t, again[0])+cseqLeap {
+					t.Fatalf("after a 500 the phone was asked %d times, want once more with a much higher number", len(again))
+				}
+				if d := call.Dialog(); d.LocalCSeq < cseqOf(t, again[1]) {
+					t.Errorf("the row reserves up to %d, below the %d just used", d.LocalCSeq, cseqOf(t, again[1]))
+				}
+				b.peer.send(replyTo(again[1], "500 Internal Error")) // whatever that means, it is not the number
+				if n := len(asked()); n != 2 {
+					t.Errorf("the phone was asked %d times, want twice", n)
+				}
+				if method != "BYE" {
+					_ = call.Hangup(CauseNormal)
+					synctest.Wait()
+					b.peer.send(replyTo(b.peer.last(), "200 OK"))
+				}
+			})
+		})
+	}
+}
+
+// A call whose row is there, but that cannot go on here, is ended for the phone, too.
+func TestSavedCallThatCannotGoOnIsDismissed(t *testing.T) {
+	gone := Cause{"SIP", 503, "gone"}
+	for name, tt := range map[string]struct {
+		save func(*bubble) Dialog
+		want []string
+	}{
+		"up, and nobody listens on its transport": {func(b *bubble) Dialog {
+			b.peer.send(invite())
+			b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+			d := b.saved()
+			d.Transport = TCP
+			return d
+		}, []string{"0s BYE"}},
+		"not answered, and nobody listens on its transport": {func(b *bubble) Dialog {
+			b.peer.send(invite())
+			d := (<-b.calls).Dialog()
+			d.Transport, d.Media.LocalSDP = TCP, ""
+			return d
+		}, []string{"0s 503 Service Unavailable"}},
+		"ours, and its trunk is gone": {func(b *bubble) Dialog {
+			call, inv := b.dials()
+			b.peer.answers(inv, "180 Ringing", "b1", "")
+			d := call.Dialog()
+			d.Info.Trunk = "gone"
+			return d
+		}, []string{"0s INVITE", "0s CANCEL"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := answerAtOnce
+			if !strings.HasPrefix(name, "up") {
+				answer = func(*Call) {}
+			}
+			var saved Dialog
+			inBubble(t, outbound, answer, func(b *bubble) { saved = tt.save(b) })
+			inBubble(t, outbound, nil, func(b *bubble) { // another process
+				if _, err := b.stack.Resume(saved); err == nil {
+					t.Error("it was resumed")
+				}
+				if err := b.stack.Dismiss(saved, gone); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if inv := b.peer.last(); strings.HasPrefix(inv, "INVITE") {
+					b.peer.answers(inv, "180 Ringing", "b1", "")
+				}
+				wantLines(t, "peer received", b.peer.lines(), tt.want)
+			})
+		})
+	}
+}
+
+func TestResumedCallIsDismissedOnce(t *testing.T) {
+	saved, _ := usedUp(t, 1)
+	inBubble(t, nil, nil, func(b *bubble) {
+		if _, err := b.stack.Resume(saved); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := b.stack.Dismiss(saved, CauseFailure); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s BYE"})
+	})
+}

@@ -51,6 +51,7 @@ type Call struct {
 	hasMoved    bool      // resumed with other addresses than the phone knows
 	rebuffs     int       // how often in a row the phone has refused our refresh
 	lastBefore  uint32    // the phone's last sequence number of before a restart, whose answer may not have left; 0 = none
+	leap        bool      // resumed, and the phone has not taken a sequence number of ours yet
 	keys        infoKeys  // keys to be sent as INFO
 	keyWay      keyWay    // which of the phone's keys are copies
 	rel         reliable  // provisional responses that wait for PRACK

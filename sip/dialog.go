@@ -22,8 +22,8 @@ type Dialog struct {
 	RemoteTarget string   `json:"remote_target"`
 	RouteSet     []string `json:"route_set,omitempty"`
 
-	// LocalCSeq is reserved ahead: numbers up to it may have been used. A resumed call starts above it; gaps are
-	// legal, repeats are not.
+	// LocalCSeq is reserved ahead: when it was stored, numbers up to it were not yet used. A resumed call starts a block
+	// above it, for later reservations may have been lost; gaps are legal, repeats are not.
 	LocalCSeq  uint32 `json:"local_cseq"`
 	RemoteCSeq uint32 `json:"remote_cseq"`
 
@@ -94,8 +94,9 @@ type Format struct {
 	DTMFHeardAs uint8 `json:"dtmf_heard_as,omitempty"`
 }
 
-// cseqBlock is how many sequence numbers a stored dialog reserves ahead.
-const cseqBlock = 10
+// cseqBlock is how many sequence numbers a stored dialog reserves ahead. More are reserved when half of them are used, so
+// that a write has time to be done: with what a resumed call leaves out, up to 1½ blocks may be used in vain.
+const cseqBlock = 100
 
 // Held says that the phone has put us on hold: it does not want to hear us (RFC 3264 §8.4).
 func (d Dialog) Held() bool {

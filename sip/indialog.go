@@ -346,8 +346,10 @@ func (c *Call) transactFor(req *gosip.Request) (*gosip.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		if res.StatusCode != 401 && res.StatusCode != 407 {
-			c.inbox.put(c.auth.accepted)
+		switch res.StatusCode {
+		case 401, 407, 500:
+		default:
+			c.inbox.put(c.accepted)
 			return res, nil
 		}
 		if sent == maxAsk {
@@ -357,7 +359,7 @@ func (c *Call) transactFor(req *gosip.Request) (*gosip.Response, error) {
 		if !c.inbox.put(func() {
 			var again *gosip.Request
 			defer func() { next <- again }()
-			again = c.authorise(req, res)
+			again = c.retry(req, res)
 		}) {
 			return res, nil
 		}
@@ -370,6 +372,20 @@ func (c *Call) transactFor(req *gosip.Request) (*gosip.Response, error) {
 			return res, nil
 		}
 	}
+}
+
+// retry is req again in a way that may suit who answered res; nil if there is none.
+func (c *Call) retry(req *gosip.Request, res *gosip.Response) *gosip.Request {
+	if res.StatusCode == 500 && res.GetHeader("Retry-After") == nil { // with it: not now (§14.2)
+		return c.leapOver(req)
+	}
+	return c.authorise(req, res)
+}
+
+// accepted: nobody minds our credentials and our sequence numbers.
+func (c *Call) accepted() {
+	c.auth.accepted()
+	c.leap = false
 }
 
 // authorise is req again with an answer to the challenge in res; nil if we have none.
@@ -389,14 +405,33 @@ func (c *Call) request(method gosip.RequestMethod) (*gosip.Request, error) {
 	return req, err
 }
 
-// nextCSeq takes a sequence number, and reserves more before the last one is used.
+// nextCSeq takes a sequence number, and reserves more long before the last one is used: the row is written some time later.
 func (c *Call) nextCSeq() uint32 {
 	c.cseq++
-	if c.cseq > c.dialog.LocalCSeq {
+	if c.cseq+cseqBlock/2 > c.dialog.LocalCSeq {
 		c.dialog.LocalCSeq += cseqBlock
 		c.changed()
 	}
 	return c.cseq
+}
+
+// cseqLeap is more than a process uses while its database is away.
+const cseqLeap = 10_000
+
+// leapOver is req again, far ahead, after the phone refused one of a resumed call with 500: it may have heard higher numbers from the
+// process before (RFC 3261 §12.2.2). Once is enough, whatever the phone meant.
+func (c *Call) leapOver(req *gosip.Request) *gosip.Request {
+	if !c.leap {
+		return nil
+	}
+	c.leap = false
+	c.cseq += cseqLeap
+	c.dialog.LocalCSeq = max(c.dialog.LocalCSeq, c.cseq)
+	var who Credentials
+	if c.trunk != nil {
+		who = c.trunk.Auth
+	}
+	return c.auth.again(req, c.nextCSeq(), who)
 }
 
 // request builds a request inside dialog d with this sequence number.

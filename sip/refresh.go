@@ -108,13 +108,13 @@ func (c *Call) followReinvite(req *gosip.Request, sent int) {
 
 // reinvited takes the final response to a re-INVITE. Each 2xx gets an ACK (§13.2.2.4).
 func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
-	if code := res.StatusCode; (code == 401 || code == 407) && sent < maxAsk {
-		if again := c.authorise(req, res); again != nil {
+	if code := res.StatusCode; (code == 401 || code == 407 || code == 500) && sent < maxAsk {
+		if again := c.retry(req, res); again != nil {
 			c.stack.calls.Go(func() { c.followReinvite(again, sent+1) })
 			return
 		}
 	}
-	c.auth.accepted()
+	c.accepted()
 	if !res.IsSuccess() || res.CSeq() == nil {
 		c.refreshed(res.StatusCode, nil)
 		return

@@ -7,22 +7,54 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
 )
 
 // Resume rebuilds a call from its saved dialog after a restart, or on another machine with the same addresses. The call
 // is up at once: it answers requests of the phone and can hang up. [Call.OpenMedia] brings its audio back. A call we
 // dialled and nobody had answered goes on with [Call.SendInvite], or ends with [Call.Hangup].
 func (s *Stack) Resume(d Dialog) (*Call, error) {
-	if d.CallID == "" || d.LocalTag == "" || d.RemoteTarget == "" {
-		return nil, fmt.Errorf("resume %s: the dialog is not complete", shortID(d.CallID))
-	}
 	l, ok := s.listenerFor(d)
 	if !ok {
 		return nil, fmt.Errorf("resume %s: not listening on %s any more", shortID(d.CallID), d.Transport)
 	}
+	return s.resume(d, l, s.trunkNamed(d.Info.Trunk))
+}
+
+// Dismiss tells the phone of a saved dialog, which [Stack.Resume] cannot go on with, that the call is over: by BYE, CANCEL or a
+// refusal, whichever fits. Where nobody listens on its transport any more it tries another one, and where its trunk is not
+// known any more it asks where the phone was. A call that is resumed already is hung up.
+func (s *Stack) Dismiss(d Dialog, cause Cause) error {
+	s.mu.Lock()
+	here := s.byID[dialogID{d.CallID, d.LocalTag}]
+	s.mu.Unlock()
+	if here != nil {
+		return here.Hangup(cause)
+	}
+	l, ok := s.listenerFor(d)
+	if !ok {
+		l = s.listeners[0]
+		d.Transport = l.transport
+	}
+	trunk := s.trunkNamed(d.Info.Trunk)
+	if trunk == nil || trunk.Proxy == "" {
+		trunk = &Trunk{Name: d.Info.Trunk, Proxy: d.peer(), Transport: d.Transport}
+	}
+	call, err := s.resume(d, l, trunk)
+	if err != nil {
+		return err
+	}
+	return call.Hangup(cause)
+}
+
+func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
+	if d.CallID == "" || d.LocalTag == "" || d.RemoteTarget == "" {
+		return nil, fmt.Errorf("resume %s: the dialog is not complete", shortID(d.CallID))
+	}
 	c := &Call{
-		stack: s, id: dialogID{d.CallID, d.LocalTag}, info: d.Info, inbox: newInbox(), done: make(chan struct{}),
-		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq, lastBefore: d.RemoteCSeq,
+		stack: s, trunk: trunk, id: dialogID{d.CallID, d.LocalTag}, info: d.Info, inbox: newInbox(), done: make(chan struct{}),
+		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq + cseqBlock, lastBefore: d.RemoteCSeq, leap: true,
 	}
 	c.dialog.LocalSocket = l.addr
 	c.dialog.Contact = s.contact(d.Transport, l.addr)
@@ -30,13 +62,8 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 		c.dialog.Contact = "<sips:trunkline@" + s.hostPort(l.addr) + ">"
 	}
 	c.dialog.Confirmed = true
-	c.dialog.LocalCSeq += cseqBlock
+	c.dialog.LocalCSeq += 2 * cseqBlock
 	c.hasMoved = c.moved(d)
-	for i := range s.config.Trunks {
-		if s.config.Trunks[i].Name == d.Info.Trunk {
-			c.trunk = &s.config.Trunks[i]
-		}
-	}
 	if c.trunk != nil && c.trunk.Proxy != "" && d.Remote.IsValid() && !c.trunk.contains(d.Remote.Addr()) {
 		s.neighbours.find(c.trunk, []target{{addr: d.Remote}}) // it was heard before: the call must not wait for DNS
 	}
@@ -70,6 +97,15 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	}
 	s.calls.Go(c.run)
 	return c, nil
+}
+
+// peer is where the other side was, as a proxy's address is written: where it was heard, else what its address says.
+func (d *Dialog) peer() string {
+	var target gosip.Uri
+	if d.Remote.IsValid() || gosip.ParseUri(d.RemoteTarget, &target) != nil {
+		return d.Remote.String()
+	}
+	return target.HostPort()
 }
 
 // listenerFor finds the socket of a dialog: the same address, else any with its transport.
@@ -146,12 +182,13 @@ func (m *Media) relock(learned netip.AddrPort, ssrc uint32, now time.Time) {
 	}
 }
 
-// searchRollover allows for as many turns of the phone's sequence numbers as a call of this age may have seen.
+// searchRollover allows for as many turns of the phone's sequence numbers as a call of this age may have seen. The age is negative
+// where the clock is behind the one by which the call began.
 func (m *Media) searchRollover(age time.Duration) {
 	const shortestTurn = 65536 * 10 * time.Millisecond
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.secure.rollovers = uint32(min(age/shortestTurn, 1000)) + 1
+	m.secure.rollovers = uint32(min(max(0, age/shortestTurn), 1000)) + 1
 	m.secure.tries = maxRolloverTries
 }
 

@@ -168,6 +168,28 @@ func TestRolloverCounterIsFoundAgain(t *testing.T) { // RFC 3711 §3.3.1: it is 
 	}
 }
 
+func TestRolloverSearchHasAnEndWhateverTheClock(t *testing.T) {
+	for _, tt := range []struct {
+		age  time.Duration
+		want uint32
+	}{
+		{0, 1},
+		{11 * time.Minute, 2},
+		{100 * time.Hour, 550},
+		{1000 * time.Hour, 1001},
+		{-11 * time.Minute, 1}, // the clock of the next process is behind
+		{-22 * time.Minute, 1},
+		{-40 * time.Minute, 1},
+		{-1000 * time.Hour, 1},
+	} {
+		var m Media
+		m.searchRollover(tt.age)
+		if got := m.secure.rollovers; got != tt.want {
+			t.Errorf("a call that began %v ago: up to %d turns are tried, want %d", tt.age, got, tt.want)
+		}
+	}
+}
+
 func testCrypto(local, remote int) Crypto {
 	return Crypto{Suite: suites[0].name, Tag: 1, Local: testKeys[local], Remote: testKeys[remote]}
 }
