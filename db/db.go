@@ -12,7 +12,8 @@ import (
 	"strings"
 	"time"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"go.mau.fi/util/dbutil"
 	"golang.org/x/sys/unix"
 	_ "modernc.org/sqlite" // driver "sqlite"
@@ -64,23 +65,38 @@ func Open(ctx context.Context, address string, log *slog.Logger) (*Store, error)
 
 // OpenPatiently is Open that waits for a PostgreSQL server that does not answer yet, and says so. Errors that waiting does
 // not cure come back at once.
-func OpenPatiently(ctx context.Context, address string, log *slog.Logger) (*Store, error) {
+func OpenPatiently(ctx context.Context, address string, log *slog.Logger) (s *Store, err error) {
+	err = patiently(ctx, sqlitePath(address) == "", log, func(attempt context.Context) error {
+		s, err = Open(attempt, address, log)
+		return err
+	})
+	return s, err
+}
+
+// Patiently asks the database something that must be answered for the process to start: while it is away, f is called again. Errors
+// that waiting does not cure come back at once.
+func (s *Store) Patiently(ctx context.Context, f func(context.Context) error) error {
+	return patiently(ctx, s.path == "", s.log, f)
+}
+
+// openPatience is how long one attempt of patiently may take, migrations included.
+const openPatience = time.Minute
+
+// patiently asks once if the database is not a server.
+func patiently(ctx context.Context, server bool, log *slog.Logger, f func(context.Context) error) error {
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		attempt, cancel := context.WithTimeout(ctx, openPatience)
-		s, err := Open(attempt, address, log)
+		err := f(attempt)
 		cancel()
-		if err == nil || !isAway(err) || sqlitePath(address) != "" {
-			return s, err
+		if !server || !isAway(err) {
+			return err
 		}
 		log.Warn("waiting for the database", "err", err, "again_in", pause)
 		if sleep(ctx, pause) != nil {
-			return nil, err
+			return err
 		}
 	}
 }
-
-// openPatience is how long one attempt of OpenPatiently may take, migrations included.
-const openPatience = time.Minute
 
 // Check tells whether Open would find a database it can use, and changes nothing: no schema is made or migrated. Of a
 // SQLite file that does not exist yet it looks only whether its folder is there and may be written to.
@@ -129,10 +145,11 @@ func CountTrunks(ctx context.Context, address string) (n int) {
 func connect(address string) (*sql.DB, string, error) {
 	switch scheme, _, _ := strings.Cut(address, ":"); scheme {
 	case "postgres", "postgresql":
-		raw, err := sql.Open("pgx", address)
+		options, err := pgx.ParseConfig(address)
 		if err != nil {
 			return nil, "", fmt.Errorf("open database: %w", err)
 		}
+		raw := stdlib.OpenDB(*options, stdlib.OptionAfterConnect(limitAbsence))
 		raw.SetMaxOpenConns(maxConnections)
 		raw.SetMaxIdleConns(maxIdle)
 		raw.SetConnMaxIdleTime(idleTime)
@@ -149,6 +166,18 @@ func connect(address string) (*sql.DB, string, error) {
 		return raw, "sqlite", nil
 	}
 	return nil, "", ErrScheme
+}
+
+// limitAbsence lets the server give up a client that froze, lost its power or its network, with all that it holds: a row
+// locked in the middle of a transaction would keep others from adopting it, or from counting a call. The limits are set when
+// the connection is there, for a pooler between may refuse to begin with them.
+func limitAbsence(ctx context.Context, conn *pgx.Conn) error {
+	const limits = `SET idle_in_transaction_session_timeout = '5s'; SET tcp_user_timeout = '20s';
+		SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 2`
+	if _, err := conn.PgConn().Exec(ctx, limits).ReadAll(); err != nil {
+		return fmt.Errorf("limit a client's absence: %w", err)
+	}
+	return nil
 }
 
 // private makes a SQLite file that only its owner may read: it holds the ghosts' keys. The library would make it

@@ -402,15 +402,19 @@ func (j *Journal) unremember(txnID string) {
 // isAway tells whether err may pass with time. What the database itself refuses will not: a fault of the statement or of
 // its data.
 func isAway(err error) bool {
-	for _, other := range []error{nil, ErrFenced, ErrNewer, ErrScheme, sql.ErrNoRows} {
+	for _, other := range []error{nil, ErrFenced, ErrNewer, ErrScheme, ErrTaken, sql.ErrNoRows} {
 		if errors.Is(err, other) {
 			return false
 		}
 	}
+	if _, unreadable := errors.AsType[*pgconn.ParseConfigError](err); unreadable {
+		return false
+	}
 	var p *pgconn.PgError
 	if errors.As(err, &p) {
-		// 08 connection, 40 conflict, 53 resources, 55 not now, 57 shutting down or starting, 58 system, 25006 a replica
-		return p.Code == "25006" || slices.Contains([]string{"08", "40", "53", "55", "57", "58"}, p.Code[:min(2, len(p.Code))])
+		// 08 connection, 40 conflict, 53 resources, 55 not now, 57 shutting down or starting, 58 system, 25006 a replica,
+		// 25P03 we were silent for too long
+		return p.Code == "25006" || p.Code == "25P03" || slices.Contains([]string{"08", "40", "53", "55", "57", "58"}, p.Code[:min(2, len(p.Code))])
 	}
 	var l *sqlite.Error
 	if errors.As(err, &l) {

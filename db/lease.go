@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -82,13 +83,14 @@ func (s *Store) Acquire(ctx context.Context, o LeaseOptions) (*Lease, error) {
 // stays behind for a while, but the lease does not.
 func (l *Lease) nodeLives(ctx context.Context) (bool, error) {
 	var n int
-	err := l.store.db.QueryRow(ctx, "SELECT COUNT(*) FROM lease WHERE node = $1 AND lease_until >= "+l.store.clock(), l.node).Scan(&n)
+	err := l.store.db.QueryRow(ctx, "SELECT COUNT(*) FROM lease WHERE node = $1 AND NOT "+l.store.lapsed(), l.node).Scan(&n)
 	return n > 0, err
 }
 
 func (l *Lease) enter(ctx context.Context) error {
 	now := l.store.clock()
-	_, err := l.store.db.Exec(ctx, "INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, $2, "+now+", "+now+" + $3)",
+	_, err := l.store.db.Exec(ctx, "INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, $2, "+now+", "+now+" + $3) "+
+		"ON CONFLICT (owner) DO UPDATE SET since = excluded.since, lease_until = excluded.lease_until", // the first answer may be lost
 		l.run, l.node, l.life.Milliseconds())
 	return err
 }
@@ -102,7 +104,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 		return fmt.Errorf("renew lease: %w", err)
 	}
 	now := l.store.clock()
-	result, err := l.store.db.Exec(ctx, "UPDATE lease SET since = CASE WHEN lease_until < "+now+" THEN "+now+" ELSE since END, "+
+	result, err := l.store.db.Exec(ctx, "UPDATE lease SET since = CASE WHEN since > "+now+" OR "+l.store.lapsed()+" THEN "+now+" ELSE since END, "+
 		"lease_until = "+now+" + $2 WHERE owner = $1", l.run, l.life.Milliseconds())
 	return affected(result, err, "renew lease")
 }
@@ -110,7 +112,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 // Adopt makes this run the owner of the legs and memberships of dead runs, and returns the legs, oldest first. Dead is:
 // a run of the same node, when this one has the node's lock; a run whose lease lapsed, when this run's own was never
 // late for a whole life, for else the database was away for all of them; a run without a lease. The dead run's lease is
-// gone then, so should it come back it is fenced.
+// gone then, so should it come back it is fenced. A leg that somebody is just writing is left for the next time.
 func (l *Lease) Adopt(ctx context.Context) ([]Leg, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,19 +125,39 @@ func (l *Lease) Adopt(ctx context.Context) ([]Leg, error) {
 		if err := l.bury(ctx, locked); err != nil {
 			return err
 		}
-		const orphans = " SET owner = $1, epoch = epoch + 1 WHERE owner NOT IN (SELECT owner FROM lease)"
-		if _, err := l.store.db.Exec(ctx, "UPDATE membership"+orphans, l.run); err != nil {
-			return fmt.Errorf("adopt memberships: %w", err)
-		}
-		rows, err := l.store.db.Query(ctx, "UPDATE leg"+orphans+" RETURNING "+columnList, l.run)
-		if err != nil {
-			return fmt.Errorf("adopt legs: %w", err)
-		}
-		legs, err = dbutil.ConvertRowFn[Leg](scanLeg).NewRowIter(rows, nil).AsList()
+		legs, err = l.adoptRows(ctx)
 		return err
 	})
 	slices.SortFunc(legs, func(a, b Leg) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
 	return legs, err
+}
+
+// adoptRows adopts a leg with all its memberships or not at all, for without them it could not go on, and they without it would
+// pass for stale. A process that froze or lost its power in the middle of a transaction holds the locks of its rows for a while:
+// these are passed over, for the others' sake.
+func (l *Lease) adoptRows(ctx context.Context) ([]Leg, error) {
+	unlocked := "" // a transaction has SQLite for itself
+	if l.store.db.Dialect == dbutil.Postgres {
+		unlocked = " FOR UPDATE SKIP LOCKED"
+	}
+	const orphaned = "owner NOT IN (SELECT owner FROM lease)"
+	const adopt = " SET owner = $1, epoch = epoch + 1 WHERE "
+	rows, err := l.store.db.Query(ctx, "WITH free AS (SELECT ghost, room_id FROM membership WHERE "+orphaned+unlocked+") UPDATE leg"+adopt+
+		"id IN (SELECT id FROM leg WHERE "+orphaned+" AND NOT EXISTS (SELECT 1 FROM membership m WHERE m.leg_id = leg.id AND m."+orphaned+
+		" AND NOT EXISTS (SELECT 1 FROM free WHERE free.ghost = m.ghost AND free.room_id = m.room_id))"+unlocked+") RETURNING "+columnList, l.run)
+	if err != nil {
+		return nil, fmt.Errorf("adopt legs: %w", err)
+	}
+	legs, err := dbutil.ConvertRowFn[Leg](scanLeg).NewRowIter(rows, nil).AsList()
+	if err != nil {
+		return nil, fmt.Errorf("adopt legs: %w", err)
+	}
+	_, err = l.store.db.Exec(ctx, "UPDATE membership"+adopt+"(ghost, room_id) IN (SELECT ghost, room_id FROM membership WHERE "+orphaned+
+		" AND NOT EXISTS (SELECT 1 FROM leg WHERE leg.id = membership.leg_id AND leg."+orphaned+")"+unlocked+")", l.run)
+	if err != nil {
+		return nil, fmt.Errorf("adopt memberships: %w", err)
+	}
+	return legs, nil
 }
 
 // bury removes the leases of dead runs. Who removes one adopts its rows: of two that try, one waits and finds nothing.
@@ -143,7 +165,7 @@ func (l *Lease) Adopt(ctx context.Context) ([]Leg, error) {
 func (l *Lease) bury(ctx context.Context, locked bool) error {
 	now := l.store.clock()
 	var steady bool
-	err := l.store.db.QueryRow(ctx, "SELECT since + $2 <= "+now+" AND lease_until >= "+now+" FROM lease WHERE owner = $1",
+	err := l.store.db.QueryRow(ctx, "SELECT since + $2 <= "+now+" AND NOT "+l.store.lapsed()+" FROM lease WHERE owner = $1",
 		l.run, l.life.Milliseconds()).Scan(&steady)
 	if errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("adopt: %w", ErrFenced)
@@ -157,7 +179,7 @@ func (l *Lease) bury(ctx context.Context, locked bool) error {
 		}
 	}
 	if steady {
-		if _, err := l.store.db.Exec(ctx, "DELETE FROM lease WHERE owner <> $1 AND lease_until < "+now, l.run); err != nil {
+		if _, err := l.store.db.Exec(ctx, "DELETE FROM lease WHERE owner <> $1 AND "+l.store.lapsed(), l.run); err != nil {
 			return fmt.Errorf("bury the dead: %w", err)
 		}
 	}
@@ -178,6 +200,16 @@ func (s *Store) clock() string {
 		return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
 	}
 	return "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
+}
+
+// farthest is how far ahead a lease's end can be unless the database's clock has been set back since, as after a failover to a
+// replica that is behind.
+const farthest = time.Minute
+
+// lapsed says in SQL that a lease has, or will say nothing for so long that its holder would have renewed it.
+func (s *Store) lapsed() string {
+	now := s.clock()
+	return "(lease_until < " + now + " OR lease_until > " + now + " + " + strconv.FormatInt(farthest.Milliseconds(), 10) + ")"
 }
 
 // affected turns "no row" into ErrFenced.

@@ -201,3 +201,129 @@ func TestNodeOfAHangingProcessIsFreeWhenItsLeaseLapses(t *testing.T) {
 		}
 	})
 }
+
+// lock holds the lock of a row as a process does that froze in the middle of a transaction. What it returns ends that.
+func lock(t *testing.T, address, statement string) (thaw func()) {
+	t.Helper()
+	tx, err := open(t, address).db.RawDB.BeginTx(t.Context(), nil)
+	if err == nil {
+		_, err = tx.ExecContext(t.Context(), statement)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback() }) // the server may have ended it
+	return func() {
+		if err := tx.Rollback(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// orphans leaves the rows of fillRows behind with a run that has no lease any more.
+func orphans(t *testing.T, address string) {
+	t.Helper()
+	s := open(t, address)
+	lease(t, s, "run-1")
+	fillRows(t, s, "run-1")
+	if _, err := s.db.Exec(t.Context(), "DELETE FROM lease"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLockedRowDoesNotKeepOthersFromBeingAdopted(t *testing.T) {
+	for name, tt := range map[string]struct {
+		statement   string
+		first       string // the leg that is adopted although another row is locked
+		memberships int    // with it
+	}{
+		"a leg without membership": {"UPDATE leg SET phase = '' WHERE id = 'leg-2'", "leg-1", 1},
+		"a leg with one":           {"UPDATE leg SET phase = '' WHERE id = 'leg-1'", "leg-2", 0},
+		"a membership":             {"UPDATE membership SET conf_id = ''", "leg-2", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address := freshDatabase(t)
+			orphans(t, address)
+			thaw := lock(t, address, tt.statement)
+			s := open(t, address)
+			two := lease(t, s, "run-2")
+			legs, err := two.Adopt(t.Context())
+			if err != nil || len(legs) != 1 || legs[0].ID != tt.first {
+				t.Fatalf("Adopt = %+v, %v; want %s, which nobody locks", legs, err, tt.first)
+			}
+			if ms, err := s.Memberships(t.Context(), "run-2"); err != nil || len(ms) != tt.memberships {
+				t.Errorf("memberships beside it: %+v, %v; want %d", ms, err, tt.memberships)
+			}
+			thaw()
+			rest, err := two.Adopt(t.Context())
+			if err != nil || len(rest) != 1 {
+				t.Fatalf("Adopt = %+v, %v; want the other leg, too", rest, err)
+			}
+			legs, err = s.Legs(t.Context(), "run-2")
+			if err != nil {
+				t.Fatal(err)
+			}
+			adopted(t, s, "run-2", legs)
+		})
+	}
+}
+
+// The process never comes back, and the server hears nothing of its end, as when a host loses its power.
+func TestLocksOfAFrozenProcessEnd(t *testing.T) {
+	t.Parallel()
+	address := freshDatabase(t)
+	orphans(t, address)
+	lock(t, address, "UPDATE leg SET phase = ''")
+	s := open(t, address)
+	two := lease(t, s, "run-2")
+	begun := time.Now()
+	var legs []Leg
+	for len(legs) == 0 {
+		if time.Since(begun) > time.Minute {
+			t.Fatal("the rows stay locked")
+		}
+		time.Sleep(short)
+		var err error
+		if legs, err = two.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	adopted(t, s, "run-2", legs)
+}
+
+// A server whose clock is twenty minutes behind takes over from one that failed.
+func TestClockThatIsSetBackDelaysNoAdoption(t *testing.T) {
+	pair(t, func(t *testing.T, first, second *Store) {
+		ctx := t.Context()
+		leaseOf(t, first, LeaseOptions{Run: "run-1", Node: "host-1", Life: short})
+		two := leaseOf(t, second, LeaseOptions{Run: "run-2", Node: "host-2", Life: short})
+		living := leaseOf(t, second, LeaseOptions{Run: "run-3", Node: "host-3", Life: time.Minute / 2})
+		fillRows(t, first, "run-1")
+		if _, err := second.db.Exec(ctx, "UPDATE lease SET since = since + $1, lease_until = lease_until + $1", (20 * time.Minute).Milliseconds()); err != nil {
+			t.Fatal(err)
+		}
+		if err := living.Renew(ctx); err != nil {
+			t.Fatal(err)
+		}
+		var got []Leg
+		for begun := time.Now(); len(got) == 0; time.Sleep(short / 8) {
+			if time.Since(begun) > 20*time.Second {
+				t.Fatal("the dead process's legs were never adopted")
+			}
+			if err := two.Renew(ctx); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			if got, err = two.Adopt(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if len(got) > 0 && time.Since(begun) < short/2 {
+				t.Error("adopted by a process that is not known to be steady by the new clock")
+			}
+		}
+		adopted(t, second, "run-2", got)
+		if err := living.Renew(ctx); err != nil {
+			t.Errorf("Renew of one that lives = %v", err)
+		}
+	})
+}
