@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"trunkline/bridge/leg"
 	"trunkline/db"
 	"trunkline/internal/testbed/member"
 )
@@ -29,7 +30,7 @@ func (b *bed) left() (w *talkers, orphan func()) {
 	run := b.process.bridge.run
 	b.fence()
 	b.sql("INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, 'elsewhere', 0, $2)",
-		run, time.Now().Add(time.Hour).UnixMilli())
+		run, time.Now().Add(50*time.Second).UnixMilli())
 	b.start()
 	w.silence()
 	return w, func() { b.sql("DELETE FROM lease WHERE owner = $1", run) }
@@ -101,4 +102,26 @@ func TestAdoptedLegIsResumedInALaterRound(t *testing.T) {
 	b.sql("DELETE FROM membership WHERE leg_id = 'bad'")
 	w.back(begun)
 	w.clean()
+}
+
+// A row that meets a bug must not end the process, for it would do so at every start, and with it all other calls.
+func TestRowThatMeetsABugEndsItsLegOnly(t *testing.T) {
+	t.Parallel()
+	for name, plant := range map[string]func(*Bridge){
+		"before its leg is there": func(b *Bridge) { b.routes = nil },
+		"in its leg's first step": func(b *Bridge) { b.performed = func(leg.Effect) { panic("a bug") } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			w := b.talkers(member.JSSDK)
+			b.stop()
+			b.startWith(plant)
+			b.await("the phone to be told", func() bool { return w.call.Ended() != "" })
+			b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+			b.await("the ports to be given back", func() bool { return b.process.bridge.phones.Stats().RTPPorts == 0 })
+			if n := len(b.process.bridge.liveLegs()); n != 0 {
+				t.Errorf("%d legs are left", n)
+			}
+		})
+	}
 }

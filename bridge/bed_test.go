@@ -111,12 +111,16 @@ dial_in: {pin_key: %q, sounds: [%q]}
 func (b *bed) bot() id.UserID { return id.NewUserID(b.cfg.AppService.Bot, b.cfg.Homeserver.Domain) }
 
 // start runs the bridge as a process would.
-func (b *bed) start() {
+func (b *bed) start() { b.t.Helper(); b.startWith(func(*Bridge) {}) }
+
+// startWith is start of a bridge with a fault, say.
+func (b *bed) startWith(change func(*Bridge)) {
 	b.t.Helper()
 	made, err := New(b.t.Context(), b.cfg, b.reg, nil, b.log)
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	change(made)
 	ctx, stop := context.WithCancel(context.Background())
 	p := &process{bridge: made, stop: stop, over: make(chan error, 1)}
 	b.process = p

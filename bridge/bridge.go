@@ -126,8 +126,12 @@ func New(
 	if b.store, err = db.OpenPatiently(ctx, cfg.Database.Address, log); err != nil {
 		return nil, err
 	}
-	cfg, err = withStoredTrunks(ctx, cfg, b.store, func(name string, err error) {
-		log.Error("a trunk of the database is not used", "trunk", name, "err", err)
+	own := cfg
+	err = b.store.Patiently(ctx, func(ctx context.Context) (err error) {
+		cfg, err = withStoredTrunks(ctx, own, b.store, func(name string, err error) {
+			log.Error("a trunk of the database is not used", "trunk", name, "err", err)
+		})
+		return err
 	})
 	if err != nil {
 		return nil, errors.Join(err, b.store.Close())
@@ -198,7 +202,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 	orphans, err := b.takeLease(ctx)
 	if err == nil {
 		start("keep lease", func() error { return b.keepLease(b.ctx) })
-		err = b.resumeLegs(ctx, orphans)
+		if err = b.resumeLegs(beginCtx, orphans); err != nil {
+			err = cmp.Or(context.Cause(beginCtx), err)
+		}
 	}
 	if err == nil {
 		b.sockets.Sweep() // what calls need was asked for
@@ -222,12 +228,10 @@ func (b *Bridge) Run(ctx context.Context) error {
 		}
 	}
 	b.log.Info("bridge goes down", "cause", cmp.Or(err, context.Cause(ctx), errShutdown))
-	if ctx.Err() != nil {
-		err = nil // asked to stop
-	}
 	b.setReady(false)
 	stopUpkeep()
 	upkeep.Wait()
+	err = b.whyDown(ctx, err, failed)
 	b.letGo(err)
 	stopWrites()
 	stopPhones()
@@ -249,7 +253,35 @@ func (b *Bridge) begin(ctx context.Context) error {
 		return fmt.Errorf("connect to homeserver: %w", err)
 	}
 	b.flush() // the rows of legs that cannot go on must be gone, else their memberships stay until the next sweep
-	return b.sweepRooms(ctx)
+	if err := b.sweepRooms(ctx); err != nil {
+		b.log.Warn("could not sweep rooms", "err", err) // the house-keeping does it again
+	}
+	return nil
+}
+
+// whyDown is what Run's end is to be judged by: nil when it was asked to stop, unless the legs are another process's by now. A process
+// that was frozen may be told both as it thaws, or only to stop, so the lease is asked before anything is said to phones and rooms.
+func (b *Bridge) whyDown(ctx context.Context, err error, failed <-chan error) error {
+	for {
+		select {
+		case other := <-failed:
+			err = errors.Join(err, other)
+			continue
+		default:
+		}
+		break
+	}
+	if b.lease != nil && !errors.Is(err, db.ErrFenced) {
+		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastQuestion)
+		defer cancel()
+		if lost := b.lease.Renew(attempt); errors.Is(lost, db.ErrFenced) {
+			err = errors.Join(err, lost)
+		}
+	}
+	if ctx.Err() != nil && !errors.Is(err, db.ErrFenced) {
+		return nil
+	}
+	return err
 }
 
 // letGo parts with all legs, as becomes the reason.
@@ -261,6 +293,7 @@ func (b *Bridge) letGo(err error) {
 	case b.cfg.Calls.OnStop == config.StopEnds:
 		b.endLegs()
 	default:
+		b.awaitDatabase()
 		b.suspendLegs()
 	}
 	b.flush()

@@ -15,6 +15,8 @@ import (
 const (
 	renewEvery    = 2 * time.Second // a fifth of a lease's life
 	flushPatience = 5 * time.Second
+	lastQuestion  = time.Second // for whose the legs are, before they are let go
+	awayPatience  = 10 * time.Second
 )
 
 // node is where this process runs, as its successor there will call it, too.
@@ -27,16 +29,35 @@ func (b *Bridge) node() string {
 }
 
 // takeLease makes this process the owner of what its predecessor on the same node left behind, and returns those legs.
-// When another process runs here it waits for a little more than a lease's life, in case that one is about to end.
-func (b *Bridge) takeLease(ctx context.Context) ([]db.Leg, error) {
-	ctx, cancel := context.WithTimeout(ctx, db.LeaseLife+renewEvery)
-	defer cancel()
-	lease, err := b.store.Acquire(ctx, db.LeaseOptions{Run: b.run, Node: b.node()})
-	if err != nil {
-		return nil, fmt.Errorf("node %s: %w", b.node(), err)
+// When another process runs here it waits for a little more than a lease's life, in case that one is about to end. A database that
+// went away again since it was opened is waited for.
+func (b *Bridge) takeLease(ctx context.Context) (rows []db.Leg, err error) {
+	sure := true // that every leg of ours in the database is known here
+	err = b.store.Patiently(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, db.LeaseLife+renewEvery)
+		defer cancel()
+		if b.lease == nil {
+			lease, err := b.store.Acquire(ctx, db.LeaseOptions{Run: b.run, Node: b.node()})
+			if err != nil {
+				return fmt.Errorf("node %s: %w", b.node(), err)
+			}
+			b.lease = lease
+		}
+		rows, err = b.orphans(ctx, sure)
+		sure = err == nil
+		return err
+	})
+	return rows, err
+}
+
+// orphans are the rows that this process has to make legs of: those it adopts now and, unless the last adoption is sure to have made
+// legs of all, those that no leg here stands for.
+func (b *Bridge) orphans(ctx context.Context, sure bool) ([]db.Leg, error) {
+	rows, err := b.adopt(ctx)
+	if err == nil && !sure {
+		rows, err = b.strayRows(ctx)
 	}
-	b.lease = lease
-	return b.adopt(ctx)
+	return rows, err
 }
 
 // adopt takes over what dead processes left behind, and looks which ghosts living ones have.
@@ -99,10 +120,7 @@ func (b *Bridge) eachRound(ctx context.Context, ask func(context.Context) error)
 
 // takeOver takes one look. Unless the last one is sure to have made legs of all rows, those it left are made up for.
 func (b *Bridge) takeOver(ctx context.Context, sure bool) error {
-	rows, err := b.adopt(ctx)
-	if err == nil && !sure {
-		rows, err = b.strayRows(ctx)
-	}
+	rows, err := b.orphans(ctx, sure)
 	if err != nil || len(rows) == 0 {
 		return err
 	}
@@ -121,6 +139,20 @@ func (b *Bridge) strayRows(ctx context.Context) ([]db.Leg, error) {
 	}
 	rows, err := b.store.Legs(ctx, b.run)
 	return slices.DeleteFunc(rows, func(l db.Leg) bool { return !l.Adopted() || here[l.ID] }), err
+}
+
+// awaitDatabase gives a database that is away some time to come back before legs are let go: their calls live meanwhile, and the
+// process that is to resume them could not start either.
+func (b *Bridge) awaitDatabase() {
+	if !b.journal.Away() {
+		return
+	}
+	b.log.Warn("calls are not let go yet, because the database is away", "for", awayPatience.String())
+	ticker := time.NewTicker(renewEvery / 10)
+	defer ticker.Stop()
+	for begun := time.Now(); b.journal.Away() && time.Since(begun) < awayPatience; {
+		<-ticker.C
+	}
 }
 
 // flush waits until what was noted is in the database.

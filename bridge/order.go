@@ -72,7 +72,7 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	defer b.mu.Unlock()
 	late, why := error(nil), leg.Busy // other calls came while this one was prepared
 	switch {
-	case b.closing:
+	case b.closing || !b.ready || !b.drain.since.IsZero():
 		late, why = errGoesDown, leg.ShuttingDown
 	case len(b.legs) >= b.cfg.Calls.MaxLegs:
 		late = errTooMany

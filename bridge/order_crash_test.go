@@ -55,6 +55,27 @@ func TestRingingPhoneOfAKilledProcessIsCancelledAndTheRoomTold(t *testing.T) {
 	b.settled(1)
 }
 
+// The admin takes a trunk away while a phone rings there.
+func TestRoomIsToldOfARingingPhoneWhoseTrunkIsGone(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	b.stop()
+	doomed := b.startDoomed()
+	alice := b.person("alice", member.Hydrogen, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	b.told("1001 rings.")
+	kill(t, doomed)
+	b.cfg.SIP.Trunks[0].Name = "another"
+	b.start()
+	b.told("Call to 1001: the bridge was restarted; try again.")
+	b.clear()
+	b.settled(1)
+}
+
 func TestCalledPhoneThatTalksOutlivesAKilledProcess(t *testing.T) {
 	t.Parallel()
 	b, p := dialBed(t, nil)

@@ -85,6 +85,44 @@ func TestCallsOutliveTheDatabase(t *testing.T) {
 	w.leave()
 }
 
+// What happened while the database was away is not lost because an admin restarts the bridge in the middle of it.
+func TestStopWhileTheDatabaseIsAwayWaitsForIt(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.onPostgres()
+	w := b.talkers(member.JSSDK)
+	ends := b.dial(b.phone("2"), goodNumber)
+	if err := c.StopServer(); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the bridge not to be ready", func() bool { return b.process.bridge.Ready(b.ctx()) != nil })
+	if err := ends.Hangup(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	b.await("its ghost to go", func() bool { return len(b.ghosts()) == 1 })
+	b.process.stop()
+	select {
+	case <-b.process.over:
+		t.Fatal("the calls were let go although nobody could resume them")
+	case <-time.After(time.Second):
+	}
+	w.alice.Forget()
+	b.await("both to hear each other still", w.hearing)
+	if err := c.StartServer(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+	w.silence()
+	begun := time.Now()
+	b.start()
+	w.back(begun)
+	history, err := b.process.bridge.store.History(b.ctx(), 10)
+	if err != nil || len(history) != 1 || history[0].Cause != "phone hung up" {
+		t.Errorf("history = %+v, %v; want the call that ended during the outage", history, err)
+	}
+	w.clean()
+}
+
 // leave is clean where other phones are still in the call.
 func (w *talkers) leave() {
 	w.t.Helper()
@@ -204,6 +242,39 @@ func TestFencedProcessLetsGoWithoutAWord(t *testing.T) {
 	b.start()
 	w.back(begun)
 	w.clean()
+}
+
+// A process was frozen, another one has adopted its calls, and it is told to stop as it thaws.
+func TestFencedProcessThatIsToldToStopSaysNothing(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{config.StopEnds, config.StopSuspends} {
+		t.Run(how, func(t *testing.T) {
+			b := makeBed(t)
+			b.cfg.Calls.OnStop = how
+			b.start()
+			t.Cleanup(b.stop)
+			w := b.talkers(member.JSSDK)
+			b.sql("DELETE FROM lease WHERE owner = $1", b.process.bridge.run)
+			b.process.stop()
+			select {
+			case err := <-b.process.over:
+				if !errors.Is(err, db.ErrFenced) {
+					t.Errorf("Run = %v, want ErrFenced", err)
+				}
+				b.process.over <- nil
+			case <-time.After(patience):
+				t.Fatal("the fenced process goes on")
+			}
+			if why := w.call.Ended(); why != "" || len(b.ghosts()) != 1 {
+				t.Errorf("the fenced process ended the call (%q) or left the room: %d ghosts", why, len(b.ghosts()))
+			}
+			w.silence()
+			begun := time.Now()
+			b.start()
+			w.back(begun)
+			w.clean()
+		})
+	}
 }
 
 func TestCallIsResumedAlthoughTheHomeserverComesLater(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -39,7 +40,11 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	if len(rows) == 0 || closing { // the rows wait for the next process
 		return nil
 	}
-	memberships, err := b.store.Memberships(ctx, b.run)
+	var memberships []db.Membership
+	err := b.store.Patiently(ctx, func(ctx context.Context) (err error) {
+		memberships, err = b.store.Memberships(ctx, b.run)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -56,7 +61,7 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 		before, known := byLeg[row.ID]
 		if err := b.resumeLeg(row, before, known); err != nil {
 			b.log.Warn("a leg cannot be resumed", "leg", row.ID, "err", err)
-			if err := b.journal.DeleteLeg(row.ID, b.hold(row.Epoch), string(leg.ProcessDied), time.Now()); err != nil {
+			if err := b.dismiss(row); err != nil {
 				return err
 			}
 			continue
@@ -68,14 +73,36 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	return nil
 }
 
-// resumeLeg gives a row its phone's dialog, its sound and its actor back.
-func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known bool) error {
+// dismiss ends a leg that cannot be resumed: for the phone, for who ordered the call, and in the database. Its ghost is swept.
+func (b *Bridge) dismiss(row db.Leg) error {
+	dialog, err := dialogOf(row)
+	if err == nil && dialog.CallID != "" {
+		err = b.phones.Dismiss(dialog, sip.Cause{Protocol: "SIP", Code: 503, Text: "Call could not be resumed"})
+	}
+	if err != nil {
+		b.log.Warn("the phone of a leg that cannot be resumed is not told", "leg", row.ID, "err", err)
+	}
+	if row.Direction == "out" {
+		var state storedState
+		_ = json.Unmarshal([]byte(row.State), &state) // else the room gets a new notice
+		b.forgetOrder(row, state.Notice)
+	}
+	return b.journal.DeleteLeg(row.ID, b.hold(row.Epoch), string(leg.ProcessDied), time.Now())
+}
+
+// resumeLeg gives a row its phone's dialog, its sound and its actor back. A row that meets a bug of ours is an error: it must not
+// end the process, for it would at every start.
+func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known bool) (err error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			err = fmt.Errorf("bug: %v\n%s", bug, debug.Stack())
+		}
+	}()
 	var state storedState
 	if err := json.Unmarshal([]byte(row.State), &state); err != nil {
 		return fmt.Errorf("read state: %w", err)
 	}
 	if state.Out && !state.Dialled() {
-		b.forgetOrder(row, state.Notice)
 		return errNotDialled
 	}
 	dialog, err := dialogOf(row)
@@ -141,8 +168,27 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	if begin == leg.Resumed {
 		b.gather(a, before.Room) // so that phones of one room are company before their ghosts are back
 	}
-	b.wg.Go(a.run)
+	b.wg.Go(func() { a.runResumed(row) })
 	return nil
+}
+
+// runResumed is run, but for a bug that ends this leg only: it may be met in each process that resumes the leg.
+func (a *actor) runResumed(row db.Leg) {
+	defer func() {
+		bug := recover()
+		if bug == nil {
+			return
+		}
+		a.log.Error("a resumed leg is ended by a bug", "bug", bug, "stack", string(debug.Stack()))
+		a.note("delete row", a.bridge.dismiss(row))
+		a.bridge.scatter(a)
+		a.abandon()
+		a.bridge.refusals.Go(func() {
+			a.bridge.flush()
+			a.note("sweep its ghost", a.bridge.sweepRooms(a.bridge.ctx))
+		})
+	}()
+	a.run()
 }
 
 // changeGhost gives an adopted leg another ghost, because one of ours has its own by now. Its entry in the room is removed.

@@ -24,7 +24,7 @@ const (
 	longestPause = 5 * time.Second
 	steadyAfter  = time.Minute // a program that ran so long begins with the first pause again
 	readPause    = 100 * time.Millisecond
-	stopPatience = 20 * time.Second // a program that was asked to end and does not
+	stopPatience = 28 * time.Second // a program that was asked to end and does not
 )
 
 // Keeper runs a program, keeps its sockets, and starts it again when it ends by a fault. It is what systemd is to a service,
