@@ -181,6 +181,33 @@ func TestAnotherNodeTakesOverWhenALeaseLapses(t *testing.T) {
 	w.clean()
 }
 
+// The phone's side ties the call to the address where it began (docs/deployment.md, Another node): both sides are told that it is over.
+func TestCallThatDoesNotFollowToAnotherAddressIsEnded(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	w := b.talkers(member.JSSDK)
+	w.call.RefusesOffers(403)
+	b.stop()
+	b.cfg.SIP.Listen = []config.Listen{{Transport: "udp", Address: fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])}}
+	b.cfg.RTP.Address = "127.0.0.2" // where the phone does not send its sound
+	b.start()
+	select {
+	case <-w.call.Done():
+	case <-time.After(3 * patience): // it is told of the new address more than once
+		t.Fatal("the phone is not hung up on")
+	}
+	if why := w.call.Ended(); !strings.Contains(why, "cause=41") {
+		t.Errorf("the phone was hung up on with %q, want Q.850 41", why)
+	}
+	if err := w.alice.AwaitGone(b.ctx(), w.ghost); err != nil {
+		t.Error(err)
+	}
+	b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+	if got := b.history(); len(got) != 1 || got[0] != "phone lost" {
+		t.Errorf("history %q, want the phone lost", got)
+	}
+}
+
 // A second process with the name of the first does not start, and the first is not disturbed.
 func TestSecondProcessOnANodeRefusesToStart(t *testing.T) {
 	t.Parallel()

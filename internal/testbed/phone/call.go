@@ -47,6 +47,7 @@ type Call struct {
 	statuses  []int // provisional ones
 	notified  []string
 	refuses   int // status for REFERs; 0 = they are taken
+	declines  int // status for re-INVITEs and UPDATEs; 0 = they are taken
 	referred  chan string
 }
 
@@ -194,6 +195,13 @@ func (c *Call) Reinvite(ctx context.Context, direction string) (string, error) {
 		return "", err
 	}
 	return directionOf(res.Body()), nil
+}
+
+// RefusesOffers lets the phone answer re-INVITEs and UPDATEs with this status; 0 lets it take them.
+func (c *Call) RefusesOffers(code int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.declines = code
 }
 
 // Assert tells the bridge who is on the phone now, as a trusted PBX does after a transfer: an UPDATE with

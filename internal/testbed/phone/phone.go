@@ -337,6 +337,13 @@ func (p *Phone) onInvite(req *sip.Request, tx sip.ServerTransaction) {
 		_ = tx.Respond(sip.NewResponseFromRequest(req, 481, "Call/Transaction Does Not Exist", nil))
 		return
 	}
+	c.mu.Lock()
+	declines := c.declines
+	c.mu.Unlock()
+	if declines != 0 {
+		_ = tx.Respond(sip.NewResponseFromRequest(req, declines, "Refused", nil))
+		return
+	}
 	res := sip.NewResponseFromRequest(req, 200, "OK", nil)
 	res.AppendHeader(sip.NewHeader("Contact", p.contact()))
 	switch {
