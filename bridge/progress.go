@@ -55,6 +55,15 @@ func (p *board) show(text string) {
 	}
 }
 
+// tell is show, and a notice of its own where there is none to edit.
+func (p *board) tell(text string) {
+	if p.event() != "" {
+		p.show(text)
+		return
+	}
+	p.actor.wg.Go(func() { p.post(context.WithoutCancel(p.actor.ctx), text) })
+}
+
 func (p *board) edit() {
 	a := p.actor
 	for {

@@ -134,7 +134,6 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	}
 	a.options = a.options.Over(b.routes.defaults)
 	a.resumeMenu(state)
-	a.resumeAway(state.Away)
 	begin, goesOn := leg.Interrupted, leg.Resumed
 	asked := !known && state.Asked()
 	if asked {
@@ -161,6 +160,9 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 		a.resumeRing(state.Notice, id.RoomID(cmp.Or(string(before.Room), row.RoomID)), ringEnd(begin))
 	}
 	a.tell(begin)
+	if begin == leg.Resumed {
+		a.resumeAway(state.Away)
+	}
 	call.OnEvent(a.fromPhone)
 	b.mu.Lock()
 	b.legs[a.id] = a

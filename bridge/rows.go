@@ -25,7 +25,7 @@ func (a *actor) row() db.Leg {
 	}
 	a.bridge.mu.Unlock()
 	if a.away != nil {
-		state.Away = &storedAway{Room: a.away.room, Notice: a.away.event(), To: a.away.to}
+		state.Away = &storedAway{Room: a.away.room, Notice: a.away.event(), To: a.away.to, Arrived: a.away.arrived}
 	}
 	l := db.Leg{
 		ID: string(a.id), Owner: a.bridge.run, Epoch: a.epoch, Phase: a.state.Phase.String(),

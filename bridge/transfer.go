@@ -20,14 +20,16 @@ import (
 // on our account: it is judged like a call of ours, and counts as one.
 type away struct {
 	board
-	to string // as the room may see it
+	to      string // as the room may see it
+	arrived bool   // and is to be let go
 }
 
 // storedAway lets the next process say how that went.
 type storedAway struct {
-	Room   id.RoomID
-	Notice id.EventID
-	To     string
+	Room    id.RoomID
+	Notice  id.EventID
+	To      string
+	Arrived bool `json:",omitempty"`
 }
 
 // transfer sends a phone on. Its error is for the room; without one the notice tells how it gets on.
@@ -97,25 +99,45 @@ func (a *actor) staysHere() error {
 	return nil
 }
 
-// sendAway asks the phone to call that number, once the room is told that it is asked.
+// sendAway asks the phone to call that number, once the room is told that it is asked. Each step is in the row before somebody
+// can see it: the next process does what is left, or says that it was interrupted.
 func (a *actor) sendAway(t *away, dial sip.Number) error {
 	if err := a.staysHere(); err != nil {
 		return err
 	}
 	a.away = t
-	a.wg.Go(func() {
-		t.post(a.ctx, "Transferring "+a.name+" to "+t.to+" …")
-		a.inbox.Put(func() {
-			if a.state.Phase != leg.Talking {
-				return
-			}
-			if err := a.call.Transfer(dial); err != nil {
-				a.note("transfer the phone", err)
-				a.transferring(500)
-			}
+	a.onceSaved(func() {
+		a.wg.Go(func() {
+			t.post(a.ctx, "Transferring "+a.name+" to "+t.to+" …")
+			a.inbox.Put(func() { a.refer(dial) })
 		})
 	})
 	return nil
+}
+
+// refer sends REFER.
+func (a *actor) refer(dial sip.Number) {
+	if a.state.Phase != leg.Talking {
+		return
+	}
+	if err := a.call.PrepareTransfer(dial); err != nil {
+		a.note("transfer the phone", err)
+		a.transferring(500)
+		return
+	}
+	a.onceSaved(func() { a.note("transfer the phone", a.call.SendTransfer()) })
+}
+
+// onceSaved does something when the row of a phone that talks is written as it is now. Without the database it is done all the
+// same: a call in progress does not wait for that.
+func (a *actor) onceSaved(do func()) {
+	a.save()
+	a.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
+		defer cancel()
+		a.note("save a transfer", a.bridge.journal.Flush(ctx))
+		a.inbox.Put(do)
+	})
 }
 
 // transferring tells the room what the phone says of its transfer. One that has arrived is let go: RFC 5589 §6.1 leaves that to us.
@@ -123,7 +145,7 @@ func (a *actor) transferring(code int) {
 	tell := func(string) {}
 	to := "another number"
 	if a.away != nil {
-		tell, to = a.away.show, a.away.to
+		tell, to = a.away.tell, a.away.to
 	}
 	switch {
 	case code < 180:
@@ -133,21 +155,49 @@ func (a *actor) transferring(code int) {
 		return
 	case code < 300:
 		tell(a.name + " was transferred to " + to + ".")
+		if a.away != nil {
+			a.away.arrived = true
+			a.saveAway()
+		}
 		a.tellEvent(leg.Event{Kind: leg.Dismissed, Cause: leg.Transferred})
 	default:
 		why, known := overWords[leg.WhyRefused(code, 0)]
 		if !known {
 			why = "it failed"
 		}
-		tell(a.name + " could not be transferred to " + to + " and stays: " + why + ".")
-		a.away = nil
+		a.staysBecause(why)
 	}
 	a.bridge.metrics.transfers.WithLabelValues(strconv.Itoa(code)).Inc()
 }
 
-// resumeAway goes on with the transfer of the process before.
+// staysBecause ends the phone's transfer.
+func (a *actor) staysBecause(why string) {
+	if a.away == nil {
+		return
+	}
+	a.away.tell(a.name + " could not be transferred to " + a.away.to + " and stays: " + why + ".")
+	a.away = nil
+	a.saveAway()
+}
+
+// saveAway lets the next process know how far a transfer is, unless the call has ended meanwhile.
+func (a *actor) saveAway() {
+	if a.state.Phase == leg.Resuming || a.state.Phase == leg.Talking {
+		a.save()
+	}
+}
+
+// resumeAway goes on with the transfer of the process before, once the leg has begun again. Where the dialog names none, and the
+// phone has not arrived, it was not asked yet.
 func (a *actor) resumeAway(s *storedAway) {
-	if s != nil {
-		a.away = &away{board: board{actor: a, room: s.Room, notice: s.Notice}, to: s.To}
+	if s == nil {
+		return
+	}
+	a.away = &away{board: board{actor: a, room: s.Room, notice: s.Notice}, to: s.To, arrived: s.Arrived}
+	switch {
+	case s.Arrived:
+		a.tellEvent(leg.Event{Kind: leg.Dismissed, Cause: leg.Transferred})
+	case a.call.Dialog().Transfer.CSeq == 0:
+		a.inbox.Put(func() { a.staysBecause("the bridge was restarted") })
 	}
 }

@@ -1,15 +1,19 @@
 package bridge
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
 	"trunkline/db"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
+	"trunkline/sip"
 )
 
 // transferBed is a bed with a phone that alice has called and that talks. Its trunk leads to more numbers.
@@ -184,14 +188,97 @@ func TestTransferGoesOnAfterARestart(t *testing.T) {
 			alice, call := b.aliceCalls(p)
 			b.says(alice, "!sip transfer +49 30 23456789")
 			b.referred(call)
-			b.told("Transferring +493•••••••78 to +493•••••••89 …")
-			b.await("the row to name the transfer", b.transferStored)
+			if !b.transferStored() {
+				t.Error("the phone is asked, and the row does not name the transfer")
+			}
 			end()
 			b.start()
 			if err := call.Notify(b.ctx(), "200 OK", true); err != nil {
 				t.Fatal(err)
 			}
 			b.told("was transferred to +493•••••••89.")
+			select {
+			case <-call.Done():
+			case <-b.ctx().Done():
+				t.Fatal("a phone that was transferred is not let go")
+			}
+			b.clear()
+		})
+	}
+}
+
+// amend changes a document in the one row of a leg.
+func (b *bed) amend(column, key string, value any) {
+	b.t.Helper()
+	store, err := db.Open(b.ctx(), b.cfg.Database.Address, b.log)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer store.Close()
+	var text string
+	if err := store.Shared().QueryRow(b.ctx(), "SELECT "+column+" FROM leg").Scan(&text); err != nil {
+		b.t.Fatal(err)
+	}
+	document := map[string]json.RawMessage{}
+	if err := json.Unmarshal([]byte(text), &document); err != nil {
+		b.t.Fatal(err)
+	}
+	document[key] = json.RawMessage(encode(value))
+	b.sql("UPDATE leg SET "+column+" = $1", encode(document))
+}
+
+// What the rows of a killed process say of a transfer that it had begun.
+func TestTransferIsTakenUpWhereAKilledProcessLeftIt(t *testing.T) {
+	t.Parallel()
+	const again = "!sip transfer 1002"
+	for name, tt := range map[string]struct {
+		arrived bool
+		dialog  *sip.Transfer
+		then    func(*bed, *phone.Phone, *member.Member, *phone.Call)
+	}{
+		"before it asked the phone": {false, nil, func(b *bed, _ *phone.Phone, alice *member.Member, call *phone.Call) {
+			b.told("could not be transferred to 1002 and stays: the bridge was restarted.")
+			b.says(alice, again)
+			b.referred(call)
+		}},
+		"when it was about to ask": {
+			false, &sip.Transfer{CSeq: 5, Branch: "z9hG4bKbefore", To: "1002", Until: time.Now().Add(time.Minute)},
+			func(b *bed, p *phone.Phone, alice *member.Member, call *phone.Call) {
+				if to := b.referred(call); to != "sip:1002@"+p.Addr().String() {
+					b.t.Errorf("the phone is sent to %s", to)
+				}
+				b.says(alice, again)
+				b.told("That phone is being transferred already.")
+			},
+		},
+		"when it knew that the phone had arrived": {true, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, p := dialBed(t, nil)
+			alice, call := b.aliceCalls(p)
+			b.stop()
+			b.amend("state", "Away", storedAway{Room: b.room, To: "1002", Arrived: tt.arrived})
+			if tt.dialog != nil {
+				b.amend("dialog", "transfer", tt.dialog)
+			}
+			b.start()
+			if tt.then != nil {
+				b.await("the phone to talk again", func() bool {
+					phones := b.process.bridge.phonesIn(b.room)
+					b.process.bridge.mu.Lock()
+					defer b.process.bridge.mu.Unlock()
+					return len(phones) == 1 && phones[0].phase == leg.Talking
+				})
+				tt.then(b, p, alice, call)
+				if call.Ended() != "" {
+					t.Errorf("the call ended: %q", call.Ended())
+				}
+				if err := call.Notify(b.ctx(), "200 OK", true); err != nil {
+					t.Fatal(err)
+				}
+				b.told("was transferred to 1002.")
+			}
 			select {
 			case <-call.Done():
 			case <-b.ctx().Done():

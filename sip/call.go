@@ -62,6 +62,7 @@ type Call struct {
 	referral    *referral // the phone's wish to be elsewhere
 	referred    bool      // it had one before
 	referring   bool      // a REFER of ours was sent
+	unsure      bool      // resumed, and whether the phone has our REFER is not known
 }
 
 // state of a call; the diagram is in doc.go.

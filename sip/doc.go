@@ -64,7 +64,7 @@
 // Sessions are timed (RFC 4028) when the phone knows how, and provisional responses with something to hear in them travel
 // reliably (RFC 3262) when it can.
 //
-// A phone may be sent elsewhere ([Call.Transfer]) and may wish to be ([TransferWanted]), by REFER (RFC 3515); another phone
+// A phone may be sent elsewhere ([Call.SendTransfer]) and may wish to be ([TransferWanted]), by REFER (RFC 3515); another phone
 // may take its place (Replaces, RFC 3891): the [Call] and its media go on, its [Dialog] is another one.
 //
 // RFCs: 3261, 3262, 3263, 3264, 3403, 3515, 3608, 3891, 3892, 3711, 4028, 4568, 5806, 7044, 6337, 8866, 3581, 6026, 3311, 3326, 3325, 4916, 3550, 3551, 4733, 5761, 6086, 4475.

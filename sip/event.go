@@ -55,7 +55,7 @@ type (
 	// TransferWanted: the phone wants to be moved to another number of ours. Answer with [Call.AcceptTransfer] or
 	// [Call.RefuseTransfer].
 	TransferWanted struct{ To Number }
-	// Transferring: what a phone that was asked to call somebody else ([Call.Transfer]) says about that: 1xx how it is getting
+	// Transferring: what a phone that was asked to call somebody else ([Call.SendTransfer]) says about that: 1xx how it is getting
 	// on; 2xx it is there, and our call can be ended; others: it is not, and still ours. Nothing follows a final status.
 	Transferring struct{ Code int }
 	// MediaChanged: a later offer changed the format or a direction.

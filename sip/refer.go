@@ -28,9 +28,11 @@ type referral struct {
 
 // Transfer is a REFER of ours whose outcome is not known yet.
 type Transfer struct {
-	CSeq  uint32    `json:"cseq"`
-	Until time.Time `json:"until"`
-	Code  int       `json:"code,omitempty"` // told last
+	CSeq   uint32    `json:"cseq"`
+	Branch string    `json:"branch,omitempty"` // until the phone has answered it, or said something of it
+	To     Number    `json:"to,omitempty"`
+	Until  time.Time `json:"until"`
+	Code   int       `json:"code,omitempty"` // told last
 }
 
 // AcceptTransfer tells the phone that its wish ([TransferWanted]) is being followed; [Call.TransferOver] says how it went.
@@ -62,11 +64,15 @@ func (c *Call) TransferOver(code int) error {
 	})
 }
 
-// Transfer asks the phone to call a number of its trunk instead of us (RFC 3515, RFC 5589 §6: a blind transfer). What comes of
-// it is told by [Transferring]; the call goes on until somebody hangs up.
-func (c *Call) Transfer(to Number) error {
-	return c.do(func() error { return c.transfer(to) })
+// PrepareTransfer makes ready to ask the phone to call a number of its trunk instead of us (RFC 3515, RFC 5589 §6: a blind
+// transfer): [Call.Dialog] names it, and must be saved before [Call.SendTransfer].
+func (c *Call) PrepareTransfer(to Number) error {
+	return c.do(func() error { return c.prepareTransfer(to) })
 }
+
+// SendTransfer asks the phone. What comes of it is told by [Transferring]; the call goes on until somebody hangs up. A call that
+// is resumed before the phone was heard to answer asks again, in [Call.Refresh].
+func (c *Call) SendTransfer() error { return c.do(c.sendTransfer) }
 
 // handleRefer takes the phone's wish to be elsewhere. Only addresses of ours are considered: whoever pays for calls to others
 // has not ordered them. It says whether the transaction must be kept for the application's answer.
@@ -215,26 +221,25 @@ func (c *Call) sendNote() {
 	})
 }
 
-// transfer sends our REFER.
-func (c *Call) transfer(to Number) error {
+func (c *Call) prepareTransfer(to Number) error {
 	if c.state != confirmed || c.dialog.Transfer.CSeq != 0 {
 		return c.stateError()
 	}
-	target := gosip.Uri{Scheme: "sip", User: userOf(string(to)), Host: c.numbersHost()}
-	if to == "" || target.Host == "" {
+	if at := c.numbersAt(); to == "" || at.Host == "" {
 		return ErrNoTrunk
 	}
-	req, err := c.request(gosip.REFER)
+	c.dialog.Transfer = Transfer{CSeq: c.nextCSeq(), Branch: newBranch(), To: to, Until: time.Now().Add(referPatience)}
+	c.changed()
+	return nil
+}
+
+// sendTransfer sends our REFER.
+func (c *Call) sendTransfer() error {
+	req, err := c.referRequest()
 	if err != nil {
 		return err
 	}
-	req.AppendHeader(gosip.NewHeader("Refer-To", "<"+target.String()+">"))
-	req.AppendHeader(gosip.NewHeader("Referred-By", c.dialog.LocalURI)) // RFC 3892
-	req.AppendHeader(gosip.NewHeader("Accept", sipfrag))
-	req.AppendHeader(supportedHeader())
-	c.dialog.Transfer = Transfer{CSeq: req.CSeq().SeqNo, Until: time.Now().Add(referPatience)}
 	c.referring = true
-	c.changed() // before the phone can know
 	c.stack.calls.Go(func() {
 		res, err := c.transactFor(req)
 		c.inbox.put(func() { c.transferAnswered(res, err) })
@@ -242,18 +247,68 @@ func (c *Call) transfer(to Number) error {
 	return nil
 }
 
-// numbersHost is the host part of numbers of the call's trunk: its domain, or where the phone is if it only calls us.
-func (c *Call) numbersHost() string {
+// transferAgain sends the REFER of the process before, which may have died before it could, and then asks the phone what else
+// there is to ask: later requests have later numbers. A phone that has had it answers as it did then (RFC 3261 §17.2.2), or
+// that the number is old. Challenges are not answered: with another number it would be another transfer.
+func (c *Call) transferAgain() error {
+	c.unsure = false
+	req, err := c.referRequest()
+	if err != nil {
+		return err
+	}
+	c.stack.calls.Go(func() {
+		res, err := c.stack.exchange(c.trunk, req)
+		c.inbox.put(func() {
+			if err == nil && (res.StatusCode == 500 || res.StatusCode == 401 || res.StatusCode == 407) {
+				c.transferTaken()
+			} else {
+				c.transferAnswered(res, err)
+			}
+			_ = c.refresh() // a call that ended meanwhile needs none
+		})
+	})
+	return nil
+}
+
+// referRequest builds our REFER from the dialog, the same again after a restart.
+func (c *Call) referRequest() (*gosip.Request, error) {
+	d := &c.dialog
+	if c.state != confirmed || d.Transfer.Branch == "" {
+		return nil, c.stateError()
+	}
+	req, err := d.request(c.stack, gosip.REFER, d.Transfer.CSeq)
+	if err != nil {
+		return nil, err
+	}
+	req.Via().Params.Add("branch", d.Transfer.Branch)
+	target := c.numbersAt()
+	target.User = userOf(string(d.Transfer.To))
+	req.AppendHeader(gosip.NewHeader("Refer-To", "<"+target.String()+">"))
+	req.AppendHeader(gosip.NewHeader("Referred-By", d.LocalURI)) // RFC 3892
+	req.AppendHeader(gosip.NewHeader("Accept", sipfrag))
+	req.AppendHeader(supportedHeader())
 	if c.trunk != nil {
-		if host := c.trunk.domain(); host != "" {
-			return host
+		c.auth.apply(req, c.trunk.Auth)
+	}
+	return req, nil
+}
+
+// numbersAt is where numbers of the call's trunk are called: at its domain, at its proxy, or where the phone is if it only
+// calls us.
+func (c *Call) numbersAt() gosip.Uri {
+	if c.trunk != nil && c.trunk.domain() != "" {
+		at := gosip.Uri{Scheme: "sip", Host: c.trunk.domain()}
+		if c.trunk.Domain == "" {
+			_, port := hostAndPort(c.trunk.Proxy)
+			at.Port = int(port)
 		}
+		return at
 	}
 	uri, err := routeURI("<" + c.dialog.RemoteTarget + ">")
 	if err != nil {
-		return ""
+		return gosip.Uri{}
 	}
-	return uri.Host
+	return gosip.Uri{Scheme: "sip", Host: uri.Host, Port: uri.Port}
 }
 
 // transferAnswered takes the phone's answer to our REFER. What comes of it follows in NOTIFYs, unless it wants to send none.
@@ -267,6 +322,16 @@ func (c *Call) transferAnswered(res *gosip.Response, err error) {
 		c.transferEnds(res.StatusCode)
 	case silentRefer(res):
 		c.transferEnds(202)
+	default:
+		c.transferTaken()
+	}
+}
+
+// transferTaken notes that the phone has our REFER.
+func (c *Call) transferTaken() {
+	if c.dialog.Transfer.Branch != "" {
+		c.dialog.Transfer.Branch = ""
+		c.changed()
 	}
 }
 
@@ -304,6 +369,7 @@ func (c *Call) handleNotify(t *transaction) {
 		c.transferEnds(480)
 	case code != 0 && code != c.dialog.Transfer.Code:
 		c.dialog.Transfer.Code = code
+		c.transferTaken()
 		c.emit(Transferring{code})
 	}
 }
@@ -323,11 +389,13 @@ func fragStatus(body string) int {
 	return code
 }
 
-// transferEnds says what has come of our REFER.
+// transferEnds says what has come of our REFER, and then that the dialog does not name it any more: who saves both loses
+// neither.
 func (c *Call) transferEnds(code int) {
 	c.dialog.Transfer = Transfer{}
-	c.changed()
+	c.publish()
 	c.emit(Transferring{code})
+	c.changed()
 }
 
 // tickRefer ends transfers nobody says the end of.

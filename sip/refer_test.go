@@ -212,11 +212,17 @@ func TestWeTransferAPhone(t *testing.T) {
 				if got, _ := b.peer.codes(); got[len(got)-1] != "481" {
 					t.Errorf("a NOTIFY of nothing got %v, want 481", got)
 				}
-				if err := c.Transfer("+49 300"); err != nil {
+				if err := c.PrepareTransfer("+49 300"); err != nil {
 					t.Fatal(err)
 				}
-				if c.Transfer("400") == nil {
+				if c.PrepareTransfer("400") == nil {
 					t.Error("two transfers at once")
+				}
+				if d := c.Dialog(); d.Transfer.CSeq != 1 || d.Transfer.Branch == "" {
+					t.Errorf("the dialog does not name the REFER before it is sent: %+v", d.Transfer)
+				}
+				if err := c.SendTransfer(); err != nil {
+					t.Fatal(err)
 				}
 				synctest.Wait()
 				refer := b.peer.last()
@@ -254,6 +260,93 @@ func TestWeTransferAPhone(t *testing.T) {
 					t.Errorf("the dialog still says that a transfer is under way: %+v", d.Transfer)
 				}
 			})
+		})
+	}
+}
+
+// The process before has died when its row named the transfer, and nobody knows whether the phone was asked.
+func TestResumedCallSendsItsReferAgain(t *testing.T) {
+	for _, tt := range []struct {
+		answer, refresh string // of the phone, to REFER and to what comes after it
+		heard           []string
+		pending         bool
+	}{
+		{"202 Accepted", "200 OK", nil, true},
+		{"500 Out of order", "200 OK", nil, true}, // it has had it
+		{"401 Unauthorized", "200 OK", nil, true}, // it may have had it
+		{"405 Method Not Allowed", "200 OK", []string{"Transferring"}, false},
+		{"481 Gone", "481 Gone", []string{"Transferring", "Failed"}, false},
+	} {
+		t.Run(tt.answer, func(t *testing.T) {
+			inBubble(t, outbound, answerAtOnce, func(b *bubble) {
+				c := b.up()
+				if err := c.PrepareTransfer("300"); err != nil {
+					t.Fatal(err)
+				}
+				saved := c.Dialog()
+				saved.PeerAllow = []string{"UPDATE"}
+				saved.LocalTag = "other" // as if the first call had never been in this process
+				resumed, err := b.stack.Resume(saved)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var heard []string
+				resumed.OnEvent(func(e Event) {
+					if e != (DialogChanged{}) {
+						heard = append(heard, strings.TrimPrefix(fmt.Sprintf("%T", e), "sip."))
+					}
+				})
+				b.peer.forgetAfter(0)
+				if err := resumed.Refresh(); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				refer := b.peer.last()
+				via := headerIn(refer, "Via")
+				if !strings.Contains(via, saved.Transfer.Branch) || headerIn(refer, "CSeq") != "1 REFER" || headerIn(refer, "Refer-To") != "<sip:300@carrier.example>" {
+					t.Errorf("REFER again = %q", refer)
+				}
+				b.peer.forgetAfter(0)
+				b.peer.send(replyTo(refer, tt.answer))
+				synctest.Wait()
+				next := b.peer.last()
+				if cseq := headerIn(next, "CSeq"); strings.HasPrefix(cseq, "1 ") || strings.HasSuffix(cseq, "REFER") {
+					t.Errorf("after the REFER: %q, want a question with a later number", next)
+				}
+				b.peer.send(replyTo(next, tt.refresh))
+				synctest.Wait()
+				wantLines(t, "application heard", heard, tt.heard)
+				if d := resumed.Dialog().Transfer; (d.CSeq != 0) != tt.pending || d.Branch != "" {
+					t.Errorf("the dialog then says %+v of the transfer; is one under way: %t", d, tt.pending)
+				}
+			})
+		})
+	}
+}
+
+func TestReferNamesWhereNumbersAreCalled(t *testing.T) {
+	for _, tt := range []struct{ proxy, domain, want string }{
+		{"192.0.2.20:5080", "", "<sip:300@192.0.2.20:5080>"},
+		{"pbx.example", "", "<sip:300@pbx.example>"},
+		{"192.0.2.20:5080", "carrier.example", "<sip:300@carrier.example>"},
+		{"", "", "<sip:300@192.0.2.20:5060>"}, // where the phone is
+	} {
+		edit := func(c *Config) {
+			outbound(c)
+			c.Trunks[0].Proxy, c.Trunks[0].Domain = tt.proxy, tt.domain
+		}
+		inBubble(t, edit, answerAtOnce, func(b *bubble) {
+			c := b.up()
+			if err := c.PrepareTransfer("300"); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SendTransfer(); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if got := headerIn(b.peer.last(), "Refer-To"); got != tt.want {
+				t.Errorf("proxy %q, domain %q: Refer-To %q, want %q", tt.proxy, tt.domain, got, tt.want)
+			}
 		})
 	}
 }

@@ -21,6 +21,9 @@ func (c *Call) refresh() error {
 	if c.state != confirmed {
 		return c.stateError()
 	}
+	if c.unsure && c.dialog.Transfer.Branch != "" {
+		return c.transferAgain()
+	}
 	if c.hasMoved || !slices.ContainsFunc(c.dialog.PeerAllow, func(m string) bool { return strings.EqualFold(m, "UPDATE") }) {
 		return c.reinvite()
 	}

@@ -76,7 +76,7 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 		c.out.resumed = true
 	}
 	c.nextRefresh = d.Session.next()
-	c.referring = d.Transfer.CSeq != 0
+	c.referring, c.unsure = d.Transfer.CSeq != 0, d.Transfer.Branch != ""
 	c.hold = d.Held()
 	c.log = s.log.With("call", shortID(d.CallID), "trunk", d.Info.Trunk)
 	if d.Role == UAS && !d.Confirmed && len(d.Vias) > 0 {

@@ -2,6 +2,7 @@ package sip_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -291,7 +292,7 @@ Content-Length: [len]
 			asked("BYE"), agrees("200 OK"),
 		}, func(s *served) {
 			s.wants(sip.Answered{})
-			if err := s.Transfer("300"); err != nil {
+			if err := errors.Join(s.PrepareTransfer("300"), s.SendTransfer()); err != nil {
 				s.bed.Fatal(err)
 			}
 			for _, want := range []int{180, 200} {
