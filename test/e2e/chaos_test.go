@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,11 +21,13 @@ import (
 // `make chaos` asks for more rounds; a seed repeats a run as far as two processes that race can be made to.
 func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
 	rounds, seed := number("TRUNKLINE_CHAOS_ROUNDS", 10), number("TRUNKLINE_CHAOS_SEED", 1)
+	some := wanted(t)
 	c := newChaos(t, time.Duration(rounds)*20*time.Second+2*time.Minute)
 	c.prepareAsking()
 	c.prepareOrders()
+	c.prepareLobby()
 	began, failed := time.Now(), 0
-	for i, k := range plan(rounds, uint64(seed)) {
+	for i, k := range plan(rounds, uint64(seed), some) {
 		if !t.Run(fmt.Sprintf("%03d %s", i+1, k.phase), func(t *testing.T) { c.round(t, k) }) {
 			if failed++; failed == maxFailures {
 				break
@@ -70,8 +73,8 @@ const (
 )
 
 var phases = []phase{
-	beforeAnswer, whileAnswer, roomIsRung, typesPIN, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp,
-	isOrdered, calleeRings, calleeAnswers, calleeTalks,
+	beforeAnswer, whileAnswer, roomIsRung, typesPIN, waitsInLobby, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp,
+	isTransferred, isOrdered, calleeRings, calleeAnswers, calleeTalks,
 }
 
 // kill is one round: in which phase, how far in it (0 to 1), and who acts there: hydrogen, js-sdk or both.
@@ -81,12 +84,26 @@ type kill struct {
 	who    int
 }
 
-// plan spreads the rounds over the phases, in an order and at moments that the seed decides.
-func plan(rounds int, seed uint64) (all []kill) {
+// wanted are the phases that `make chaos` asks for, all if it says nothing.
+func wanted(t *testing.T) []phase {
+	t.Helper()
+	name, err := regexp.Compile(os.Getenv("TRUNKLINE_CHAOS_PHASE"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	some := slices.DeleteFunc(slices.Clone(phases), func(p phase) bool { return !name.MatchString(string(p)) })
+	if len(some) == 0 {
+		t.Fatalf("no phase is called like %s; there are %q", name, phases)
+	}
+	return some
+}
+
+// plan spreads the rounds over some phases, in an order and at moments that the seed decides.
+func plan(rounds int, seed uint64, some []phase) (all []kill) {
 	chance := rand.New(rand.NewPCG(seed, 3401))
 	for len(all) < rounds {
-		for _, i := range chance.Perm(len(phases)) {
-			all = append(all, kill{phases[i], chance.Float64(), chance.IntN(3)})
+		for _, i := range chance.Perm(len(some)) {
+			all = append(all, kill{some[i], chance.Float64(), chance.IntN(3)})
 		}
 	}
 	return all[:rounds]
@@ -110,6 +127,8 @@ type chaos struct {
 	killed time.Time            // when that was
 	asking asking
 	orders orders
+	onward onward
+	lobby  lobby
 }
 
 // newChaos begins the call and lets the phone come once, undisturbed.
@@ -161,7 +180,8 @@ func (c *chaos) round(t *testing.T, k kill) {
 		since = time.Now()
 		c.must(c.phone.Resume(c.ctx))
 	}
-	alive, sound := c.awaitFate(k.phase, since), "ended"
+	alive, since := c.awaitFate(k.phase, since)
+	sound := "ended"
 	if k.phase == renegotiates {
 		defer c.renew(c.pages[1])
 	}
@@ -170,6 +190,8 @@ func (c *chaos) round(t *testing.T, k kill) {
 		sound = c.judge(k.phase, since)
 		c.isThereOnce()
 		c.hangUp()
+	case k.phase == isTransferred:
+		sound = c.talksElsewhere()
 	case answered && k.phase != phoneHangsUp && len(c.present()) > 0:
 		t.Errorf("the call was answered %s before the kill, and has ended", killed.Sub(up))
 	}
@@ -193,6 +215,8 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 	switch k.phase {
 	case typesPIN:
 		return c.typePIN()
+	case waitsInLobby:
+		return c.enterLobby()
 	case isOrdered, calleeRings, calleeAnswers, calleeTalks:
 		return c.order(k.phase)
 	}
@@ -217,6 +241,8 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		return 0, 500 * time.Millisecond, c.later(0, func() error { return c.pages[1].Camera(c.ctx, true) })
 	case phoneHangsUp:
 		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.Hangup(c.ctx) })
+	case isTransferred:
+		return c.transfer()
 	case clientHangsUp:
 		return 0, 400 * time.Millisecond, c.later(0, func() error { c.leave(clients...); return nil })
 	}
@@ -360,26 +386,39 @@ func (c *chaos) awaitSound(since time.Time) {
 }
 
 // awaitFate waits until everybody hears everybody since that moment, or the phone's call has ended. Who is at the phone does
-// what the next process asks for.
-func (c *chaos) awaitFate(p phase, since time.Time) (alive bool) {
+// what the next process asks for. A phone that is asked or waits before it may enter hears nobody until then, which is
+// the moment that is returned.
+func (c *chaos) awaitFate(p phase, since time.Time) (alive bool, from time.Time) {
 	c.t.Helper()
 	ended := func() bool { _, closed := c.came(lab.CallClosed); return closed }
-	if c.phone != c.desk {
+	lives := func() bool { return len(c.present()) > 0 }
+	during, limit := func() {}, heardAgain
+	switch {
+	case c.phone != c.desk:
 		ended = c.orderIsOver
-	}
-	c.eventually("all hear each other, or the call has ended", heardAgain, func() bool {
-		if p == typesPIN {
-			c.typeAgain()
+	case p == typesPIN:
+		during = c.typeAgain
+	case p == waitsInLobby:
+		during = func() {
+			c.letInAgain()
+			if c.lobby.waited.After(since) {
+				since = c.lobby.waited
+			}
 		}
+	case p == isTransferred:
+		during, ended, lives, limit = c.pickUpLate, c.transferIsOver, c.staysHere, heardAgain+2*commandIsLost
+	}
+	c.eventually("all hear each other, or the call has ended", limit, func() bool {
+		during()
 		if ended() {
 			return true
 		}
-		if len(c.present()) > 0 {
+		if lives() {
 			_, alive = c.allHeard(since)
 		}
 		return alive
 	})
-	return alive
+	return alive, since
 }
 
 // judge listens for a second or two and notes how long each line was dead.
@@ -454,7 +493,9 @@ func (c *chaos) tidy() {
 		return
 	}
 	c.explain()
-	_ = c.phone.Hangup(c.ctx) // there may be no call
+	for _, p := range c.phones {
+		_, _ = p.Hangup(c.ctx), p.Hangup(c.ctx) // there may be no call, or two
+	}
 	bed.Bridge().Kill()
 	if err := bed.Bridge().Start(c.ctx); err != nil {
 		c.t.Error(err)
@@ -486,14 +527,14 @@ func (c *chaos) count(p phase, alive bool) {
 func (c *chaos) report() string {
 	listeners := []string{"phone", string(lab.Hydrogen), string(lab.JSSDK)}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-20s %5s %5s", "gaps in ms", "alive", "ended")
+	fmt.Fprintf(&b, "%-21s %5s %5s", "gaps in ms", "alive", "ended")
 	for _, who := range listeners {
 		fmt.Fprintf(&b, " | %-9s p50   p95   max", who)
 	}
 	b.WriteString("\n")
 	all := &tally{gaps: map[string][]time.Duration{}}
 	row := func(name string, t *tally) {
-		fmt.Fprintf(&b, "%-20s %5d %5d", name, t.alive, t.ended)
+		fmt.Fprintf(&b, "%-21s %5d %5d", name, t.alive, t.ended)
 		for _, who := range listeners {
 			fmt.Fprintf(&b, " | %13s %5s %5s", quantile(t.gaps[who], 0.5), quantile(t.gaps[who], 0.95), quantile(t.gaps[who], 1))
 		}

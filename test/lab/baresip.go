@@ -35,6 +35,7 @@ type controlMessage struct {
 	Event    bool   `json:"event"`
 	Type     string `json:"type"`
 	Param    string `json:"param"`
+	ID       string `json:"id"` // of the call
 }
 
 // maxNetstring bounds what we believe from the control connection.
@@ -105,7 +106,7 @@ func (c *baresipControl) read() {
 			continue
 		}
 		if m.Event {
-			c.events(PhoneEvent{Type: m.Type, Param: m.Param, At: time.Now()})
+			c.events(PhoneEvent{Type: m.Type, Param: m.Param, Call: m.ID, At: time.Now()})
 			continue
 		}
 		c.mu.Lock()

@@ -30,6 +30,9 @@ const (
 // ringNumber leads to the same room as the number does, and rings it where the number waits in the call.
 func ringNumber(number int) string { return fmt.Sprint("9", number) }
 
+// lobbyNumber leads there through the lobby.
+func lobbyNumber(number int) string { return fmt.Sprint("8", number) }
+
 // PINNumber leads to the room whose PIN is typed; see [Bridge.MakePIN].
 const PINNumber = "8000"
 
@@ -132,14 +135,15 @@ func (b *Bridge) configure(homeserver string) error {
 	b.as, b.admin = ports[0], ports[1]
 	b.sip = fmt.Sprintf("127.0.0.1:%d", sip)
 	rtp := 20000 + (ports[1]%100)*100 // a range of this lab's own, most likely
-	var routes []map[string]string
+	var routes []map[string]any
 	for n := firstNumber; n < firstNumber+numbers; n++ {
 		room := "#" + aliasName(n) + ":" + labDomain
 		routes = append(routes,
-			map[string]string{"number": fmt.Sprint(n), "room": room, "intent": "m.prompt"},
-			map[string]string{"number": ringNumber(n), "room": room, "intent": "m.ring", "ring_timeout": "8s", "refusal_tone": "3s"})
+			map[string]any{"number": fmt.Sprint(n), "room": room, "intent": "m.prompt"},
+			map[string]any{"number": ringNumber(n), "room": room, "intent": "m.ring", "ring_timeout": "8s", "refusal_tone": "3s"},
+			map[string]any{"number": lobbyNumber(n), "room": room, "lobby": true})
 	}
-	routes = append(routes, map[string]string{"number": PINNumber, "room": "*", "pin": "database"})
+	routes = append(routes, map[string]any{"number": PINNumber, "room": "*", "pin": "database"})
 	config, err := yaml.Marshal(map[string]any{
 		"dial_in":    map[string]any{"pin_key": filepath.Join(filepath.Dir(b.config), "pin.key")},
 		"homeserver": map[string]any{"address": homeserver, "domain": labDomain},

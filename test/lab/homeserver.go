@@ -35,6 +35,7 @@ type Room struct {
 	ID     id.RoomID
 	Number string // waits in the room's call, as in a conference; "" without a bridge
 	Ring   string // another number: rings the room while nobody is in its call
+	Lobby  string // and one whose callers wait until the room lets them in
 }
 
 // RoomOptions say who is in a room. The zero value needs an owner.
@@ -115,7 +116,7 @@ func (l *Lab) NewRoom(ctx context.Context, opts RoomOptions) (*Room, error) {
 		if number >= firstNumber+numbers {
 			return nil, fmt.Errorf("make a room: the bridge has routes for %d rooms only", numbers)
 		}
-		room.Number, room.Ring = fmt.Sprint(number), ringNumber(number)
+		room.Number, room.Ring, room.Lobby = fmt.Sprint(number), ringNumber(number), lobbyNumber(number)
 		body["room_alias_name"] = aliasName(number)
 		invite = append(invite, l.bridge.Bot())
 	}

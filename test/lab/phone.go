@@ -38,6 +38,7 @@ type Phone struct {
 type PhoneEvent struct {
 	Type  string
 	Param string // with CALL_CLOSED: why, as baresip says it
+	Call  string // its Call-ID
 	At    time.Time
 }
 
@@ -174,7 +175,7 @@ func (p *Phone) Dial(ctx context.Context, number string) error {
 // PickUp answers the call that rings.
 func (p *Phone) PickUp(ctx context.Context) error { return p.command(ctx, "accept", "") }
 
-// Hangup ends the call.
+// Hangup ends the call, the newest one if there are two.
 func (p *Phone) Hangup(ctx context.Context) error { return p.command(ctx, "hangup", "") }
 
 // Hold puts the far end on hold; Resume ends that.
@@ -248,10 +249,19 @@ func (p *Phone) last(event string) (PhoneEvent, bool) {
 }
 
 // InCall reports whether a call is established now.
-func (p *Phone) InCall() bool {
-	up, ok := p.last(CallEstablished)
-	down, ended := p.last(CallClosed)
-	return ok && (!ended || down.At.Before(up.At))
+func (p *Phone) InCall() bool { return len(p.Calls()) > 0 }
+
+// Calls returns the calls that are established now, the oldest first: a phone that is transferred has two for a while.
+func (p *Phone) Calls() (ids []string) {
+	for _, ev := range p.Events() {
+		switch ev.Type {
+		case CallEstablished:
+			ids = append(ids, ev.Call)
+		case CallClosed:
+			ids = slices.DeleteFunc(ids, func(id string) bool { return id == ev.Call })
+		}
+	}
+	return ids
 }
 
 // Rings reports whether a call to it rings now, and since when.
