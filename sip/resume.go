@@ -22,6 +22,10 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	return s.resume(d, l, s.trunkNamed(d.Info.Trunk))
 }
 
+// hearingTime is how long a resumed call with an overdue session timer does nothing about it: the phone's own refresh may wait to be
+// read, and the application asks the phone anyway ([Call.Refresh]).
+const hearingTime = 10 * time.Second
+
 // Dismiss tells the phone of a saved dialog, which [Stack.Resume] cannot go on with, that the call is over: by BYE, CANCEL or a
 // refusal, whichever fits. Where nobody listens on its transport any more it tries another one, and where its trunk is not
 // known any more it asks where the phone was. A call that is resumed already is hung up.
@@ -76,6 +80,9 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 		c.out.resumed = true
 	}
 	c.nextRefresh = d.Session.next()
+	if heard := time.Now().Add(hearingTime); !c.nextRefresh.IsZero() && c.nextRefresh.Before(heard) {
+		c.nextRefresh = heard
+	}
 	c.referring, c.unsure = d.Transfer.CSeq != 0, d.Transfer.Branch != ""
 	c.hold = d.Held()
 	c.log = s.log.With("call", shortID(d.CallID), "trunk", d.Info.Trunk)

@@ -2,6 +2,7 @@ package sip
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -404,6 +405,40 @@ func TestTimerIsSavedBeforeThePhoneIsToldOfIt(t *testing.T) {
 				}
 				b.peer.send(b.peer.within("ACK", "k2", 2, ""))
 				b.peer.send(b.peer.within("BYE", "y1", 9, ""))
+			})
+		})
+	}
+}
+
+// While no process ran, the time came to give the call up, and so did the phone's refresh.
+func TestOverdueTimerOfAResumedCallWaitsForThePhone(t *testing.T) {
+	for _, refreshed := range []bool{true, false} {
+		t.Run(fmt.Sprint("refreshed ", refreshed), func(t *testing.T) {
+			var saved Dialog
+			var update, bye string
+			inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+				b.peer.send(invite("Supported: timer", "Session-Expires: 90;refresher=uac"))
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				saved = b.saved()
+				update = b.peer.within("UPDATE", "u2", 2, "", "Supported: timer", "Session-Expires: 90;refresher=uac")
+				bye = b.peer.within("BYE", "y1", 9, "")
+			})
+			inBubble(t, quiet10h, nil, func(b *bubble) { // another process
+				saved.Session.Until = time.Now().Add(25 * time.Second)
+				if _, err := b.stack.Resume(saved); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				if refreshed {
+					b.peer.send(update)
+				}
+				time.Sleep(20 * time.Second)
+				synctest.Wait()
+				hungUp := slices.ContainsFunc(b.peer.lines(), func(l string) bool { return strings.HasSuffix(l, " BYE") })
+				if hungUp == refreshed {
+					t.Errorf("peer received %v", b.peer.lines())
+				}
+				b.peer.send(bye)
 			})
 		})
 	}

@@ -35,6 +35,9 @@ func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
 		}
 	}
 	t.Logf("%.1f s a round\n%s", time.Since(began).Seconds()/float64(rounds), c.report())
+	if median := c.usualGap(); rounds >= manyRounds && median > longestGap {
+		t.Errorf("half of the calls that were up are back after %v or later, want %v at most", median, longestGap)
+	}
 	if failed > 0 {
 		t.Errorf("%d rounds failed; make chaos SEED=%d ROUNDS=%d repeats them", failed, seed, rounds)
 	}
@@ -50,6 +53,8 @@ func number(variable string, otherwise int) int {
 
 const (
 	maxFailures  = 5                      // no more rounds are tried then
+	manyRounds   = 50                     // enough for a median
+	longestGap   = 2 * time.Second        // in the middle of the gaps, the process's start included
 	heardAgain   = 15 * time.Second       // everybody hears everybody so soon after the next start, or the call has ended
 	clearedAfter = 12 * time.Second       // all of a call is gone so soon after its end
 	buffered     = 500 * time.Millisecond // sound of the dead process is not heard for longer
@@ -550,6 +555,21 @@ func (c *chaos) report() string {
 	}
 	row("all", all)
 	return b.String()
+}
+
+// usualGap is the median of everybody's gaps in calls that were simply up.
+func (c *chaos) usualGap() time.Duration {
+	var all []time.Duration
+	for _, p := range []phase{talking, renegotiates, calleeTalks} {
+		for _, gaps := range c.at(p).gaps {
+			all = append(all, gaps...)
+		}
+	}
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
 }
 
 // quantile is the smallest gap that so many of all do not exceed.
