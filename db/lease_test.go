@@ -203,14 +203,16 @@ func TestNodeOfAHangingProcessIsFreeWhenItsLeaseLapses(t *testing.T) {
 }
 
 // lock holds the lock of a row as a process does that froze in the middle of a transaction. What it returns ends that.
-func lock(t *testing.T, address, statement string) (thaw func()) {
+func lock(t *testing.T, address string, statements ...string) (thaw func()) {
 	t.Helper()
 	tx, err := open(t, address).db.RawDB.BeginTx(t.Context(), nil)
-	if err == nil {
-		_, err = tx.ExecContext(t.Context(), statement)
-	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, statement := range statements {
+		if _, err := tx.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() { _ = tx.Rollback() }) // the server may have ended it
 	return func() {
@@ -244,7 +246,7 @@ func TestLockedRowDoesNotKeepOthersFromBeingAdopted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			address := freshDatabase(t)
 			orphans(t, address)
-			thaw := lock(t, address, tt.statement)
+			thaw := lock(t, address, "SET LOCAL idle_in_transaction_session_timeout = 0", tt.statement)
 			s := open(t, address)
 			two := lease(t, s, "run-2")
 			legs, err := two.Adopt(t.Context())
