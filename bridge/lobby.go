@@ -77,7 +77,7 @@ func (a *actor) lobbyOver(how leg.Cause) {
 		return
 	}
 	a.lobby.posted = nil
-	by := a.lobby.by
+	text := a.caller() + " waited in the lobby: " + lobbyOutcome(how, a.lobby.by) + "."
 	a.wg.Go(func() {
 		<-posted
 		b.mu.Lock()
@@ -89,7 +89,6 @@ func (a *actor) lobbyOver(how leg.Cause) {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)
 		defer cancel()
-		text := a.name + " waited in the lobby: " + lobbyOutcome(how, by) + "."
 		a.note("tell the room how the wait ended", b.matrix.EditNotice(ctx, room, notice, text))
 	})
 }

@@ -204,8 +204,14 @@ func TestRoomIsToldWhoForwardedTheCall(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.hangUp(lobby) })
-	if text := string(b.awaitLobby(1).Content); !strings.Contains(text, "+493012345678, forwarded by +493022222222 waits in the lobby") {
-		t.Errorf("the lobby's notice says %s", text)
+	const waits = "+493012345678, forwarded by +493022222222 wait"
+	notice = b.awaitLobby(1)
+	if !strings.Contains(string(notice.Content), waits+"s in the lobby") {
+		t.Errorf("the lobby's notice says %s", notice.Content)
+	}
+	b.react(alice, notice.ID, "❌")
+	if got := b.outcome(notice.ID); !strings.HasPrefix(got, waits+"ed in the lobby: sent away by ") {
+		t.Errorf("the lobby's notice says %q at last", got)
 	}
 }
 
