@@ -196,7 +196,7 @@ admin: {listen: "127.0.0.1:29400"}
 		"config.yaml:10: sip.trunks[0].media_networks[0]: \"192.0.2.1\" is not a network",
 		"config.yaml:10: sip.trunks[0].media_networks: are for symmetric_rtp",
 		"config.yaml:10: sip.trunks[0].username: auth_username takes one, too",
-		"config.yaml:10: sip.trunks[0].display_name: must have at most 80 bytes",
+		"config.yaml:10: sip.trunks[0].display_name: must have at most 80 characters",
 		"config.yaml:11: rtp.port_min: 80 is not a port",
 		"config.yaml:12: webrtc.port_min: 30000 to 0 is no range",
 		"config.yaml:11: rtp.port_max: 70 is not a port",

@@ -9,6 +9,7 @@ import (
 	"time"
 	_ "time/tzdata" // images without zones: dialling.time_zone must work there, too
 	"unicode"
+	"unicode/utf8"
 
 	"trunkline/bridge/number"
 	"trunkline/bridge/quota"
@@ -54,7 +55,7 @@ type DialLimit struct {
 // shortestCall: with less than that left a call is not begun at all.
 const shortestCall = time.Minute
 
-// longestName is the most that phones may be shown beside our number: the rest would be cut off.
+// longestName is how many characters phones may be shown beside our number: package sip cuts the rest off.
 const longestName = 80
 
 // Quotas are the limits in the terms of package quota. The config was checked.
@@ -153,8 +154,8 @@ func (c *checker) trunkNumbers(key string, t Trunk) {
 	if t.Number != "" && !phoneNumber.MatchString(t.Number) {
 		c.wrong(key+".number", "%q is not a number as it stands before the @ of a SIP address", t.Number)
 	}
-	if strings.ContainsFunc(t.DisplayName, unicode.IsControl) || strings.ContainsAny(t.DisplayName, "\"\\") || len(t.DisplayName) > longestName {
-		c.wrong(key+".display_name", "must have at most %d bytes, without quotes, backslashes and control characters", longestName)
+	if strings.ContainsFunc(t.DisplayName, unicode.IsControl) || strings.ContainsAny(t.DisplayName, "\"\\") || utf8.RuneCountInString(t.DisplayName) > longestName {
+		c.wrong(key+".display_name", "must have at most %d characters, without quotes, backslashes and control characters", longestName)
 	}
 	if t.CallsPerSecond < 0 {
 		c.wrong(key+".calls_per_second", "must not be negative")

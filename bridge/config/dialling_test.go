@@ -67,6 +67,17 @@ sip:
 	}
 }
 
+func TestDisplayNamesAreCountedInCharacters(t *testing.T) {
+	for n, want := range map[int]bool{longestName: true, longestName + 1: false} {
+		_, err := Parse("config.yaml", []byte(smallest+`
+sip: {trunks: [{name: pbx, networks: [127.0.0.0/8], display_name: `+strings.Repeat("Ж", n)+`}]}
+`))
+		if got := err == nil; got != want {
+			t.Errorf("a name of %d characters is taken: %t, %v", n, got, err)
+		}
+	}
+}
+
 func TestPermissionsAndLimitsAreRead(t *testing.T) {
 	c, err := Parse("config.yaml", []byte(smallest+`
 permissions: {"*": view, "@anna:example.org": call}
