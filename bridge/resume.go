@@ -60,7 +60,11 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 		}
 		before, known := byLeg[row.ID]
 		if err := b.resumeLeg(row, before, known); err != nil {
-			b.log.Warn("a leg cannot be resumed", "leg", row.ID, "err", err)
+			if bug, ok := errors.AsType[*bugError](err); ok {
+				b.log.Error("a leg cannot be resumed because of a bug", "leg", row.ID, "bug", bug.what, "stack", bug.stack)
+			} else {
+				b.log.Warn("a leg cannot be resumed", "leg", row.ID, "err", err)
+			}
 			if err := b.dismiss(row); err != nil {
 				return err
 			}
@@ -72,6 +76,14 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	b.log.Info("legs resumed", "legs", resumed, "lost", len(rows)-resumed, "after", time.Since(begun).Round(time.Millisecond))
 	return nil
 }
+
+// bugError is a panic of ours.
+type bugError struct {
+	what  any
+	stack string
+}
+
+func (e *bugError) Error() string { return fmt.Sprint("bug: ", e.what) }
 
 // dismiss ends a leg that cannot be resumed: for the phone, for who ordered the call, and in the database. Its ghost is swept.
 func (b *Bridge) dismiss(row db.Leg) error {
@@ -95,7 +107,7 @@ func (b *Bridge) dismiss(row db.Leg) error {
 func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known bool) (err error) {
 	defer func() {
 		if bug := recover(); bug != nil {
-			err = fmt.Errorf("bug: %v\n%s", bug, debug.Stack())
+			err = &bugError{what: bug, stack: string(debug.Stack())}
 		}
 	}()
 	var state storedState
