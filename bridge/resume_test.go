@@ -573,22 +573,22 @@ func (b *bed) killedAfter(t *testing.T, alice *member.Member, at time.Duration) 
 }
 
 // Of the time until a call is back, most is what connections in the room take. This is the bridge's own share. The best of three
-// restarts counts: a machine may be busy once.
+// restarts counts, and far more is allowed than it takes, for a machine may be busy; yet less than the bridge ever waits for somebody
+// else.
 func TestResumedCallIsBackAtOnceAsFarAsItIsOurs(t *testing.T) {
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
 	packet, ghost := time.Hour, time.Hour
 	for range 3 {
 		b.stop()
-		time.Sleep(100 * time.Millisecond) // what was sent arrives
+		streams := w.call.Streams() // each process begins its own
 		begun := time.Now()
 		var watch sync.WaitGroup
 		b.startWith(func(next *Bridge) {
-			_, before := w.call.Packets()
 			watch.Go(func() {
-				b.poll(func() bool { _, n := w.call.Packets(); return n > before })
+				b.poll("a packet for the phone", func() bool { return w.call.Streams() > streams })
 				packet = min(packet, time.Since(begun))
-				b.poll(func() bool {
+				b.poll("the ghost to be in its call", func() bool {
 					legs := next.liveLegs()
 					return len(legs) == 1 && legs[0].outlet.Load() != nil
 				})
@@ -598,19 +598,19 @@ func TestResumedCallIsBackAtOnceAsFarAsItIsOurs(t *testing.T) {
 		watch.Wait()
 	}
 	t.Logf("after the start: first packet to the phone after %v, ghost in its call after %v", packet, ghost)
-	if most := 500 * time.Millisecond; packet > most {
-		t.Errorf("the phone hears the first packet %v after the start, want %v at most", packet, most)
-	}
-	if most := time.Second; ghost > most {
-		t.Errorf("the ghost is back in its call %v after the start, want %v at most", ghost, most)
+	if most := 2500 * time.Millisecond; packet > most || ghost > most {
+		t.Errorf("the phone hears the first packet %v after the start, and the ghost is back in its call after %v; want %v at most", packet, ghost, most)
 	}
 	w.await("both to hear each other again", w.hearing)
 	w.clean()
 }
 
 // poll is await for other goroutines than the test's.
-func (b *bed) poll(holds func() bool) {
-	for deadline := time.Now().Add(patience); !holds() && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
+func (b *bed) poll(what string, holds func() bool) {
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			b.t.Errorf("waited %v for %s", patience, what)
+			return
+		}
 	}
 }
