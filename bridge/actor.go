@@ -104,6 +104,20 @@ func (a *actor) tell(kind leg.EventKind) { a.tellEvent(leg.Event{Kind: kind}) }
 
 func (a *actor) tellEvent(ev leg.Event) { a.inbox.Put(func() { a.step(ev) }) }
 
+// do does something in the actor's goroutine, and waits for what comes of it.
+func (a *actor) do(f func() error) error {
+	done := make(chan error, 1)
+	a.inbox.Put(func() { done <- f() })
+	select {
+	case err := <-done:
+		return err
+	case <-a.ctx.Done():
+		return errPhoneLeft
+	}
+}
+
+var errPhoneLeft = &refusal{text: "That phone has just left."}
+
 // run is the actor's loop; it returns when the leg is forgotten.
 func (a *actor) run() {
 	defer a.wg.Wait()

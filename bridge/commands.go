@@ -314,7 +314,7 @@ func (b *Bridge) who(room id.RoomID) string {
 // described asks the leg to describe itself.
 func (a *actor) described() string {
 	var text string
-	if a.carryOut(func() error { text = a.describe(); return nil }) != nil {
+	if a.do(func() error { text = a.describe(); return nil }) != nil {
 		return "has just left"
 	}
 	return text

@@ -48,29 +48,15 @@ func (b *Bridge) transfer(ctx context.Context, cmd command.Command, by id.UserID
 	if i < 0 {
 		return &refusal{text: "The line of that phone does not lead to this number."}
 	}
-	if err := a.carryOut(a.staysHere); err != nil { // before it is counted
+	if err := a.do(a.staysHere); err != nil { // before it is counted
 		return err
 	}
 	if err := b.countTransfer(ctx, quota.Request{User: string(by), Room: string(room), Trunk: a.info.Trunk, Number: to.number}); err != nil {
 		return err
 	}
 	t := &away{board: board{actor: a, room: room}, to: ghostName(sip.Caller{Number: sip.Number(to.number)}, b.showNumbers[a.info.Trunk])}
-	return a.carryOut(func() error { return a.sendAway(t, to.ways[i].dial) })
+	return a.do(func() error { return a.sendAway(t, to.ways[i].dial) })
 }
-
-// carryOut lets the leg do something, and waits for what comes of it.
-func (a *actor) carryOut(do func() error) error {
-	done := make(chan error, 1)
-	a.inbox.Put(func() { done <- do() })
-	select {
-	case err := <-done:
-		return err
-	case <-a.ctx.Done():
-		return errPhoneLeft
-	}
-}
-
-var errPhoneLeft = &refusal{text: "That phone has just left."}
 
 // countTransfer counts the call that a transfer makes, if its limits allow one.
 func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
