@@ -168,34 +168,31 @@ func (b *Bridge) carryOut(ctx context.Context, cmd command.Command, by id.UserID
 			b.log.Error("command failed", "command", cmd, "room", room, "err", err)
 		}
 	}
-	switch {
-	case text == "":
-	case err == nil && cmd.Verb == command.PIN && cmd.PIN == command.NewPIN: // nobody can be told of it later
-		b.say(ctx, room, text)
-	default:
+	if text != "" {
 		b.reply(ctx, room, text)
 	}
 }
 
 // reply says something in a room, as long as that is not flooded.
 func (b *Bridge) reply(ctx context.Context, room id.RoomID, text string) {
+	if !b.mayReply(room) {
+		return
+	}
+	if err := b.matrix.Notice(ctx, room, nil, text); err != nil {
+		b.log.Warn("could not answer a command", "room", room, "err", err)
+	}
+}
+
+// mayReply tells whether a room may be told something more, and counts that.
+func (b *Bridge) mayReply(room id.RoomID) bool {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	pace := b.orders.replies[room]
 	if pace == nil {
 		pace = rate.NewLimiter(rate.Every(time.Minute/repliesPerMinute), repliesPerMinute)
 		b.orders.replies[room] = pace
 	}
-	b.mu.Unlock()
-	if pace.Allow() {
-		b.say(ctx, room, text)
-	}
-}
-
-// say says something in a room.
-func (b *Bridge) say(ctx context.Context, room id.RoomID, text string) {
-	if err := b.matrix.Notice(ctx, room, nil, text); err != nil {
-		b.log.Warn("could not answer a command", "room", room, "err", err)
-	}
+	return pace.Allow()
 }
 
 // forget drops what commands need not know any more; called with the bridge's mutex held.
@@ -256,17 +253,31 @@ func (b *Bridge) pinOf(ctx context.Context, wish command.PINWish, by id.UserID, 
 	}
 	dial := "Dial " + strings.Join(numbers, " or ")
 	if wish == command.NewPIN {
-		made, err := b.renewPIN(ctx, room, by)
-		if err != nil {
-			return "", err
-		}
-		return fmt.Sprintf("%s and enter %s#. Everybody who can read this can dial in; it is not shown again.", dial, made), nil
+		return "", b.tellNewPIN(ctx, dial, by, room)
 	}
 	n, err := b.PINs(ctx, room)
 	if err != nil || n > 0 {
 		return fmt.Sprintf("%s and enter the PIN. %d lead here; what is stored can't be read back.", dial, n), err
 	}
 	return fmt.Sprintf("No PIN leads into this room. Write \"%s pin new\" to have one made.", b.grammar.Prefix), nil
+}
+
+// tellNewPIN makes a PIN in place of those that the room has, and tells it what to dial. Nobody can be told of it later, so none is
+// made for a room that has read all that it may for now.
+func (b *Bridge) tellNewPIN(ctx context.Context, dial string, by id.UserID, room id.RoomID) error {
+	if !b.mayReply(room) {
+		b.log.Info("no PIN is made for a room that has read enough", "room", room, "by", by)
+		return nil
+	}
+	made, err := b.renewPIN(ctx, room, by)
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf("%s and enter %s#. Everybody who can read this can dial in; it is not shown again.", dial, made)
+	if err := b.matrix.Notice(ctx, room, nil, text); err != nil {
+		b.log.Error("nobody knows the PIN of a room, for it could not be told: make another one", "room", room, "err", err)
+	}
+	return nil
 }
 
 // waitingIn are the legs in the lobby of a room, oldest first. Commands do not count them: they are let in or sent away.

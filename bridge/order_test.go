@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http/httptest"
@@ -21,10 +22,12 @@ import (
 	"trunkline/bridge/leg"
 	"trunkline/bridge/number"
 	"trunkline/db"
+	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 	"trunkline/internal/testbed/speech"
+	"trunkline/matrixcall"
 )
 
 const (
@@ -228,6 +231,7 @@ func TestPhoneIsShownWhatTheTrunkSays(t *testing.T) {
 		from, asserts, said string
 	}{
 		"name":        {func(t *config.Trunk) { t.DisplayName = "Café \u00a7 Ltd" }, `"Café § Ltd" <sip:+4930999@`, "", ""},
+		"long name":   {func(t *config.Trunk) { t.DisplayName = strings.Repeat("Ж", 80) }, `"` + strings.Repeat("Ж", 80) + `" <`, "", ""}, // the longest that config takes
 		"hidden":      {func(t *config.Trunk) { t.HideNumber = true }, `"Anonymous" <sip:anonymous@anonymous.invalid>`, "", "id"},
 		"only to pai": {func(t *config.Trunk) { t.HideNumber, t.CallerID = true, "pai" }, `"Anonymous" <sip:anonymous@`, "<sip:+4930999@", "id"},
 	} {
@@ -512,7 +516,37 @@ func (b *bed) madePIN() string {
 	return made
 }
 
-func TestANewPINTakesThePlaceOfTheOldOneAndIsAlwaysTold(t *testing.T) {
+// does lets the bridge hear what a member says, and waits until it has done what that is.
+func (b *bed) does(who *member.Member, text string) {
+	b.t.Helper()
+	done := make(chan struct{})
+	b.process.bridge.message(matrixcall.RoomMessage{Room: b.room, Sender: who.UserID(), Body: text})
+	b.process.bridge.inTurn(b.room, func(context.Context) { close(done) })
+	select {
+	case <-done:
+	case <-b.ctx().Done():
+		b.t.Fatalf("waited %v for %q to be carried out", patience, text)
+	}
+}
+
+// mayRead says how much more the room may be told in answer to commands.
+func (b *bed) mayRead(replies int) {
+	b.process.bridge.mu.Lock()
+	defer b.process.bridge.mu.Unlock()
+	b.process.bridge.orders.replies[b.room] = rate.NewLimiter(0, replies)
+}
+
+// leads tells whether a PIN leads to the room.
+func (b *bed) leads(pin string) bool {
+	b.t.Helper()
+	room, err := b.process.bridge.pins.room(b.ctx(), config.PINDatabase, "", pin)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return room == string(b.room)
+}
+
+func TestANewPINTakesThePlaceOfTheOldOneOnceItCanBeTold(t *testing.T) {
 	t.Parallel()
 	b, _ := dialBed(t, nil)
 	alice := b.person("alice", member.JSSDK, false)
@@ -520,19 +554,27 @@ func TestANewPINTakesThePlaceOfTheOldOneAndIsAlwaysTold(t *testing.T) {
 	b.says(alice, "!sip pin new")
 	b.told("it is not shown again.")
 	first := b.madePIN()
-	b.process.bridge.mu.Lock()
-	b.process.bridge.orders.replies[b.room] = rate.NewLimiter(0, 0) // the room has read all that it may for now
-	b.process.bridge.mu.Unlock()
-	b.says(alice, "!sip pin new")
-	b.await("the room to be told of its second PIN", func() bool { return len(b.boards()) == 2 })
-	second := b.madePIN()
-	for pin, want := range map[string]string{byAdmin: "", first: "", second: string(b.room)} {
-		if room, err := b.process.bridge.pins.room(b.ctx(), config.PINDatabase, "", pin); err != nil || room != want {
-			t.Errorf("PIN (%d digits) leads to %q, %v, want %q", len(pin), room, err, want)
-		}
+	if b.leads(byAdmin) || !b.leads(first) {
+		t.Error("the new PIN has not taken the place of the admin's")
 	}
-	b.says(alice, "!sip pin off")
-	b.await("the second PIN to be taken away", func() bool { n, err := b.process.bridge.PINs(b.ctx(), b.room); return err == nil && n == 0 })
+	b.mayRead(0)
+	b.does(alice, "!sip pin new")
+	b.does(alice, "!sip pin new")
+	if n := len(b.boards()); n != 1 || !b.leads(first) {
+		t.Errorf("a room that has read enough has been told %d PINs, want its first, which still leads to it (%t)", n, b.leads(first))
+	}
+	b.mayRead(1)
+	b.does(alice, "!sip pin new")
+	if n := len(b.boards()); n != 2 {
+		t.Fatalf("the room has been told %d PINs, want its second", n)
+	}
+	if b.leads(first) || !b.leads(b.madePIN()) {
+		t.Error("the second PIN has not taken the place of the first")
+	}
+	b.does(alice, "!sip pin off")
+	if n, err := b.process.bridge.PINs(b.ctx(), b.room); n != 0 || err != nil {
+		t.Errorf("%d PINs are left, %v", n, err)
+	}
 	if boards := b.boards(); len(boards) != 2 {
 		t.Errorf("a room that has read enough is told %q", boards[2:])
 	}
@@ -578,10 +620,43 @@ func TestPINsAreMadeHoweverARouteNamesTheRoom(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			asked := b.hs.Break(&homeserver.Fault{Method: "GET", Path: "/directory/room/", Drop: true})
 			b.says(alice, "!sip pin new")
 			b.told(c.want)
+			if n := asked.Hits(); n != 0 {
+				t.Errorf("the homeserver was asked %d times where its own aliases lead, although it has told the room's", n)
+			}
 		})
 	}
+}
+
+// That nobody can say now where a route leads is not the same as that it leads elsewhere.
+func TestAServerThatIsAwayDoesNotHideNumbersWithPINs(t *testing.T) {
+	t.Parallel()
+	asked := config.Options{PIN: config.PINDatabase}
+	far := []config.Route{{Number: "920", Room: "#far:elsewhere.test", Options: asked}, {Number: "921", Room: "#far:elsewhere.test", Options: asked}}
+	b, _ := dialBed(t, func(c *config.Config) { c.Routes = far })
+	alice := b.person("alice", member.JSSDK, false)
+	b.says(alice, "!sip pin")
+	b.told("No telephone number asks for PINs of this room.")
+	away := b.hs.Break(&homeserver.Fault{Path: "/directory/room/#far", Error: &homeserver.Error{Status: 500, Code: "M_UNKNOWN"}})
+	b.says(alice, "!sip pin")
+	b.told("That did not work")
+	if n := away.Hits(); n != 1 {
+		t.Errorf("the server was asked %d times where one alias leads", n)
+	}
+	near := db.Route{Number: "910", Room: string(b.room), Options: `{"pin":"database"}`}
+	if err := b.process.bridge.store.PutRoute(b.ctx(), near); err != nil {
+		t.Fatal(err)
+	}
+	b.says(alice, "!sip pin new")
+	b.told("Dial 910 and enter ")
+	away.Mend()
+	if _, err := alice.Client().CreateAlias(b.ctx(), "#far:elsewhere.test", b.room); err != nil {
+		t.Fatal(err)
+	}
+	b.says(alice, "!sip pin new")
+	b.told("Dial 910 or 920 or 921 and enter ")
 }
 
 // shows looks for a line of the metrics.

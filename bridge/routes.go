@@ -2,16 +2,19 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
 	"trunkline/db"
+	"trunkline/matrixcall"
 	"trunkline/sip"
 )
 
@@ -87,40 +90,82 @@ func (r *routes) forPINs(ctx context.Context) (list []config.Route, err error) {
 	}), nil
 }
 
-// numbersWithPINs are the numbers that ask for PINs made for the room.
+// aliasPatience is how long other servers may take to say where all aliases lead that routes have of them.
+const aliasPatience = 10 * time.Second
+
+// numbersWithPINs are the numbers that ask for PINs made for the room. Those whose route has an alias of a server that is away are
+// left out; it is an error if there are no others, for then nobody knows.
 func (b *Bridge) numbersWithPINs(ctx context.Context, room id.RoomID) (numbers []string, err error) {
 	list, err := b.routes.forPINs(ctx)
 	if err != nil {
 		return nil, err
 	}
+	names, err := b.matrix.Aliases(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	asking, cancel := context.WithTimeout(ctx, aliasPatience)
+	defer cancel()
+	var away error
+	leads := map[string]bool{config.AnyRoom: true, string(room): true} // by what a route says
+	for _, name := range names {
+		leads[string(name)] = true
+	}
 	for _, route := range list {
-		if route.Room == config.AnyRoom || b.leadsTo(ctx, route.Room, room) {
+		if _, known := leads[route.Room]; !known {
+			there, err := b.leadsTo(asking, route.Room, room)
+			leads[route.Room], away = there, errors.Join(away, err)
+		}
+		if leads[route.Room] {
 			numbers = append(numbers, route.Number)
 		}
 	}
-	if b.routes.domain != "" && b.routes.defaults.PIN == config.PINDatabase {
-		aliases, err := b.matrix.Aliases(ctx, room)
-		if err != nil {
-			return nil, err
-		}
-		for _, alias := range aliases {
-			name, isOurs := strings.CutSuffix(strings.TrimPrefix(string(alias), "#"), ":"+b.routes.domain)
-			if found, err := b.routes.Find(ctx, name); isOurs && err == nil && found.room == string(alias) {
-				numbers = append(numbers, name)
-			}
-		}
+	named, err := b.namesWithPINs(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	numbers = append(numbers, named...)
+	switch {
+	case away != nil && len(numbers) == 0:
+		return nil, away
+	case away != nil:
+		b.log.Warn("numbers with PINs are left out", "room", room, "err", away)
 	}
 	slices.Sort(numbers)
 	return slices.Compact(numbers), nil
 }
 
-// leadsTo says whether an alias or id is that of a room. An alias that nobody can resolve now leads nowhere.
-func (b *Bridge) leadsTo(ctx context.Context, target string, room id.RoomID) bool {
-	found, err := b.matrix.ResolveRoom(ctx, target)
-	if err != nil {
-		b.log.Warn("a route leads to no room", "room", target, "err", err)
+// leadsTo says whether what a route says is another server's name of the room.
+func (b *Bridge) leadsTo(ctx context.Context, target string, room id.RoomID) (bool, error) {
+	if !strings.HasPrefix(target, "#") || strings.HasSuffix(target, ":"+b.cfg.Homeserver.Domain) {
+		return false, nil
 	}
-	return err == nil && found == room
+	found, err := b.matrix.ResolveRoom(ctx, target)
+	if _, unknown := errors.AsType[*matrixcall.RoomError](err); unknown {
+		return false, nil
+	}
+	return found == room, err
+}
+
+// namesWithPINs are those names of a room that can be dialled and ask for PINs made for it.
+func (b *Bridge) namesWithPINs(ctx context.Context, names []id.RoomAlias) (numbers []string, err error) {
+	if b.routes.domain == "" || b.routes.defaults.PIN != config.PINDatabase {
+		return nil, nil
+	}
+	for _, alias := range names {
+		name, isOurs := strings.CutSuffix(strings.TrimPrefix(string(alias), "#"), ":"+b.routes.domain)
+		if !isOurs {
+			continue
+		}
+		found, err := b.routes.Find(ctx, name)
+		switch {
+		case found.room == string(alias) && found.options.PIN == config.PINDatabase: // an error is about other options
+			numbers = append(numbers, name)
+		case err != nil && found.room == "":
+			return nil, err
+		}
+	}
+	return numbers, nil
 }
 
 // routeOf is the route of a number as a trunk writes it.
