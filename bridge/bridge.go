@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -75,6 +76,8 @@ type Bridge struct {
 
 	performed func(leg.Effect) // hears of each effect that was begun; tests only
 
+	stopped atomic.Value // string: an admin wants no calls to telephones, and why; none or "" = not so
+
 	commands sync.WaitGroup // of rooms; none begins once closing is set
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
 
@@ -87,7 +90,6 @@ type Bridge struct {
 	told      map[id.RoomID]time.Time   // rooms that were told why phones can't come in, and when
 	announced map[id.RoomID][]time.Time // when a room was told of a call
 	orders    orders
-	stopped   string // no calls to telephones, an admin says, and why; "" = not so
 	closing   bool
 	ready     bool
 }

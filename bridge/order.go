@@ -68,25 +68,33 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	}
 	a.order.board.post(ctx, "Calling "+a.name+" …")
 	a.note("save leg", b.journal.SaveLeg(ctx, a.row())) // now it names the notice
+	if why, err := b.takeIn(a); err != nil {
+		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
+		a.deleteRow(why)
+		return err
+	}
+	return nil
+}
+
+// takeIn lets a prepared call begin. Much may have happened while it was prepared, which takes as long as the homeserver wants: the
+// error is why it may not any more, for the room, and the cause is that for the history.
+func (b *Bridge) takeIn(a *actor) (leg.Cause, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	late, why := error(nil), leg.Busy // other calls came while this one was prepared
-	switch {
+	switch stopped := b.quotas().Stopped; {
 	case b.closing || !b.ready || !b.drain.since.IsZero():
-		late, why = errGoesDown, leg.ShuttingDown
+		return leg.ShuttingDown, errGoesDown
+	case stopped != "":
+		_, err := decide(quota.Rules{Stopped: stopped}, time.Now(), quota.Request{}, nil)
+		return leg.SwitchedOff, err
 	case len(b.legs) >= b.cfg.Calls.MaxLegs:
-		late = errTooMany
-	}
-	if late != nil {
-		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
-		a.note("delete row", b.journal.DeleteLeg(string(a.id), b.hold(a.epoch), string(why), time.Now()))
-		return late
+		return leg.Busy, errTooMany
 	}
 	a.tell(leg.Ordered)
-	call.OnEvent(a.fromPhone)
+	a.call.OnEvent(a.fromPhone)
 	b.legs[a.id] = a
 	b.wg.Go(a.run)
-	return nil
+	return "", nil
 }
 
 var (
@@ -121,7 +129,7 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 			Trunk: w.trunk.Name, Number: w.dial, From: callerOf(w.trunk),
 			RingTimeout:   b.cfg.Dialling.RingTimeout + sipGrace,
 			HoldAck:       true,
-			AllowRedirect: func(n sip.Number) bool { return b.plan.MayRedirect(w.trunk.Name, n) },
+			AllowRedirect: func(n sip.Number) bool { return b.quotas().Stopped == "" && b.plan.MayRedirect(w.trunk.Name, n) },
 		})
 		if err == nil {
 			return call, w.trunk.Name, nil
@@ -249,7 +257,12 @@ func (b *Bridge) refusedOrder(by id.UserID, room id.RoomID, reason string) {
 	b.log.Info("an order is refused", "by", by, "room", room, "reason", reason)
 }
 
+// dialPhone sends the INVITE, unless calls were switched off while the ghost was on its way into the room's call.
 func (a *actor) dialPhone() {
+	if a.bridge.quotas().Stopped != "" {
+		a.tellEvent(leg.Event{Kind: leg.Dismissed, Cause: leg.SwitchedOff})
+		return
+	}
 	if err := a.call.SendInvite(); err != nil {
 		a.note("dial", err)
 		a.tell(leg.PhoneFailed)

@@ -714,56 +714,6 @@ func TestLongestCallIsEndedAndTold(t *testing.T) {
 	b.clear()
 }
 
-func TestKillSwitchTellsWhy(t *testing.T) {
-	t.Parallel()
-	b, _ := dialBed(t, func(c *config.Config) { c.Dialling.Stopped = "the bill is being looked into." })
-	alice := b.person("alice", member.JSSDK, false)
-	b.says(alice, "!sip call 1001")
-	b.told("Calls to telephones are switched off at present: the bill is being looked into.")
-}
-
-func TestAnAdminSwitchesCallsOffAndOn(t *testing.T) {
-	t.Parallel()
-	b, p := dialBed(t, nil)
-	alice := b.person("alice", member.JSSDK, true)
-	ask := func(method, path string, want diallingView) {
-		t.Helper()
-		w := httptest.NewRecorder()
-		b.process.bridge.admin().ServeHTTP(w, httptest.NewRequest(method, path, nil))
-		var got diallingView
-		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got != want {
-			t.Errorf("%s %s: %d %s, want %+v", method, path, w.Code, w.Body, want)
-		}
-	}
-	ask("GET", "/dialling", diallingView{})
-	b.says(alice, "!sip call 1001")
-	call := b.called(p)
-	if err := call.PickUp(b.ctx()); err != nil {
-		t.Fatal(err)
-	}
-	b.told("1001 has answered.")
-	ask("POST", "/dialling/stop", diallingView{Stopped: stoppedByAdmin})
-	b.says(alice, "!sip call 1002")
-	b.told("Calls to telephones are switched off at present: " + stoppedByAdmin)
-	b.says(alice, "!sip transfer 1003")
-	b.await("the transfer to be refused, too", func() bool { return len(b.boards()) == 3 })
-	if call.Ended() != "" {
-		t.Error("the call that was up has ended")
-	}
-	ask("POST", "/dialling/stop?why=fraud.&calls=end", diallingView{Stopped: "fraud.", Ended: 1})
-	<-call.Done()
-	b.told("calls to telephones were switched off.")
-	b.clear()
-	ask("POST", "/dialling/start", diallingView{})
-	b.says(alice, "!sip call 1004")
-	again := b.called(p)
-	if err := again.Refuse(486, "Busy Here"); err != nil {
-		t.Fatal(err)
-	}
-	b.told("Call to 1004: busy.")
-	b.clear()
-}
-
 func TestEverybodyLeavesWhileThePhoneRings(t *testing.T) {
 	t.Parallel()
 	b, p := dialBed(t, nil)

@@ -101,9 +101,13 @@ func (a *actor) sendAway(t *away, dial sip.Number) error {
 	return nil
 }
 
-// refer sends REFER.
+// refer sends REFER, unless calls were switched off since that was wanted.
 func (a *actor) refer(dial sip.Number) {
 	if a.state.Phase != leg.Talking {
+		return
+	}
+	if a.bridge.quotas().Stopped != "" {
+		a.staysBecause(overWords[leg.SwitchedOff])
 		return
 	}
 	if err := a.call.PrepareTransfer(dial); err != nil {

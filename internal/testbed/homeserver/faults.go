@@ -29,6 +29,7 @@ type Fault struct {
 	User   id.UserID     // masqueraded user or "" = any
 	Times  int           // how many requests; 0 = all until Mend
 	Delay  time.Duration // before anything else happens
+	Hold   chan struct{} // the same until it is closed; nil = no
 	Drop   bool          // cut the connection instead of answering
 	Error  *Error        // answer instead of doing; nil with Drop false: only the delay
 	Late   bool          // do it, also when the client is gone by then, and lose the answer (Drop or Error)
@@ -101,6 +102,13 @@ func (f *Fault) serve(w http.ResponseWriter, r *http.Request, healthy http.Handl
 	if f.Delay > 0 {
 		select {
 		case <-time.After(f.Delay):
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if f.Hold != nil {
+		select {
+		case <-f.Hold:
 		case <-r.Context().Done():
 			return
 		}
