@@ -18,8 +18,8 @@ type board struct {
 
 	mu     sync.Mutex // guards what follows
 	notice id.EventID // "" = could not be posted
-	next   string     // to be shown after the edit under way, "" = none
-	busy   bool
+	next   string     // to be shown after what is under way, "" = none
+	busy   bool       // keepUp runs
 }
 
 // post says the first thing. The call waits for it: a process that dies leaves word of what it began.
@@ -41,30 +41,26 @@ func (p *board) event() id.EventID {
 	return p.notice
 }
 
-// show lets the notice say something else. Only the actor calls it.
+// show lets the notice say something else, if there is one. Only the actor calls it.
 func (p *board) show(text string) {
+	if p.event() != "" {
+		p.tell(text)
+	}
+}
+
+// tell is show, and a notice of its own where there is none to edit. Only the actor calls it.
+func (p *board) tell(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.notice == "" {
-		return
-	}
 	p.next = text
 	if !p.busy {
 		p.busy = true
-		p.actor.wg.Go(p.edit)
+		p.actor.wg.Go(p.keepUp)
 	}
 }
 
-// tell is show, and a notice of its own where there is none to edit.
-func (p *board) tell(text string) {
-	if p.event() != "" {
-		p.show(text)
-		return
-	}
-	p.actor.wg.Go(func() { p.post(context.WithoutCancel(p.actor.ctx), text) })
-}
-
-func (p *board) edit() {
+// keepUp lets the notice say what is wanted, until it does.
+func (p *board) keepUp() {
 	a := p.actor
 	for {
 		p.mu.Lock()
@@ -73,6 +69,10 @@ func (p *board) edit() {
 		p.mu.Unlock()
 		if text == "" {
 			return
+		}
+		if notice == "" {
+			p.post(context.WithoutCancel(a.ctx), text)
+			continue
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), noticePatience)
 		a.note("tell the room how its call is getting on", a.bridge.matrix.EditNotice(ctx, p.room, notice, text))

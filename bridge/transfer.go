@@ -111,11 +111,16 @@ func (a *actor) refer(dial sip.Number) {
 		return
 	}
 	if err := a.call.PrepareTransfer(dial); err != nil {
-		a.note("transfer the phone", err)
+		a.note("prepare a transfer", err)
 		a.transferring(500)
 		return
 	}
-	a.onceSaved(func() { a.note("transfer the phone", a.call.SendTransfer()) })
+	a.onceSaved(func() {
+		if err := a.call.SendTransfer(); err != nil {
+			a.note("send a transfer", err)
+			a.transferring(500)
+		}
+	})
 }
 
 // onceSaved does something when the row of a phone that talks is written as it is now. Without the database it is done all the

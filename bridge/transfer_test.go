@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -275,9 +276,15 @@ func TestTransferIsTakenUpWhereAKilledProcessLeftIt(t *testing.T) {
 				if call.Ended() != "" {
 					t.Errorf("the call ended: %q", call.Ended())
 				}
-				if err := call.Notify(b.ctx(), "200 OK", true); err != nil {
-					t.Fatal(err)
+				held := b.holds("/send/m.room.message") // so that the end is known before the room has read anything
+				for _, status := range []string{"180 Ringing", "200 OK"} {
+					if err := call.Notify(b.ctx(), status, status == "200 OK"); err != nil {
+						t.Fatal(err)
+					}
 				}
+				b.await("the phone to be let go", func() bool { return call.Ended() != "" })
+				b.await("a notice to be on its way", func() bool { return held.Hits() == 1 })
+				close(held.Hold)
 				b.told("was transferred to 1002.")
 			}
 			select {
@@ -286,6 +293,10 @@ func TestTransferIsTakenUpWhereAKilledProcessLeftIt(t *testing.T) {
 				t.Fatal("a phone that was transferred is not let go")
 			}
 			b.clear()
+			b.stop() // now all is said
+			if slices.ContainsFunc(b.boards(), func(text string) bool { return strings.HasSuffix(text, "1002 rings.") }) {
+				t.Errorf("the room still reads that the transfer is under way: %q", b.boards())
+			}
 		})
 	}
 }

@@ -233,10 +233,14 @@ func (c *Call) prepareTransfer(to Number) error {
 	return nil
 }
 
-// sendTransfer sends our REFER.
+// sendTransfer sends our REFER. One that cannot be sent is not under way.
 func (c *Call) sendTransfer() error {
 	req, err := c.referRequest()
 	if err != nil {
+		if c.dialog.Transfer.Branch != "" {
+			c.dialog.Transfer = Transfer{}
+			c.changed()
+		}
 		return err
 	}
 	c.referring = true

@@ -264,6 +264,38 @@ func TestWeTransferAPhone(t *testing.T) {
 	}
 }
 
+func TestReferThatCannotBeSentIsNotUnderWay(t *testing.T) {
+	inBubble(t, outbound, answerAtOnce, func(b *bubble) {
+		c := b.up()
+		if err := c.PrepareTransfer("300"); err != nil {
+			t.Fatal(err)
+		}
+		target := c.Dialog().RemoteTarget
+		for _, is := range []struct {
+			target string
+			sent   bool
+		}{{"nowhere", false}, {target, true}} {
+			_ = c.do(func() error { c.dialog.RemoteTarget = is.target; return nil })
+			if err := c.SendTransfer(); (err == nil) != is.sent {
+				t.Errorf("SendTransfer with the phone at %q: %v", is.target, err)
+			}
+			synctest.Wait()
+			if is.sent != strings.HasPrefix(b.peer.last(), "REFER ") {
+				t.Errorf("with the phone at %q the last it has heard is %q", is.target, b.peer.last())
+			}
+			if is.sent {
+				return
+			}
+			if d := b.saved(); d.Transfer != (Transfer{}) {
+				t.Errorf("the dialog that is saved still names the transfer: %+v", d.Transfer)
+			}
+			if err := c.PrepareTransfer("300"); err != nil {
+				t.Errorf("the next transfer: %v", err)
+			}
+		}
+	})
+}
+
 // The process before has died when its row named the transfer, and nobody knows whether the phone was asked.
 func TestResumedCallSendsItsReferAgain(t *testing.T) {
 	for _, tt := range []struct {
