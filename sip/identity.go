@@ -20,7 +20,8 @@ func inviteInfo(trunk *Trunk, req *gosip.Request) Info {
 		}
 	}
 	i.Caller = callerOf(trunk, req)
-	i.Diverted = diverted(req)
+	// A proxy of RFC 7044 adds an entry for each hop: who was dialled has forwarded nothing.
+	i.Diverted = slices.DeleteFunc(diverted(req), func(n Number) bool { return n == i.Dialled })
 	return i
 }
 
@@ -50,48 +51,66 @@ const maxDiverted = 10
 // diverted reads the way a call has come: History-Info tells it from the beginning, its last entry being where the call
 // is now; Diversion from the end.
 func diverted(req *gosip.Request) []Number {
-	numbers := func(name string) (out []Number) {
+	entries := func(name string) (out []string) {
 		for _, h := range req.GetHeaders(name) {
-			for _, one := range splitAddresses(h.Value()) {
-				if uri, err := routeURI(one); err == nil && len(out) < maxDiverted && !hidden(one) {
-					if n := userPart(&uri); n != "" {
-						out = append(out, n)
-					}
-				}
-			}
+			out = append(out, splitAddresses(h.Value())...)
 		}
 		return out
 	}
-	if list := numbers("Diversion"); len(list) > 0 {
-		slices.Reverse(list)
-		return list
+	list := entries("Diversion")
+	slices.Reverse(list)
+	if len(list) == 0 && !wantsPrivacy(req, "history", "session", "header") { // RFC 7044 §10.1
+		list = entries("History-Info")
+		list = list[:max(0, len(list)-1)]
 	}
-	if list := numbers("History-Info"); len(list) > 1 {
-		return list[:len(list)-1]
+	var out []Number
+	for _, one := range list {
+		var uri gosip.Uri
+		params := gosip.NewParams()
+		if _, err := gosip.ParseAddressValue(one, &uri, &params); err != nil || hidden(params) || hidden(uri.Headers) {
+			continue
+		}
+		if n := userPart(&uri); n != "" {
+			out = append(out, n)
+		}
 	}
-	return nil
+	return out[max(0, len(out)-maxDiverted):]
 }
 
-// hidden tells whether a station wants not to be named: privacy=full of Diversion (RFC 5806 §5), Privacy=history of History-Info
-// (RFC 7044 §10.1).
-func hidden(station string) bool {
-	_, privacy, found := strings.Cut(strings.ToLower(station), "privacy=")
-	privacy = strings.TrimLeft(privacy, `"`)
-	return found && !strings.HasPrefix(privacy, "off") && !strings.HasPrefix(privacy, "none")
+// hidden tells by the parameters of an address whether its owner wants not to be named: those of Diversion (RFC 5806 §5) and
+// Remote-Party-ID, or of History-Info the headers in the address (RFC 7044 §10.1).
+func hidden(params gosip.HeaderParams) bool {
+	privacy, ok := paramOf(params, "privacy")
+	return ok && privacy != "off" && privacy != "none"
+}
+
+// paramOf reads a parameter as ParseAddressValue leaves it: in letters of either case, with blanks and quotes around it.
+func paramOf(params gosip.HeaderParams, name string) (string, bool) {
+	for _, p := range params {
+		if strings.EqualFold(strings.TrimSpace(p.K), name) {
+			return strings.ToLower(strings.Trim(p.V, "\" \t")), true
+		}
+	}
+	return "", false
+}
+
+// wantsPrivacy says that the Privacy of a request has one of these values (RFC 3323 §4.2).
+func wantsPrivacy(req *gosip.Request, values ...string) bool {
+	for _, p := range listHeader(req, "Privacy", "") {
+		for v := range strings.SplitSeq(p, ";") {
+			if slices.Contains(values, strings.ToLower(strings.TrimSpace(v))) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // callerOf reads who speaks: From, and on a trusted trunk what the network asserts.
 func callerOf(trunk *Trunk, req *gosip.Request) Caller {
 	from := req.From()
 	c := Caller{Number: userPart(&from.Address), DisplayName: displayName(from.DisplayName)}
-	for _, p := range listHeader(req, "Privacy", "") { // RFC 3323 §4.2, RFC 3325 §9.3
-		for v := range strings.SplitSeq(p, ";") {
-			switch strings.ToLower(strings.TrimSpace(v)) {
-			case "id", "user", "header":
-				c.Private = true
-			}
-		}
-	}
+	c.Private = wantsPrivacy(req, "id", "user", "header") // RFC 3325 §9.3
 	if strings.EqualFold(from.Address.User, "anonymous") || strings.HasSuffix(strings.ToLower(from.Address.Host), "anonymous.invalid") {
 		c.Private = true
 	}
@@ -116,16 +135,14 @@ func assertedIdentity(req *gosip.Request, c *Caller) {
 				continue
 			}
 			n := userPart(&uri)
-			if party, ok := params.Get("party"); n == "" || ok && !strings.EqualFold(party, "calling") {
+			if party, ok := paramOf(params, "party"); n == "" || ok && party != "calling" {
 				continue
 			}
 			c.Number = n
 			if display = displayName(display); display != "" {
 				c.DisplayName = display
 			}
-			if privacy, _ := params.Get("privacy"); privacy != "" && !strings.EqualFold(privacy, "off") {
-				c.Private = true
-			}
+			c.Private = c.Private || hidden(params)
 			return
 		}
 	}

@@ -303,6 +303,16 @@ func TestDiversionsAreKept(t *testing.T) {
 		{"not diverted", []string{"History-Info: <sip:1000@192.0.2.1>;index=1"}, "[]"},
 		{"hidden", []string{"Diversion: <sip:200@pbx>;privacy=\"full\", <sip:100@pbx>;privacy=off"}, "[100]"},
 		{"hidden history", []string{"History-Info: <sip:100@pbx?Privacy=history>;index=1, <sip:200@pbx>;index=1.1, <sip:1@192.0.2.1>;index=1.1.1"}, "[200]"},
+		{"named, whatever its display name says", []string{"Diversion: \"x;privacy=full\" <sip:200@pbx>;privacy=off"}, "[200]"},
+		{"hidden, whatever its display name says", []string{"Diversion: \"x;privacy=off\" <sip:200@pbx>;privacy=full"}, "[]"},
+		{"hidden with blanks and in capitals", []string{"Diversion: <sip:200@pbx> ; Privacy = \"Full\" , <sip:100@pbx>;privacy= off"}, "[100]"},
+		{"hidden by Diversion, named by History-Info", []string{"Diversion: <sip:200@pbx>;privacy=full", "History-Info: <sip:200@pbx>;index=1, <sip:1000@192.0.2.1>;index=1.1"}, "[]"},
+		{"hidden by the whole request", []string{"History-Info: <sip:200@pbx>;index=1, <sip:1000@192.0.2.1>;index=1.1", "Privacy: id; History"}, "[]"},
+		{"not hidden by the whole request", []string{"History-Info: <sip:200@pbx>;index=1, <sip:1000@192.0.2.1>;index=1.1", "Privacy: id"}, "[200]"},
+		{"named by its headers", []string{"History-Info: <sip:200@pbx?privacy=none>;index=1, <sip:1000@192.0.2.1>;index=1.1"}, "[200]"},
+		{"hidden where the call is now", []string{"History-Info: <sip:100@pbx>;index=1, <sip:200@pbx>;index=1.1, <sip:1@192.0.2.1?Privacy=history>;index=1.1.1"}, "[100 200]"},
+		{"a hop, and nobody forwarded", []string{"History-Info: <sip:1000@pbx>;index=1, <sip:1000@192.0.2.1>;index=1.1"}, "[]"},
+		{"forwarded, with a hop", []string{"History-Info: <sip:200@pbx>;index=1, <sip:1000@pbx>;index=1.1, <sip:1000@192.0.2.1>;index=1.1.1"}, "[200]"},
 		{"nonsense", []string{"Diversion: ,,<"}, "[]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
