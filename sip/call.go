@@ -49,7 +49,8 @@ type Call struct {
 	byeWhen     bool      // hang up as soon as the answer is acknowledged
 	failed      bool      // Failed was said after a panic
 	hasMoved    bool      // resumed with other addresses than the phone knows
-	rebuffs     int       // how often in a row the phone has refused our refresh
+	glares      int       // how often in a row the phone was offering, too, when we refreshed (491)
+	rebuffs     int       // how often in a row the phone has refused our new addresses
 	lastBefore  uint32    // the phone's last sequence number of before a restart, whose answer may not have left; 0 = none
 	leap        bool      // resumed, and the phone has not taken a sequence number of ours yet
 	keys        infoKeys  // keys to be sent as INFO

@@ -155,9 +155,9 @@ func (c *Call) refreshed(code int, err error) {
 		c.log.Info("phone has lost the call", "code", code, "err", err)
 		c.emit(Failed{Cause{"SIP", 481, "Dialog lost"}})
 	case code < 300:
-		c.rebuffs = 0
-	case code == 491 && c.rebuffs < glareTries: // it is offering, too
-		c.rebuffs++
+		c.glares, c.rebuffs = 0, 0
+	case code == 491 && c.glares < glareTries: // it is offering, too
+		c.glares++
 		c.refreshIn(c.glarePause())
 	case c.hasMoved:
 		c.notFollowed(code)

@@ -35,16 +35,17 @@ func (b *bubble) resumes(d Dialog) *Call {
 // A phone that refuses to be told of our new address talks to the old one, where nobody is: that must not look like a call.
 func TestMovedCallThatIsRefusedHasAnEnd(t *testing.T) {
 	for _, tt := range []struct {
-		status string
+		status string // of the answers, the last one for all that follow
 		heard  bool
-		said   string // of the end
+		said   string // of the end; without its time where that is random
 		asked  int
 	}{
 		{"403 Forbidden", false, "12s Failed", 3},
 		{"488 Not Acceptable Here", false, "12s Failed", 3},
 		{"500 Server Internal Error", false, "13s Failed", 4}, // once more at once: our number may have been too low
 		{"481 Call/Transaction Does Not Exist", false, "0s Failed", 1},
-		{"403 Forbidden", true, "1m20s MediaTimeout", 3}, // it is heard for 20 s, then silent, and answers our OPTIONS
+		{"491 Request Pending, 491 Request Pending, 403 Forbidden", false, "Failed", 5}, // who is offering, too, has refused nothing yet
+		{"403 Forbidden", true, "1m20s MediaTimeout", 3},                                // it is heard for 20 s, then silent, and answers our OPTIONS
 	} {
 		name := tt.status
 		if tt.heard {
@@ -55,6 +56,7 @@ func TestMovedCallThatIsRefusedHasAnEnd(t *testing.T) {
 			saved.Contact = "<sip:trunkline@192.0.2.9:5060>" // of another machine
 			inBubble(t, nil, nil, func(b *bubble) {
 				phone := b.phoneMedia()
+				answers := strings.Split(tt.status, ", ")
 				call := b.resumes(saved)
 				if err := call.Refresh(); err != nil {
 					t.Fatal(err)
@@ -67,15 +69,16 @@ func TestMovedCallThatIsRefusedHasAnEnd(t *testing.T) {
 					}
 					switch m := b.peer.last(); {
 					case strings.HasPrefix(m, "INVITE "):
+						b.peer.answers(m, answers[min(asked, len(answers)-1)], "", "")
 						asked++
-						b.peer.answers(m, tt.status, "", "")
 					case strings.HasPrefix(m, "OPTIONS "):
 						b.peer.answers(m, "200 OK", "", "")
 					}
 					b.peer.forget()
 					time.Sleep(time.Second)
 				}
-				if said := withoutChanges(b.said()); len(said) == 0 || said[0] != tt.said {
+				said := append(withoutChanges(b.said()), "")
+				if _, what, _ := strings.Cut(said[0], " "); said[0] != tt.said && what != tt.said {
 					t.Errorf("application heard %v, want %s first", said, tt.said)
 				}
 				if asked != tt.asked {
@@ -221,7 +224,7 @@ func TestOfferThatWasSavedButNotAnsweredIsAnswered(t *testing.T) {
 	}
 }
 
-// Row 24: a session timer that runs is kept by the next process.
+// RFC 4028 §10: a session timer that runs when its process is killed is kept by the next one, whoever is to refresh.
 func TestLiveSessionTimerSurvivesARestart(t *testing.T) {
 	t.Run("ours to refresh", func(t *testing.T) {
 		saved, bye := upBefore(t, quiet10h, "Supported: timer", "Session-Expires: 600;refresher=uas", "Allow: INVITE, ACK, BYE, UPDATE")
