@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,7 +29,7 @@ type Call struct {
 	snapshot atomic.Pointer[Dialog]
 	media    atomic.Pointer[Media] // set once
 	out      *outgoing             // of a call we dialled; what it holds belongs to run
-	parting  sync.Mutex            // held by one after the other of those who answer when run has returned
+	heardAt  netip.Addr            // where a resumed call is heard, but a new one need not be; zero = nowhere; run clears it
 
 	// Only run touches what follows.
 	state       state

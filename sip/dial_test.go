@@ -375,6 +375,39 @@ func TestAnswerAfterTheEndIsHungUp(t *testing.T) {
 	}
 }
 
+// More phones than may wait for their turn: who hears nothing of its answer says it again.
+func TestEachOfManyLateAnswersIsHungUp(t *testing.T) {
+	inBubble(t, outbound, nil, func(b *bubble) {
+		call, inv := b.dials()
+		b.peer.answers(inv, "180 Ringing", "b1", "")
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		b.peer.answers(b.peer.last(), "200 OK", "b1", "")
+		b.peer.answers(inv, "487 Request Terminated", "b1", "")
+		<-call.Done()
+		waiting := map[string]bool{}
+		for i := range 3 * lateAnswers {
+			waiting[fmt.Sprint("late", i)] = true
+		}
+		for range 3 {
+			for tag := range waiting { // all at once
+				answer := strings.NewReplacer("\nCall-ID", ";tag="+tag+"\nCall-ID", "Content-", "Contact: <sip:200@192.0.2.20:5060>\nContent-").Replace(replyTo(inv, "200 OK"))
+				_, _ = b.peer.conn.WriteToUDPAddrPort([]byte(crlf(answer)), bridgeAddr)
+			}
+			synctest.Wait()
+			for _, m := range b.peer.messages() {
+				if _, tag, _ := strings.Cut(headerIn(m, "To"), ";tag="); strings.HasPrefix(m, "BYE ") {
+					delete(waiting, tag)
+				}
+			}
+			time.Sleep(t1)
+		}
+		if len(waiting) != 0 {
+			t.Errorf("%d of %d phones that answered late are still up", len(waiting), 3*lateAnswers)
+		}
+	})
+}
+
 func TestUnusableAnswerEndsTheCall(t *testing.T) {
 	for name, body := range map[string]string{
 		"none": "", "other codec": strings.ReplaceAll(peerAnswer, "AVP 8", "AVP 9"), "audio refused": strings.ReplaceAll(peerAnswer, "audio 4000", "audio 0"),

@@ -59,7 +59,9 @@ type Stack struct {
 	draining bool
 	byID     map[dialogID]*Call
 	byInvite map[inviteID]*Call // inbound calls by their INVITE, to know a merged request
-	parted   map[dialogID]*Call // dialled calls that have ended lately: another phone that rang may still answer
+	// parted are dialled calls that have ended lately: another phone that rang may still answer. prepare fills the queue of a call,
+	// the goroutine of part drains it; what comes while it is full is dropped, for that phone says it again.
+	parted map[dialogID]chan *gosip.Response
 }
 
 // dialogID names a dialog as its requests do. The remote tag is checked by the call.
@@ -120,9 +122,10 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 		config: c, handler: h, log: log, counters: newCounters(), ports: newPorts(c.RTP, c.Limits.PortQuarantine, c.Sockets),
 		refusals:   rate.Sometimes{First: 20, Interval: time.Second},
 		unknown:    rate.Sometimes{First: 5, Interval: time.Minute},
-		neighbours: &neighbours{trunks: c.Trunks}, resolver: c.resolver,
-		outgoing: map[Transport]*outgoingConns{},
-		byID:     map[dialogID]*Call{}, byInvite: map[inviteID]*Call{}, parted: map[dialogID]*Call{},
+		deafDNS:    rate.Sometimes{Interval: time.Minute},
+		neighbours: &neighbours{trunks: c.Trunks},
+		outgoing:   map[Transport]*outgoingConns{},
+		byID:       map[dialogID]*Call{}, byInvite: map[inviteID]*Call{}, parted: map[dialogID]chan *gosip.Response{},
 	}
 	s.seekers()
 	s.watches = map[string]*watch{}
@@ -590,29 +593,46 @@ func (s *Stack) tooLate(res *gosip.Response) {
 	}
 	tag, _ := res.From().Params.Get("tag")
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c := s.parted[dialogID{res.CallID().Value(), tag}]; c != nil && !s.closed {
-		s.calls.Go(func() {
-			<-c.done // nobody else touches it any more
-			c.parting.Lock()
-			defer c.parting.Unlock()
-			c.survives(func() { c.phoneAnswered(res) })
-		})
+	late := s.parted[dialogID{res.CallID().Value(), tag}]
+	s.mu.Unlock()
+	select {
+	case late <- res:
+	default: // no such call, or its queue is full
 	}
 }
 
+// lateAnswers is how many answers to a call that has ended may wait for their turn.
+const lateAnswers = 8
+
 // part keeps a dialled call that has ended for as long as others may answer its INVITE.
 func (s *Stack) part(c *Call) {
-	id := c.id
+	id, late := c.id, make(chan *gosip.Response, lateAnswers)
 	s.mu.Lock()
-	s.parted[id] = c
+	s.parted[id] = late
 	s.mu.Unlock()
 	s.calls.Go(func() {
-		pauseFor(s.root, 64*t1)
+		over := time.NewTimer(64 * t1)
+		defer over.Stop()
+		<-c.done // nobody else touches it any more
+		c.answerLate(late, over.C)
 		s.mu.Lock()
 		delete(s.parted, id)
 		s.mu.Unlock()
 	})
+}
+
+// answerLate serves the phones that answer a call which has ended. It runs when run has returned, and owns the call then.
+func (c *Call) answerLate(late <-chan *gosip.Response, over <-chan time.Time) {
+	for {
+		select {
+		case res := <-late:
+			c.survives(func() { c.phoneAnswered(res) })
+		case <-over:
+			return
+		case <-c.stack.root.Done():
+			return
+		}
+	}
 }
 
 func inviteOf(req *gosip.Request) inviteID {
