@@ -206,7 +206,7 @@ func (c *Call) sendInvite() error {
 	}
 	o.sent = true
 	o.giveUp = time.Now().Add(cmp.Or(o.request.RingTimeout, ringTimeout))
-	c.log.Info("call began", "dialled", c.info.Dialled, "transport", o.trunk.transport())
+	c.log.Info("call began", "dialled", c.info.Dialled)
 	c.locate()
 	return nil
 }
@@ -218,6 +218,9 @@ func (c *Call) locate() {
 		defer cancel()
 		targets, err := c.stack.locate(ctx, c.out.trunk)
 		c.inbox.put(func() {
+			if c.out.resumed && c.dialog.Remote.IsValid() { // where the process before has sent it, whatever DNS says by now
+				targets, err = startingWith(targets, target{c.dialog.Remote, c.dialog.Transport}), nil
+			}
 			switch {
 			case c.state != dialling:
 			case err != nil:
@@ -225,9 +228,6 @@ func (c *Call) locate() {
 				c.refused(503, "", nil)
 			default:
 				c.out.targets = targets
-				if c.out.resumed { // where the process before has sent it
-					c.out.targets = startingWith(targets, target{c.dialog.Remote, c.dialog.Transport})
-				}
 				c.invitePhone()
 			}
 		})
@@ -241,9 +241,10 @@ func (c *Call) invitePhone() {
 		c.end()
 		return
 	}
-	if t := o.targets[0]; c.dialog.turnTo(c.stack, t.transport) {
-		c.log.Debug("call takes another transport", "transport", t.transport)
-		c.changed()
+	if t := o.targets[0]; c.dialog.turnTo(c.stack, t.transport) || c.dialog.Remote != t.addr {
+		c.dialog.Remote = t.addr
+		c.log.Info("call is sent", "target", t.addr, "transport", c.dialog.Transport)
+		c.changed() // who goes on with it must send it there again
 	}
 	req, err := c.inviteRequest()
 	if err != nil {
@@ -253,7 +254,6 @@ func (c *Call) invitePhone() {
 	}
 	branch := c.dialog.InviteBranch
 	o.req, o.branch, o.answered, o.final = req, branch, false, false
-	c.publish()
 	c.stack.calls.Go(func() {
 		tx, err := c.stack.begin(c.stack.root, c.out.trunk, req)
 		if err != nil {
@@ -273,9 +273,7 @@ func (c *Call) inviteRequest() (*gosip.Request, error) {
 		return nil, err
 	}
 	req.Via().Params.Add("branch", d.InviteBranch)
-	t := c.out.targets[0]
-	d.Remote = t.addr
-	req.SetDestination(t.addr.String())
+	req.SetDestination(d.Remote.String())
 	req.AppendHeader(allowHeader())
 	req.AppendHeader(supportedHeader())
 	for _, h := range sessionHeaders(c.out.session, c.out.minSE) {
@@ -585,10 +583,7 @@ func (o *outgoing) longer(res *gosip.Response) bool {
 
 // inviteAgain sends a new INVITE for the same call: it is not yet a dialog (§8.1.3.4, §22.2).
 func (c *Call) inviteAgain() {
-	if c.cseq++; c.cseq > c.dialog.LocalCSeq {
-		c.dialog.LocalCSeq += cseqBlock
-	}
-	c.dialog.InviteCSeq, c.dialog.InviteBranch = c.cseq, newBranch()
+	c.dialog.InviteCSeq, c.dialog.InviteBranch = c.nextCSeq(), newBranch()
 	c.changed()
 	c.invitePhone()
 }

@@ -177,7 +177,7 @@ func TestDialledPhoneIsHeardBeforeItAnswers(t *testing.T) {
 		if heard != 1 {
 			t.Errorf("heard %d packets of early media, want 1", heard)
 		}
-		if e := b.event(0).(Provisional); e != (Provisional{183, true}) {
+		if e := b.event(1).(Provisional); e != (Provisional{183, true}) { // behind that of the target
 			t.Errorf("said %+v", e)
 		}
 		time.Sleep(time.Second)
@@ -213,8 +213,8 @@ func TestDialledPhoneRefuses(t *testing.T) {
 				b.peer.answers(inv, tt.status, "b1", "", tt.headers...)
 				time.Sleep(time.Minute)
 				wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "1s ACK"})
-				wantLines(t, "application heard", b.said(), []string{"0s Provisional", "1s Refused", "1s Ended"})
-				if got := b.event(1).(Refused); got != tt.want {
+				wantLines(t, "application heard", b.said(), []string{"0s DialogChanged", "0s Provisional", "1s Refused", "1s Ended"})
+				if got := b.event(2).(Refused); got != tt.want {
 					t.Errorf("said %+v, want %+v", got, tt.want)
 				}
 				if s := b.stack.Stats(); s.DialRefused[tt.want.Code] != 1 || s.RTPPorts != 0 || s.Calls != 0 {
@@ -232,8 +232,8 @@ func TestNobodyIsThere(t *testing.T) { // timer B
 		wantLines(t, "peer received", b.peer.lines(), []string{
 			"0s INVITE", "500ms INVITE", "1.5s INVITE", "3.5s INVITE", "7.5s INVITE", "15.5s INVITE", "31.5s INVITE",
 		})
-		wantLines(t, "application heard", b.said(), []string{"32s Refused", "32s Ended"})
-		if e := b.event(0).(Refused); e.Code != 408 || !e.Local {
+		wantLines(t, "application heard", b.said(), []string{"0s DialogChanged", "32s Refused", "32s Ended"})
+		if e := b.event(1).(Refused); e.Code != 408 || !e.Local {
 			t.Errorf("said %+v", e)
 		}
 	})
@@ -258,7 +258,7 @@ func TestNobodyAnswers(t *testing.T) {
 		b.peer.answers(inv, "487 Request Terminated", "b1", "")
 		time.Sleep(time.Minute)
 		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "30s CANCEL", "30s ACK"})
-		wantLines(t, "application heard", b.said(), []string{"0s Provisional", "30s Refused", "30s Ended"})
+		wantLines(t, "application heard", b.said(), []string{"0s DialogChanged", "0s Provisional", "30s Refused", "30s Ended"})
 	})
 }
 
@@ -422,7 +422,7 @@ func TestUnusableAnswerEndsTheCall(t *testing.T) {
 				}
 				b.peer.answers(bye, "200 OK", "", "")
 				wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "0s ACK", "0s BYE"})
-				wantLines(t, "application heard", b.said(), []string{"0s Failed", "0s Ended"})
+				wantLines(t, "application heard", b.said(), []string{"0s DialogChanged", "0s Failed", "0s Ended"})
 			})
 		})
 	}

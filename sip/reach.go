@@ -184,13 +184,10 @@ func oneMore(targets []target, t target) []target {
 	return append(targets, t)
 }
 
-// startingWith puts a target that is among them first.
-func startingWith(targets []target, t target) []target {
-	i := slices.Index(targets, t)
-	if i <= 0 {
-		return targets
-	}
-	return append([]target{t}, slices.Delete(slices.Clone(targets), i, i+1)...)
+// startingWith puts a target first, be it among them or not.
+func startingWith(targets []target, first target) []target {
+	others := slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return t == first })
+	return append([]target{first}, others...)
 }
 
 // turnTo takes the dialog of a request that is yet to be sent to a socket of this transport, and says whether it was at another.

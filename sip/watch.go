@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -334,8 +335,12 @@ func (w *watch) keepAlive() bool {
 // prefer puts the target that answered last first: the others are for when it fails.
 func (w *watch) prefer(targets []target) []target {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	return startingWith(targets, w.good)
+	good := w.good
+	w.mu.Unlock()
+	if !slices.Contains(targets, good) {
+		return targets
+	}
+	return startingWith(targets, good)
 }
 
 // Trunks says how the trunks are that we register with or ask whether they live.

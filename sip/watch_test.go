@@ -310,42 +310,71 @@ func TestNextTargetWhenOneFails(t *testing.T) { // RFC 3263 §4.3
 	}
 }
 
-func TestResumedCallGoesToTheTargetItWasSentTo(t *testing.T) { // anybody else would take it for another call
-	z := zone{
-		srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
-		hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
+// Anybody else would take it for another call, and DNS names servers of one rank in any order.
+func TestResumedCallGoesToTheTargetItWasSentTo(t *testing.T) {
+	named := func(hosts ...string) func(*Config) {
+		z := zone{srv: map[string][]*net.SRV{}, hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}}}
+		for _, h := range hosts {
+			z.srv["_sip._udp.carrier.example"] = append(z.srv["_sip._udp.carrier.example"], &net.SRV{Target: h, Port: 5060})
+		}
+		return func(c *Config) {
+			outbound(c)
+			c.Trunks[0].Proxy, c.Trunks[0].Transport, c.Trunks[0].Networks = "carrier.example", Auto, nil
+			c.resolver = z
+		}
 	}
-	change := func(c *Config) {
-		outbound(c)
-		c.Trunks[0].Proxy, c.Trunks[0].Transport = "carrier.example", Auto
-		c.resolver = z
+	for _, tt := range []struct {
+		name    string
+		refused bool // by the first
+		then    []string
+	}{
+		{"the second, after a refusal", true, []string{"a.example.", "b.example."}},
+		{"the first, which is named last by now", false, []string{"b.example.", "a.example."}},
+		{"the first, which is not named any more", false, []string{"b.example."}},
+		{"the first, and DNS has no answer", false, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var saved Dialog
+			var first string
+			inBubble(t, named("a.example.", "b.example."), nil, func(b *bubble) {
+				other := b.newPeer(addr("192.0.2.21:5060"))
+				defer other.close()
+				_, first = b.dials()
+				if tt.refused {
+					b.peer.answers(first, "503 Service Unavailable", "b1", "")
+					first = other.last()
+					other.answers(first, "180 Ringing", "b2", "")
+				} else {
+					b.peer.answers(first, "180 Ringing", "b2", "")
+				}
+				saved = b.saved()
+			})
+			inBubble(t, named(tt.then...), nil, func(b *bubble) { // another process
+				other := b.newPeer(addr("192.0.2.21:5060"))
+				defer other.close()
+				asked, spared := b.peer, other
+				if tt.refused {
+					asked, spared = other, b.peer
+				}
+				call, err := b.stack.Resume(saved)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := call.SendInvite(); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				got := asked.last()
+				if !strings.HasPrefix(first, "INVITE ") || headerIn(got, "Via") != headerIn(first, "Via") || len(spared.lines()) != 0 {
+					t.Errorf("it got %q, want %q again; the other got %q", got, first, spared.lines())
+				}
+				asked.answers(got, "486 Busy Here", "b2", "")
+				select {
+				case <-call.Done():
+				default:
+					t.Error("its answer was not heard")
+				}
+			})
+		})
 	}
-	var saved Dialog
-	var first string
-	inBubble(t, change, nil, func(b *bubble) {
-		other := b.newPeer(addr("192.0.2.21:5060"))
-		defer other.close()
-		call, inv := b.dials()
-		b.peer.answers(inv, "503 Service Unavailable", "b1", "")
-		first = other.last()
-		other.answers(first, "180 Ringing", "b2", "")
-		saved = call.Dialog()
-	})
-	inBubble(t, change, nil, func(b *bubble) { // another process
-		other := b.newPeer(addr("192.0.2.21:5060"))
-		defer other.close()
-		call, err := b.stack.Resume(saved)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := call.SendInvite(); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait()
-		if got := other.last(); !strings.HasPrefix(first, "INVITE ") || headerIn(got, "Via") != headerIn(first, "Via") || len(b.peer.lines()) != 0 {
-			t.Errorf("the other got %q, want %q again; the first got %q", got, first, b.peer.lines())
-		}
-		_ = call.Hangup(CauseNormal)
-		other.answers(other.last(), "486 Busy Here", "b2", "")
-	})
 }
