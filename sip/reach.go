@@ -28,26 +28,34 @@ type target struct {
 	transport Transport
 }
 
-// neighbours knows whose messages are heard: the trunks' networks, and the addresses their proxies turned out to have.
+// neighbours knows whose messages are heard: the trunks' networks, the addresses their proxies turned out to have, and where
+// resumed calls were heard before.
 type neighbours struct {
 	trunks []Trunk
 
 	mu    sync.RWMutex
 	found map[string][]netip.Addr // by name of the trunk, the latest last
+	held  map[netip.Addr][]*Trunk // by where they were heard, the trunks of resumed calls, one for each call
 }
 
 // maxFound is how many addresses of one trunk's proxy are remembered: a few more than a name has.
 const maxFound = 16
 
-// trunkOf is the first of [neighbours.trunksOf], nil if there is none.
+// trunkOf is whose messages from an address are: of the first of [neighbours.trunksOf], or else of a resumed call's trunk. It is nil
+// when there is none.
 func (n *neighbours) trunkOf(a netip.Addr) *Trunk {
 	if trunks := n.trunksOf(a); len(trunks) > 0 {
 		return trunks[0]
 	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if held := n.held[a.Unmap()]; len(held) > 0 {
+		return held[0]
+	}
 	return nil
 }
 
-// trunksOf are those an address may speak for: who has it in its networks, then whose proxy was found there.
+// trunksOf are those whose new calls may come from an address: who has it in its networks, then whose proxy was found there.
 func (n *neighbours) trunksOf(a netip.Addr) (out []*Trunk) {
 	a = a.Unmap()
 	for i := range n.trunks {
@@ -77,6 +85,27 @@ func (n *neighbours) find(trunk *Trunk, targets []target) {
 		list = append(list, t.addr.Addr())
 	}
 	n.found[trunk.Name] = list[max(0, len(list)-maxFound):]
+}
+
+// hold lets an address be heard for a call of this trunk, until release.
+func (n *neighbours) hold(a netip.Addr, trunk *Trunk) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.held == nil {
+		n.held = map[netip.Addr][]*Trunk{}
+	}
+	n.held[a] = append(n.held[a], trunk)
+}
+
+func (n *neighbours) release(a netip.Addr, trunk *Trunk) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if i := slices.Index(n.held[a], trunk); i >= 0 {
+		n.held[a] = slices.Delete(n.held[a], i, i+1)
+	}
+	if len(n.held[a]) == 0 {
+		delete(n.held, a)
+	}
 }
 
 func (s *Stack) trunkNamed(name string) *Trunk {

@@ -22,10 +22,6 @@ func (s *Stack) Resume(d Dialog) (*Call, error) {
 	return s.resume(d, l, s.trunkNamed(d.Info.Trunk))
 }
 
-// hearingTime is how long a resumed call with an overdue session timer does nothing about it: the phone's own refresh may wait to be
-// read, and the application asks the phone anyway ([Call.Refresh]).
-const hearingTime = 10 * time.Second
-
 // Dismiss tells the phone of a saved dialog, which [Stack.Resume] cannot go on with, that the call is over: by BYE, CANCEL or a
 // refusal, whichever fits. Where nobody listens on its transport any more it tries another one, and where its trunk is not
 // known any more it asks where the phone was. A call that is resumed already is hung up.
@@ -43,7 +39,7 @@ func (s *Stack) Dismiss(d Dialog, cause Cause) error {
 	}
 	trunk := s.trunkNamed(d.Info.Trunk)
 	if trunk == nil || trunk.Proxy == "" {
-		trunk = &Trunk{Name: d.Info.Trunk, Proxy: d.peer(), Transport: d.Transport}
+		trunk = &Trunk{Proxy: d.peer(), Transport: d.Transport} // without a name: what is found of it is no trunk's
 	}
 	call, err := s.resume(d, l, trunk)
 	if err != nil {
@@ -51,6 +47,10 @@ func (s *Stack) Dismiss(d Dialog, cause Cause) error {
 	}
 	return call.Hangup(cause)
 }
+
+// hearingTime is how long a resumed call with an overdue session timer does nothing about it: the phone's own refresh may wait to be
+// read, and the application asks the phone anyway ([Call.Refresh]).
+const hearingTime = 10 * time.Second
 
 func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 	if d.CallID == "" || d.LocalTag == "" || d.RemoteTarget == "" {
@@ -68,9 +68,6 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 	c.dialog.Confirmed = true
 	c.dialog.LocalCSeq += 2 * cseqBlock
 	c.hasMoved = c.moved(d)
-	if c.trunk != nil && c.trunk.Proxy != "" && d.Remote.IsValid() && !c.trunk.contains(d.Remote.Addr()) {
-		s.neighbours.find(c.trunk, []target{{addr: d.Remote}}) // it was heard before: the call must not wait for DNS
-	}
 	if d.Role == UAC && !d.Confirmed {
 		if c.trunk == nil || c.trunk.Proxy == "" {
 			return nil, fmt.Errorf("resume %s: %w", shortID(d.CallID), ErrNoTrunk)
@@ -97,6 +94,10 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 	defer s.mu.Unlock()
 	if s.closed || s.byID[c.id] != nil {
 		return nil, fmt.Errorf("resume %s: the stack is closed or has this call already", shortID(d.CallID))
+	}
+	if trunk != nil && trunk.Proxy != "" && d.Remote.IsValid() && !trunk.contains(d.Remote.Addr()) {
+		c.heardAt = d.Remote.Addr().Unmap() // as before: the call must not wait for DNS
+		s.neighbours.hold(c.heardAt, trunk)
 	}
 	s.byID[c.id] = c
 	if c.invite != nil {

@@ -135,3 +135,53 @@ func TestStrangersBesideAProxyAreNotHeard(t *testing.T) {
 		wantLines(t, "peer received", b.peer.lines(), nil)
 	})
 }
+
+// A call that goes on makes its address no trunk's: no new call may come from there, and nothing at all when it has ended.
+func TestAddressOfAResumedCallIsHeardForThatCallAlone(t *testing.T) {
+	before, after := &changingZone{}, &changingZone{}
+	before.now.Store(zoneWith("192.0.2.20"))
+	after.now.Store(zoneWith("192.0.2.99"))
+	elsewhere := func(c *Config) { c.Trunks[0].Networks = []netip.Prefix{netip.MustParsePrefix("192.0.2.99/32")} }
+	resume := func(b *bubble, saved Dialog) error { _, err := b.stack.Resume(saved); return err }
+	dismiss := func(b *bubble, saved Dialog) error { return b.stack.Dismiss(saved, CauseNormal) }
+	for _, tt := range []struct {
+		name          string
+		before, after func(*Config)
+		begin         func(*bubble, Dialog) error
+	}{
+		{"resumed, and the proxy is elsewhere", proxyAlone("carrier.example", before), proxyAlone("carrier.example", after), resume},
+		{"dismissed, and the proxy is elsewhere", proxyAlone("carrier.example", before), proxyAlone("carrier.example", after), dismiss},
+		{"dismissed, and the networks are others", nil, elsewhere, dismiss},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			saved, _ := upBefore(t, tt.before)
+			inBubble(t, tt.after, nil, func(b *bubble) { // another process
+				if err := tt.begin(b, saved); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait() // for a BYE
+				b.peer.send(invite("Call-ID: new"))
+				got := b.peer.last()
+				if !strings.HasPrefix(got, "SIP/2.0 403 ") {
+					t.Errorf("a new call got %q, want 403", got)
+				}
+				b.peer.send(request("ACK", bridgeURI, headerIn(got, "To"), "i1", 1, "", "Call-ID: new"))
+				if err := b.stack.Dismiss(saved, CauseNormal); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				for _, m := range b.peer.messages() {
+					if strings.HasPrefix(m, "BYE ") {
+						b.peer.send(replyTo(m, "200 OK"))
+					}
+				}
+				if n := b.stack.Stats().Calls; n != 0 {
+					t.Fatalf("%d calls: the answer to our BYE was not heard", n)
+				}
+				b.peer.forget()
+				b.peer.send(invite("Call-ID: later"))
+				wantLines(t, "peer received", b.peer.lines(), nil)
+			})
+		})
+	}
+}

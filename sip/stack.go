@@ -492,7 +492,7 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		return
 	}
 	trunks := s.neighbours.trunksOf(source.Addr())
-	if len(trunks) == 0 { // came over a connection we opened to somebody who is no trunk any more
+	if len(trunks) == 0 { // somebody who is no trunk any more: of a resumed call, or over a connection that we have opened
 		s.respond(req, tx, refuse(403, statusText(403)))
 		return
 	}
@@ -650,6 +650,10 @@ func (s *Stack) forget(c *Call) {
 		delete(s.byInvite, inviteOf(c.invite.req))
 	}
 	s.mu.Unlock()
+	if c.heardAt.IsValid() {
+		s.neighbours.release(c.heardAt, c.trunk)
+		c.heardAt = netip.Addr{}
+	}
 }
 
 // contact is our address for a dialog that came to this listener.
