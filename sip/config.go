@@ -23,7 +23,8 @@ const (
 )
 
 // Auto is a [Trunk.Transport] that is left to the proxy's domain: over those that we listen on, as its NAPTR records say, or else its
-// SRV records (RFC 3263 §4.1); where it has neither, or the proxy is an address or has a port, UDP.
+// SRV records (RFC 3263 §4.1). Where it has neither, or the proxy is an address or has a port, it is UDP, or without a socket for that
+// TCP, or else TLS.
 const Auto Transport = "auto"
 
 func (t Transport) known() bool { return t == UDP || t == TCP || t == TLS }

@@ -195,9 +195,9 @@ func (s *Stack) discover(ctx context.Context, trunk *Trunk, host string, ways []
 func (s *Stack) delegated(ctx context.Context, trunk *Trunk, host string, ways []Transport) []target {
 	ctx, cancel := context.WithTimeout(ctx, naptrTimeout)
 	defer cancel()
-	records, err := s.resolver.LookupNAPTR(ctx, host)
+	records, err := s.config.resolver.LookupNAPTR(ctx, host)
 	if err != nil {
-		s.log.Warn("no answer to NAPTR, going on without", "trunk", trunk.Name, "err", err)
+		s.deafDNS.Do(func() { s.log.Warn("no answer to NAPTR, going on without", "trunk", trunk.Name, "err", err) })
 	}
 	var out []target
 	order := uint16(0)

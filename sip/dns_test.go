@@ -3,6 +3,7 @@ package sip
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -146,6 +147,22 @@ func TestNAPTRThatIsNotAnsweredHoldsUpItsOwnCallOnly(t *testing.T) {
 		b.peer.answers(inv, "200 OK", "b2", peerAnswer)
 		if ack := b.peer.last(); !strings.HasPrefix(ack, "ACK ") || !held.Dialog().Confirmed {
 			t.Errorf("after the answer: %q, dialog %+v", ack, held.Dialog())
+		}
+	})
+}
+
+func TestDeafNameServerIsLoggedOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		s := newStack(Config{resolver: deafZone{}}, nil, slog.New(slog.NewTextHandler(&log, nil)))
+		for range 20 { // for 100 s
+			s.delegated(t.Context(), &Trunk{Name: "lab"}, "carrier.example", []Transport{UDP})
+		}
+		if n := strings.Count(log.String(), "no answer to NAPTR"); n != 2 {
+			t.Errorf("%d lines, want 2:\n%s", n, log.String())
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	})
 }

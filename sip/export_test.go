@@ -6,9 +6,9 @@ import (
 	"net"
 )
 
-// AsksDNS makes the stack ask these name servers, which have ports of their own. It must be called before Run.
-func (s *Stack) AsksDNS(servers ...string) {
-	s.resolver = systemDNS{
+// AsksDNS makes a stack ask these name servers, which have ports of their own.
+func (c *Config) AsksDNS(servers ...string) {
+	c.resolver = systemDNS{
 		&net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, network, servers[len(servers)-1])

@@ -69,7 +69,7 @@ func testConfig(t sip.Transport) sip.Config {
 	return config
 }
 
-func newBed(t testing.TB, config sip.Config, invite func(*served), before ...func(*sip.Stack)) *bed {
+func newBed(t testing.TB, config sip.Config, invite func(*served)) *bed {
 	t.Helper()
 	b := &bed{TB: t, calls: make(chan *served, 4096), invite: invite}
 	stack, err := sip.New(config, b, slog.New(slog.DiscardHandler))
@@ -77,9 +77,6 @@ func newBed(t testing.TB, config sip.Config, invite func(*served), before ...fun
 		t.Fatal(err)
 	}
 	b.stack = stack
-	for _, f := range before {
-		f(stack)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- stack.Run(ctx) }()

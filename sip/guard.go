@@ -37,7 +37,7 @@ func (g *guard) stranger(from netip.AddrPort, data []byte) {
 // refused counts a message that is answered by the guard itself.
 func (g *guard) refused(from net.Addr, v verdict) {
 	g.counters.refuse(v.code)
-	g.log.Debug("message refused", "code", v.code, "why", v.why, "source", from.String())
+	g.log.Debug("message refused", "code", v.code, "why", v.why, "source", addrPortOf(from))
 }
 
 // verdict of the guard about one message.

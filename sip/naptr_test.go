@@ -136,7 +136,8 @@ func autoBed(t testing.TB, change func(*sip.Trunk), nameServers ...string) *bed 
 	if change != nil {
 		change(trunk)
 	}
-	return newBed(t, config, nil, func(s *sip.Stack) { s.AsksDNS(nameServers...) })
+	config.AsksDNS(nameServers...)
+	return newBed(t, config, nil)
 }
 
 // carrierPhone is one that can be called over a transport, at an address of its own.
@@ -261,13 +262,7 @@ func TestRegistrationGoesWhereNAPTRSays(t *testing.T) {
 	b := autoBed(t, func(trunk *sip.Trunk) {
 		trunk.Register, trunk.Auth = true, sip.Credentials{Username: "bob", Password: "secret"}
 	}, n.addr)
-	deadline := time.Now().Add(20 * time.Second)
-	for b.stack.Trunks()[0].Registered.IsZero() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not registered: %+v", b.stack.Trunks())
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	await(t, "the registration", func() bool { return !b.stack.Trunks()[0].Registered.IsZero() })
 	if got := b.stack.Trunks()[0].Target; got != p.Addr() {
 		t.Errorf("registered at %v, want %v", got, p.Addr())
 	}

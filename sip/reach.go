@@ -186,7 +186,7 @@ func (s *Stack) services(ctx context.Context, out []target, t Transport, host st
 // servers adds those that SRV records name; the resolver sorts them by priority and weight (RFC 2782). Without a service, name is
 // that of the records.
 func (s *Stack) servers(ctx context.Context, out []target, t Transport, service, proto, name string) []target {
-	_, records, err := s.resolver.LookupSRV(ctx, service, proto, name)
+	_, records, err := s.config.resolver.LookupSRV(ctx, service, proto, name)
 	if err != nil {
 		return out // most names have none
 	}
@@ -230,7 +230,7 @@ func (d *Dialog) turnTo(s *Stack, t Transport) bool {
 }
 
 func (s *Stack) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
-	addrs, err := s.resolver.LookupNetIP(ctx, "ip", host)
+	addrs, err := s.config.resolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
 		return nil, err
 	}
@@ -280,10 +280,7 @@ const registerPatience = 5 * time.Second
 // awaitRegistered lets nothing be sent before the first REGISTER of this process is answered, where a registration belongs to a
 // connection: that of the process before is gone, and the registrar knows us by ours only (RFC 5626 §5.3).
 func (s *Stack) awaitRegistered(ctx context.Context, trunk *Trunk, req *gosip.Request) {
-	if trunk == nil || !trunk.Register || trunk.transport() == UDP || req.Method == gosip.REGISTER {
-		return
-	}
-	if trunk.Transport == Auto && strings.EqualFold(req.Transport(), string(UDP)) {
+	if trunk == nil || !trunk.Register || strings.EqualFold(req.Transport(), string(UDP)) || req.Method == gosip.REGISTER {
 		return
 	}
 	w := s.watches[trunk.Name]

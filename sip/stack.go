@@ -36,9 +36,9 @@ type Stack struct {
 	invites  *rate.Limiter  // nil = no limit
 	unknown  rate.Sometimes // lets some calls of strangers into the log
 	refusals rate.Sometimes // lets some refusals into the log: a flood must not fill the disk
+	deafDNS  rate.Sometimes // lets some searches without NAPTR into the log: each call makes one
 
 	neighbours *neighbours
-	resolver   resolver
 	connecting singleflight.Group           // one connection to one address at a time
 	outgoing   map[Transport]*outgoingConns // those we open, by transport
 	watches    map[string]*watch            // by trunk, of those that are registered with or asked

@@ -250,12 +250,13 @@ func (w *watch) registered(res *gosip.Response, t target) time.Duration {
 		route = append(route, splitAddresses(h.Value())...)
 	}
 	w.mu.Lock()
-	if w.state.Registered.IsZero() {
-		w.stack.log.Info("registered", "trunk", w.trunk.Name, "target", t.addr, "expires", expires)
-	}
+	first := w.state.Registered.IsZero()
 	w.state.Registered, w.state.Code, w.state.Target = time.Now().Add(expires), 0, t.addr
 	w.good, w.route = t, route
 	w.mu.Unlock()
+	if first {
+		w.stack.log.Info("registered", "trunk", w.trunk.Name, "target", t.addr, "expires", expires)
+	}
 	w.failures = 0
 	return expires * 3 / 4
 }
@@ -283,15 +284,16 @@ func (w *watch) ping() {
 }
 
 func (w *watch) alive(t target, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	down := err != nil
-	if down != w.state.Down {
-		w.stack.log.Warn("trunk state changed", "trunk", w.trunk.Name, "down", down, "err", err)
-	}
+	w.mu.Lock()
+	changed := down != w.state.Down
 	w.state.Down = down
 	if !down {
 		w.state.Target, w.good = t.addr, t
+	}
+	w.mu.Unlock()
+	if changed {
+		w.stack.log.Warn("trunk state changed", "trunk", w.trunk.Name, "down", down, "err", err)
 	}
 }
 

@@ -255,7 +255,7 @@ func TestTargetsOfAName(t *testing.T) { // RFC 3263 §4.1, §4.2
 	} {
 		z.naptr = naptrs(t, tt.naptr...)
 		s := &Stack{
-			resolver: z, config: Config{RTP: RTPConfig{Advertise: bridgeAddr.Addr()}}, neighbours: &neighbours{trunks: []Trunk{{Name: "x"}}},
+			config: Config{RTP: RTPConfig{Advertise: bridgeAddr.Addr()}, resolver: z}, neighbours: &neighbours{trunks: []Trunk{{Name: "x"}}},
 			listeners: []listener{{transport: UDP}, {transport: TCP}, {transport: TLS}}, log: slog.New(slog.DiscardHandler),
 		}
 		targets, err := s.locate(t.Context(), &Trunk{Name: "x", Proxy: tt.proxy, Transport: tt.transport})
