@@ -218,8 +218,9 @@ func TestLongMessagesAreAnswered(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := dialTCP(t, s)
-			m := invite(tt.line, "Call-ID: "+strings.ReplaceAll(tt.name, " ", "-"))
-			_, _ = io.WriteString(l, crlf(strings.ReplaceAll(m, "SIP/2.0/UDP", "SIP/2.0/TCP"))+tcpOptions("after"))
+			id := strings.ReplaceAll(tt.name, " ", "-")
+			m := invite(tt.line, "Call-ID: "+id)
+			_, _ = io.WriteString(l, crlf(strings.ReplaceAll(m, "SIP/2.0/UDP", "SIP/2.0/TCP"))+tcpOptions("after-"+id)) // else a repeat
 			_ = l.SetDeadline(time.Now().Add(10 * time.Second))
 			var got []string
 			for len(got) < 2 {
