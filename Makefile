@@ -30,7 +30,7 @@ demo: need-demo build ## a phone and a room member talk through the real bridge;
 PURE  := trunkline/bridge/leg trunkline/bridge/menu trunkline/bridge/quota trunkline/bridge/number trunkline/matrixcall/mesh
 RACED = $(filter-out trunkline/bridge $(PURE),$(shell go list ./bridge/... ./cmd/... ./db/... ./matrixcall/... ./sockets/...))
 ALONE := ./bridge ./sip
-# SQLite is C made Go by a program, and used under its own locks; watched for races, it takes half of the tests' time.
+# SQLite is C made Go by a program, and used under its own locks; to watch it for races would cost a fourth more processor time.
 RACE  := -race -gcflags='modernc.org/...=-race=false'
 PLAIN = $(PURE) ./transcode/... ./internal/... ./test/...
 
