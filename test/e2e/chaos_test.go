@@ -365,8 +365,9 @@ func (c *chaos) lines(since time.Time) (all []line) {
 	return all
 }
 
-// allHeard returns when each line was heard that had been silent then, or soon after, if all were. A line is not listened to again:
-// pages and we have better things to do than to go through long recordings for ever.
+// allHeard returns when each line was heard that had been silent then, or soon after, if all were. After a hold it has been silent
+// for long: a track that begins with the phone's voice has no silence of its own. A line is not listened to again: pages and we have
+// better things to do than to go through long recordings for ever.
 func (c *chaos) allHeard(since time.Time) (first []time.Time, ok bool) {
 	if !c.since.Equal(since) {
 		c.since, c.first = since, map[string]time.Time{}
@@ -374,7 +375,11 @@ func (c *chaos) allHeard(since time.Time) (first []time.Time, ok bool) {
 	for _, l := range c.lines(since) {
 		name := l.to + " " + l.right.Name
 		if _, known := c.first[name]; !known {
-			at, ok := l.heard().HeardAgain(l.right, since)
+			again := lab.Recording.HeardAgain
+			if c.held {
+				again = lab.Recording.FirstHeard
+			}
+			at, ok := again(l.heard(), l.right, since)
 			if !ok {
 				return nil, false
 			}
