@@ -63,10 +63,14 @@ func (p *dialPlan) Find(typed string) (destination, error) {
 	if err := p.policy.Emergency(typed); err != nil { // first: it has no E.164, and may look like an extension
 		return destination{}, err
 	}
+	extension := destination{number: typed}
 	for _, t := range p.trunks {
 		if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, typed) }) {
-			return destination{typed, []way{{t, sip.Number(typed)}}}, nil
+			extension.ways = append(extension.ways, way{t, sip.Number(typed)})
 		}
+	}
+	if len(extension.ways) > 0 {
+		return extension, nil
 	}
 	n, err := number.Parse(typed, p.policy.Country)
 	if err != nil {
@@ -103,14 +107,18 @@ func (p *dialPlan) address(uri string) (destination, error) {
 	}
 	_, address, _ := strings.Cut(uri, ":")
 	user, domain, _ := strings.Cut(address, "@")
+	d := destination{number: address}
 	for _, t := range p.trunks {
 		host := t.Proxy
 		if h, _, err := net.SplitHostPort(t.Proxy); err == nil {
 			host = h
 		}
 		if strings.EqualFold(domain, t.Domain) || strings.EqualFold(domain, host) {
-			return destination{address, []way{{t, sip.Number(user)}}}, nil
+			d.ways = append(d.ways, way{t, sip.Number(user)})
 		}
+	}
+	if len(d.ways) > 0 {
+		return d, nil
 	}
 	return destination{}, &command.Error{Text: "No telephone line leads to that address. Ask who runs this bridge."}
 }

@@ -11,6 +11,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/leg"
+	"trunkline/db"
 	"trunkline/matrixcall"
 	"trunkline/sip"
 )
@@ -55,6 +56,8 @@ func (a *actor) perform(e leg.Effect) {
 		a.ringOver(e.Cause)
 	case leg.DialPhone:
 		a.dialPhone()
+	case leg.NextLine:
+		a.nextLine()
 	case leg.AckPhone:
 		a.note("acknowledge", a.call.Acknowledge())
 	case leg.Report:
@@ -413,20 +416,32 @@ func (a *actor) save() {
 	}
 	a.saves++
 	number := a.saves
+	write := a.saveLeg
+	if a.order != nil && a.order.booked != row.Trunk {
+		write = a.saveRerouted
+	}
 	a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 		defer cancel()
-		result := leg.Saved
-		if err := a.bridge.journal.SaveLeg(ctx, row); err != nil {
-			a.log.Error("leg not saved", "err", err)
-			result = leg.SaveFailed
-		}
+		result := write(ctx, row)
 		a.inbox.Put(func() {
-			if number == a.saves { // else a later one is under way, which is the one that counts
+			switch {
+			case number != a.saves: // a later one is under way, which is the one that counts
+			case result == leg.LineRefused:
+				a.passOver()
+			default:
 				a.step(leg.Event{Kind: result})
 			}
 		})
 	})
+}
+
+func (a *actor) saveLeg(ctx context.Context, row db.Leg) leg.EventKind {
+	if err := a.bridge.journal.SaveLeg(ctx, row); err != nil {
+		a.log.Error("leg not saved", "err", err)
+		return leg.SaveFailed
+	}
+	return leg.Saved
 }
 
 func (a *actor) deleteRow(cause leg.Cause) {

@@ -32,6 +32,7 @@ type metrics struct {
 	transfers  *prometheus.CounterVec
 
 	ordersRefused *prometheus.CounterVec
+	rerouted      *prometheus.CounterVec
 }
 
 func newMetrics(b *Bridge) *metrics {
@@ -49,6 +50,9 @@ func newMetrics(b *Bridge) *metrics {
 		ordersRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_orders_refused_total", Help: "Calls and transfers that people wanted and were refused, by reason.",
 		}, []string{"reason"}),
+		rerouted: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_calls_rerouted_total", Help: "Calls of rooms that a trunk could not place and that the next one was tried for, by the first one.",
+		}, []string{"trunk"}),
 		rings: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trunkline_rings_total", Help: "Rooms rung because nobody was in the call.",
 		}),
@@ -74,7 +78,7 @@ func newMetrics(b *Bridge) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands, m.moves, m.transfers, m.ordersRefused,
+		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands, m.moves, m.transfers, m.ordersRefused, m.rerouted,
 		mediaReadings(b), soundReadings(b.sounds), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)

@@ -27,6 +27,12 @@ type order struct {
 	most   time.Duration
 
 	board *board // what the room is told
+
+	// Only the actor touches these.
+	ways   []way     // that are left, when the trunk in use can't place the call
+	booked string    // the trunk that the call counts for
+	why    leg.Cause // of the last refusal
+	over   *sip.Call // the call over the trunk before, which has nothing more to say; nil = there was none
 }
 
 // refusal is why somebody's wish is not carried out, in words for the room.
@@ -55,11 +61,12 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	if err := b.takesOrders(); err != nil {
 		return err
 	}
-	call, trunk, err := b.prepare(ctx, to)
+	call, left, err := b.prepare(ctx, to.ways)
 	if err != nil {
 		return err
 	}
-	a := b.ordered(call, order{by: by, room: room, number: to.number})
+	trunk := call.Info().Trunk
+	a := b.ordered(call, order{by: by, room: room, number: to.number, ways: left, booked: trunk})
 	if err := a.reserve(ctx, quota.Request{
 		User: string(by), Room: string(room), Trunk: trunk, Number: to.number, Confirmed: confirmed,
 	}); err != nil {
@@ -91,7 +98,7 @@ func (b *Bridge) takeIn(a *actor) (leg.Cause, error) {
 		return leg.Busy, errTooMany
 	}
 	a.tell(leg.Ordered)
-	a.call.OnEvent(a.fromPhone)
+	a.listen()
 	b.legs[a.id] = a
 	b.wg.Go(a.run)
 	return "", nil
@@ -117,10 +124,10 @@ func (b *Bridge) takesOrders() error {
 	return nil
 }
 
-// prepare binds the ports of a call over the first trunk that takes one. Nothing is sent yet.
-func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string, error) {
+// prepare binds the ports of a call over the first trunk that takes one, and says which ways are left then. Nothing is sent yet.
+func (b *Bridge) prepare(ctx context.Context, ways []way) (*sip.Call, []way, error) {
 	var errs []error
-	for _, w := range to.ways {
+	for i, w := range ways {
 		if !b.plan.AwaitTurn(ctx, w.trunk.Name) {
 			errs = append(errs, errTooMany)
 			continue
@@ -132,7 +139,7 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 			AllowRedirect: func(n sip.Number) bool { return b.quotas().Stopped == "" && b.plan.MayRedirect(w.trunk.Name, n) },
 		})
 		if err == nil {
-			return call, w.trunk.Name, nil
+			return call, ways[i+1:], nil
 		}
 		b.log.Warn("a trunk does not take a call", "trunk", w.trunk.Name, "err", err)
 		errs = append(errs, err)
@@ -140,11 +147,11 @@ func (b *Bridge) prepare(ctx context.Context, to destination) (*sip.Call, string
 	err := errors.Join(errs...)
 	switch {
 	case errors.Is(err, sip.ErrFull), errors.Is(err, errTooMany):
-		return nil, "", errTooMany
+		return nil, nil, errTooMany
 	case errors.Is(err, sip.ErrDown):
-		return nil, "", &refusal{text: "The telephone line is out of order at present. Try again later.", reason: string(leg.TrunkAway)}
+		return nil, nil, &refusal{text: "The telephone line is out of order at present. Try again later.", reason: string(leg.TrunkAway)}
 	}
-	return nil, "", fmt.Errorf("dial: %w", err)
+	return nil, nil, fmt.Errorf("dial: %w", err)
 }
 
 // callerOf is who calls over a trunk. Neither the room nor who ordered the call is named: phones need not know of them.
@@ -159,8 +166,8 @@ func (b *Bridge) ordered(call *sip.Call, o order) *actor {
 	a.order, a.target = &o, string(o.room)
 	a.party = sip.Caller{Number: sip.Number(o.number)}
 	a.name = ghostName(a.party, b.showNumbers[a.info.Trunk])
-	a.log = a.log.With("out", true)
-	a.options = config.Options{ // who is called is asked for nothing, and its notice tells the room
+	a.log = b.log.With("leg", a.id, "out", true) // without the trunk, which may be another one in the end
+	a.options = config.Options{                  // who is called is asked for nothing, and its notice tells the room
 		Intent: config.IntentPrompt, PIN: config.PINNone, Lobby: new(false), Announce: new(false), SayPeople: new(false),
 	}.Over(b.routes.defaults)
 	a.dialin.menu.Rules = menuRules(a.options)
@@ -191,9 +198,7 @@ func (a *actor) reserve(ctx context.Context, q quota.Request) error {
 		return fmt.Errorf("count the call: %w", err)
 	}
 	a.order.most = longest
-	if longest > 0 {
-		a.state.Rules.Longest = min(a.state.Rules.Longest, longest)
-	}
+	a.limitTalk(longest)
 	return nil
 }
 
@@ -269,7 +274,7 @@ func (a *actor) dialPhone() {
 		return
 	}
 	a.media = a.call.Media()
-	a.log.Info("phone is called", "room", a.target, "after", time.Since(a.begun).Round(time.Millisecond))
+	a.log.Info("phone is called", "room", a.target, "trunk", a.info.Trunk, "call", a.info.CallID, "after", time.Since(a.begun).Round(time.Millisecond))
 }
 
 // fromDialled translates what a call of ours reports.
@@ -286,16 +291,8 @@ func (a *actor) fromDialled(ev sip.Event) {
 		a.inbox.Put(func() { a.setFormat(a.media.Format()) }) // it may differ from that of early media
 		a.tell(leg.PhoneAnswered)
 	case sip.Refused:
-		a.tellEvent(leg.Event{Kind: leg.PhoneRefused, Cause: refusedBecause(ev)})
+		a.refusedBy(ev)
 	}
-}
-
-func refusedBecause(r sip.Refused) leg.Cause {
-	if r.Local {
-		return leg.TrunkAway
-	}
-	_, q850 := codes(r.Cause)
-	return leg.WhyRefused(r.Code, q850)
 }
 
 // codes are those of a Reason (RFC 3326): one is 0.
@@ -313,6 +310,7 @@ func codes(c sip.Cause) (status, q850 int) {
 func (a *actor) resumeOrder(row db.Leg, notice id.EventID) {
 	a.order = &order{
 		by: id.UserID(row.DialledBy), room: id.RoomID(row.RoomID), number: row.Dialled, day: row.UsageDay, most: row.Reserved,
+		booked: row.Trunk,
 	}
 	a.order.board = &board{actor: a, room: a.order.room, notice: notice}
 	a.party = sip.Caller{Number: sip.Number(row.Dialled)}

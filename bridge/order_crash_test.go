@@ -206,10 +206,12 @@ func (b *bed) orderKilledAfter(t *testing.T, alice *member.Member, p *phone.Phon
 }
 
 // TestOrderKilledAfterEachEffect kills the process after the first effect of an order's leg, after the second, and so on, until
-// the phone talks. Whenever that was: the phone is not called, or is let go, or talks on. None is up with nobody behind it.
+// the phone talks, which it does over its second trunk: the first one is full. Whenever that was: the phone is not called, or is let
+// go, or talks on. None is up with nobody behind it, and the books of both trunks are right.
 func TestOrderKilledAfterEachEffect(t *testing.T) {
 	t.Parallel()
-	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Limits = config.DialLimits{} })
+	b, full, p := spareBed(t, func(c *config.Config) { c.Dialling.Limits = config.DialLimits{} })
+	b.turnsAway(full, 503)
 	alice := b.person("alice", member.JSSDK, true)
 	alice.Says(sine(aliceHz, 48000, time.Second))
 	answered := b.picksUp(p)
@@ -218,7 +220,7 @@ func TestOrderKilledAfterEachEffect(t *testing.T) {
 		if t.Failed() {
 			return
 		}
-		if n > 12 {
+		if n > 18 {
 			t.Fatal("the answer of the phone was never confirmed")
 		}
 	}
@@ -264,7 +266,7 @@ func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone
 		}
 	}()
 	b.awaitChild()
-	b.says(alice, "!sip call 1001")
+	b.says(alice, "!sip call "+berlin)
 	hears := func() bool {
 		s.call = answered.Load()
 		return s.call != nil && s.hearsAlice()
@@ -316,5 +318,10 @@ func (b *bed) orderKilledAfterEffect(n int, alice *member.Member, p *phone.Phone
 	b.says(alice, "!sip who")
 	b.await("all commands to be carried out", func() bool { return answers() > before })
 	b.await("the phone to be free", func() bool { return !p.Busy() })
+	for _, trunk := range []string{"lab", "spare"} {
+		if _, running := b.books(trunk); running != 0 {
+			b.t.Errorf("%s: %d calls run over trunk %s by the books", moment, running, trunk)
+		}
+	}
 	return confirmed
 }

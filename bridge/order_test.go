@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http/httptest"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -260,19 +259,7 @@ func TestPhoneIsShownWhatTheTrunkSays(t *testing.T) {
 
 func TestNextTrunkIsTakenWhenTheBestOneIsFull(t *testing.T) {
 	t.Parallel()
-	var spare *phone.Phone
-	b, best := dialBed(t, func(c *config.Config) {
-		other, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "spare"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { other.Close() })
-		spare = other
-		c.SIP.Trunks[0].Dials, c.SIP.Trunks[0].MaxCalls = []string{"+4930"}, 1
-		c.SIP.Trunks = append(c.SIP.Trunks, config.Trunk{
-			Name: "spare", Networks: []string{"127.0.0.0/8"}, Proxy: spare.Addr().String(), Dials: []string{"+49"}, MaxCalls: 1,
-		})
-	})
+	b, best, spare := spareBed(t, func(c *config.Config) { c.SIP.Trunks[0].MaxCalls = 1 })
 	alice := b.person("alice", member.JSSDK, true)
 	var calls []*phone.Call
 	for i, p := range []*phone.Phone{best, spare} {

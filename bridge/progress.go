@@ -87,6 +87,8 @@ func (a *actor) report(how leg.Cause) {
 		a.order.board.show(a.name + " rings.")
 	case leg.LineHeard:
 		a.order.board.show("Calling " + a.name + ": the line can be heard.")
+	case leg.AnotherLine:
+		a.order.board.show("Calling " + a.name + " over another line …")
 	case leg.Answered:
 		a.order.board.show(a.name + " has answered.")
 	default:

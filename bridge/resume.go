@@ -175,7 +175,11 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	if begin == leg.Resumed {
 		a.resumeAway(state.Away)
 	}
-	call.OnEvent(a.fromPhone)
+	if a.order != nil {
+		a.listen()
+	} else {
+		call.OnEvent(a.fromPhone)
+	}
 	b.mu.Lock()
 	b.legs[a.id] = a
 	b.mu.Unlock()

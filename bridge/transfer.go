@@ -44,17 +44,19 @@ func (b *Bridge) transfer(ctx context.Context, cmd command.Command, by id.UserID
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(to.ways, func(w way) bool { return w.trunk.Name == a.info.Trunk })
+	var trunk string
+	stays := func() error { trunk = a.info.Trunk; return a.staysHere() }
+	if err := a.do(stays); err != nil { // before it is counted
+		return err
+	}
+	i := slices.IndexFunc(to.ways, func(w way) bool { return w.trunk.Name == trunk })
 	if i < 0 {
 		return &refusal{text: "The line of that phone does not lead to this number."}
 	}
-	if err := a.do(a.staysHere); err != nil { // before it is counted
+	if err := b.countTransfer(ctx, quota.Request{User: string(by), Room: string(room), Trunk: trunk, Number: to.number}); err != nil {
 		return err
 	}
-	if err := b.countTransfer(ctx, quota.Request{User: string(by), Room: string(room), Trunk: a.info.Trunk, Number: to.number}); err != nil {
-		return err
-	}
-	t := &away{board: board{actor: a, room: room}, to: ghostName(sip.Caller{Number: sip.Number(to.number)}, b.showNumbers[a.info.Trunk])}
+	t := &away{board: board{actor: a, room: room}, to: ghostName(sip.Caller{Number: sip.Number(to.number)}, b.showNumbers[trunk])}
 	return a.do(func() error { return a.sendAway(t, to.ways[i].dial) })
 }
 

@@ -84,6 +84,28 @@ func (j *Journal) PutLeg(l Leg) error { return j.put(putLeg(l), nil) }
 // so a leg that is given up must be deleted.
 func (j *Journal) SaveLeg(ctx context.Context, l Leg) error { return j.save(ctx, putLeg(l)) }
 
+// MoveLeg returns when the leg is in the database as one over another trunk, see [Store.MoveLeg], and ErrAway if that cannot be now. It
+// waits for its turn, so that no older write of the row comes after it. decide may be called more than once.
+func (j *Journal) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
+	var longest time.Duration
+	var refused error // the caller's business, which is no fault of the write
+	err := j.save(ctx, write{row: "leg " + l.ID, do: func(ctx context.Context, s *Store) (err error) {
+		refused = nil
+		longest, err = s.MoveLeg(ctx, l, func(used []Usage) (longest time.Duration, err error) {
+			longest, refused = decide(used)
+			return longest, refused
+		})
+		if refused != nil {
+			return nil
+		}
+		return err
+	}})
+	if err != nil {
+		return 0, err // it may be under way still
+	}
+	return longest, refused
+}
+
 func putLeg(l Leg) write {
 	return write{row: "leg " + l.ID, put: true, do: func(ctx context.Context, s *Store) error { return s.PutLeg(ctx, l) }}
 }

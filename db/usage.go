@@ -1,8 +1,12 @@
 package db
 
 import (
+	"cmp"
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -43,6 +47,61 @@ func (s *Store) Reserve(ctx context.Context, l Leg, keys []UsageKey, decide func
 				return fmt.Errorf("count leg %s: %w", l.ID, err)
 			}
 			l.UsageDay = key.Day
+		}
+		l.Reserved = longest
+		return s.PutLeg(ctx, l)
+	})
+	return longest, err
+}
+
+// MoveLeg writes the row of a leg that Reserve has counted and that goes over another trunk now, if it may: it counts there from now
+// on, and no more for the trunk before. decide gets what was used under the new trunk; the error it returns is MoveLeg's, and nothing
+// is written then. The result is the longest that the call may last, which is what was reserved before or less. Where the row names
+// that trunk already it is only written.
+func (s *Store) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
+	longest := l.Reserved
+	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		var from string
+		var reserved int64
+		err := s.db.QueryRow(ctx, "SELECT trunk, reserved FROM leg WHERE id = $1 AND owner = $2 AND epoch = $3", l.ID, l.Owner, l.Epoch).Scan(&from, &reserved)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return fmt.Errorf("move leg %s: %w", l.ID, ErrFenced)
+		case err != nil:
+			return fmt.Errorf("move leg %s: %w", l.ID, err)
+		case from == l.Trunk:
+			l.Reserved = time.Duration(reserved) * time.Millisecond
+			longest = l.Reserved
+			return s.PutLeg(ctx, l)
+		}
+		keys := []UsageKey{{l.UsageDay, "trunk", from}, {l.UsageDay, "trunk", l.Trunk}}
+		slices.SortFunc(keys, func(a, b UsageKey) int { return cmp.Compare(a.Name, b.Name) })
+		keys = slices.Concat([]UsageKey{{l.UsageDay, "user", l.DialledBy}, {l.UsageDay, "room", l.RoomID}}, keys, []UsageKey{{l.UsageDay, "all", ""}})
+		used, err := s.holdUsage(ctx, keys)
+		if err != nil {
+			return err
+		}
+		allowed, err := decide(slices.DeleteFunc(used, func(u Usage) bool { return u.Scope != "trunk" || u.Name != l.Trunk }))
+		if err != nil {
+			return err
+		}
+		longest = time.Duration(reserved) * time.Millisecond
+		if allowed > 0 && (longest == 0 || allowed < longest) {
+			longest = allowed
+		}
+		for _, key := range keys {
+			calls, change := 0, longest.Milliseconds()-reserved
+			switch {
+			case key.Scope == "trunk" && key.Name == from:
+				calls, change = -1, -reserved
+			case key.Scope == "trunk":
+				calls, change = 1, longest.Milliseconds()
+			}
+			_, err := s.db.Exec(ctx, `UPDATE usage SET calls = calls + $4, running = running + $4, reserved = reserved + $5
+				WHERE day = $1 AND scope = $2 AND name = $3`, key.Day, key.Scope, key.Name, calls, change)
+			if err != nil {
+				return fmt.Errorf("count leg %s: %w", l.ID, err)
+			}
 		}
 		l.Reserved = longest
 		return s.PutLeg(ctx, l)

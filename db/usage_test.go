@@ -187,3 +187,54 @@ func TestOrdersAtOnceCannotShareTheLastCall(t *testing.T) {
 		}
 	})
 }
+
+func TestLegThatGoesOverAnotherTrunkCountsThere(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		lease(t, s, "run-1")
+		l, keys := wanted("leg-1")
+		if _, err := s.Reserve(t.Context(), l, keys, func([]Usage) (time.Duration, error) { return time.Hour, nil }); err != nil {
+			t.Fatal(err)
+		}
+		l.UsageDay, l.Reserved, l.Trunk = keys[0].Day, time.Hour, "another"
+		there := UsageKey{keys[0].Day, "trunk", "another"}
+		if _, err := s.MoveLeg(t.Context(), l, func([]Usage) (time.Duration, error) { return 0, errUsedUp }); !errors.Is(err, errUsedUp) {
+			t.Fatalf("MoveLeg to a trunk that is used up: %v", err)
+		}
+		want := []Usage{{keys[0], 1, 0, 1, time.Hour}, {keys[1], 1, 0, 1, time.Hour}, {keys[2], 1, 0, 1, time.Hour}, {keys[3], 1, 0, 1, time.Hour}}
+		if diff := cmp.Diff(want, used(t, s, keys)); diff != "" {
+			t.Errorf("after a move that may not be (-want +got):\n%s", diff)
+		}
+		for _, allowed := range []time.Duration{20 * time.Minute, 10 * time.Minute} { // the second one finds it moved already
+			longest, err := s.MoveLeg(t.Context(), l, func(before []Usage) (time.Duration, error) {
+				if len(before) != 1 || before[0].UsageKey != there || before[0].Running != 0 {
+					t.Errorf("used there before: %+v", before)
+				}
+				return allowed, nil
+			})
+			if err != nil || longest != 20*time.Minute {
+				t.Fatalf("MoveLeg = %v, %v, want 20 minutes", longest, err)
+			}
+		}
+		keys = append(keys, there)
+		want = []Usage{
+			{keys[0], 1, 0, 1, 20 * time.Minute}, {keys[1], 1, 0, 1, 20 * time.Minute}, {keys[2], 0, 0, 0, 0},
+			{keys[3], 1, 0, 1, 20 * time.Minute}, {there, 1, 0, 1, 20 * time.Minute},
+		}
+		if diff := cmp.Diff(want, used(t, s, keys)); diff != "" {
+			t.Errorf("after the move (-want +got):\n%s", diff)
+		}
+		if err := s.DeleteLeg(t.Context(), l.ID, l.hold(), "phone busy", morning); err != nil {
+			t.Fatal(err)
+		}
+		for i := range want {
+			want[i].Running, want[i].Reserved = 0, 0
+		}
+		if diff := cmp.Diff(want, used(t, s, keys)); diff != "" {
+			t.Errorf("when it is over (-want +got):\n%s", diff)
+		}
+		if _, err := s.MoveLeg(t.Context(), l, func([]Usage) (time.Duration, error) { return 0, nil }); !errors.Is(err, ErrFenced) {
+			t.Errorf("MoveLeg of a row that is gone: %v, want %v", err, ErrFenced)
+		}
+	})
+}

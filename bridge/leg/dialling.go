@@ -43,7 +43,7 @@ func (m *machine) dialling(ev Event) {
 		if m.Phone == Coming && !m.Media {
 			m.Media = true
 			m.do(StartMedia)
-			if m.Told == "" {
+			if m.Told != PhoneRinging {
 				m.report(LineHeard)
 			}
 		}
@@ -54,6 +54,13 @@ func (m *machine) dialling(ev Event) {
 	case PhoneRefused:
 		m.Phone = Gone
 		m.end(ev.Cause)
+	case LineRefused:
+		m.goElsewhere(ev.Cause)
+	case Rerouted:
+		if m.Phone == Absent {
+			m.Phone = Ready
+			m.do(Save)
+		}
 	case DialogChanged:
 		m.do(Save)
 	case CompanyIs:
@@ -64,6 +71,20 @@ func (m *machine) dialling(ev Event) {
 	default:
 		m.anyEnd(ev)
 	}
+}
+
+// goElsewhere has the call placed over the next trunk, unless somebody has heard of it already: a phone that rang, or a room that has
+// heard the line. Until it is prepared there is no phone side.
+func (m *machine) goElsewhere(why Cause) {
+	if m.Phone != Ready && m.Phone != Coming || m.Media || m.Told == PhoneRinging || m.Phone == Coming && !m.now.Before(m.RingBy) {
+		m.Phone = Gone
+		m.end(why)
+		return
+	}
+	m.Phone = Absent
+	m.Deadline = m.now.Add(m.Rules.Setup)
+	m.report(AnotherLine)
+	m.do(NextLine)
 }
 
 // pickedUp begins the talk. Only now does the longest call begin to count.
@@ -91,7 +112,7 @@ func (m *machine) acknowledge() {
 func (m *machine) diallingTick() {
 	switch {
 	case !m.due():
-	case m.Phone == Ready:
+	case m.Phone != Coming:
 		m.end(TookTooLong)
 	case !m.now.Before(m.RingBy):
 		m.end(PhoneSilent)
@@ -131,6 +152,7 @@ func (m *machine) report(how Cause) {
 const (
 	PhoneRinging Cause = "phone rings"
 	LineHeard    Cause = "line is heard"
+	AnotherLine  Cause = "another line is tried"
 )
 
 // Why a phone that was called is not to be had.
@@ -203,6 +225,27 @@ func WhyRefused(status, q850 int) Cause {
 		return Forwarded
 	}
 	return NetworkFailed
+}
+
+// LineFault tells whether a refusal is about the trunk (it is full, broken, or does not know us), so that another one may bring the
+// same call about; else it is about who was called, and holds everywhere. As in [WhyRefused], a cause that tells something counts more than
+// the status, but for those that only a phone gives.
+func LineFault(status, q850 int) bool {
+	if status == 486 || status >= 600 {
+		return false
+	}
+	switch q850 {
+	case 2, 3, 25, 34, 38, 41, 42, 44, 46, 47: // no route, no circuit, network out of order
+		return true
+	case 0, 16, 31, 63, 102, 111, 127: // none, or nothing that tells
+	default:
+		return false
+	}
+	switch status {
+	case 401, 402, 407, 408, 500, 502, 503, 504, 580:
+		return true
+	}
+	return false
 }
 
 // WhyLeft says what the Reason of a phone means that hangs up, or gives up before the answer (RFC 3326): a SIP status or a cause of

@@ -20,7 +20,8 @@
 //
 //	      Ordered                     room joined, row saved: INVITE; phone answered
 //	Idle ---------> Dialling ---------------------------------------------------------> Talking
-//	                   |
+//	                   |  ^
+//	                   |  +--LineRefused, Rerouted: the same over the next trunk
 //	                   +--phone refuses or is silent, room hangs up or empties, shutdown--> Ending
 //
 // After a restart a leg whose phone was answered begins with Resumed, and is Resuming until its ghost is back in the call:

@@ -9,14 +9,14 @@ import (
 type Event struct {
 	Kind  EventKind
 	N     int   // CompanyIs: how many others there are
-	Cause Cause // RoomRefused, PhoneRefused, Dismissed: why; PhoneCancelled, PhoneHungUp: the same, "" = for no special reason
+	Cause Cause // RoomRefused, PhoneRefused, LineRefused, Dismissed: why; PhoneCancelled, PhoneHungUp: the same, "" = for no special reason
 }
 
 func (e Event) String() string {
 	switch e.Kind {
 	case CompanyIs:
 		return fmt.Sprint(e.Kind, " ", e.N)
-	case RoomRefused, PhoneRefused, Dismissed:
+	case RoomRefused, PhoneRefused, LineRefused, Dismissed:
 		return fmt.Sprint(e.Kind, " ", e.Cause)
 	case PhoneCancelled, PhoneHungUp:
 		return strings.TrimSpace(fmt.Sprint(e.Kind, " ", e.Cause))
@@ -57,6 +57,8 @@ const (
 	PhoneSounds                     // there is something to hear before its answer
 	PhoneAnswered                   // it is up
 	PhoneRefused                    // it is not to be had; Cause says why
+	LineRefused                     // its trunk can't place the call, and another one may; Cause says why
+	Rerouted                        // the call is prepared over another trunk
 	TakesOver                       // another leg hands over a phone that is answered: it wants to be in this one's room
 	HandedOver                      // another leg has the phone now
 	HungUpByRoom                    // somebody in the room wants the phone to go
@@ -67,7 +69,7 @@ var eventNames = [...]string{
 	"invited", "resumed", "interrupted", "asking again", "room joined", "room refused", "room declined", "phone ready", "saved",
 	"save failed", "phone acked", "phone cancelled", "phone hung up", "phone failed", "phone released", "tone failed", "passed",
 	"dismissed", "dialog changed", "company is", "call ended", "room failed", "room left", "shutdown",
-	"ordered", "phone rings", "phone sounds", "phone answered", "phone refused", "takes over", "handed over", "hung up by room",
+	"ordered", "phone rings", "phone sounds", "phone answered", "phone refused", "line refused", "rerouted", "takes over", "handed over", "hung up by room",
 	"tick",
 }
 
@@ -109,6 +111,7 @@ const (
 	RingRoom    // tell the room who calls, and how to decline
 	RingOver    // tell the room how that ended, Answered or why not
 	DialPhone   // INVITE
+	NextLine    // prepare the call over the next trunk
 	AckPhone    // confirm the answer to it
 	Report      // tell the room how a call that it ordered is getting on, or why it is over
 	RefusePhone // final response by Cause
@@ -120,7 +123,7 @@ const (
 
 var effectNames = [...]string{
 	"ring", "join room", "accept phone", "save", "send answer", "ask phone", "start media", "stop media", "ask", "enter", "play tone",
-	"stop tone", "ring room", "ring over", "dial phone", "ack phone", "report", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
+	"stop tone", "ring room", "ring over", "dial phone", "next line", "ack phone", "report", "refuse phone", "hang up phone", "leave room", "delete row", "forget",
 }
 
 func (k EffectKind) String() string { return name(effectNames[:], int(k)) }

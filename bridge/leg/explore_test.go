@@ -56,6 +56,8 @@ func (t tally) add(e Effect) tally {
 		t.rung++
 	case DialPhone:
 		t.dials++
+	case NextLine: // the call before is over
+		t.dials--
 	case AckPhone:
 		t.acks++
 	case Report:
@@ -198,7 +200,7 @@ func everyEvent() []Event {
 			events = append(events, Event{Kind: k, N: 0}, Event{Kind: k, N: 1})
 		case RoomRefused:
 			events = append(events, Event{Kind: k, Cause: NoRights}, Event{Kind: k, Cause: NoHomeserver})
-		case PhoneRefused:
+		case PhoneRefused, LineRefused:
 			events = append(events, Event{Kind: k, Cause: PhoneBusy})
 		case Dismissed:
 			events = append(events, Event{Kind: k, Cause: WrongPIN})

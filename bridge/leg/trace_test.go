@@ -118,7 +118,7 @@ func parseInput(t *testing.T, line string) (time.Duration, Event) {
 			if ev.N, err = strconv.Atoi(rest); err != nil {
 				t.Fatalf("%q: %v", line, err)
 			}
-		case RoomRefused, PhoneRefused, Dismissed, PhoneCancelled, PhoneHungUp:
+		case RoomRefused, PhoneRefused, LineRefused, Dismissed, PhoneCancelled, PhoneHungUp:
 			ev.Cause = Cause(rest)
 		}
 		return after, ev
