@@ -76,7 +76,7 @@ type Bridge struct {
 
 	performed func(leg.Effect) // hears of each effect that was begun; tests only
 
-	stopped atomic.Value // string: an admin wants no calls to telephones, and why; none or "" = not so
+	stopped atomic.Pointer[killSwitch] // nil = calls are placed
 
 	commands sync.WaitGroup // of rooms; none begins once closing is set
 	refusals sync.WaitGroup // of calls that never became legs; waited for once no more can come
@@ -133,7 +133,10 @@ func New(
 		cfg, err = withStoredTrunks(ctx, own, b.store, func(name string, err error) {
 			log.Error("a trunk of the database is not used", "trunk", name, "err", err)
 		})
-		return err
+		if err != nil {
+			return err
+		}
+		return b.followSwitch(ctx)
 	})
 	if err != nil {
 		return nil, errors.Join(err, b.store.Close())
@@ -655,6 +658,9 @@ func (b *Bridge) keepHouse(ctx context.Context) {
 		}
 		if err := b.sweepRooms(ctx); err != nil && ctx.Err() == nil {
 			b.log.Warn("could not sweep rooms", "err", err)
+		}
+		if err := b.followSwitch(ctx); err != nil && ctx.Err() == nil {
+			b.log.Warn("could not ask whether calls to telephones are switched off", "err", err)
 		}
 		if err := b.store.Forget(ctx, time.Now().Add(-b.cfg.Calls.KeepHistory), time.Now()); err != nil && ctx.Err() == nil {
 			b.log.Warn("could not forget what is old", "err", err)

@@ -2,8 +2,10 @@ package bridge
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"trunkline/bridge/leg"
 	"trunkline/bridge/quota"
@@ -12,14 +14,55 @@ import (
 // stoppedByAdmin is what rooms are told when an admin gives no reason.
 const stoppedByAdmin = "who runs this bridge has switched them off."
 
+// switchSetting is where the database has what rooms are told while calls are switched off.
+const switchSetting = "dialling.stopped"
+
+// killSwitch is how it stands. It is never changed, but replaced.
+type killSwitch struct {
+	why  string // what rooms are told; "" = calls are placed
+	kept bool   // the database says the same, or another process has said something since
+}
+
 // quotas are the limits of calls as they are now: an admin may have switched all calls off. It takes no lock, for calls ask it from
 // their own goroutines.
 func (b *Bridge) quotas() quota.Rules {
 	rules := b.plan.quotas
-	if stopped, _ := b.stopped.Load().(string); rules.Stopped == "" {
-		rules.Stopped = stopped
+	if s := b.stopped.Load(); s != nil && rules.Stopped == "" {
+		rules.Stopped = s.why
 	}
 	return rules
+}
+
+// keepSwitch brings the switch into the database, for the next process and for other nodes, which look when somebody there wants a
+// call. Where it was thrown again meanwhile, the last word must be there.
+func (b *Bridge) keepSwitch(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, databasePatience)
+	defer cancel()
+	for {
+		s := b.stopped.Load()
+		if err := b.store.PutSetting(ctx, switchSetting, s.why, time.Now()); err != nil {
+			return err
+		}
+		if b.stopped.CompareAndSwap(s, &killSwitch{why: s.why, kept: true}) {
+			return nil
+		}
+	}
+}
+
+// followSwitch does as the database says, unless an admin's word to this process has not got there yet.
+func (b *Bridge) followSwitch(ctx context.Context) error {
+	s := b.stopped.Load()
+	if s != nil && !s.kept {
+		return b.keepSwitch(ctx)
+	}
+	why, err := b.store.Setting(ctx, switchSetting)
+	if err != nil {
+		return err
+	}
+	if (s != nil && s.why != why || s == nil && why != "") && b.stopped.CompareAndSwap(s, &killSwitch{why: why, kept: true}) {
+		b.log.Warn("calls to telephones are switched as the database says", "off", why != "")
+	}
+	return nil
 }
 
 // diallingView is the kill switch as an admin sees it.
@@ -27,9 +70,10 @@ type diallingView struct {
 	Stopped string `json:"stopped"` // what rooms are told; "" = calls are placed
 	Config  bool   `json:"config"`  // the config says so, and only it can undo that
 	Ended   int    `json:"ended"`   // calls of rooms that were up, rang or were about to, and are ended by this request
+	Problem string `json:"problem"` // that only this process knows; it tells the database as soon as it can
 }
 
-// stopDialling places no calls from now on, until the next start or [Bridge.startDialling]. Those that rooms have placed end if the
+// stopDialling places no calls from now on, until [Bridge.startDialling]. Those that rooms have placed end if the
 // admin wants that.
 func (b *Bridge) stopDialling(w http.ResponseWriter, r *http.Request) {
 	end, err := wantsEnd(r)
@@ -37,7 +81,7 @@ func (b *Bridge) stopDialling(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error()+"; nothing is switched off", http.StatusBadRequest)
 		return
 	}
-	b.stopped.Store(cmp.Or(r.FormValue("why"), stoppedByAdmin))
+	b.stopped.Store(&killSwitch{why: cmp.Or(r.FormValue("why"), stoppedByAdmin)})
 	var ended []*actor
 	if end {
 		b.mu.Lock() // takeIn has looked at the switch under it
@@ -48,7 +92,7 @@ func (b *Bridge) stopDialling(w http.ResponseWriter, r *http.Request) {
 		a.tellEvent(leg.Event{Kind: leg.Dismissed, Cause: leg.SwitchedOff})
 	}
 	b.log.Warn("an admin switches calls to telephones off", "from", r.RemoteAddr, "ended", len(ended))
-	b.showDialling(w, len(ended))
+	b.switched(w, r, len(ended))
 }
 
 // wantsEnd tells whether calls shall end that are there. Who is in a hurry learns of a slip of the pen: it must not look as if they had
@@ -70,11 +114,23 @@ func wantsEnd(r *http.Request) (bool, error) {
 }
 
 func (b *Bridge) startDialling(w http.ResponseWriter, r *http.Request) {
-	b.stopped.Store("")
+	b.stopped.Store(&killSwitch{})
 	b.log.Warn("an admin switches calls to telephones on", "from", r.RemoteAddr)
-	b.showDialling(w, 0)
+	b.switched(w, r, 0)
+}
+
+// switched stores what an admin has done, and shows it.
+func (b *Bridge) switched(w http.ResponseWriter, r *http.Request, ended int) {
+	if err := b.keepSwitch(context.WithoutCancel(r.Context())); err != nil {
+		b.log.Error("the database does not know how calls to telephones are switched; it is told when it is back", "err", err)
+	}
+	b.showDialling(w, ended)
 }
 
 func (b *Bridge) showDialling(w http.ResponseWriter, ended int) {
-	b.show(w, diallingView{Stopped: b.quotas().Stopped, Config: b.plan.quotas.Stopped != "", Ended: ended})
+	v := diallingView{Stopped: b.quotas().Stopped, Config: b.plan.quotas.Stopped != "", Ended: ended}
+	if s := b.stopped.Load(); s != nil && !s.kept {
+		v.Problem = "only this process knows so far: the database does not answer"
+	}
+	b.show(w, v)
 }

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"trunkline/bridge/config"
 	"trunkline/internal/testbed/homeserver"
@@ -189,5 +190,59 @@ func TestKillSwitchRefusesWhatItDoesNotKnow(t *testing.T) {
 			t.Errorf("POST /dialling/stop?%s = %d %s, want 400", wish, w.Code, w.Body)
 		}
 		b.switches("GET", "/dialling", diallingView{})
+	}
+}
+
+// Who has switched calls off must not find them on again because of a crash, nor a restart, nor on another node.
+func TestKillSwitchOutlivesTheProcess(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	off := diallingView{Stopped: "fraud."}
+	b.switches("POST", "/dialling/stop?why=fraud.", off)
+	b.stop()
+	b.start()
+	b.switches("GET", "/dialling", off)
+	b.says(alice, "!sip call 1001")
+	b.told("Calls to telephones are switched off at present: fraud.")
+	b.switches("POST", "/dialling/start", diallingView{})
+	b.stop()
+	b.start()
+	b.switches("GET", "/dialling", diallingView{})
+	if err := b.process.bridge.store.PutSetting(b.ctx(), switchSetting, "another node says so.", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	b.says(alice, "!sip call 1002")
+	b.told("Calls to telephones are switched off at present: another node says so.")
+	b.switches("GET", "/dialling", diallingView{Stopped: "another node says so."})
+	if n := p.Rung(); n != 0 {
+		t.Errorf("the phone has heard of %d calls", n)
+	}
+}
+
+// The switch must work when the database does not, and be there when that is back.
+func TestKillSwitchIsStoredWhenTheDatabaseIsBack(t *testing.T) {
+	t.Parallel()
+	b, _ := dialBed(t, nil)
+	exec := func(query string) {
+		t.Helper()
+		if _, err := b.process.bridge.store.Shared().Exec(b.ctx(), query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("ALTER TABLE setting RENAME TO away")
+	w := httptest.NewRecorder()
+	b.process.bridge.admin().ServeHTTP(w, httptest.NewRequest("POST", "/dialling/stop?why=fraud.", nil))
+	var got diallingView
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Stopped != "fraud." || got.Problem == "" {
+		t.Errorf("POST /dialling/stop = %d %s, want it to be stopped, and a problem", w.Code, w.Body)
+	}
+	exec("ALTER TABLE away RENAME TO setting")
+	alice := b.person("alice", member.JSSDK, false)
+	b.says(alice, "!sip call 1001") // as does the next upkeep
+	b.told("Calls to telephones are switched off at present: fraud.")
+	b.switches("GET", "/dialling", diallingView{Stopped: "fraud."})
+	if why, err := b.process.bridge.store.Setting(b.ctx(), switchSetting); why != "fraud." || err != nil {
+		t.Errorf("the database says %q, %v", why, err)
 	}
 }

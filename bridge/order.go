@@ -61,6 +61,9 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	if err := b.takesOrders(); err != nil {
 		return err
 	}
+	if err := b.followSwitch(ctx); err != nil {
+		return fmt.Errorf("ask whether calls are switched off: %w", err)
+	}
 	call, left, err := b.prepare(ctx, to.ways)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -52,6 +53,9 @@ func (b *Bridge) transfer(ctx context.Context, cmd command.Command, by id.UserID
 	i := slices.IndexFunc(to.ways, func(w way) bool { return w.trunk.Name == trunk })
 	if i < 0 {
 		return &refusal{text: "The line of that phone does not lead to this number."}
+	}
+	if err := b.followSwitch(ctx); err != nil {
+		return fmt.Errorf("ask whether calls are switched off: %w", err)
 	}
 	if err := b.countTransfer(ctx, quota.Request{User: string(by), Room: string(room), Trunk: trunk, Number: to.number}); err != nil {
 		return err

@@ -1,0 +1,32 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Setting returns what was stored under a name, "" for nothing.
+func (s *Store) Setting(ctx context.Context, name string) (string, error) {
+	var value string
+	err := s.db.QueryRow(ctx, "SELECT value FROM setting WHERE name = $1", name).Scan(&value)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", fmt.Errorf("read setting %s: %w", name, err)
+	}
+	return value, nil
+}
+
+// PutSetting stores a value under a name; "" stores nothing any more.
+func (s *Store) PutSetting(ctx context.Context, name, value string, now time.Time) error {
+	query, args := `INSERT INTO setting (name, value, updated_at) VALUES ($1, $2, $3)
+		ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at`, []any{name, value, millis(now)}
+	if value == "" {
+		query, args = "DELETE FROM setting WHERE name = $1", []any{name}
+	}
+	if _, err := s.db.Exec(ctx, query, args...); err != nil {
+		return fmt.Errorf("save setting %s: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,20 @@
+package db
+
+import "testing"
+
+func TestASettingIsWhatWasStoredLast(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s, ctx := open(t, address), t.Context()
+		for _, want := range []string{"", "off, it's late", "off", "", ""} {
+			if err := s.PutSetting(ctx, "switch", want, morning); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.Setting(ctx, "switch"); got != want || err != nil {
+				t.Errorf("Setting = %q, %v, want %q", got, err, want)
+			}
+			if got, err := s.Setting(ctx, "another"); got != "" || err != nil {
+				t.Errorf("Setting of what was never stored = %q, %v", got, err)
+			}
+		}
+	})
+}
