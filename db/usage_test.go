@@ -218,8 +218,11 @@ func TestLegThatGoesOverAnotherTrunkCountsThere(t *testing.T) {
 		}
 		keys = append(keys, there)
 		want = []Usage{
-			{keys[0], 1, 0, 1, 20 * time.Minute}, {keys[1], 1, 0, 1, 20 * time.Minute}, {keys[2], 0, 0, 0, 0},
-			{keys[3], 1, 0, 1, 20 * time.Minute}, {there, 1, 0, 1, 20 * time.Minute},
+			{keys[0], 1, 0, 1, 20 * time.Minute},
+			{keys[1], 1, 0, 1, 20 * time.Minute},
+			{keys[2], 0, 0, 0, 0},
+			{keys[3], 1, 0, 1, 20 * time.Minute},
+			{there, 1, 0, 1, 20 * time.Minute},
 		}
 		if diff := cmp.Diff(want, used(t, s, keys)); diff != "" {
 			t.Errorf("after the move (-want +got):\n%s", diff)

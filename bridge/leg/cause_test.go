@@ -88,13 +88,36 @@ func TestAnotherLineIsTriedOnlyWhereTheLineIsAtFault(t *testing.T) {
 		status, q850 int
 		want         bool
 	}{
-		{503, 0, true}, {500, 0, true}, {502, 0, true}, {504, 0, true}, {408, 0, true},
-		{401, 0, true}, {407, 0, true}, {402, 0, true}, // our account there
-		{503, 34, true}, {503, 31, true}, {404, 3, true}, {480, 38, true},
-		{404, 0, false}, {410, 0, false}, {484, 0, false}, {480, 0, false}, {487, 0, false}, {302, 0, false}, {403, 0, false}, {488, 0, false},
-		{486, 0, false}, {600, 0, false}, {603, 0, false}, {604, 0, false},
-		{486, 41, false}, {603, 38, false}, // said by a phone, whatever the gateway makes of it
-		{503, 17, false}, {500, 1, false}, {503, 21, false}, {408, 19, false}, // the network knows why, the gateway's status does not
+		{503, 0, true},
+		{500, 0, true},
+		{502, 0, true},
+		{504, 0, true},
+		{408, 0, true},
+		{401, 0, true},
+		{407, 0, true},
+		{402, 0, true}, // our account there
+		{503, 34, true},
+		{503, 31, true},
+		{404, 3, true},
+		{480, 38, true},
+		{404, 0, false},
+		{410, 0, false},
+		{484, 0, false},
+		{480, 0, false},
+		{487, 0, false},
+		{302, 0, false},
+		{403, 0, false},
+		{488, 0, false},
+		{486, 0, false},
+		{600, 0, false},
+		{603, 0, false},
+		{604, 0, false},
+		{486, 41, false},
+		{603, 38, false}, // said by a phone, whatever the gateway makes of it
+		{503, 17, false},
+		{500, 1, false},
+		{503, 21, false},
+		{408, 19, false}, // the network knows why, the gateway's status does not
 	} {
 		if got := LineFault(c.status, c.q850); got != c.want {
 			t.Errorf("LineFault(%d, Q.850 %d) = %t, want %t", c.status, c.q850, got, c.want)

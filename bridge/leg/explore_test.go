@@ -57,7 +57,7 @@ func (t tally) add(e Effect) tally {
 	case DialPhone:
 		t.dials++
 	case NextLine: // the call before is over
-		t.dials--
+		t.dials = 0
 	case AckPhone:
 		t.acks++
 	case Report:
