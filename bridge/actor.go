@@ -65,6 +65,7 @@ type actor struct {
 	early     *voice                     // at a desk of its own, while the phone hears tones of ours
 	before    *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
 	held      bool                       // the phone is on hold
+	displaced bool                       // another process has taken the leg over
 	stream    transcode.PhoneConfig      // towards the phone, when it has begun
 	answered  time.Time
 	saves     int    // how many were begun
@@ -135,6 +136,10 @@ func (a *actor) run() {
 		case <-a.inbox.Some():
 			for _, do := range a.inbox.Take() {
 				do()
+				if a.displaced {
+					a.yield()
+					return
+				}
 			}
 		case <-timer.C:
 			a.step(leg.Event{Kind: leg.Tick})
@@ -232,6 +237,8 @@ func (a *actor) fromRoom(ev matrixcall.Event) {
 		}
 	case matrixcall.CallEnded:
 		a.tell(leg.CallEnded)
+	case matrixcall.Displaced:
+		a.inbox.Put(func() { a.displaced = true })
 	case matrixcall.Failed:
 		a.log.Warn("membership lost", "err", ev.Err)
 		a.inbox.Put(func() { a.wg.Go(func() { a.complain(ev.Err) }) })

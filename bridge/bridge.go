@@ -48,8 +48,9 @@ type Bridge struct {
 	log          *slog.Logger
 	metrics      *metrics
 	store        *db.Store
-	journal      *db.Journal // what is written goes through it
-	lease        *db.Lease   // nil until Run has it
+	journal      *db.Journal               // what is written goes through it
+	lease        *db.Lease                 // nil until Run has it
+	confirmed    atomic.Pointer[time.Time] // when it was last asked for with success
 	matrix       *matrixcall.Service
 	phones       *sip.Stack
 	sockets      *sockets.Store
@@ -146,7 +147,7 @@ func New(
 		b.showNumbers[t.Name], b.inBand[t.Name] = t.ShowNumbers, t.DTMF == "inband"
 		b.wideBand[t.Name] = slices.ContainsFunc(t.Codecs, func(c string) bool { return codecs[c].WideBand() })
 	}
-	b.journal = db.NewJournal(b.store, log)
+	b.journal = db.NewJournal(b.store, b.run, log)
 	b.routes, b.pins = newRoutes(cfg, b.store), newPINs(cfg.DialIn, b.store)
 	b.sounds = sound.Open(sound.Options{Folders: cfg.DialIn.Sounds})
 	b.checkLanguages()

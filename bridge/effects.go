@@ -188,7 +188,8 @@ func (a *actor) enterCall(ctx context.Context) error {
 	}
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
 		CreateType: "m.voice", Intent: a.options.Intent, Name: a.callName(), EntryLife: a.bridge.cfg.Calls.EntryLife,
-		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership, WideBand: a.bridge.wideBand[a.info.Trunk],
+		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership, Unsure: a.bridge.unsure,
+		WideBand: a.bridge.wideBand[a.info.Trunk],
 	})
 	if err != nil {
 		return err

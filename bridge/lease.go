@@ -17,6 +17,7 @@ const (
 	flushPatience = 5 * time.Second
 	lastQuestion  = time.Second // for whose the legs are, before they are let go
 	awayPatience  = 10 * time.Second
+	lookEvery     = 10 * time.Second // into the rooms, for as long as it is not known whether the lease stands
 )
 
 // node is where this process runs, as its successor there will call it, too.
@@ -37,11 +38,13 @@ func (b *Bridge) takeLease(ctx context.Context) (rows []db.Leg, err error) {
 		ctx, cancel := context.WithTimeout(ctx, db.LeaseLife+renewEvery)
 		defer cancel()
 		if b.lease == nil {
+			asked := time.Now()
 			lease, err := b.store.Acquire(ctx, db.LeaseOptions{Run: b.run, Node: b.node()})
 			if err != nil {
 				return fmt.Errorf("node %s: %w", b.node(), err)
 			}
 			b.lease = lease
+			b.confirmed.Store(&asked)
 		}
 		rows, err = b.orphans(ctx, sure)
 		sure = err == nil
@@ -77,9 +80,29 @@ func (b *Bridge) adopt(ctx context.Context) ([]db.Leg, error) {
 	return legs, nil
 }
 
-// keepLease renews the lease. It returns when ctx ends, or with db.ErrFenced when somebody else has taken over what is ours.
+// keepLease renews the lease. It returns when ctx ends, or with db.ErrFenced when somebody else has taken over what is ours. Once
+// that may be so without the database being there to say it, the homeserver is asked: who takes a leg over enters its room's call.
 func (b *Bridge) keepLease(ctx context.Context) error {
-	return b.eachRound(ctx, b.lease.Renew)
+	var looked time.Time
+	return b.eachRound(ctx, func(round context.Context) error {
+		asked := time.Now()
+		err := b.lease.Renew(round)
+		switch {
+		case err == nil:
+			b.confirmed.Store(&asked)
+		case b.unsure() && time.Since(looked) >= lookEvery:
+			looked = time.Now()
+			b.matrix.ReadCalls()
+		}
+		return err
+	})
+}
+
+// unsure tells whether the lease may have lapsed, by the one clock that does not depend on the database. It says so no later than
+// another process can adopt what is ours: the lease's life began after it was asked for.
+func (b *Bridge) unsure() bool {
+	confirmed := b.confirmed.Load()
+	return confirmed == nil || time.Since(*confirmed) >= db.LeaseLife
 }
 
 // adoptLegs takes over what others have left whose lease lapsed. It returns as keepLease does.

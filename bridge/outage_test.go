@@ -19,16 +19,22 @@ import (
 // onPostgres moves the bed's bridge to a PostgreSQL of its own.
 func (b *bed) onPostgres() *postgres.Cluster {
 	b.t.Helper()
-	c := postgres.New(b.t)
-	address, err := c.CreateDatabase("trunkline")
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	c, address := newDatabase(b.t)
 	b.stop()
 	b.cfg.Database.Address = address
 	b.start()
 	b.t.Cleanup(b.stop) // before the cluster goes
 	return c
+}
+
+func newDatabase(t *testing.T) (*postgres.Cluster, string) {
+	t.Helper()
+	c := postgres.New(t)
+	address, err := c.CreateDatabase("trunkline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, address
 }
 
 func TestCallsOutliveTheDatabase(t *testing.T) {
@@ -178,6 +184,69 @@ func TestAnotherNodeTakesOverWhenALeaseLapses(t *testing.T) {
 	b.process = other // whose rows and ports are looked at from here on
 	w.back(killed)
 	w.await("the phone to be told the new address", func() bool { return w.call.Reinvited() == 1 })
+	w.clean()
+}
+
+// A node loses the way to the database, and nothing else. Another one takes its call over; it finds that out in the room, and neither
+// fights its successor for the ghost nor says a word to the phone. When it is back it is fenced.
+func TestNodeThatIsCutOffFromTheDatabaseLetsItsSuccessorBe(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	_, address := newDatabase(t)
+	wire := postgres.NewProxy(t, address)
+	b.cfg.Database.Address = wire.Address
+	b.start()
+	t.Cleanup(b.stop)
+	first := b.process
+	t.Cleanup(func() { first.stop(); <-first.over })
+	b.cfg.Database.Address = address
+	other := b.neighbour("elsewhere")
+	w := b.talkers(member.JSSDK)
+	entries := func() (n int) {
+		for _, ev := range b.hs.Timeline(b.room) {
+			if ev.Type == "org.matrix.msc3401.call.member" && ev.StateKey != nil && *ev.StateKey == string(w.ghost) {
+				n++
+			}
+		}
+		return n
+	}
+	before := entries()
+	leg := b.onlyLeg()
+	wire.Cut()
+	cut := time.Now()
+	time.Sleep(db.LeaseLife - renewEvery)
+	if n := len(first.bridge.liveLegs()); n != 1 {
+		t.Errorf("the first node has %d legs while its lease stands, want its one", n)
+	}
+	b.await("the first node to let go of the call", func() bool { return len(first.bridge.liveLegs()) == 0 })
+	t.Logf("let go %v after the cut", time.Since(cut))
+	<-leg.ctx.Done()
+	if n := first.bridge.phones.Stats().RTPPorts; n != 0 {
+		t.Errorf("it has %d RTP ports still", n)
+	}
+	w.silence()
+	b.process = other // whose rows and ports are looked at from here on
+	w.back(cut)
+	w.await("the phone to be told the new address", func() bool { return w.call.Reinvited() == 1 })
+	if n := entries(); n != before+1 {
+		t.Errorf("the ghost's entry was written %d times after the cut, want once: by the successor", n-before)
+	}
+	if err := first.bridge.Ready(b.ctx()); err == nil {
+		t.Error("the first node says that it is ready")
+	}
+	wire.Mend()
+	select {
+	case err := <-first.over:
+		if !errors.Is(err, db.ErrFenced) {
+			t.Errorf("Run of the first = %v, want ErrFenced", err)
+		}
+		first.over <- nil
+	case <-time.After(patience):
+		t.Fatal("the first node goes on when it is back")
+	}
+	if !w.hearing() || w.call.Ended() != "" {
+		t.Errorf("the call was disturbed: %q", w.call.Ended())
+	}
 	w.clean()
 }
 

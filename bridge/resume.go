@@ -294,7 +294,7 @@ func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
 	}
 	m, err := ghost.JoinCall(ctx, a.before.Room, matrixcall.CallOptions{
 		Rejoin: a.before, EntryLife: a.bridge.cfg.Calls.EntryLife, WideBand: a.bridge.wideBand[a.info.Trunk],
-		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership,
+		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership, Unsure: a.bridge.unsure,
 	})
 	return m, err
 }
@@ -311,6 +311,15 @@ func (a *actor) abandon() {
 	}
 	a.bridge.drop(a)
 	a.log.Info("leg let go", "state", a.state)
+}
+
+// yield is abandon where this process goes on, for it cannot ask the database whether the other one has taken over more than this leg.
+// The ghost stays reserved: it is in use.
+func (a *actor) yield() {
+	a.log.Warn("another process has taken the leg over while the database could not be reached from here")
+	a.abandon()
+	a.call.Abandon()
+	a.bridge.scatter(a)
 }
 
 // suspend is abandon after a last save: the next process resumes the leg.

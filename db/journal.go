@@ -40,6 +40,7 @@ var (
 // Any goroutine puts, none blocks. [Journal.Run] alone takes out; when it ends, what waits is lost, so [Journal.Flush] first.
 type Journal struct {
 	store *Store
+	owner string
 	log   *slog.Logger
 	some  chan struct{} // has one token while writes may wait
 
@@ -72,9 +73,10 @@ type write struct {
 	waiting []chan error // those who need it to be durable; each has room for one
 }
 
-// NewJournal makes one for s. Nothing is written before [Journal.Run].
-func NewJournal(s *Store, log *slog.Logger) *Journal {
-	return &Journal{store: s, log: log, some: make(chan struct{}, 1)}
+// NewJournal makes one for s and the process run owner, without whose lease it writes nothing. Nothing is written before
+// [Journal.Run].
+func NewJournal(s *Store, owner string, log *slog.Logger) *Journal {
+	return &Journal{store: s, owner: owner, log: log, some: make(chan struct{}, 1)}
 }
 
 // PutLeg writes the leg some time, see [Store.PutLeg].
@@ -325,9 +327,9 @@ func (j *Journal) GhostDevice(ctx context.Context, user id.UserID) (id.DeviceID,
 
 // SaveGhostDevice is [Store.SaveGhostDevice]: a device must be known before it is made.
 func (j *Journal) SaveGhostDevice(ctx context.Context, user id.UserID, device id.DeviceID) error {
-	return j.save(ctx, write{row: "ghost " + string(user), do: func(ctx context.Context, s *Store) error {
+	return j.save(ctx, write{row: "ghost " + string(user), do: j.fenced(func(ctx context.Context, s *Store) error {
 		return s.SaveGhostDevice(ctx, user, device)
-	}})
+	})})
 }
 
 // SyncToken is [Store.SyncToken]. Tokens that wait are written first.
@@ -338,19 +340,29 @@ func (j *Journal) SyncToken(ctx context.Context, user id.UserID) (string, error)
 	return j.store.SyncToken(ctx, user)
 }
 
-// SaveSyncToken writes the token some time: an older one means that messages are read again, which is harmless.
+// SaveSyncToken writes the token some time: an older one means that messages are read again, which is harmless, unless it is a
+// successor's that it replaces.
 func (j *Journal) SaveSyncToken(_ context.Context, user id.UserID, token string) error {
-	return j.put(write{row: "token " + string(user), put: true, do: func(ctx context.Context, s *Store) error {
+	return j.put(write{row: "token " + string(user), put: true, do: j.fenced(func(ctx context.Context, s *Store) error {
 		return s.SaveSyncToken(ctx, user, token)
-	}}, nil)
+	})}, nil)
 }
 
-// Write does a write of tables that the Store does not know. While the database is away, or when a write of the same row waits, it
+// fenced lets a write happen only while the journal's owner has its lease: what waited in an outage must not replace what a successor
+// has written since.
+func (j *Journal) fenced(do func(context.Context, *Store) error) func(context.Context, *Store) error {
+	return func(ctx context.Context, s *Store) error {
+		return s.whileLeased(ctx, j.owner, func(ctx context.Context) error { return do(ctx, s) })
+	}
+}
+
+// Write does a write of tables that the Store does not know, in a transaction that is in the context do is given. While the database is away, or when a write of the same row waits, it
 // is done some time.
 func (j *Journal) Write(ctx context.Context, row string, do func(context.Context) error) error {
+	fenced := j.fenced(func(ctx context.Context, _ *Store) error { return do(ctx) })
 	if !j.Away() && !j.holds(row) {
 		attempt, cancel := context.WithTimeout(ctx, attemptPatience)
-		err := do(attempt)
+		err := fenced(attempt, j.store)
 		cancel()
 		if !isAway(err) {
 			return err
@@ -359,7 +371,7 @@ func (j *Journal) Write(ctx context.Context, row string, do func(context.Context
 			j.Report(err)
 		}
 	}
-	return j.put(write{row: row, put: true, do: func(ctx context.Context, _ *Store) error { return do(ctx) }}, nil)
+	return j.put(write{row: row, put: true, do: fenced}, nil)
 }
 
 // holds tells whether a write of a row waits.

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
-	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -24,7 +21,7 @@ import (
 // journal runs one for s until the test ends.
 func journal(t *testing.T, s *Store) *Journal {
 	t.Helper()
-	j := NewJournal(s, slog.New(slog.DiscardHandler))
+	j := NewJournal(s, "run-1", slog.New(slog.DiscardHandler))
 	ctx, stop := context.WithCancel(context.Background())
 	over := make(chan error, 1)
 	go func() { over <- j.Run(ctx) }()
@@ -76,8 +73,8 @@ func outages(t *testing.T, test func(t *testing.T, o outage)) {
 		test(t, outage{address, func() { must(t, c.StopServer()) }, func() { must(t, c.StartServer(context.Background())) }})
 	})
 	t.Run("hanging", func(t *testing.T) {
-		p := newProxy(t, freshDatabase(t))
-		test(t, outage{p.address, p.hang, p.goOn})
+		p := postgres.NewProxy(t, freshDatabase(t))
+		test(t, outage{p.Address, p.Hang, p.GoOn})
 	})
 }
 
@@ -202,7 +199,7 @@ func TestMergedWritesEndAsIfDoneOneByOne(t *testing.T) {
 	chance := rand.New(rand.NewPCG(1, 2))
 	ctx := t.Context()
 	for round := range 30 {
-		j := NewJournal(queued, slog.New(slog.DiscardHandler))
+		j := NewJournal(queued, "run-1", slog.New(slog.DiscardHandler))
 		for step := range 40 {
 			id := fmt.Sprint("leg ", chance.IntN(4))
 			if chance.IntN(3) > 0 {
@@ -234,7 +231,7 @@ func TestMergedWritesEndAsIfDoneOneByOne(t *testing.T) {
 }
 
 func TestJournalIsBounded(t *testing.T) {
-	j := NewJournal(nil, slog.New(slog.DiscardHandler))
+	j := NewJournal(nil, "run-1", slog.New(slog.DiscardHandler))
 	for i := range maxWaiting {
 		must(t, j.PutLeg(legNamed(fmt.Sprint(i), "")))
 	}
@@ -250,8 +247,8 @@ func TestJournalIsBounded(t *testing.T) {
 // A transaction that was answered with an error comes again: then it is new, even if the database has gone away meanwhile.
 func TestTransactionThatWasNotTakenIsNewWhenRepeated(t *testing.T) {
 	t.Run("request given up", func(t *testing.T) {
-		p := newProxy(t, freshDatabase(t))
-		s := open(t, p.address)
+		p := postgres.NewProxy(t, freshDatabase(t))
+		s := open(t, p.Address)
 		lease(t, s, "run-1")
 		j := journal(t, s)
 		gone, cancel := context.WithCancel(t.Context())
@@ -259,7 +256,7 @@ func TestTransactionThatWasNotTakenIsNewWhenRepeated(t *testing.T) {
 		if fresh, err := j.MarkTransaction(gone, "9"); fresh || err == nil {
 			t.Errorf("MarkTransaction of a request that is over = %t, %v; want an error", fresh, err)
 		}
-		p.hang()
+		p.Hang()
 		must(t, j.PutLeg(legNamed("x", "y")))
 		await(t, "the outage to be noticed", j.Away)
 		for _, want := range []bool{true, false} {
@@ -267,10 +264,10 @@ func TestTransactionThatWasNotTakenIsNewWhenRepeated(t *testing.T) {
 				t.Errorf("MarkTransaction while the database is away = %t, %v; want %t", fresh, err, want)
 			}
 		}
-		p.goOn()
+		p.GoOn()
 	})
 	t.Run("too many writes wait", func(t *testing.T) {
-		j := NewJournal(nil, slog.New(slog.DiscardHandler)) // nobody runs it
+		j := NewJournal(nil, "run-1", slog.New(slog.DiscardHandler)) // nobody runs it
 		j.Report(errors.New("no answer"))
 		for i := range maxWaiting {
 			must(t, j.PutLeg(legNamed(fmt.Sprint(i), "")))
@@ -303,6 +300,7 @@ func TestRefusedWriteDoesNotBlock(t *testing.T) {
 
 func TestFlushDoesNotWaitForWhatComesLater(t *testing.T) {
 	s := open(t, "sqlite:"+filepath.Join(t.TempDir(), "busy.db"))
+	lease(t, s, "run-1")
 	j := journal(t, s)
 	done := make(chan struct{})
 	var busy sync.WaitGroup
@@ -331,10 +329,49 @@ func TestFlushDoesNotWaitForWhatComesLater(t *testing.T) {
 func TestFencedWriteEndsTheJournal(t *testing.T) {
 	stores(t, func(t *testing.T, address string) {
 		s := open(t, address)
-		j := NewJournal(s, slog.New(slog.DiscardHandler))
+		j := NewJournal(s, "run-1", slog.New(slog.DiscardHandler))
 		must(t, j.PutLeg(legNamed("a", ""))) // by a run without a lease
 		if err := j.Run(t.Context()); !errors.Is(err, ErrFenced) {
 			t.Errorf("Run = %v, want ErrFenced", err)
+		}
+	})
+}
+
+// A node that was cut off comes back: what waited there is older than what its successor has written.
+func TestWritesOfAFormerOwnerAreRefused(t *testing.T) {
+	pair(t, func(t *testing.T, first, second *Store) {
+		ctx := t.Context()
+		lease(t, first, "run-1")
+		lease(t, second, "run-2")
+		must(t, second.SaveGhostDevice(ctx, "@g:x", "DEV"))
+		late := func(ctx context.Context) error { return first.SaveSyncToken(ctx, "@g:x", "olm of run-1") }
+		for what, put := range map[string]func(*Journal) error{
+			"token":   func(j *Journal) error { return j.SaveSyncToken(ctx, "@g:x", "token of run-1") },
+			"foreign": func(j *Journal) error { j.Report(errors.New("no answer")); return j.Write(ctx, "foreign", late) },
+			"device": func(j *Journal) error {
+				go func() { _ = j.SaveGhostDevice(ctx, "@g:x", "LATE") }()
+				await(t, "it to wait", func() bool { return j.Stats().Waiting == 1 })
+				return nil
+			},
+		} {
+			j := NewJournal(first, "run-1", slog.New(slog.DiscardHandler))
+			must(t, put(j))
+			_, err := second.db.Exec(ctx, "DELETE FROM lease WHERE owner = 'run-1'") // as an adoption does
+			must(t, err)
+			must(t, second.SaveSyncToken(ctx, "@g:x", "newer"))
+			if err := j.Run(ctx); !errors.Is(err, ErrFenced) {
+				t.Errorf("%s: Run = %v, want ErrFenced", what, err)
+			}
+			token, err1 := second.SyncToken(ctx, "@g:x")
+			device, err2 := second.GhostDevice(ctx, "@g:x")
+			if token != "newer" || device != "DEV" || err1 != nil || err2 != nil {
+				t.Errorf("%s: token %q, device %q, %v, %v; want the successor's", what, token, device, err1, err2)
+			}
+			lease(t, first, "run-1")
+		}
+		j := NewJournal(first, "run-3", slog.New(slog.DiscardHandler))
+		if err := j.Write(ctx, "foreign", late); !errors.Is(err, ErrFenced) {
+			t.Errorf("Write without a lease = %v, want ErrFenced", err)
 		}
 	})
 }
@@ -381,69 +418,4 @@ func (s *sayings) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.text.String()
-}
-
-// proxy stands before a server's socket and can stop to pass anything on, as a dead network does.
-type proxy struct {
-	address string
-	target  string
-	gate    sync.RWMutex // held for writing while it hangs
-}
-
-func newProxy(t *testing.T, address string) *proxy {
-	t.Helper()
-	u, err := url.Parse(address)
-	must(t, err)
-	dir, err := os.MkdirTemp("", "proxy") // t.TempDir is too long for a socket's name
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	q := u.Query()
-	p := &proxy{target: filepath.Join(q.Get("host"), ".s.PGSQL.5432")}
-	q.Set("host", dir)
-	u.RawQuery = q.Encode()
-	p.address = u.String()
-	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
-	must(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go p.connect(in)
-		}
-	}()
-	return p
-}
-
-func (p *proxy) hang() { p.gate.Lock() }
-func (p *proxy) goOn() { p.gate.Unlock() }
-
-func (p *proxy) connect(in net.Conn) {
-	out, err := net.Dial("unix", p.target)
-	if err != nil {
-		in.Close()
-		return
-	}
-	go p.copy(in, out)
-	p.copy(out, in)
-}
-
-func (p *proxy) copy(to, from net.Conn) {
-	defer to.Close()
-	defer from.Close()
-	buf := make([]byte, 4096)
-	for {
-		n, err := from.Read(buf)
-		if err != nil {
-			return
-		}
-		p.gate.RLock()
-		_, err = to.Write(buf[:n])
-		p.gate.RUnlock()
-		if err != nil {
-			return
-		}
-	}
 }

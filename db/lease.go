@@ -212,6 +212,21 @@ func (s *Store) lapsed() string {
 	return "(lease_until < " + now + " OR lease_until > " + now + " + " + strconv.FormatInt(farthest.Milliseconds(), 10) + ")"
 }
 
+// whileLeased does something in a transaction, or returns ErrFenced when owner has no lease. The lease is not locked, for a process
+// that froze here would keep others from adopting; PostgreSQL ends its transaction before it can go on.
+func (s *Store) whileLeased(ctx context.Context, owner string, do func(context.Context) error) error {
+	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		var leased int
+		if err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM lease WHERE owner = $1", owner).Scan(&leased); err != nil {
+			return fmt.Errorf("look for own lease: %w", err)
+		}
+		if leased == 0 {
+			return fmt.Errorf("no lease: %w", ErrFenced)
+		}
+		return do(ctx)
+	})
+}
+
 // affected turns "no row" into ErrFenced.
 func affected(result sql.Result, err error, what string) error {
 	if err != nil {

@@ -21,7 +21,7 @@ type PeerKey struct {
 func (k PeerKey) String() string { return fmt.Sprintf("%s/%s/%s", k.User, k.Device, k.Session) }
 
 // Event is what a membership tells its owner. It is one of PeerConnected, PeerGone, PeerMuted, PeerLoss, Digit, Speaking,
-// People, CallEnded, Failed.
+// People, CallEnded, Displaced, Failed.
 type Event interface{ isEvent() }
 
 type (
@@ -58,6 +58,9 @@ type (
 	People struct{ N int }
 	// CallEnded says that the conference is over for this ghost without Leave; the membership has cleaned up.
 	CallEnded struct{ Reason string }
+	// Displaced says that another process acts as this ghost's device in the call, see CallOptions.Unsure. The membership has ended as
+	// by [Membership.Abandon].
+	Displaced struct{}
 	// Failed says that the membership cannot go on; the membership has cleaned up as far as it could.
 	Failed struct{ Err error }
 )
@@ -70,6 +73,7 @@ func (Digit) isEvent()         {}
 func (Speaking) isEvent()      {}
 func (People) isEvent()        {}
 func (CallEnded) isEvent()     {}
+func (Displaced) isEvent()     {}
 func (Failed) isEvent()        {}
 
 // CallOptions say how a ghost joins a room's call, and who listens. The callbacks must not block and must not call
@@ -88,6 +92,11 @@ type CallOptions struct {
 	OnEvent    func(Event)
 	OnPacket   func(peer PeerKey, packet *rtp.Packet) // Opus as the peer sends it; see LevelExtension
 	EntryLife  time.Duration                          // of the ghost's member entry, which is renewed in time; 0 means an hour
+
+	// Unsure tells whether another process may have taken the membership over by now without this one being told, which is
+	// believed only then: for as long as this process is sure of it, an entry with a foreign session is one that came late, and
+	// ours is written again. It must not block, and may be nil: always sure.
+	Unsure func() bool
 
 	// Rejoin takes over a membership that another process has left standing (see Abandon): the same call, a new session.
 	// ErrCallOver says that the call has ended meanwhile. nil joins the room's call or makes one.

@@ -127,8 +127,18 @@ func callToJoin(ctx context.Context, host callHost, ghost *Ghost, room id.RoomID
 	return call, err
 }
 
+// formerSessions is how the session ids of the membership before begin: the mesh makes later ones by adding to the first, a [newID].
+func formerSessions(rejoin *MembershipInfo) string {
+	if rejoin == nil {
+		return ""
+	}
+	return rejoin.SessionID[:min(len(rejoin.SessionID), idLength)]
+}
+
 // newID is unique and within the grammar of call ids.
-func newID() string { return strings.ToLower(rand.Text()[:16]) }
+func newID() string { return strings.ToLower(rand.Text()[:idLength]) }
+
+const idLength = 16
 
 func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, fresh bool, opts CallOptions) (*Membership, error) {
 	if opts.OnEvent == nil {
@@ -157,7 +167,7 @@ func newMembership(host callHost, ghost *Ghost, room id.RoomID, call CallState, 
 	m.state = mesh.New(mesh.Config{
 		Self: mesh.Device{User: m.info.Ghost, ID: m.info.Device}, ConfID: call.ConfID, Session: m.info.SessionID,
 		CallPrefix: "c-" + newID() + "-", StreamID: stream, Created: call.Ours, Fresh: fresh, Returns: opts.Rejoin != nil,
-		MaxPeers: host.rtcEngine().maxPeers, EntryLife: opts.EntryLife,
+		Former: formerSessions(opts.Rejoin), MaxPeers: host.rtcEngine().maxPeers, EntryLife: opts.EntryLife,
 	})
 	return m, nil
 }
@@ -222,10 +232,15 @@ func (m *Membership) AssertIdentity(who Identity) {
 // Abandon drops the membership at once and tells nobody: the entry stands, peers hear nothing, the call goes on. It is for
 // a process that is being replaced; its successor rejoins (CallOptions.Rejoin). It returns when everything is dropped.
 func (m *Membership) Abandon() {
-	m.forsaken.Store(true)
-	m.stop() // whatever is being sent or written ends here
+	m.forsake()
 	m.inbox.put(mesh.Abandon{})
 	<-m.done
+}
+
+// forsake ends whatever is being sent or written.
+func (m *Membership) forsake() {
+	m.forsaken.Store(true)
+	m.stop()
 }
 
 // Leave leaves the conference: hangups to all peers, our member entry removed, the call terminated if it is ours and
@@ -258,7 +273,7 @@ func (m *Membership) deliverToDevice(sender id.UserID, senderDevice id.DeviceID,
 }
 
 func (m *Membership) deliverState(members []MemberDevice, call CallState) {
-	ev := mesh.RoomState{ConfID: call.ConfID, Ended: call.Ended, Out: call.Out}
+	ev := mesh.RoomState{ConfID: call.ConfID, Ended: call.Ended, Out: call.Out, Unsure: m.opts.Unsure != nil && m.opts.Unsure()}
 	m.mu.Lock()
 	m.elsewhere = call.Elsewhere
 	m.mu.Unlock()
@@ -376,6 +391,10 @@ func (m *Membership) perform(effect mesh.Effect) {
 		m.opts.OnEvent(CallEnded{Reason: e.Reason})
 	case mesh.CannotStay:
 		m.opts.OnEvent(Failed{Err: m.explain(e.Err)})
+	case mesh.Displaced:
+		m.log.Warn("another process is our device in the call", "session", tame(e.Session))
+		m.forsake()
+		m.opts.OnEvent(Displaced{})
 	case mesh.Note:
 		m.log.Info("call", "peer", userName(e.Device.User), "device", e.Device.ID, "note", tame(e.Text))
 	case mesh.Dropped:

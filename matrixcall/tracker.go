@@ -411,6 +411,9 @@ func (s *Service) endEmptyCall(ctx context.Context, g *Ghost, info MembershipInf
 	return s.endIfEmpty(ctx, g, info, state)
 }
 
+// ReadCalls has the state of every room with a live call of ours read again, soon. It does not block.
+func (s *Service) ReadCalls() { s.tracker.refreshAll() }
+
 // refreshState implements callHost.
 func (s *Service) refreshState(m *Membership) { s.tracker.refresh(m.Info().Room) }
 

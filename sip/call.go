@@ -273,6 +273,13 @@ func (c *Call) Hangup(cause Cause) error {
 	return err
 }
 
+// Abandon lets go of the call without a word to the phone, because another process carries it on. When it returns, nothing of the
+// call is left here. An INVITE that is under way is not cancelled.
+func (c *Call) Abandon() {
+	_ = c.do(func() error { c.abandon(); return nil }) // one that is over has nothing to let go
+	<-c.done
+}
+
 // do runs f on the call's goroutine and waits for it.
 func (c *Call) do(f func() error) error {
 	result := make(chan error, 1)

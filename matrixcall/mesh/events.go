@@ -22,6 +22,9 @@ type (
 		Out     bool // our ghost is no longer in the room
 
 		Elsewhere Conference // another call of the room that has people in it; zero: none
+
+		// Unsure says that the membership may be another process's by now, and that this one cannot find out.
+		Unsure bool
 	}
 	// Received is a to-device signal. From is the sender, proved by olm or claimed by the content.
 	Received struct {
@@ -202,6 +205,8 @@ type (
 	CallEnded struct{ Reason string }
 	// CannotStay says that our member entry cannot be kept up; leaving follows by itself.
 	CannotStay struct{ Err string }
+	// Displaced says that another process is our device by now, with this session. All was dropped as by Abandon.
+	Displaced struct{ Session string }
 	// Done is the last effect.
 	Done struct{ Err string }
 
@@ -239,6 +244,7 @@ func (PeerMuted) isEffect()     {}
 func (People) isEffect()        {}
 func (CallEnded) isEffect()     {}
 func (CannotStay) isEffect()    {}
+func (Displaced) isEffect()     {}
 func (Done) isEffect()          {}
 func (Note) isEffect()          {}
 func (Dropped) isEffect()       {}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -25,12 +26,19 @@ func (m *machine) roomState(ev RoomState) {
 		return
 	}
 	listed := false
+	for _, mem := range ev.Members {
+		if mem.Device == m.cfg.Self {
+			listed = mem.Session == m.session
+			if ev.Unsure && m.displacedBy(mem.Session) {
+				m.do(Displaced{Session: mem.Session})
+				m.abandon()
+				return
+			}
+		}
+	}
 	m.setMembers(ev)
 	for _, mem := range ev.Members {
-		switch {
-		case mem.Device == m.cfg.Self:
-			listed = mem.Session == m.session
-		case first && !mem.Ours:
+		if first && !mem.Ours && mem.Device != m.cfg.Self {
 			m.doubt(mem)
 		}
 	}
@@ -48,6 +56,14 @@ func (m *machine) roomState(ev RoomState) {
 	}
 	m.reconcilePeers()
 	m.replayEarly()
+}
+
+// displacedBy says whether a session that our device is listed with is of another process that came after us. Our entry has stood for
+// a moment, and nobody but our application service can write it: what is there now was never written here, nor by the process before
+// us, whose last write may have been slow.
+func (m *machine) displacedBy(session string) bool {
+	ours := strings.HasPrefix(session, m.cfg.Session) || m.cfg.Former != "" && strings.HasPrefix(session, m.cfg.Former)
+	return !ours && m.entry.session == m.session && !m.entry.writing && m.due(m.entry.written.Add(entrySettles))
 }
 
 func (m *machine) setMembers(ev RoomState) {

@@ -20,6 +20,7 @@ type Config struct {
 	Created    bool   // the call is ours to terminate
 	Fresh      bool   // … and was made a moment ago: nobody else can be in it unseen
 	Returns    bool   // a predecessor of ours was in the call: who is listed was there with it
+	Former     string // how the predecessor's session ids begin: what it has written may come to light late; "" = there was none
 	MaxPeers   int    // 0 means 64
 
 	EntryLife time.Duration // how long our member entry is valid when it is written; 0 means an hour, as clients have it
@@ -30,6 +31,7 @@ const (
 	entryLife       = time.Hour
 	entryRetry      = 30 * time.Second
 	sessionRetry    = 3 * time.Second
+	entrySettles    = 5 * time.Second // after it was written: what the room says by then may be from before
 	inviteLifetime  = 60 * time.Second
 	repeatPause     = 4 * time.Second
 	shellPatience   = 15 * time.Second // for offers and answers to be made; gathering candidates takes 2 s of it at most

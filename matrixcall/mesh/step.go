@@ -38,10 +38,7 @@ func (m *machine) handle(ev Event) {
 	case Leave:
 		m.leave(ev.Reason)
 	case Abandon:
-		if m.phase != left {
-			m.closeAll(ReasonAbandoned)
-			m.leftNow("")
-		}
+		m.abandon()
 	case MemberWritten:
 		m.memberWritten(ev)
 	case CallWritten:
@@ -174,6 +171,14 @@ func (m *machine) leave(reason string) {
 	m.until = m.now.Add(leavePatience)
 	m.entry.tries = 0
 	m.removeEntry()
+}
+
+// abandon ends everything without a word.
+func (m *machine) abandon() {
+	if m.phase != left {
+		m.closeAll(ReasonAbandoned)
+		m.leftNow("")
+	}
 }
 
 func (m *machine) removeEntry() {

@@ -103,6 +103,7 @@ func (tr *tracer) line(words []string) {
 		}
 		cfg.Created = slices.Contains(plain, "created")
 		cfg.Returns = slices.Contains(plain, "returns")
+		cfg.Former = opts["former"]
 		cfg.MaxPeers, _ = strconv.Atoi(opts["max"])
 		cfg.EntryLife, _ = time.ParseDuration(opts["life"])
 		tr.state = New(cfg)
@@ -163,7 +164,7 @@ func (tr *tracer) event(verb string, plain []string, opts map[string]string) Eve
 	case "assert":
 		return Assert{Identity{ID: opts["id"], DisplayName: opts["name"], AvatarURL: opts["avatar"]}}
 	case "state":
-		for _, key := range []string{"elsewhere", "of"} {
+		for _, key := range []string{"elsewhere", "of", "self"} {
 			if other, ok := opts[key]; ok {
 				plain = append(plain, key+"="+other)
 			}
@@ -214,6 +215,13 @@ func (tr *tracer) roomState(words []string) RoomState {
 			continue
 		case "out":
 			ev.Out = true
+			continue
+		case "unsure":
+			ev.Unsure = true
+			continue
+		}
+		if session, ok := strings.CutPrefix(w, "self="); ok { // what our device is listed with
+			ev.Members[0].Session = session
 			continue
 		}
 		if other, ok := strings.CutPrefix(w, "elsewhere="); ok {
