@@ -379,8 +379,11 @@ func (a *actor) keysInSound(f sip.Format) bool { return a.bridge.inBand[a.info.T
 
 // setFormat follows a re-INVITE, or the answer to our offer, that changed the codec, the length of packets or how keys come.
 func (a *actor) setFormat(f sip.Format) {
+	c := phoneConfig(f)
+	if a.early != nil { // before the answer (RFC 3311)
+		a.early.SetFormat(c)
+	}
 	if v := a.voice.Load(); v != nil {
-		c := phoneConfig(f)
 		c.InBandDigits = a.keysInSound(f)
 		v.SetFormat(c)
 	}

@@ -34,6 +34,9 @@ func refuse(code int, reason string, headers ...gosip.Header) *refusal {
 	return &refusal{code, reason, headers}
 }
 
+// notNow refuses what may be asked again in a moment (RFC 3261 §14.2, RFC 3311 §5.2).
+func notNow() *refusal { return refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")) }
+
 func allowHeader() gosip.Header {
 	names := make([]string, len(allow))
 	for i, m := range allow {

@@ -62,18 +62,18 @@ type outgoing struct {
 	cancel    bool // end it as soon as that is possible
 	cancelled bool // CANCEL was sent
 	giveUp    time.Time
-	early     string // the description of early media
+	early     string // the description of early media that was taken last
 
 	code      int                       // of the last provisional response told
 	acks      map[string]*gosip.Request // by remote tag: of the answer and of forks
 	heldAck   *gosip.Request            // the one that waits for Acknowledge
 	redirects int
-	asked     int               // how often it was challenged
-	tags      map[string]bool   // of the far ends that have said something before any answer
-	cseqs     map[string]uint32 // of the last request of each of these
-	replaced  *Dialog           // of an INVITE whose place another phone's call has taken
-	rseq      map[string]uint32 // last reliable provisional response, by remote tag
-	session   time.Duration     // the timer we ask for
+	asked     int              // how often it was challenged
+	offer     MediaState       // what the INVITE describes
+	forks     map[string]*fork // by remote tag
+	speaking  *fork            // whose descriptions the dialog has; nil = those of the offer alone
+	replaced  *Dialog          // of an INVITE whose place another phone's call has taken
+	session   time.Duration    // the timer we ask for
 	minSE     time.Duration
 }
 
@@ -114,7 +114,7 @@ func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
 
 func newOutgoingState(r DialRequest, trunk *Trunk) *outgoing {
 	return &outgoing{
-		request: r, trunk: trunk, acks: map[string]*gosip.Request{}, rseq: map[string]uint32{}, tags: map[string]bool{}, cseqs: map[string]uint32{},
+		request: r, trunk: trunk, acks: map[string]*gosip.Request{}, forks: map[string]*fork{},
 		session: sessionInterval, minSE: minSession,
 	}
 }
@@ -172,6 +172,7 @@ func (c *Call) openOffer() error {
 	body, n := Offer(local)
 	c.dialog.Media.SessionID = local.SessionID
 	c.take(m, body, nil, n)
+	c.out.offer = c.dialog.Media
 	c.media.Store(m)
 	m.start()
 	return nil
@@ -283,7 +284,7 @@ func (c *Call) inviteRequest() (*gosip.Request, error) {
 		req.AppendHeader(h)
 	}
 	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
-	req.SetBody([]byte(d.Media.LocalSDP))
+	req.SetBody([]byte(c.out.offer.LocalSDP))
 	c.auth.apply(req, c.out.trunk.Auth)
 	return req, nil
 }
@@ -318,63 +319,17 @@ func (c *Call) handleResponse(branch string, res *gosip.Response) {
 	o.answered = true
 	switch {
 	case code < 200:
-		o.heard(res)
+		f := o.heard(res)
 		if o.cancel {
 			c.sendCancel()
 		}
-		if code > 100 && c.acknowledgeEarly(res) {
-			c.provisional(res)
+		if code > 100 && c.acknowledgeEarly(f, res) {
+			c.provisional(f, res)
 		}
 	default:
 		o.final = true
 		c.phoneRefused(res)
 	}
-}
-
-// heard keeps the tags of far ends: they may send requests, and another phone's call may take the place of theirs (RFC 3891 §3).
-func (o *outgoing) heard(res *gosip.Response) {
-	if to := res.To(); to != nil {
-		if tag, ok := to.Params.Get("tag"); ok {
-			o.tags[tag] = true
-		}
-	}
-}
-
-// provisional: it rings, or there is something to hear before the answer.
-func (c *Call) provisional(res *gosip.Response) {
-	o := c.out
-	if contentType(res) == sdpType && string(res.Body()) != o.early && c.takePhoneAnswer(res.Body()) {
-		o.early = string(res.Body())
-		o.code = 0 // say it, even after another 183
-		if c.nextRTCP.IsZero() {
-			c.nextRTCP = time.Now().Add(rtcpInterval)
-		}
-	}
-	if res.StatusCode != o.code && !o.cancel {
-		o.code = res.StatusCode
-		c.emit(Provisional{res.StatusCode, o.early != ""})
-	}
-}
-
-// takePhoneAnswer makes the phone's description effective.
-func (c *Call) takePhoneAnswer(body []byte) bool {
-	m := c.media.Load()
-	if m == nil {
-		return false
-	}
-	local := c.local(m.LocalAddr().Port())
-	local.MediaIndex = -1
-	n, err := TakeAnswer(body, local)
-	if err != nil {
-		c.log.Info("answer not usable", "err", err)
-		return false
-	}
-	before := c.dialog.Media.Format
-	c.take(m, []byte(c.dialog.Media.LocalSDP), body, n)
-	if c.out.early != "" && n.Format != before { // the one who answers is not the one who was heard before
-		c.emit(MediaChanged{n.Format})
-	}
-	return true
 }
 
 // phoneAnswered takes a 2xx: the first makes the call, a repeated one wants its ACK again, another one is from a phone
@@ -396,8 +351,9 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 	}
 	c.out.final = true
 	c.auth.accepted()
+	f := c.out.fork(tag)
 	c.dialog.establish(res, tag)
-	c.dialog.RemoteCSeq = c.out.cseqs[tag]
+	c.dialog.RemoteCSeq = f.cseq
 	c.dialog.Since = time.Now()
 	if c.out.heldAck = c.ackOf(&c.dialog, res); !c.out.request.HoldAck {
 		c.releaseAck()
@@ -409,7 +365,7 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 	case c.out.cancel: // our CANCEL was too late
 		c.changed()
 		c.sendBye(c.goodbye)
-	case len(res.Body()) > 0 && !c.takePhoneAnswer(res.Body()), len(res.Body()) == 0 && c.out.early == "":
+	case !c.settle(f, res.Body()):
 		cause := Cause{"SIP", 488, "No usable answer"}
 		c.emit(Failed{cause})
 		c.sendBye(cause)
@@ -583,6 +539,7 @@ func (o *outgoing) longer(res *gosip.Response) bool {
 
 // inviteAgain sends a new INVITE for the same call: it is not yet a dialog (§8.1.3.4, §22.2).
 func (c *Call) inviteAgain() {
+	c.out.forget(&c.dialog)
 	c.dialog.InviteCSeq, c.dialog.InviteBranch = c.nextCSeq(), newBranch()
 	c.changed()
 	c.invitePhone()

@@ -576,10 +576,10 @@ func TestRequestsOfTheCalledSideBeforeItsAnswer(t *testing.T) { // RFC 3261 §12
 			want   string
 		}{
 			{"UPDATE", 1, "", nil, "200 OK"},
-			{"UPDATE", 2, peerOffer, nil, "491 Request Pending"},
+			{"UPDATE", 2, peerOffer, []string{second}, "491 Request Pending"},
 			{"OPTIONS", 3, "", nil, "200 OK"},
 			{"OPTIONS", 2, "", nil, "500 Out of order"},
-			{"OPTIONS", 1, "", []string{second}, "200 OK"},
+			{"OPTIONS", 3, "", []string{second}, "200 OK"},
 			{"INVITE", 4, peerOffer, nil, "500 Server Internal Error"},
 			{"REFER", 5, "", []string{"Refer-To: <sip:300@carrier.example>"}, "500 Server Internal Error"},
 			{"BYE", 6, "", nil, "481 Call/Transaction Does Not Exist"},
@@ -596,8 +596,8 @@ func TestRequestsOfTheCalledSideBeforeItsAnswer(t *testing.T) { // RFC 3261 §12
 		}
 		b.peer.answers(inv, "200 OK", "b2", peerAnswer) // the other one answers
 		b.peer.forget()
-		b.peer.send(b.peer.called(inv, "UPDATE", "u1", 2, peerOffer, second))
-		b.peer.send(b.peer.called(inv, "BYE", "y1", 3, "", second))
+		b.peer.send(b.peer.called(inv, "UPDATE", "u1", 4, peerOffer, second))
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 5, "", second))
 		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s 200 OK"})
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Provisional", "0s Provisional", "0s Answered", "0s Bye", "0s Ended"})
 	})

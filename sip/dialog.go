@@ -35,6 +35,7 @@ type Dialog struct {
 	Vias          []string `json:"vias,omitempty"` // of an INVITE whose answer is not acknowledged
 	InviteBranch  string   `json:"invite_branch,omitempty"`
 	InviteCSeq    uint32   `json:"invite_cseq,omitempty"`
+	EarlyTag      string   `json:"early_tag,omitempty"` // of who has made offers without having answered the call: Media is as it knows it
 	PeerAllow     []string `json:"peer_allow,omitempty"`
 	PeerSupported []string `json:"peer_supported,omitempty"`
 
@@ -77,6 +78,14 @@ type MediaState struct {
 	Crypto       Crypto    `json:"crypto,omitzero"`
 	PeerOffers   int       `json:"peer_offers"` // offers answered so far
 	Symmetric    bool      `json:"symmetric"`   // of the trunk when the call began
+}
+
+// negotiated is what offers and answers have led to.
+func (s *MediaState) negotiated() Negotiated {
+	return Negotiated{
+		Format: s.Format, Remote: s.Remote, RemoteRTCP: s.RemoteRTCP, RTCPMux: s.RTCPMux, Direction: s.Direction,
+		RemoteSilent: s.RemoteSilent, MediaIndex: s.MediaIndex, SDPVersion: s.SDPVersion, Crypto: s.Crypto,
+	}
 }
 
 // Format is how audio goes to and from the phone.

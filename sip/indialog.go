@@ -98,44 +98,6 @@ func (c *Call) checkInDialog(req *gosip.Request) *refusal {
 	return nil
 }
 
-// checkEarly is checkInDialog before the answer: each far end that has said something has a dialog, and its own numbers (§12.1.2).
-func (o *outgoing) checkEarly(tag string, req *gosip.Request) *refusal {
-	if tag == "" || !o.tags[tag] {
-		return refuse(481, statusText(481))
-	}
-	seq := req.CSeq().SeqNo
-	if seq <= o.cseqs[tag] {
-		return refuse(500, "Out of order")
-	}
-	o.cseqs[tag] = seq
-	return nil
-}
-
-// handleEarly answers a far end that has not answered us yet. A 481 would end its dialog, and the call (RFC 5057 §5.1). Nothing
-// of our own dialog follows it: that is made by the answer, which may be another's.
-func (c *Call) handleEarly(t *transaction) {
-	switch t.req.Method {
-	case gosip.UPDATE:
-		if r := tooBrief(t.req); r != nil {
-			c.send(t, r)
-		} else if len(t.req.Body()) > 0 { // RFC 3311 §5.2: our offer waits for the answer; then it may ask again
-			c.send(t, refuse(491, statusText(491)))
-		} else {
-			c.send2xx(t, nil)
-		}
-	case gosip.OPTIONS:
-		c.send(t, c.stack.options())
-	case gosip.INFO:
-		c.handleInfo(t)
-	case gosip.INVITE, gosip.REFER: // §14.2: later
-		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
-	case gosip.BYE, gosip.PRACK, gosip.NOTIFY: // §15: not from who is called; and we have sent nothing they could be about
-		c.send(t, refuse(481, statusText(481)))
-	default:
-		c.send(t, refuse(405, "Method Not Allowed", allowHeader()))
-	}
-}
-
 func (c *Call) handleBye(t *transaction) {
 	c.send(t, refuse(200, statusText(200)))
 	if c.state == ending {
@@ -155,7 +117,7 @@ func (c *Call) handleBye(t *transaction) {
 func (c *Call) handleReinvite(t *transaction) bool {
 	switch c.state {
 	case dialling, proceeding, accepted: // §14.2: the first INVITE is not answered yet
-		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
+		c.send(t, notNow())
 		return false
 	case ending:
 		c.send(t, refuse(481, statusText(481)))
@@ -171,7 +133,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 	}
 	m := c.media.Load()
 	if m == nil { // resumed without media: we cannot say where we hear
-		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
+		c.send(t, notNow())
 		return false
 	}
 	body, n, r := c.negotiate(t.req.Body(), c.local(m.LocalAddr().Port()))
@@ -205,22 +167,34 @@ func (c *Call) handleUpdate(t *transaction) {
 		c.refreshIdentity(t.req)
 		c.send2xx(t, nil)
 		return
-	case c.state < confirmed && c.answer == nil, m == nil: // §5.2: the offer of the INVITE is not answered yet
-		c.send(t, refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")))
-		return
-	case c.offering, c.answer != nil && c.answer.offer: // §5.2: our own offer waits for its answer
+	case c.offering, c.answer != nil && c.answer.offer, c.rel.waits() && c.rel.offer: // §5.2: our own offer waits for its answer
 		c.send(t, refuse(491, statusText(491)))
 		return
+	case c.state < answered && !c.rel.settled, m == nil: // §5.2: the offer of the INVITE is not answered yet
+		c.send(t, notNow())
+		return
 	}
-	own, n, r := c.negotiate(body, c.local(m.LocalAddr().Port()))
+	own, r := c.answerOffer(m, body)
 	if r != nil {
 		c.send(t, r)
 		return
 	}
 	c.refreshTarget(t.req)
 	c.refreshIdentity(t.req)
-	c.renegotiated(m, own, body, n)
 	c.send2xx(t, own)
+}
+
+// answerOffer answers an offer that is not an INVITE's. Before the call is answered, that leaves the INVITE nothing to describe.
+func (c *Call) answerOffer(m *Media, offer []byte) ([]byte, *refusal) {
+	own, n, r := c.negotiate(offer, c.local(m.LocalAddr().Port()))
+	if r != nil {
+		return nil, r
+	}
+	c.renegotiated(m, own, offer, n)
+	if c.state < answered {
+		c.prepared, c.rel.agreed = own, true
+	}
+	return own, nil
 }
 
 // changed shows the new dialog and asks for it to be saved, before the phone can know that anything changed.
@@ -229,10 +203,10 @@ func (c *Call) changed() {
 	c.emit(DialogChanged{})
 }
 
-// send2xx answers an UPDATE. What it has changed is saved first.
+// send2xx answers an UPDATE, or a PRACK with an offer. What it has changed is saved first.
 func (c *Call) send2xx(t *transaction, body []byte) {
 	res := c.stack.response(t.req, 200, statusText(200), gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), supportedHeader())
-	if c.state == confirmed || c.state == answered { // the ACK of the INVITE may come behind
+	if t.req.Method == gosip.UPDATE && (c.state == confirmed || c.state == answered) { // the ACK of the INVITE may come behind
 		for _, h := range c.timeSession(t.req) {
 			res.AppendHeader(h)
 		}
@@ -266,8 +240,11 @@ func (c *Call) renegotiated(m *Media, own, theirs []byte, n *Negotiated) {
 	c.noticeHold()
 }
 
-// noticeHold: a phone that does not want to hear us has put us on hold (RFC 3264 §8.4).
+// noticeHold: a phone that does not want to hear us has put us on hold (RFC 3264 §8.4). Who has not been answered is not on hold.
 func (c *Call) noticeHold() {
+	if c.state < answered {
+		return
+	}
 	on := c.dialog.Media.RemoteSilent || !c.dialog.Media.Direction.Sends()
 	if on != c.hold {
 		c.hold = on

@@ -167,8 +167,10 @@ func (c *Call) newMedia(rtpc, rtcpc rtpConn) *Media {
 }
 
 // local is our side for the next offer or answer.
-func (c *Call) local(port uint16) LocalState {
-	d := &c.dialog.Media
+func (c *Call) local(port uint16) LocalState { return c.localIn(&c.dialog.Media, port) }
+
+// localIn is our side after these descriptions.
+func (c *Call) localIn(d *MediaState, port uint16) LocalState {
 	codecs := []string{"PCMU", "PCMA"}
 	if c.trunk != nil {
 		codecs = c.trunk.codecs()

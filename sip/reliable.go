@@ -20,10 +20,11 @@ type reliable struct {
 	sdp      bool // it carries a description: no 200 before it has arrived
 	offer    bool // which is our offer: the PRACK brings the answer
 
-	late   bool              // the answer left before its PRACK, which may still come
-	answer bool              // SendAnswer was asked for and waits
-	after  []*gosip.Response // later ones: one at a time
-	agreed bool              // our offer was answered in a PRACK: the 200 carries none
+	late    bool              // the answer left before its PRACK, which may still come
+	answer  bool              // SendAnswer was asked for and waits
+	after   []*gosip.Response // later ones: one at a time
+	settled bool              // offer and answer have arrived for sure: later responses carry neither, and there may be other offers
+	agreed  bool              // the 200 carries none either
 }
 
 func (r *reliable) waits() bool { return !r.next.IsZero() }
@@ -44,6 +45,9 @@ func (c *Call) sendReliably(res *gosip.Response) {
 	if r.waits() {
 		r.after = append(r.after, res)
 		return
+	}
+	if r.settled {
+		res = withoutBody(res)
 	}
 	if r.seq == 0 {
 		r.seq = rand.Uint32N(1 << 30) // §3: below 2^31, and room to count
@@ -88,16 +92,20 @@ func (c *Call) handlePrack(t *transaction) {
 		c.send(t, refuse(481, statusText(481)))
 		return
 	}
-	switch body := t.req.Body(); {
-	case r.offer && contentType(t.req) == sdpType && c.takeOfferAnswer(body):
-		r.agreed = true
-	case r.offer, len(body) > 0: // no answer to our offer, or an offer inside an offer
-		c.send(t, refuse(488, statusText(488)))
-		return
+	body := t.req.Body()
+	if contentType(t.req) != sdpType {
+		body = nil
+	}
+	if r.offer {
+		if !c.takeOfferAnswer(body) {
+			c.send(t, refuse(488, statusText(488)))
+			return
+		}
+		r.agreed, r.offer, body = true, false, nil
 	}
 	late := r.late
-	r.next, r.late = time.Time{}, false
-	c.send(t, refuse(200, statusText(200)))
+	r.next, r.late, r.settled = time.Time{}, false, r.settled || r.sdp
+	c.answerPrack(t, body)
 	switch {
 	case late: // §3: 2xx, also when a final answer has overtaken it; what waited behind is not sent any more
 	case r.answer:
@@ -109,20 +117,47 @@ func (c *Call) handlePrack(t *transaction) {
 	}
 }
 
+// answerPrack answers a PRACK that has acknowledged something, and the offer it may bring (§5). §3 wants a 2xx for each; but one with
+// an offer that we cannot take would change the session, so that gets a refusal, and what it acknowledges is not sent again.
+func (c *Call) answerPrack(t *transaction, offer []byte) {
+	if len(offer) == 0 {
+		c.send(t, refuse(200, statusText(200)))
+		return
+	}
+	m := c.media.Load()
+	if !c.rel.settled || m == nil { // an offer inside an offer
+		c.send(t, refuse(488, statusText(488)))
+		return
+	}
+	own, r := c.answerOffer(m, offer)
+	if r != nil {
+		c.send(t, r)
+		return
+	}
+	c.send2xx(t, own)
+}
+
+// withoutBody is a response that describes nothing.
+func withoutBody(res *gosip.Response) *gosip.Response {
+	res = res.Clone()
+	res.RemoveHeader("Content-Type")
+	res.SetBody(nil)
+	return res
+}
+
 // acknowledgeEarly sends PRACK for a reliable provisional response to our INVITE (§4); false means that it must not be
 // looked at: it came before one that is missing, or again.
-func (c *Call) acknowledgeEarly(res *gosip.Response) bool {
+func (c *Call) acknowledgeEarly(f *fork, res *gosip.Response) bool {
 	h := headerOf(res, "RSeq", "")
 	if h == nil || !supports(res, "100rel") || res.To() == nil {
 		return true
 	}
 	seq, err := strconv.ParseUint(strings.TrimSpace(h.Value()), 10, 32)
 	tag, _ := res.To().Params.Get("tag")
-	last, known := c.out.rseq[tag]
-	if err != nil || tag == "" || known && uint32(seq) != last+1 {
+	if err != nil || tag == "" || f.counts && uint32(seq) != f.rseq+1 {
 		return false
 	}
-	c.out.rseq[tag] = uint32(seq)
+	f.rseq, f.counts = uint32(seq), true
 	d := c.dialog.clone()
 	d.establish(res, tag)
 	req, err := d.request(c.stack, gosip.PRACK, c.nextCSeq())

@@ -125,11 +125,11 @@ func (c *Call) takeOver(r *replaces, trunk *Trunk, source netip.AddrPort, t *tra
 	c.stack.counters.replaced.Add(1)
 	c.log.Info("another phone takes the call over")
 	c.emit(MediaChanged{n.Format})
-	c.noticeHold()
 	if oldState == dialling {
 		c.nextRTCP = time.Now().Add(rtcpInterval)
 	}
 	c.state = answered
+	c.noticeHold()
 	res := c.okSDP(t, body)
 	c.changed() // before the phone can know
 	if !c.respondSDP(t, res) {
@@ -147,7 +147,7 @@ func (c *Call) takeOver(r *replaces, trunk *Trunk, source netip.AddrPort, t *tra
 
 // mayReplace judges an INVITE with Replaces (§3).
 func (c *Call) mayReplace(r *replaces, trunk *Trunk, req *gosip.Request) *refusal {
-	early := c.state == dialling && c.out.tags[r.fromTag] && !c.out.cancel
+	early := c.state == dialling && c.out.forks[r.fromTag] != nil && !c.out.cancel
 	switch h := req.Contact(); {
 	case !early && r.fromTag != c.dialog.RemoteTag, c.state == dialling && !early:
 		return refuse(481, statusText(481))
@@ -160,11 +160,11 @@ func (c *Call) mayReplace(r *replaces, trunk *Trunk, req *gosip.Request) *refusa
 	case r.earlyOnly && c.state != dialling:
 		return refuse(486, statusText(486))
 	case c.state == answered, c.answer != nil, c.offering:
-		return refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2"))
+		return notNow()
 	case h == nil || h.Address.Host == "":
 		return refuse(400, "Missing Contact")
 	case c.media.Load() == nil:
-		return refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2"))
+		return notNow()
 	}
 	return tooBrief(req)
 }

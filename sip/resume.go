@@ -74,7 +74,7 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 		}
 		c.state, c.dialog.Confirmed = dialling, false
 		c.out = newOutgoingState(DialRequest{Trunk: d.Info.Trunk, Number: d.Info.Dialled, From: d.Info.Caller}, c.trunk)
-		c.out.resumed = true
+		c.out.resume(d)
 	}
 	c.nextRefresh = d.Session.next()
 	if heard := time.Now().Add(hearingTime); !c.nextRefresh.IsZero() && c.nextRefresh.Before(heard) {
@@ -164,11 +164,7 @@ func (c *Call) reopenMedia() error {
 	}
 	m := c.newMedia(rtpc, rtcpc)
 	now := time.Now()
-	m.apply(Negotiated{
-		Format: d.Format, Remote: d.Remote, RemoteRTCP: d.RemoteRTCP, RTCPMux: d.RTCPMux, Direction: d.Direction,
-		RemoteSilent: d.RemoteSilent, MediaIndex: d.MediaIndex, SDPVersion: d.SDPVersion,
-		Crypto: d.Crypto,
-	}, c.learnable(), now)
+	m.apply(d.negotiated(), c.learnable(), now)
 	m.searchRollover(now.Sub(c.dialog.Since))
 	m.relock(d.Learned, d.RemoteSSRC, now)
 	c.media.Store(m)

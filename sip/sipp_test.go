@@ -85,6 +85,20 @@ Contact: <sip:2001@[local_ip]:[local_port]>
 	return sends(withBody(m, body, headers))
 }
 
+// asksBack is a request of sipp as the called one, which has kept the INVITE's [$uri], [$from] and [$to].
+func asksBack(method string, cseq int, body string, headers ...string) string {
+	m := fmt.Sprintf(`%s [$uri] SIP/2.0
+Via: SIP/2.0/UDP [local_ip]:[local_port];branch=[branch]
+Max-Forwards: 70
+From:[$to];tag=[pid]s
+To:[$from]
+Call-ID: [call_id]
+CSeq: %d %[1]s
+Contact: <sip:200@[local_ip]:[local_port]>
+`, method, cseq)
+	return sends(withBody(m, body, headers))
+}
+
 // answers is a response of sipp as the called one.
 func answers(status, body string, headers ...string) string {
 	m := "SIP/2.0 " + status + "\n[last_Via:]\n[last_From:]\n[last_To:];tag=[pid]s\n[last_Call-ID:]\n[last_CSeq:]\nContact: <sip:200@[local_ip]:[local_port]>\n"
@@ -199,6 +213,18 @@ func TestSippCallsAndChecks(t *testing.T) {
 			},
 		},
 		{
+			"it moves its sound before we answer", join([]string{
+				asks("INVITE", 1, talk(1), "Require: 100rel", "Supported: 100rel"), may(100), gets(183, "rseq=RSeq: [0-9]+", "body: m=audio"),
+				asks("PRACK", 2, "", "RAck:[$rseq] 1 INVITE"), gets(200), asks("UPDATE", 3, strings.Replace(talk(2), "RTP/AVP 0", "RTP/AVP 8", 1)),
+				gets(200, "body: m=audio [0-9]+ RTP/AVP 8"), gets(200), asks("ACK", 1, ""),
+			}, end(4)), func(s *served) {
+				if _, _, err := s.Progress(); err == nil {
+					s.wants(sip.MediaChanged{})
+					s.answer()
+				}
+			},
+		},
+		{
 			"session timer", join([]string{
 				asks("INVITE", 1, talk(1), "Supported: timer", "Session-Expires: 30"), may(100), gets(422, "Min-SE: 90"), asks("ACK", 1, ""),
 				strings.Replace(asks("INVITE", 2, talk(1), "Supported: timer", "Session-Expires: 90;refresher=uac"), "[peer_tag_param]", "", 1), may(100), may(180),
@@ -240,21 +266,7 @@ func TestSippIsCalledAndChecks(t *testing.T) {
 	end := []string{asked("BYE"), agrees("200 OK")}
 	known := `uri=Contact: sip:[^&gt;]*`
 	notify := func(cseq int, state, fragment string) string {
-		return sends(fmt.Sprintf(`NOTIFY [$uri] SIP/2.0
-Via: SIP/2.0/UDP [local_ip]:[local_port];branch=[branch]
-Max-Forwards: 70
-From:[$to];tag=[pid]s
-To:[$from]
-Call-ID: [call_id]
-CSeq: %d NOTIFY
-Contact: <sip:200@[local_ip]:[local_port]>
-Event: refer
-Subscription-State: %s
-Content-Type: message/sipfrag;version=2.0
-Content-Length: [len]
-
-%s
-`, cseq, state, fragment))
+		return asksBack("NOTIFY", cseq, fragment+"\n", "Event: refer", "Subscription-State: "+state, "Content-Type: message/sipfrag;version=2.0")
 	}
 	for _, tt := range []struct {
 		name  string
@@ -281,6 +293,20 @@ Content-Length: [len]
 		}, func(s *served) {
 			if e := s.wants(sip.Provisional{}).(sip.Provisional); !e.Early {
 				s.bed.Errorf("got %+v, want early media", e)
+			}
+			s.wants(sip.Answered{})
+			_ = s.Hangup(sip.CauseNormal)
+		}},
+		{"its ringback moves before it answers", []string{
+			asked("INVITE", known, "from=From: .*", "to=To: .*", "via=Via: .*"), answers("183 Session Progress", media(1, "sendrecv"), "Require: 100rel", "RSeq: 7"),
+			asked("PRACK", "RAck: 7 1 INVITE"), agrees("200 OK"),
+			asksBack("UPDATE", 1, strings.Replace(media(2, "sendonly"), "RTP/AVP 0", "RTP/AVP 8", 1)), gets(200, "body: m=audio [0-9]+ RTP/AVP 8", "body: a=recvonly"),
+			sends("SIP/2.0 200 OK\nVia:[$via]\nFrom:[$from]\nTo:[$to];tag=[pid]s\n[last_Call-ID:]\nCSeq: 1 INVITE\nContact: <sip:200@[local_ip]:[local_port]>\nContent-Length: 0\n"),
+			asked("ACK"), asked("BYE"), agrees("200 OK"),
+		}, func(s *served) {
+			s.wants(sip.Provisional{})
+			if got := s.wants(sip.MediaChanged{}).(sip.MediaChanged).Format.Codec; got != "PCMA" {
+				s.bed.Errorf("the ringback comes in %s, want PCMA", got)
 			}
 			s.wants(sip.Answered{})
 			_ = s.Hangup(sip.CauseNormal)

@@ -1,0 +1,467 @@
+package sip
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pion/rtp"
+)
+
+// The ringback of a carrier comes from one machine after the other: they tell us by UPDATE (RFC 3311) before anybody answers.
+
+// serverAt describes another machine of the carrier.
+func serverAt(host string, port int, codec uint8) string {
+	return fmt.Sprintf("v=0\no=- 9 2 IN IP4 %s\ns=-\nc=IN IP4 %[1]s\nt=0 0\nm=audio %d RTP/AVP %d\n", host, port, codec)
+}
+
+// sound is where one machine of the far end sends and hears.
+type sound struct {
+	b    *bubble
+	conn *memConn
+	seq  uint16
+}
+
+func (b *bubble) soundAt(at string) *sound {
+	s := &sound{b: b, conn: b.world.listen(addr(at))}
+	b.Cleanup(func() { _ = s.conn.Close() })
+	return s
+}
+
+// talksTo sends a few packets of its own stream, as the lock wants to see them.
+func (s *sound) talksTo(m *Media, pt uint8) {
+	for range 5 {
+		s.seq++
+		p := rtp.Packet{
+			Header:  rtp.Header{Version: 2, PayloadType: pt, SSRC: uint32(s.conn.addr.Port()), SequenceNumber: s.seq, Timestamp: uint32(s.seq) * 160},
+			Payload: make([]byte, 160),
+		}
+		data, _ := p.Marshal()
+		_, _ = s.conn.WriteToUDPAddrPort(data, m.LocalAddr())
+	}
+	synctest.Wait()
+}
+
+// hears sends one packet of ours and says whether it came here.
+func (s *sound) hears(m *Media) bool {
+	drain(s.conn)
+	_ = m.WriteRTP(&rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5, PayloadType: m.Format().PayloadType}, Payload: make([]byte, 160)})
+	return len(drain(s.conn)) == 1
+}
+
+// progresses sends a reliable 183 of the far end with this tag, and takes its PRACK.
+func (p *rawPeer) progresses(inv, tag string, rseq int, body string) {
+	p.answers(inv, "183 Session Progress", tag, body, "Require: 100rel", fmt.Sprint("RSeq: ", rseq))
+	if prack := p.last(); strings.HasPrefix(prack, "PRACK ") {
+		p.answers(prack, "200 OK", "", "")
+	} else {
+		p.b.Errorf("after the 183 of %s: %.40q, want PRACK", tag, prack)
+	}
+}
+
+func ofTag(inv, tag string) string { return "From: " + headerIn(inv, "To") + ";tag=" + tag }
+
+func originOf(m string) string {
+	_, rest, _ := strings.Cut(m, "\r\no=")
+	line, _, _ := strings.Cut(rest, "\r\n")
+	return line
+}
+
+func versionOf(m string) string {
+	if f := strings.Fields(originOf(m)); len(f) > 2 {
+		return f[2]
+	}
+	return ""
+}
+
+func TestRingbackGoesOnFromAnotherMachine(t *testing.T) {
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		first, second := b.soundAt("192.0.2.20:4000"), b.soundAt("192.0.2.30:5000")
+		call, inv := b.dials()
+		m := call.Media()
+		heard := 0
+		m.OnPacket(func(*rtp.Packet) { heard++ })
+		b.peer.progresses(inv, "b1", 40, peerAnswer)
+		first.talksTo(m, 8)
+		if heard == 0 || !first.hears(m) {
+			t.Errorf("heard %d packets of the first machine, want some", heard)
+		}
+		time.Sleep(time.Second)
+
+		b.peer.send(b.peer.called(inv, "UPDATE", "u1", 1, serverAt("192.0.2.30", 5000, 0)))
+		ok := b.peer.last()
+		if !strings.HasPrefix(ok, "SIP/2.0 200") || !strings.Contains(ok, " RTP/AVP 0\r\n") || versionOf(ok) != "2" || headerIn(ok, "Content-Type") != sdpType {
+			t.Errorf("the offer is answered with %q", ok)
+		}
+		if originOf(inv)[:8] != originOf(ok)[:8] {
+			t.Errorf("the session is %q in the INVITE and %q now", originOf(inv), originOf(ok))
+		}
+		if f := m.Format(); f.Codec != "PCMU" {
+			t.Errorf("format = %+v, want PCMU", f)
+		}
+		heard = 0
+		first.talksTo(m, 8)
+		if heard != 0 {
+			t.Errorf("heard %d packets of the machine that is out", heard)
+		}
+		second.talksTo(m, 0)
+		if heard == 0 || !second.hears(m) {
+			t.Errorf("heard %d packets of the second machine, want some", heard)
+		}
+
+		b.peer.answers(inv, "183 Session Progress", "b1", peerAnswer) // describes what was before
+		b.peer.answers(inv, "200 OK", "b1", "")
+		if !second.hears(m) || m.Format().Codec != "PCMU" {
+			t.Errorf("after the answer the sound goes elsewhere, in %s", m.Format().Codec)
+		}
+		if d := call.Dialog(); d.EarlyTag != "" || d.RemoteCSeq != 1 || !d.Confirmed {
+			t.Errorf("dialog = %+v", d)
+		}
+		b.peer.send(b.peer.called(inv, "UPDATE", "u2", 2, serverAt("192.0.2.20", 4000, 8)))
+		if ok := b.peer.last(); versionOf(ok) != "3" || !first.hears(m) {
+			t.Errorf("once it is answered: %q", ok)
+		}
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 3, ""))
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "0s PRACK", "1s 200 OK", "1s ACK", "1s 200 OK", "1s 200 OK"})
+		wantLines(t, "application heard", b.said(), []string{
+			"0s DialogChanged", "0s Provisional", "1s MediaChanged", "1s DialogChanged", "1s DialogChanged", "1s Answered",
+			"1s MediaChanged", "1s DialogChanged", "1s Bye", "1s Ended",
+		})
+	})
+}
+
+func TestOffersBeforeTheAnswerOfTheCalledSide(t *testing.T) { // RFC 3311 §5.2
+	for _, tt := range []struct {
+		name  string
+		begin func(*rawPeer, string)
+		offer string
+		want  string
+	}{
+		{"nothing is agreed", func(p *rawPeer, inv string) { p.answers(inv, "180 Ringing", "b1", "") }, peerOffer, "491 Request Pending"},
+		{"an answer that may be lost is none", func(p *rawPeer, inv string) { p.answers(inv, "183 Session Progress", "b1", peerAnswer) }, peerOffer, "491 Request Pending"},
+		{"what comes for sure says nothing of sound", func(p *rawPeer, inv string) { p.progresses(inv, "b1", 1, "") }, peerOffer, "491 Request Pending"},
+		{"an answer nobody can use", func(p *rawPeer, inv string) { p.progresses(inv, "b1", 1, serverAt("192.0.2.20", 4000, 18)) }, peerOffer, "491 Request Pending"},
+		{"another far end's answer", func(p *rawPeer, inv string) {
+			p.progresses(inv, "b2", 1, peerAnswer)
+			p.answers(inv, "180 Ringing", "b1", "")
+		}, peerOffer, "491 Request Pending"},
+		{"agreed", func(p *rawPeer, inv string) { p.progresses(inv, "b1", 1, peerAnswer) }, peerOffer, "200 OK"},
+		{"the same description, first lost, then for sure", func(p *rawPeer, inv string) {
+			p.answers(inv, "183 Session Progress", "b1", peerAnswer)
+			p.progresses(inv, "b1", 1, peerAnswer)
+		}, peerOffer, "200 OK"},
+		{"two far ends describe the same", func(p *rawPeer, inv string) {
+			p.progresses(inv, "b2", 1, peerAnswer)
+			p.progresses(inv, "b1", 7, peerAnswer)
+		}, peerOffer, "200 OK"},
+		{"agreed, but the offer has nothing for us", func(p *rawPeer, inv string) { p.progresses(inv, "b1", 1, peerAnswer) }, serverAt("192.0.2.20", 4000, 18), "488 Not Acceptable Here"},
+		{"agreed, but the offer is broken", func(p *rawPeer, inv string) { p.progresses(inv, "b1", 1, peerAnswer) }, "v=0\nm=audio x\n", "400 Malformed SDP"},
+		{"a timer too brief", func(p *rawPeer, inv string) { p.progresses(inv, "b1", 1, peerAnswer) }, peerOffer, "422 Session Interval Too Small"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				call, inv := b.dials()
+				tt.begin(b.peer, inv)
+				before := call.Dialog()
+				var edit []string
+				if strings.HasPrefix(tt.want, "422") {
+					edit = []string{"Supported: timer", "Session-Expires: 30"}
+				}
+				b.peer.send(b.peer.called(inv, "UPDATE", "u1", 1, tt.offer, edit...))
+				if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 "+tt.want) || headerIn(got, "CSeq") != "1 UPDATE" {
+					t.Errorf("the offer got %.50q, want %s", got, tt.want)
+				}
+				after := call.Dialog()
+				if tt.want != "200 OK" && (after.Media != before.Media || after.EarlyTag != "") {
+					t.Errorf("media = %+v, want it as before: %+v", after.Media, before.Media)
+				}
+				if tt.want == "200 OK" && (after.Media.Remote != peerRTP || after.Media.Format.Codec != "PCMU" || after.EarlyTag != "b1") {
+					t.Errorf("media = %+v of %q, want PCMU of b1", after.Media, after.EarlyTag)
+				}
+				b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+				if said := b.said(); said[len(said)-1] != "0s Answered" {
+					t.Errorf("said %v, want Answered at last", said)
+				}
+				b.peer.send(b.peer.called(inv, "BYE", "y1", 2, ""))
+			})
+		})
+	}
+}
+
+// Each far end goes on from what it was told, whoever else has made offers meanwhile.
+func TestFarEndsHaveOffersOfTheirOwn(t *testing.T) {
+	one, two := serverAt("192.0.2.30", 5000, 0), serverAt("192.0.2.40", 6000, 8)
+	for _, tt := range []struct {
+		answers, body string
+		at            string
+		version       string // of our answer to its next offer
+	}{
+		{"b1", "", "192.0.2.30:5000", "3"},
+		{"b1", peerAnswer, "192.0.2.30:5000", "3"},
+		{"b2", "", "192.0.2.40:6000", "2"},
+		{"b2", serverAt("192.0.2.50", 7000, 8), "192.0.2.50:7000", "2"},
+		{"b3", serverAt("192.0.2.50", 7000, 8), "192.0.2.50:7000", "2"}, // never heard of before
+		{"b3", "", "192.0.2.40:6000", "2"},                              // the one that was heard last, under another tag
+	} {
+		t.Run(tt.answers+" at "+tt.at, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				call, inv := b.dials()
+				b.peer.progresses(inv, "b1", 40, peerAnswer)
+				b.peer.send(b.peer.called(inv, "UPDATE", "u1", 1, one))
+				b.peer.progresses(inv, "b2", 90, two)
+				if got := call.Dialog(); got.Media.Remote != addr("192.0.2.40:6000") || got.EarlyTag != "" {
+					t.Errorf("media = %+v, want that of who was heard last", got.Media)
+				}
+				b.peer.answers(inv, "200 OK", tt.answers, tt.body)
+				if got := call.Dialog().Media.Remote; got != addr(tt.at) {
+					t.Errorf("the sound goes to %v, want %s", got, tt.at)
+				}
+				b.peer.send(b.peer.called(inv, "UPDATE", "u2", 9, peerOffer+"a=sendonly\n", ofTag(inv, tt.answers)))
+				if ok := b.peer.last(); !strings.HasPrefix(ok, "SIP/2.0 200") || versionOf(ok) != tt.version {
+					t.Errorf("its next offer is answered with version %s, want %s: %q", versionOf(ok), tt.version, ok)
+				}
+				b.peer.send(b.peer.called(inv, "BYE", "y1", 10, "", ofTag(inv, tt.answers)))
+				if said := b.said(); said[len(said)-1] != "0s Ended" {
+					t.Errorf("said %v, want Ended at last", said)
+				}
+			})
+		})
+	}
+}
+
+// An INVITE that is sent anew has the offer of the first, whatever was agreed with who is out.
+func TestNextInviteOffersEverythingAgain(t *testing.T) {
+	change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"} }
+	inBubble(t, change, nil, func(b *bubble) {
+		call, inv := b.dials()
+		b.peer.progresses(inv, "b1", 40, peerAnswer)
+		b.peer.send(b.peer.called(inv, "UPDATE", "u1", 1, serverAt("192.0.2.30", 5000, 0)))
+		b.peer.answers(inv, "407 Proxy Authentication Required", "b1", "", `Proxy-Authenticate: Digest realm="x", nonce="n"`)
+		again := b.peer.last()
+		if originOf(again) != originOf(inv) || !strings.Contains(again, " RTP/AVP 0 8 101\r\n") {
+			t.Errorf("second INVITE = %q", again)
+		}
+		b.peer.send(b.peer.called(inv, "UPDATE", "u2", 2, peerOffer)) // of who is out
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 481") {
+			t.Errorf("a far end of the first INVITE got %.40q, want 481", got)
+		}
+		b.peer.answers(again, "200 OK", "b2", peerAnswer)
+		if d := call.Dialog(); d.Media.Remote != peerRTP || d.Media.SDPVersion != 1 || d.EarlyTag != "" {
+			t.Errorf("dialog = %+v", d)
+		}
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 3, "", ofTag(inv, "b2")))
+	})
+}
+
+// Killed while the phone rings: the far end repeats its 183, which describes the first machine, and answers without a description.
+func TestRingbackOfAnotherMachineGoesOnAfterARestart(t *testing.T) {
+	var saved []byte
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		_, inv := b.dials()
+		b.peer.progresses(inv, "b1", 40, peerAnswer)
+		b.peer.send(b.peer.called(inv, "UPDATE", "u1", 1, serverAt("192.0.2.30", 5000, 0)))
+		saved, _ = json.Marshal(b.saved())
+	})
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		second := b.soundAt("192.0.2.30:5000")
+		var d Dialog
+		if err := json.Unmarshal(saved, &d); err != nil {
+			t.Fatal(err)
+		}
+		call := b.resumes(d)
+		m := call.Media()
+		if !second.hears(m) {
+			t.Error("the second machine does not hear us any more")
+		}
+		if err := call.SendInvite(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		inv := b.peer.last()
+		b.peer.progresses(inv, "b1", 40, peerAnswer)
+		b.peer.answers(inv, "200 OK", "b1", "")
+		if !second.hears(m) || m.Format().Codec != "PCMU" {
+			t.Errorf("after the answer the sound goes elsewhere, in %s", m.Format().Codec)
+		}
+		b.peer.send(b.peer.called(inv, "UPDATE", "u2", 9, serverAt("192.0.2.20", 4000, 8)))
+		if ok := b.peer.last(); versionOf(ok) != "3" {
+			t.Errorf("the next offer is answered with %q, want version 3", ok)
+		}
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 10, ""))
+		if said := b.said(); !strings.Contains(strings.Join(said, " "), "Answered") || said[len(said)-1] != "0s Ended" {
+			t.Errorf("said %v", said)
+		}
+	})
+}
+
+func TestDialledPhoneMayAnswerWithOtherNumbers(t *testing.T) { // RFC 3264 §6.1
+	inBubble(t, outbound, nil, func(b *bubble) {
+		phone := b.phoneMedia()
+		call, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", strings.ReplaceAll(peerAnswer, "101", "97"))
+		phone.press(call.Media().LocalAddr(), '5', 160) // as our offer numbers it
+		synctest.Wait()
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 3, ""))
+		if got := strings.Join(b.said(), " "); !strings.Contains(got, "Digit") {
+			t.Errorf("said %s, want a Digit", got)
+		}
+	})
+}
+
+// hearsProgress is a phone that can do reliable responses and has heard ours, with our description.
+func (b *bubble) hearsProgress(body string) (*Call, *Media, string) {
+	b.Helper()
+	b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, body, "Supported: 100rel"))
+	call := <-b.calls
+	_, m, err := call.Progress()
+	if err != nil {
+		b.Fatal(err)
+	}
+	synctest.Wait()
+	return call, m, "RAck: " + headerIn(b.peer.last(), "RSeq") + " 1 INVITE"
+}
+
+func TestCallerMovesItsSoundBeforeWeAnswer(t *testing.T) { // RFC 3311 §5.2, RFC 3262 §5
+	for _, method := range []string{"UPDATE", "PRACK"} {
+		t.Run(method, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				other := b.soundAt("192.0.2.30:5000")
+				call, m, rack := b.hearsProgress(peerOffer)
+				progress := b.peer.last()
+				offer := serverAt("192.0.2.30", 5000, 8)
+				if method == "UPDATE" {
+					b.peer.send(b.peer.within("UPDATE", "u0", 2, offer)) // the 183 may be lost as yet
+					if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 500") || headerIn(got, "Retry-After") == "" {
+						t.Errorf("before its PRACK an offer got %.60q, want 500 with Retry-After", got)
+					}
+					b.peer.send(b.peer.within("PRACK", "p1", 3, "", rack))
+					b.peer.send(b.peer.within("UPDATE", "u1", 4, offer, "Contact: <sip:moved@192.0.2.20:5060>"))
+				} else {
+					b.peer.send(b.peer.within("PRACK", "p1", 4, offer, rack))
+				}
+				ok := b.peer.last()
+				if !strings.HasPrefix(ok, "SIP/2.0 200") || headerIn(ok, "CSeq") != "4 "+method || !strings.Contains(ok, " RTP/AVP 8\r\n") ||
+					versionOf(ok) != "2" || headerIn(ok, "Content-Type") != sdpType || strings.Contains(ok, "Session-Expires") {
+					t.Errorf("%s with an offer got %q", method, ok)
+				}
+				if !other.hears(m) || m.Format().Codec != "PCMA" {
+					t.Errorf("the sound goes elsewhere, in %s", m.Format().Codec)
+				}
+				b.peer.forget()
+				time.Sleep(earlyInterval + time.Second) // the 183 again, so that nobody on the way gives up
+				again := b.peer.last()
+				if !strings.HasPrefix(again, "SIP/2.0 183") || strings.Contains(again, "v=0") || headerIn(again, "Content-Length") != "0" {
+					t.Errorf("183 = %q, want no description: it was %q", again, progress)
+				}
+				b.peer.send(b.peer.within("PRACK", "p2", 5, "", "RAck: "+headerIn(again, "RSeq")+" 1 INVITE", "To: "+headerIn(again, "To")))
+				answerAtOnce(call)
+				synctest.Wait()
+				final := b.peer.last()
+				if !strings.HasPrefix(final, "SIP/2.0 200") || headerIn(final, "CSeq") != "1 INVITE" || strings.Contains(final, "v=0") {
+					t.Errorf("200 = %q, want no description", final)
+				}
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				if !other.hears(m) {
+					t.Error("after the answer the sound goes elsewhere")
+				}
+				b.peer.send(b.peer.within("UPDATE", "u2", 6, peerOffer))
+				if ok := b.peer.last(); versionOf(ok) != "3" {
+					t.Errorf("the next offer is answered with %q, want version 3", ok)
+				}
+				b.peer.send(b.peer.within("BYE", "y1", 7, ""))
+				if said := withoutChanges(b.said()); len(said) != 3 || !strings.HasSuffix(said[0], "Acked") {
+					t.Errorf("said %v", said)
+				}
+			})
+		})
+	}
+}
+
+func TestOffersBeforeOurAnswer(t *testing.T) { // RFC 3311 §5.2
+	rackOf := func(p *rawPeer) string { return "RAck: " + headerIn(p.last(), "RSeq") + " 1 INVITE" }
+	bad := serverAt("192.0.2.20", 4000, 18)
+	for _, tt := range []struct {
+		name  string
+		offer string   // of the INVITE
+		edit  []string // of the INVITE
+		begin func(*bubble, *Call)
+		send  func(*bubble) string
+		want  string
+	}{
+		{
+			"nothing is answered", peerOffer, nil, func(_ *bubble, c *Call) { _ = c.Ring() },
+			func(b *bubble) string { return b.peer.within("UPDATE", "u1", 5, peerOffer) }, "500 Server Internal Error",
+		},
+		{
+			"an answer that may be lost", peerOffer, nil, func(_ *bubble, c *Call) { _, _, _ = c.Progress() },
+			func(b *bubble) string { return b.peer.within("UPDATE", "u1", 5, peerOffer) }, "500 Server Internal Error",
+		},
+		{
+			"our offer waits", "",
+			[]string{"Supported: 100rel"},
+			func(_ *bubble, c *Call) { _, _, _ = c.Progress() },
+			func(b *bubble) string { return b.peer.within("UPDATE", "u1", 5, peerOffer) }, "491 Request Pending",
+		},
+		{"our offer is answered", "", []string{"Supported: 100rel"}, func(b *bubble, c *Call) {
+			_, _, _ = c.Progress()
+			synctest.Wait()
+			b.peer.send(b.peer.within("PRACK", "p1", 2, peerAnswer, rackOf(b.peer)))
+		}, func(b *bubble) string { return b.peer.within("UPDATE", "u1", 5, peerOffer) }, "200 OK"},
+		{"answered, but the offer has nothing for us", peerOffer, []string{"Supported: 100rel"}, func(b *bubble, c *Call) {
+			_, _, _ = c.Progress()
+			synctest.Wait()
+			b.peer.send(b.peer.within("PRACK", "p1", 2, "", rackOf(b.peer)))
+		}, func(b *bubble) string { return b.peer.within("UPDATE", "u1", 5, bad) }, "488 Not Acceptable Here"},
+		{
+			"PRACK with an offer that has nothing for us", peerOffer,
+			[]string{"Supported: 100rel"},
+			func(_ *bubble, c *Call) { _, _, _ = c.Progress() },
+			func(b *bubble) string { return b.peer.within("PRACK", "p1", 5, bad, rackOf(b.peer)) }, "488 Not Acceptable Here",
+		},
+		{
+			"PRACK with an offer inside the INVITE's", peerOffer,
+			[]string{"Require: 100rel"},
+			func(_ *bubble, c *Call) { _ = c.Ring() },
+			func(b *bubble) string { return b.peer.within("PRACK", "p1", 5, peerOffer, rackOf(b.peer)) }, "488 Not Acceptable Here",
+		},
+		{
+			"PRACK with what is no description", peerOffer,
+			[]string{"Supported: 100rel"},
+			func(_ *bubble, c *Call) { _, _, _ = c.Progress() },
+			func(b *bubble) string {
+				return b.peer.within("PRACK", "p1", 5, "hello", rackOf(b.peer), "Content-Type: text/plain")
+			}, "200 OK",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, tt.offer, tt.edit...))
+				call := <-b.calls
+				tt.begin(b, call)
+				synctest.Wait()
+				m := tt.send(b)
+				b.peer.send(m)
+				got := b.peer.last()
+				if !strings.HasPrefix(got, "SIP/2.0 "+tt.want) || !strings.HasPrefix(headerIn(got, "CSeq"), "5 ") {
+					t.Errorf("the offer got %.60q, want %s", got, tt.want)
+				}
+				if after := headerIn(got, "Retry-After"); (after != "") != strings.HasPrefix(tt.want, "500") {
+					t.Errorf("Retry-After: %q with %s", after, tt.want)
+				}
+				answerAtOnce(call) // whatever it was, the call can be answered
+				synctest.Wait()
+				if tt.want[:3] == "491" { // once its answer is here
+					b.peer.send(b.peer.within("PRACK", "p1", 6, peerAnswer, "RAck: "+headerIn(b.peer.messages()[0], "RSeq")+" 1 INVITE"))
+				}
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				b.peer.send(b.peer.within("BYE", "y1", 7, ""))
+				if said := strings.Join(withoutChanges(b.said()), ", "); said != "0s Acked, 0s Bye, 0s Ended" {
+					t.Errorf("said %s", said)
+				}
+			})
+		})
+	}
+}
