@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +35,7 @@ type orders struct {
 	waiting map[id.RoomID][]func(context.Context) // of rooms whose commands are being carried out, in order
 	pending map[speaker]pendingCall               // calls that wait for a second word
 	replies map[id.RoomID]*rate.Limiter
+	secret  map[id.RoomID]time.Time // rooms with messages that can't be read, and when they were last told so, or asked for whether they were
 }
 
 // speaker is somebody in a room.
@@ -45,13 +47,14 @@ type speaker struct {
 // pendingCall is an expensive call, as it was typed.
 type pendingCall struct {
 	quota.Pending
-	typed string
+	typed    string
+	question id.EventID // a reaction to it counts as the second word; "" = it is not posted
 }
 
 func newOrders() orders {
 	return orders{
 		waiting: make(map[id.RoomID][]func(context.Context)), pending: make(map[speaker]pendingCall),
-		replies: make(map[id.RoomID]*rate.Limiter),
+		replies: make(map[id.RoomID]*rate.Limiter), secret: make(map[id.RoomID]time.Time),
 	}
 }
 
@@ -202,6 +205,7 @@ func (o *orders) forget(now time.Time) {
 			delete(o.pending, who)
 		}
 	}
+	maps.DeleteFunc(o.secret, func(_ id.RoomID, at time.Time) bool { return now.Sub(at) >= noticePause })
 	for room, pace := range o.replies {
 		if pace.TokensAt(now) >= repliesPerMinute {
 			delete(o.replies, room)
@@ -216,12 +220,19 @@ func (b *Bridge) order(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	if !ok {
 		return err
 	}
-	b.mu.Lock()
-	b.orders.pending[speaker{by, room}] = pendingCall{
-		quota.Pending{Request: quota.Request{User: string(by), Room: string(room)}, Asked: time.Now()}, typed,
+	p := pendingCall{Pending: quota.Pending{Request: quota.Request{User: string(by), Room: string(room)}, Asked: time.Now()}, typed: typed}
+	if !b.mayReply(room) {
+		return nil
 	}
+	p.question, err = b.matrix.NoticeID(ctx, room, nil, fmt.Sprintf("%s Write \"%s %s\", or react to this with ✅, within a minute if you want to call it.",
+		dear.text, b.grammar.Prefix, command.Confirm))
+	if err != nil {
+		return fmt.Errorf("ask for a second word: %w", err)
+	}
+	b.mu.Lock()
+	b.orders.pending[speaker{by, room}] = p
 	b.mu.Unlock()
-	return &refusal{text: fmt.Sprintf("%s Write \"%s %s\" within a minute if you want to call it.", dear.text, b.grammar.Prefix, command.Confirm)}
+	return nil
 }
 
 // confirm is the second word.

@@ -67,10 +67,9 @@ func (b *bed) says(who *member.Member, text string) {
 	}
 }
 
-// boards are the bot's notices in the order they were posted, as they read now.
-func (b *bed) boards() []string {
-	var order []id.EventID
-	texts := map[id.EventID]string{}
+// board is the bot's notices in the order they were posted, and how they read now.
+func (b *bed) board() (order []id.EventID, texts map[id.EventID]string) {
+	texts = map[id.EventID]string{}
 	for _, ev := range b.hs.Timeline(b.room) {
 		var content struct {
 			Body    string                `json:"body"`
@@ -89,6 +88,12 @@ func (b *bed) boards() []string {
 		order = append(order, ev.ID)
 		texts[ev.ID] = content.Body
 	}
+	return order, texts
+}
+
+// boards are the texts of these notices.
+func (b *bed) boards() []string {
+	order, texts := b.board()
 	list := make([]string, 0, len(order))
 	for _, ev := range order {
 		list = append(list, texts[ev])
@@ -445,7 +450,7 @@ func TestOnlyWhoMayCallCalls(t *testing.T) {
 		}
 	}
 	b.says(alice, "!sip call +49 40 1234567")
-	b.told(`This number is expensive to call. Write "!sip confirm" within a minute if you want to call it.`)
+	b.told(`This number is expensive to call. Write "!sip confirm", or react to this with ✅, within a minute if you want to call it.`)
 	b.says(bob, "!sip confirm")
 	b.told(`You may not use "!sip confirm" here.`)
 	if b.rows() != 0 || p.Rung() != 0 {

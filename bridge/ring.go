@@ -173,8 +173,10 @@ func (b *Bridge) reaction(r matrixcall.RoomReaction) {
 	key := strings.ReplaceAll(r.Key, "\ufe0f", "")
 	if declineKeys[key] {
 		b.decline(r.Room, r.Sender, func(ring *ring) bool { return r.Target == ring.notice || r.Target == ring.call })
+		b.endOrder(r)
 	}
 	if declineKeys[key] || admitKeys[key] {
+		b.answerQuestion(r, admitKeys[key])
 		b.attend(r.Room, r.Sender, admitKeys[key], func(l *lobby) bool { return r.Target == l.notice })
 	}
 }

@@ -26,6 +26,13 @@ type RoomReaction struct {
 	Key    string // an emoji, often with a variation selector (U+FE0F) behind it, or anything else
 }
 
+// RoomSecret is what a person has sent that the bridge can't read: perhaps a
+// message, perhaps something else.
+type RoomSecret struct {
+	Room   id.RoomID
+	Sender id.UserID
+}
+
 const (
 	// liveAge is how old a message or reaction may be: what a homeserver
 	// delivers after an outage must not do now what was wanted then.
@@ -99,5 +106,11 @@ func (s *Service) reaction(e roomEvent) {
 	}
 	if s.fromPerson(e) {
 		s.opts.OnReaction(RoomReaction{Room: e.Room, Event: e.Event, Sender: e.Sender, Target: r.Event, Key: r.Key})
+	}
+}
+
+func (s *Service) encrypted(e roomEvent) {
+	if s.fromPerson(e) {
+		s.opts.OnEncrypted(RoomSecret{Room: e.Room, Sender: e.Sender})
 	}
 }

@@ -19,6 +19,7 @@ type listener struct {
 	mu        sync.Mutex
 	messages  []RoomMessage
 	reactions []RoomReaction
+	secrets   []RoomSecret
 }
 
 func (l *listener) options() Options {
@@ -32,6 +33,11 @@ func (l *listener) options() Options {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.reactions = append(l.reactions, r)
+		},
+		OnEncrypted: func(r RoomSecret) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.secrets = append(l.secrets, r)
 		},
 	}
 }
@@ -230,6 +236,33 @@ func TestMessageIsHeardOnceOverARestart(t *testing.T) {
 		put()
 		if messages, _ := l.heard(); len(messages) != 1 {
 			t.Errorf("heard %d times, want once", len(messages))
+		}
+	})
+}
+
+// TestEncryptedMessagesAreNoticed: that somebody has said something, not what.
+func TestEncryptedMessagesAreNoticed(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		var l listener
+		b.opts = l.options()
+		s := b.start()
+		for _, e := range []roomEvent{
+			{Sender: id.NewUserID("alice", "hs.test"), Unsigned: json.RawMessage(`{"age":7}`)},
+			{Sender: s.Bot(), Unsigned: json.RawMessage(`{"age":7}`)},
+			{Sender: "@_sip_1:hs.test", Unsigned: json.RawMessage(`{"age":7}`)},
+			{Sender: id.NewUserID("bob", "hs.test"), Unsigned: json.RawMessage(`{"age":60001}`)},
+			{Sender: id.NewUserID("carol", "hs.test"), StateKey: new(string)},
+		} {
+			e.Type, e.Room, e.Event, e.came = event.EventEncrypted.Type, "!r", "$1", time.Now()
+			e.Content = json.RawMessage(`{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"x"}`)
+			if s.wanted(e) {
+				s.handleRoomEvent(e)
+			}
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if want := []RoomSecret{{"!r", id.NewUserID("alice", "hs.test")}}; !slices.Equal(l.secrets, want) {
+			t.Errorf("noticed %v, want %v: nobody else lives, or is a person", l.secrets, want)
 		}
 	})
 }

@@ -196,6 +196,8 @@ func (s *Service) wanted(e roomEvent) bool {
 		return s.opts.OnMessage != nil && s.fromPerson(e)
 	case event.EventReaction.Type:
 		return s.opts.OnReaction != nil && s.fromPerson(e)
+	case event.EventEncrypted.Type:
+		return s.opts.OnEncrypted != nil && s.fromPerson(e)
 	}
 	return false
 }
@@ -218,6 +220,8 @@ func (s *Service) handleRoomEvent(e roomEvent) {
 		s.message(e)
 	case event.EventReaction.Type:
 		s.reaction(e)
+	case event.EventEncrypted.Type:
+		s.encrypted(e)
 	default:
 		s.tracker.event(e)
 	}

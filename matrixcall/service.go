@@ -68,9 +68,10 @@ type Store interface {
 // Options are what the owner of a service may want to hear. All of it may be
 // nil; what is there must not block and must not call back.
 type Options struct {
-	OnMessage  func(RoomMessage)
-	OnReaction func(RoomReaction)
-	OnInvite   func(GhostInvite)
+	OnMessage   func(RoomMessage)
+	OnReaction  func(RoomReaction)
+	OnInvite    func(GhostInvite)
+	OnEncrypted func(RoomSecret)
 }
 
 // Service is the application service. Its methods may be called from many

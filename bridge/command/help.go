@@ -62,7 +62,7 @@ func specs() []spec {
 			"decline", "declines the calls that ring here, and sends phones in the lobby away",
 			"Whoever may take part in the call may do that. A reaction (❌) to the notice of one phone declines that one.", LevelView, readNothing,
 		},
-		{Confirm, []string{"yes"}, "confirm", "confirms your call to an expensive number", "Within one minute, by who asked for the call.", LevelCall, readNothing},
+		{Confirm, []string{"yes"}, "confirm", "confirms your call to an expensive number", "Within one minute, by who asked for the call. A reaction (✅) to the question does the same.", LevelCall, readNothing},
 		{Help, []string{"?"}, "help [command]", "explains", "", LevelView, readHelp},
 	}
 }

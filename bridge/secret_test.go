@@ -1,0 +1,111 @@
+package bridge
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/bridge/config"
+	"trunkline/internal/testbed/member"
+)
+
+// whispers lets a member write something that only devices of the room can read.
+func (b *bed) whispers(who *member.Member) {
+	b.t.Helper()
+	secret := map[string]string{"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s"}
+	if _, err := who.Client().SendMessageEvent(b.ctx(), b.room, event.EventEncrypted, secret); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// reacts puts an emoji under the notice that reads so now.
+func (b *bed) reacts(who *member.Member, key, notice string) {
+	b.t.Helper()
+	order, texts := b.board()
+	i := slices.IndexFunc(order, func(ev id.EventID) bool { return strings.Contains(texts[ev], notice) })
+	if i < 0 {
+		b.t.Fatalf("no notice reads %q: %q", notice, b.boards())
+	}
+	b.react(who, order[i], key)
+}
+
+const cantRead = "Messages in this room are encrypted, and I can't read them"
+
+func (b *bed) toldThatItCantRead() (n int) {
+	for _, text := range b.boards() {
+		n += strings.Count(text, cantRead)
+	}
+	return n
+}
+
+// In an encrypted room commands can't be read. Who may call calls by an invitation, confirms and hangs up by reactions.
+func TestReactionsDoInEncryptedRoomsWhatCommandsCant(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Expensive = []string{"+4930"} })
+	alice, bob, eve := b.person("alice", member.JSSDK, true), b.person("bob", member.JSSDK, false), b.person("eve", member.JSSDK, false)
+	b.await("the bot to be in the room", func() bool { return b.membership(b.bot()) == "join" })
+	b.whispers(eve) // whose commands would not count
+	ghost := id.NewUserID(b.cfg.AppService.GhostPrefix+berlin, b.hs.Domain())
+	if _, err := alice.Client().InviteUser(b.ctx(), b.room, &mautrix.ReqInviteUser{UserID: ghost}); err != nil {
+		t.Fatal(err)
+	}
+	b.told("This number is expensive to call.")
+	if n := b.toldThatItCantRead(); n != 0 {
+		t.Errorf("the room was told %d times because of a stranger that its messages can't be read", n)
+	}
+	for _, other := range []*member.Member{bob, eve} {
+		b.reacts(other, "✅", "This number is expensive")
+	}
+	b.whispers(bob)
+	b.told(cantRead)
+	b.told(fmt.Sprintf("invite @%s+4930123456:%s", b.cfg.AppService.GhostPrefix, b.hs.Domain()))
+	if n := p.Rung(); n != 0 {
+		t.Errorf("the phone has rung %d times without its caller's second word", n)
+	}
+	b.reacts(alice, "✅", "This number is expensive")
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	b.told("+493•••••••78 rings.")
+	b.reacts(bob, "❌", "rings.") // may look only
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("+493•••••••78 has answered.")
+	b.reacts(alice, "❌", "has answered.")
+	<-call.Done()
+	b.told("hung up in the room.")
+	b.clear()
+	b.settled(1)
+	b.stop()
+	b.start()
+	b.whispers(alice)
+	b.whispers(alice)
+	b.says(alice, "!sip who")
+	b.told("There is no phone here.")
+	if n := b.toldThatItCantRead(); n != 1 {
+		t.Errorf("the room was told %d times that its messages can't be read, want once", n)
+	}
+}
+
+func TestReactionSaysNoToAnExpensiveCall(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Expensive = []string{"+4930"} })
+	alice := b.person("alice", member.JSSDK, false)
+	b.says(alice, "!sip call "+berlin)
+	b.told("This number is expensive to call.")
+	b.reacts(alice, "❌", "This number is expensive")
+	b.says(alice, "!sip who")
+	b.told("There is no phone here.")
+	b.says(alice, "!sip confirm")
+	b.told("There is no call to confirm.")
+	if n := p.Rung(); n != 0 {
+		t.Errorf("the phone has rung %d times", n)
+	}
+}
