@@ -19,7 +19,7 @@ import (
 // Limits of a journal.
 const (
 	maxWaiting      = 20000           // writes that wait; each row has two at most, as a rule
-	attemptPatience = 3 * time.Second // a write that takes longer did not happen, as far as we know
+	attemptPatience = 3 * time.Second // a write that takes longer did not happen, as far as we know; should it yet, its number tells
 	firstPause      = 100 * time.Millisecond
 	longestPause    = 2 * time.Second
 	knownTxns       = 1000 // transactions of the homeserver remembered in memory
@@ -49,6 +49,7 @@ type Journal struct {
 	flying *write     // the first of queue, while it is being written
 	taken  uint64     // writes that ever came into queue, and
 	gone   uint64     // that left it
+	last   int64      // number of a write
 	away   time.Time  // since when the database does not answer; zero = it does
 	counts JournalStats
 	txns   []string // transactions seen by this process, newest last
@@ -69,7 +70,8 @@ type JournalStats struct {
 type write struct {
 	row     string // what it writes
 	put     bool   // a later put of the row may replace it
-	do      func(context.Context, *Store) error
+	do      func(ctx context.Context, s *Store, number int64) error
+	number  int64        // it came after all with a smaller one
 	waiting []chan error // those who need it to be durable; each has room for one
 }
 
@@ -91,9 +93,9 @@ func (j *Journal) SaveLeg(ctx context.Context, l Leg) error { return j.save(ctx,
 func (j *Journal) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
 	var longest time.Duration
 	var refused error // the caller's business, which is no fault of the write
-	err := j.save(ctx, write{row: "leg " + l.ID, do: func(ctx context.Context, s *Store) (err error) {
+	err := j.save(ctx, write{row: "leg " + l.ID, do: func(ctx context.Context, s *Store, number int64) (err error) {
 		refused = nil
-		longest, err = s.MoveLeg(ctx, l, func(used []Usage) (longest time.Duration, err error) {
+		longest, err = s.moveLeg(ctx, l, number, func(used []Usage) (longest time.Duration, err error) {
 			longest, refused = decide(used)
 			return longest, refused
 		})
@@ -109,27 +111,27 @@ func (j *Journal) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time
 }
 
 func putLeg(l Leg) write {
-	return write{row: "leg " + l.ID, put: true, do: func(ctx context.Context, s *Store) error { return s.PutLeg(ctx, l) }}
+	return write{row: "leg " + l.ID, put: true, do: func(ctx context.Context, s *Store, number int64) error { return s.putLeg(ctx, l, number) }}
 }
 
 // DeleteLeg ends the leg some time, see [Store.DeleteLeg].
 func (j *Journal) DeleteLeg(id string, by Hold, cause string, now time.Time) error {
-	return j.put(write{row: "leg " + id, do: func(ctx context.Context, s *Store) error {
-		return s.DeleteLeg(ctx, id, by, cause, now)
+	return j.put(write{row: "leg " + id, do: func(ctx context.Context, s *Store, number int64) error {
+		return s.deleteLeg(ctx, id, by, cause, now, number)
 	}}, nil)
 }
 
 // SaveMembership returns when the membership is in the database, and ErrAway if that cannot be now.
 func (j *Journal) SaveMembership(ctx context.Context, m Membership) error {
-	return j.save(ctx, write{row: "membership " + m.Ghost + " " + m.RoomID, put: true, do: func(ctx context.Context, s *Store) error {
-		return s.PutMembership(ctx, m)
+	return j.save(ctx, write{row: "membership " + m.Ghost + " " + m.RoomID, put: true, do: func(ctx context.Context, s *Store, number int64) error {
+		return s.putMembership(ctx, m, number)
 	}})
 }
 
 // DeleteMembership forgets the membership some time.
 func (j *Journal) DeleteMembership(ghost, room string, by Hold) error {
-	return j.put(write{row: "membership " + ghost + " " + room, do: func(ctx context.Context, s *Store) error {
-		return s.DeleteMembership(ctx, ghost, room, by)
+	return j.put(write{row: "membership " + ghost + " " + room, do: func(ctx context.Context, s *Store, number int64) error {
+		return s.deleteMembership(ctx, ghost, room, by, number)
 	}}, nil)
 }
 
@@ -154,6 +156,8 @@ func (j *Journal) save(ctx context.Context, w write) error {
 func (j *Journal) put(w write, done chan error) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.last++
+	w.number = j.last
 	if done != nil {
 		w.waiting = append(w.waiting, done)
 	}
@@ -192,7 +196,7 @@ func (j *Journal) Run(ctx context.Context) error {
 			return nil
 		}
 		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptPatience)
-		err := w.do(attempt, j.store)
+		err := w.do(attempt, j.store, w.number)
 		cancel()
 		if isAway(err) {
 			j.Report(err)
@@ -350,8 +354,8 @@ func (j *Journal) SaveSyncToken(_ context.Context, user id.UserID, token string)
 
 // fenced lets a write happen only while the journal's owner has its lease: what waited in an outage must not replace what a successor
 // has written since.
-func (j *Journal) fenced(do func(context.Context, *Store) error) func(context.Context, *Store) error {
-	return func(ctx context.Context, s *Store) error {
+func (j *Journal) fenced(do func(context.Context, *Store) error) func(context.Context, *Store, int64) error {
+	return func(ctx context.Context, s *Store, _ int64) error {
 		return s.whileLeased(ctx, j.owner, func(ctx context.Context) error { return do(ctx, s) })
 	}
 }
@@ -362,7 +366,7 @@ func (j *Journal) Write(ctx context.Context, row string, do func(context.Context
 	fenced := j.fenced(func(ctx context.Context, _ *Store) error { return do(ctx) })
 	if !j.Away() && !j.holds(row) {
 		attempt, cancel := context.WithTimeout(ctx, attemptPatience)
-		err := fenced(attempt, j.store)
+		err := fenced(attempt, j.store, unnumbered)
 		cancel()
 		if !isAway(err) {
 			return err
@@ -400,7 +404,7 @@ func (j *Journal) MarkTransaction(ctx context.Context, txnID string) (fresh bool
 	if !j.remember(txnID) {
 		return false, nil
 	}
-	err = j.put(write{row: "transaction " + txnID, do: func(ctx context.Context, s *Store) error {
+	err = j.put(write{row: "transaction " + txnID, do: func(ctx context.Context, s *Store, _ int64) error {
 		_, err := s.MarkTransaction(ctx, txnID)
 		return err
 	}}, nil)

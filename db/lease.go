@@ -141,7 +141,7 @@ func (l *Lease) adoptRows(ctx context.Context) ([]Leg, error) {
 		unlocked = " FOR UPDATE SKIP LOCKED"
 	}
 	const orphaned = "owner NOT IN (SELECT owner FROM lease)"
-	const adopt = " SET owner = $1, epoch = epoch + 1 WHERE "
+	const adopt = " SET owner = $1, epoch = epoch + 1, version = 0 WHERE " // this run's writes are numbered anew
 	rows, err := l.store.db.Query(ctx, "WITH free AS (SELECT ghost, room_id FROM membership WHERE "+orphaned+unlocked+") UPDATE leg"+adopt+
 		"id IN (SELECT id FROM leg WHERE "+orphaned+" AND NOT EXISTS (SELECT 1 FROM membership m WHERE m.leg_id = leg.id AND m."+orphaned+
 		" AND NOT EXISTS (SELECT 1 FROM free WHERE free.ghost = m.ghost AND free.room_id = m.room_id))"+unlocked+") RETURNING "+columnList, l.run)

@@ -3,6 +3,8 @@ package db
 import (
 	"cmp"
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -59,7 +61,8 @@ var (
 )
 
 // makeUpsert writes one statement for both databases: insert while the owner has a lease, or update what the owner has in
-// this epoch. The key is a list of columns.
+// this epoch. The key is a list of columns. The last parameter is the write's number: unless that is unnumbered, it does nothing if a
+// later one was there before it.
 func makeUpsert(table, key string, columns []string) string {
 	var values, sets []string
 	var owner string
@@ -73,9 +76,12 @@ func makeUpsert(table, key string, columns []string) string {
 			sets = append(sets, column+" = excluded."+column)
 		}
 	}
-	return fmt.Sprintf(`INSERT INTO %[1]s (%[2]s) SELECT %[3]s WHERE EXISTS (SELECT 1 FROM lease WHERE lease.owner = %[4]s)
-		ON CONFLICT (%[5]s) DO UPDATE SET %[6]s WHERE %[1]s.owner = excluded.owner AND %[1]s.epoch = excluded.epoch`,
-		table, strings.Join(columns, ", "), strings.Join(values, ", "), owner, key, strings.Join(sets, ", "))
+	number := "CAST($" + strconv.Itoa(len(columns)+1) + " AS BIGINT)"
+	return fmt.Sprintf(`INSERT INTO %[1]s (%[2]s, version) SELECT %[3]s, %[7]s WHERE EXISTS (SELECT 1 FROM lease WHERE lease.owner = %[4]s)
+			AND (%[7]s = 0 OR NOT EXISTS (SELECT 1 FROM removal WHERE removal.owner = %[4]s AND removal.version > %[7]s))
+		ON CONFLICT (%[5]s) DO UPDATE SET %[6]s, version = CASE excluded.version WHEN 0 THEN %[1]s.version ELSE excluded.version END
+			WHERE %[1]s.owner = excluded.owner AND %[1]s.epoch = excluded.epoch AND (excluded.version = 0 OR %[1]s.version <= excluded.version)`,
+		table, strings.Join(columns, ", "), strings.Join(values, ", "), owner, key, strings.Join(sets, ", "), number)
 }
 
 func legFields(l *Leg) []any {
@@ -110,15 +116,26 @@ func (l *Leg) Adopted() bool { return l.Epoch > 1 }
 
 func (l *Leg) hold() Hold { return Hold{l.Owner, l.Epoch} }
 
+// unnumbered is the number of a write that may be done whenever it comes.
+const unnumbered = 0
+
 // PutLeg writes the leg whole. It returns [ErrFenced] when the owner has no lease, or the row another owner or epoch.
-func (s *Store) PutLeg(ctx context.Context, l Leg) error {
-	result, err := s.db.Exec(ctx, upsertLeg, legFields(&l)...)
-	return affected(result, err, "save leg "+l.ID)
+func (s *Store) PutLeg(ctx context.Context, l Leg) error { return s.putLeg(ctx, l, unnumbered) }
+
+// putLeg is PutLeg, unless the owner has done a later write of the leg, or removed something, since: then the leg is as it should be.
+func (s *Store) putLeg(ctx context.Context, l Leg, number int64) error {
+	result, err := s.db.Exec(ctx, upsertLeg, append(legFields(&l), number)...)
+	return s.done(ctx, result, err, l.hold(), "leg", "id = $3", l.ID)
 }
 
 // DeleteLeg removes the leg, settles what it has used, and writes its line of history in one transaction. Deleting twice is not an error. A leg that
 // has another owner or epoch stays, which is [ErrFenced].
 func (s *Store) DeleteLeg(ctx context.Context, id string, by Hold, cause string, now time.Time) error {
+	return s.deleteLeg(ctx, id, by, cause, now, unnumbered)
+}
+
+// deleteLeg is DeleteLeg after which no put of the owner with a smaller number is done any more.
+func (s *Store) deleteLeg(ctx context.Context, id string, by Hold, cause string, now time.Time, number int64) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
 		_, err := s.db.Exec(ctx, `INSERT INTO history
 			(leg_id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, ended_at, cause)
@@ -131,7 +148,7 @@ func (s *Store) DeleteLeg(ctx context.Context, id string, by Hold, cause string,
 		if err := s.settle(ctx, id, by, now); err != nil {
 			return err
 		}
-		return s.remove(ctx, by, "leg", "id = $3", id)
+		return s.remove(ctx, by, number, "leg", "id = $3", id)
 	})
 }
 
@@ -142,20 +159,43 @@ type Hold struct {
 }
 
 // remove deletes a row that by holds. None is no error, one that another holds is.
-func (s *Store) remove(ctx context.Context, by Hold, table, where string, keys ...any) error {
+func (s *Store) remove(ctx context.Context, by Hold, number int64, table, where string, keys ...any) error {
 	args := append([]any{by.Owner, by.Epoch}, keys...)
 	_, err := s.db.Exec(ctx, "DELETE FROM "+table+" WHERE owner = $1 AND epoch = $2 AND "+where, args...)
+	if err == nil && number != unnumbered {
+		_, err = s.db.Exec(ctx, `INSERT INTO removal (owner, version) VALUES ($1, $2)
+			ON CONFLICT (owner) DO UPDATE SET version = excluded.version WHERE removal.version < excluded.version`, by.Owner, number)
+	}
+	if err == nil {
+		err = s.heldByOther(ctx, by, table, where, keys...)
+	}
 	if err != nil {
 		return fmt.Errorf("delete %s %v: %w", table, keys, err)
 	}
-	var left int
-	if err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM "+table+" WHERE (owner <> $1 OR epoch <> $2) AND "+where, args...).Scan(&left); err != nil {
-		return fmt.Errorf("delete %s %v: %w", table, keys, err)
+	return nil
+}
+
+// done says how a put went. One that changed nothing was not allowed to, which is ErrFenced, or came too late to matter.
+func (s *Store) done(ctx context.Context, result sql.Result, err error, by Hold, table, where string, keys ...any) error {
+	err = affected(result, err, "write")
+	if errors.Is(err, ErrFenced) {
+		err = s.whileLeased(ctx, by.Owner, func(ctx context.Context) error { return s.heldByOther(ctx, by, table, where, keys...) })
 	}
-	if left > 0 {
-		return fmt.Errorf("delete %s %v: %w", table, keys, ErrFenced)
+	if err != nil {
+		return fmt.Errorf("save %s %v: %w", table, keys, err)
 	}
 	return nil
+}
+
+// heldByOther is ErrFenced if another than by holds the row.
+func (s *Store) heldByOther(ctx context.Context, by Hold, table, where string, keys ...any) error {
+	var rows int
+	args := append([]any{by.Owner, by.Epoch}, keys...)
+	err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM "+table+" WHERE (owner <> $1 OR epoch <> $2) AND "+where, args...).Scan(&rows)
+	if err == nil && rows > 0 {
+		err = ErrFenced
+	}
+	return err
 }
 
 // Legs returns the live legs of owner, oldest first.

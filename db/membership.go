@@ -33,16 +33,26 @@ var (
 // PutMembership writes the membership, before its state event is sent. It returns [ErrFenced] when the owner has no lease,
 // or the row another owner or epoch.
 func (s *Store) PutMembership(ctx context.Context, m Membership) error {
+	return s.putMembership(ctx, m, unnumbered)
+}
+
+// putMembership is to PutMembership as putLeg is to PutLeg.
+func (s *Store) putMembership(ctx context.Context, m Membership, number int64) error {
 	result, err := s.db.Exec(ctx, upsertMembership, m.Ghost, m.RoomID, m.ConfID, m.DeviceID, m.SessionID, m.CreatedByUs,
-		m.CallEvent, millis(m.Expires), m.LegID, m.Owner, m.Epoch)
-	return affected(result, err, "save membership of "+m.Ghost+" in "+m.RoomID)
+		m.CallEvent, millis(m.Expires), m.LegID, m.Owner, m.Epoch, number)
+	return s.done(ctx, result, err, Hold{m.Owner, m.Epoch}, "membership", "ghost = $3 AND room_id = $4", m.Ghost, m.RoomID)
 }
 
 // DeleteMembership forgets it, after the state event is gone. Deleting twice is not an error; the row of another owner or
 // epoch stays, which is [ErrFenced].
 func (s *Store) DeleteMembership(ctx context.Context, ghost, room string, by Hold) error {
+	return s.deleteMembership(ctx, ghost, room, by, unnumbered)
+}
+
+// deleteMembership is to DeleteMembership as deleteLeg is to DeleteLeg.
+func (s *Store) deleteMembership(ctx context.Context, ghost, room string, by Hold, number int64) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
-		return s.remove(ctx, by, "membership", "ghost = $3 AND room_id = $4", ghost, room)
+		return s.remove(ctx, by, number, "membership", "ghost = $3 AND room_id = $4", ghost, room)
 	})
 }
 

@@ -35,5 +35,8 @@ func (s *Store) Forget(ctx context.Context, keepHistory, now time.Time) error {
 	if _, err := s.db.Exec(ctx, "DELETE FROM usage WHERE running = 0 AND day < $1", keepHistory.Format(time.DateOnly)); err != nil {
 		return fmt.Errorf("forget usage: %w", err)
 	}
+	if _, err := s.db.Exec(ctx, "DELETE FROM removal WHERE owner NOT IN (SELECT owner FROM lease)"); err != nil {
+		return fmt.Errorf("forget removals: %w", err)
+	}
 	return nil
 }

@@ -59,6 +59,11 @@ func (s *Store) Reserve(ctx context.Context, l Leg, keys []UsageKey, decide func
 // is written then. The result is the longest that the call may last, which is what was reserved before or less. Where the row names
 // that trunk already it is only written.
 func (s *Store) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
+	return s.moveLeg(ctx, l, unnumbered, decide)
+}
+
+// moveLeg is to MoveLeg as putLeg is to PutLeg.
+func (s *Store) moveLeg(ctx context.Context, l Leg, number int64, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
 	longest := l.Reserved
 	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
 		var from string
@@ -72,7 +77,7 @@ func (s *Store) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time.D
 		case from == l.Trunk:
 			l.Reserved = time.Duration(reserved) * time.Millisecond
 			longest = l.Reserved
-			return s.PutLeg(ctx, l)
+			return s.putLeg(ctx, l, number)
 		}
 		keys := []UsageKey{{l.UsageDay, "trunk", from}, {l.UsageDay, "trunk", l.Trunk}}
 		slices.SortFunc(keys, func(a, b UsageKey) int { return cmp.Compare(a.Name, b.Name) })
@@ -104,7 +109,7 @@ func (s *Store) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time.D
 			}
 		}
 		l.Reserved = longest
-		return s.PutLeg(ctx, l)
+		return s.putLeg(ctx, l, number)
 	})
 	return longest, err
 }
