@@ -18,7 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
 	"maunium.net/go/mautrix/appservice"
 	"maunium.net/go/mautrix/id"
 
@@ -71,7 +70,6 @@ type Bridge struct {
 
 	drain     drain
 	drains    sync.WaitGroup // awaitEmpty
-	asking    *rate.Limiter  // questions to phones of resumed legs
 	suspended chan struct{}  // closed when legs must be let go for the next process
 	abandoned chan struct{}  // closed when legs must be let go because another process has them
 
@@ -120,7 +118,7 @@ func New(
 		ownTrunks: cfg.SIP.Trunks,
 		legs:      make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
-		abandoned: make(chan struct{}), suspended: make(chan struct{}), asking: newAskPace(),
+		abandoned: make(chan struct{}), suspended: make(chan struct{}),
 		drain: drain{over: make(chan struct{})}, orders: newOrders(),
 		grammar: command.Grammar{Prefix: cfg.Commands.Prefix},
 	}

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/time/rate"
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/leg"
@@ -24,13 +23,10 @@ import (
 // then whether they are still there, a few at a time.
 
 const (
-	askRate         = 20 // phones asked per second whether they have their call
 	rejoinPause     = 250 * time.Millisecond
 	longestRejoin   = 5 * time.Second
 	suspendPatience = 2 * time.Second
 )
-
-func newAskPace() *rate.Limiter { return rate.NewLimiter(askRate, 1) }
 
 // resumeLegs makes legs of adopted rows. Those that cannot go on are ended on both sides.
 func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
@@ -245,15 +241,9 @@ func (a *actor) askPhone() {
 		a.note("answer again", a.call.SendAnswer())
 		return
 	}
-	a.wg.Go(func() {
-		// What the phone said while no process ran comes first: it may be over, or ask something itself.
-		if a.bridge.phones.CatchUp(a.ctx) != nil || a.bridge.asking.Wait(a.ctx) != nil {
-			return // the leg is over
-		}
-		if err := a.call.Refresh(); err != nil && !errors.Is(err, sip.ErrEnded) {
-			a.note("ask the phone", err)
-		}
-	})
+	if err := a.call.Refresh(); err != nil && !errors.Is(err, sip.ErrEnded) {
+		a.note("ask the phone", err)
+	}
 }
 
 // rejoinCall brings the ghost back into the call that the process before had it in. A homeserver that is away is waited for:

@@ -110,6 +110,8 @@ type bubble struct {
 	calls chan *Call
 	bugs  uint64 // panics the test causes
 
+	answered int // messages that passes has looked at
+
 	mu     sync.Mutex
 	events []timed[Event]
 	row    Dialog // what an application that saves at once has saved last

@@ -57,6 +57,7 @@ type Call struct {
 	rel         reliable  // provisional responses that wait for PRACK
 	nextRefresh time.Time // of the session timer; zero = none
 	offering    bool      // a re-INVITE of ours is on its way
+	asking      bool      // the phone is asked whether it has the call, or will be when its turn comes
 	srtpKeys    []string  // ours, one for each suite
 	auth        auth      // who has challenged us
 	referral    *referral // the phone's wish to be elsewhere

@@ -268,7 +268,7 @@ func (c *Call) transferAgain() error {
 			} else {
 				c.transferAnswered(res, err)
 			}
-			_ = c.refresh() // a call that ended meanwhile needs none
+			c.asking = c.refresh() == nil // a call that ended meanwhile needs none
 		})
 	})
 	return nil

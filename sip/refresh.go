@@ -1,6 +1,8 @@
 package sip
 
 import (
+	"cmp"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -12,10 +14,62 @@ import (
 // heardLately is how new a phone's last packet must be for it to count as there although it does not answer.
 const heardLately = 5 * time.Second
 
+// refreshRate is how many phones per second are asked whether they have their calls: after a restart it is all of them.
+const refreshRate = 20
+
 // Refresh asks the phone of a resumed call whether it still has the dialog, and tells it our addresses if they have
-// changed: with UPDATE (RFC 3311), or re-INVITE where the phone knows no UPDATE or must hear a new address. It does not wait.
+// changed: with UPDATE (RFC 3311), or re-INVITE where the phone knows no UPDATE or must hear a new address. It does not wait:
+// what phones said while no process ran is heard first, for the call may be over, and then they are asked in turn.
 // A phone that does not know the dialog any more (481, 408; RFC 3261 §12.2.1.2) is [Failed].
-func (c *Call) Refresh() error { return c.do(c.refresh) }
+func (c *Call) Refresh() error { return c.do(c.refreshInTurn) }
+
+// refreshInTurn is refresh when its turn comes. Of a phone that is being asked, nothing more is asked.
+func (c *Call) refreshInTurn() error {
+	switch {
+	case c.state != confirmed:
+		return c.stateError()
+	case c.asking:
+		return nil
+	}
+	c.asking = true
+	c.stack.calls.Go(func() {
+		if !c.stack.awaitTurn(c.done) {
+			return
+		}
+		c.inbox.put(func() {
+			if err := c.refresh(); err != nil {
+				c.asking = false
+				c.log.Info("phone not asked", "err", err)
+			}
+		})
+	})
+	return nil
+}
+
+// awaitTurn waits until what came over UDP before Run began has been taken in, and then for a turn to ask a phone. It is false when
+// there is nothing to ask any more.
+func (s *Stack) awaitTurn(over <-chan struct{}) bool {
+	for _, l := range s.listeners {
+		select {
+		case <-l.caughtUp:
+		case <-over:
+			return false
+		case <-s.root.Done():
+			return false
+		}
+	}
+	turn := s.turns.Reserve()
+	timer := time.NewTimer(turn.Delay())
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-over:
+		turn.Cancel()
+	case <-s.root.Done():
+	}
+	return false
+}
 
 func (c *Call) refresh() error {
 	if c.state != confirmed {
@@ -79,6 +133,8 @@ func (c *Call) reinvite() error {
 	return nil
 }
 
+var errNoAnswer = errors.New("no answer")
+
 // followReinvite brings what comes of a re-INVITE to the call, for as long as its 2xx may be repeated.
 // It is sent for the sent-th time.
 func (c *Call) followReinvite(req *gosip.Request, sent int) {
@@ -99,7 +155,7 @@ func (c *Call) followReinvite(req *gosip.Request, sent int) {
 				take(res)
 			}
 		case <-tx.Done():
-			if err := tx.Err(); err != nil && !answered {
+			if err := cmp.Or(tx.Err(), errNoAnswer); !answered {
 				c.inbox.put(func() { c.refreshed(0, err) })
 			}
 			return
@@ -145,7 +201,7 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 
 // refreshed judges what the phone says to a refresh.
 func (c *Call) refreshed(code int, err error) {
-	c.offering = false
+	c.offering, c.asking = false, false
 	m := c.media.Load()
 	switch {
 	case c.state != confirmed:

@@ -131,6 +131,7 @@ func TestPauseAfterOffersThatCross(t *testing.T) {
 				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
 				call := <-b.calls
 				for range 5 {
+					time.Sleep(time.Second / refreshRate) // its turn comes at once
 					_ = call.Refresh()
 					synctest.Wait()
 					between(b, 0, 2*time.Second)

@@ -19,6 +19,7 @@ const (
 	sessionInterval = 30 * time.Minute // what we ask for (RFC 4028 §4)
 	minSession      = 90 * time.Second // the least we take (§5)
 	refreshRetry    = 10 * time.Second // a refresh that was refused is tried again, while there is time
+	askedPause      = time.Second      // between looks whether the phone has answered
 )
 
 // sessionHeaders ask for a timer in an INVITE of ours.
@@ -137,12 +138,18 @@ func (c *Call) tickSession(now time.Time) {
 		c.nextRefresh = time.Time{}
 		return
 	}
+	if c.asking {
+		// Whoever asks whether the phone has the call asks for its time, too; that may have begun before the time was due, and
+		// after a restart it may take a while until its turn comes.
+		c.nextRefresh = now.Add(askedPause)
+		return
+	}
 	if now.Before(s.expiry()) {
 		c.nextRefresh = s.expiry()
 		if again := now.Add(refreshRetry + transactionTimeout); again.Before(c.nextRefresh) {
 			c.nextRefresh = again // if nothing comes of this one
 		}
-		if err := c.refresh(); err != nil {
+		if err := c.refreshInTurn(); err != nil {
 			c.log.Info("session not refreshed", "err", err)
 		}
 		return

@@ -41,10 +41,14 @@ func (p *guardedPackets) lookForMore() {
 		return
 	}
 	p.emptied = true
+	if _, ok := p.PacketConn.(syscall.Conn); !ok { // nothing comes to what is no socket while nobody reads it
+		close(p.empty)
+		return
+	}
 	time.AfterFunc(settle, func() { close(p.empty) })
 }
 
-// waits tells whether a packet can be read at once. Of what is no socket nobody knows.
+// waits tells whether a packet can be read at once.
 func waits(conn net.PacketConn) bool {
 	c, ok := conn.(syscall.Conn)
 	if !ok {

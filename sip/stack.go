@@ -34,6 +34,7 @@ type Stack struct {
 	counters *counters
 	ports    *ports
 	invites  *rate.Limiter  // nil = no limit
+	turns    *rate.Limiter  // to ask phones whether they have their calls
 	unknown  rate.Sometimes // lets some calls of strangers into the log
 	refusals rate.Sometimes // lets some refusals into the log: a flood must not fill the disk
 	deafDNS  rate.Sometimes // lets some searches without NAPTR into the log: each call makes one
@@ -135,6 +136,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 		}
 	}
 	s.root, s.stop = context.WithCancel(context.Background())
+	s.turns = rate.NewLimiter(refreshRate, 1)
 	if n := c.Limits.InvitesPerSecond; n > 0 {
 		s.invites = rate.NewLimiter(rate.Limit(n), n)
 	}
@@ -269,18 +271,6 @@ func (s *Stack) Close() error {
 // settle is how long sipgo may need to find the connection for a message it has already read. When the connection is
 // gone by then, it would open a new socket that nobody closes.
 const settle = 10 * time.Millisecond
-
-// CatchUp waits until Run has taken in what came over UDP before it began, or ctx ends.
-func (s *Stack) CatchUp(ctx context.Context) error {
-	for _, l := range s.listeners {
-		select {
-		case <-l.caughtUp:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
 
 // Deafen ends the reading of UDP messages, and gives those that were read the time to be handled. What comes from now on stays
 // in the socket, for the next process if it gets it (see [Sockets]).
