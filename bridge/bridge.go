@@ -333,7 +333,7 @@ func (b *Bridge) close() error {
 	b.matrix.Close()
 	err := b.phones.Close() // it may never have come to run
 	if b.lease != nil {
-		err = errors.Join(err, b.lease.Release())
+		err = errors.Join(err, b.handOver(), b.lease.Release())
 	}
 	return errors.Join(err, b.store.Close())
 }

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"sync"
@@ -30,14 +31,15 @@ func (b *Bridge) Drain() {
 	})
 }
 
-// awaitEmpty waits for the last leg, and says now and then how many are left.
+// awaitEmpty waits for the last leg and for the rooms whose commands are being carried out: who ordered a call is told that there will
+// be none. Now and then it says how many legs are left.
 func (b *Bridge) awaitEmpty() {
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	var said time.Time
 	for {
 		p := b.drainProgress()
-		if p.Legs == 0 {
+		if p.Legs == 0 && !b.hasCommands() {
 			b.log.Info("drained", "after", (time.Duration(p.Seconds) * time.Second).String())
 			close(b.drain.over)
 			return
@@ -52,6 +54,24 @@ func (b *Bridge) awaitEmpty() {
 		case <-ticker.C:
 		}
 	}
+}
+
+// handOver lets the process of any node have what is left of a drain that was cut short, at once: who drains a node does not mean to
+// start it again. Without a drain the calls wait for the next process here, and others take them only when the lease has lapsed.
+func (b *Bridge) handOver() error {
+	if !b.drainProgress().Draining {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), databasePatience)
+	defer cancel()
+	return b.lease.HandOver(ctx)
+}
+
+// hasCommands says whether some room's command is not carried out yet.
+func (b *Bridge) hasCommands() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.orders.waiting) > 0
 }
 
 // drainView is how far a drain is, as an admin sees it.

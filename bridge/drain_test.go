@@ -8,6 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"trunkline/db"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 )
@@ -28,8 +32,8 @@ func TestDrainLetsCallsEndAndTakesNoNewOnes(t *testing.T) {
 	}
 	_, err = b.phone("2").Dial(b.ctx(), b.sip, goodNumber)
 	var refused *phone.StatusError
-	if !errors.As(err, &refused) || refused.Code != 503 {
-		t.Errorf("a new call while draining = %v, want 503", err)
+	if !errors.As(err, &refused) || refused.Code != 503 || refused.RetryAfter != "10" {
+		t.Errorf("a new call while draining = %v, want 503 with Retry-After: 10", err)
 	}
 	if err := b.process.bridge.Ready(b.ctx()); err == nil {
 		t.Error("ready while draining")
@@ -46,13 +50,111 @@ func TestDrainLetsCallsEndAndTakesNoNewOnes(t *testing.T) {
 	if err := w.call.Hangup(b.ctx()); err != nil {
 		t.Fatal(err)
 	}
+	b.endsByItself()
+}
+
+// endsByItself waits for the end of a process that nobody stops.
+func (b *bed) endsByItself() {
+	b.t.Helper()
 	select {
 	case err := <-b.process.over:
 		if err != nil {
-			t.Errorf("Run = %v", err)
+			b.t.Errorf("Run = %v", err)
 		}
 		b.process.over <- nil
 	case <-time.After(patience):
-		t.Error("the last call has ended and the process stays")
+		b.t.Error("the process has no call any more and stays")
 	}
+}
+
+const drainWords = "The bridge is about to be restarted and places no more calls. Try again later."
+
+// Who orders a call while the bridge drains is told that there will be none, however it is ordered. The call that is up goes on.
+func TestDrainRefusesOrders(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("1001 has answered.")
+	b.process.bridge.Drain()
+	ghost := id.NewUserID(b.cfg.AppService.GhostPrefix+berlin, b.hs.Domain())
+	for how, order := range map[string]func(){
+		"by command": func() { b.says(alice, "!sip call 1002") },
+		"by inviting the number": func() {
+			if _, err := alice.Client().InviteUser(b.ctx(), b.room, &mautrix.ReqInviteUser{UserID: ghost}); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		before := len(b.boards())
+		order()
+		b.await("an answer to an order "+how, func() bool { return len(b.boards()) > before })
+		if got := b.boards()[before]; got != drainWords {
+			t.Errorf("an order %s is answered with %q", how, got)
+		}
+	}
+	b.await("the invitation to be declined", func() bool { return b.membership(ghost) == "leave" })
+	if n := p.Rung(); n != 1 || call.Ended() != "" {
+		t.Errorf("the phone has heard of %d calls, want the first only; that one ended: %q", n, call.Ended())
+	}
+	if err := call.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.endsByItself()
+	b.told("the phone hung up.")
+}
+
+// A drain begins while a call is being placed, and no other one is up: the process stays until the room knows.
+func TestDrainStopsACallThatIsBeingPlaced(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip who") // the bot is in the room, and in no need of joining it
+	b.told("There is no phone here.")
+	held := b.holds("/send/m.room.message")
+	b.says(alice, "!sip call 1001")
+	b.await("the call to be on its way", func() bool { return held.Hits() == 1 })
+	b.process.bridge.Drain()
+	select {
+	case <-b.process.over:
+		t.Fatal("the process is gone, and the room not told")
+	case <-time.After(500 * time.Millisecond):
+	}
+	close(held.Hold)
+	b.told(drainWords)
+	b.endsByItself()
+	if n := p.Rung(); n != 0 {
+		t.Errorf("the phone has heard of %d calls", n)
+	}
+	if n := b.stored(); n != 0 {
+		t.Errorf("%d rows stay", n)
+	}
+}
+
+// An admin drains one of two nodes, and does not want to wait for the last call: SIGTERM hands it over to the other one at once.
+func TestDrainThatIsCutShortHandsItsCallsOver(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.onPostgres()
+	other := b.neighbour("elsewhere")
+	w := b.talkers(member.JSSDK)
+	b.process.bridge.Drain()
+	if err := other.bridge.Ready(b.ctx()); err != nil {
+		t.Errorf("the other node is not ready: %v", err)
+	}
+	b.stop()
+	stopped := time.Now()
+	b.process = other // whose rows and ports are looked at from here on
+	w.silence()
+	b.await("the other node to have the call", func() bool { return len(other.bridge.liveLegs()) == 1 })
+	if after, most := time.Since(stopped), db.LeaseLife-2*renewEvery; after > most {
+		t.Errorf("the other node took the call after %v, as if its process had died; want %v at most", after, most)
+	}
+	w.await("the phone to be told the new address", func() bool { return w.call.Reinvited() == 1 })
+	w.back(stopped)
+	w.clean()
 }

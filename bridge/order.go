@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	}
 	call, left, err := b.prepare(ctx, to.ways)
 	if err != nil {
-		return err
+		return cmp.Or(b.takesOrders(), err) // lines that are closed because a drain has begun are not in use
 	}
 	trunk := call.Info().Trunk
 	a := b.ordered(call, order{by: by, room: room, number: to.number, ways: left, booked: trunk})
@@ -92,8 +93,10 @@ func (b *Bridge) takeIn(a *actor) (leg.Cause, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch stopped := b.quotas().Stopped; {
-	case b.closing || !b.ready || !b.drain.since.IsZero():
+	case b.closing || !b.ready:
 		return leg.ShuttingDown, errGoesDown
+	case !b.drain.since.IsZero():
+		return leg.ShuttingDown, errDrains
 	case stopped != "":
 		_, err := decide(quota.Rules{Stopped: stopped}, time.Now(), quota.Request{}, nil)
 		return leg.SwitchedOff, err
@@ -109,6 +112,7 @@ func (b *Bridge) takeIn(a *actor) (leg.Cause, error) {
 
 var (
 	errGoesDown = &refusal{text: "The bridge is being restarted. Try again in a minute.", reason: "restart"}
+	errDrains   = &refusal{text: "The bridge is about to be restarted and places no more calls. Try again later.", reason: "restart"}
 	errTooMany  = &refusal{text: "All telephone lines are in use. Try again later.", reason: string(leg.Busy)}
 )
 
@@ -117,8 +121,10 @@ func (b *Bridge) takesOrders() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.closing || !b.ready || !b.drain.since.IsZero():
+	case b.closing || !b.ready:
 		return errGoesDown
+	case !b.drain.since.IsZero():
+		return errDrains
 	case b.journal.Away():
 		return &refusal{text: "The bridge can't reach its database. Try again later.", reason: string(leg.NotStored)}
 	case len(b.legs) >= b.cfg.Calls.MaxLegs:
