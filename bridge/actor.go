@@ -198,7 +198,7 @@ func (a *actor) fromPhone(ev sip.Event) {
 	case sip.DialogChanged:
 		a.tell(leg.DialogChanged)
 	case sip.TransferWanted:
-		a.inbox.Put(func() { a.wantsMove(ev.To) })
+		a.inbox.Put(func() { a.wantsMove(ev) })
 	case sip.Transferring:
 		a.inbox.Put(func() { a.transferring(ev.Code) })
 	case sip.IdentityChanged:

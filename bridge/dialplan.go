@@ -3,6 +3,7 @@ package bridge
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -51,8 +52,9 @@ type destination struct {
 
 // way is one trunk that leads to a number, and what the trunk is to be asked for.
 type way struct {
-	trunk config.Trunk
-	dial  sip.Number
+	trunk                config.Trunk
+	dial                 sip.Number
+	replaces, referredBy string // of a call that a phone has asked for (see [sip.DialRequest])
 }
 
 // Find judges what somebody wrote. Its error is in words for the room.
@@ -66,7 +68,7 @@ func (p *dialPlan) Find(typed string) (destination, error) {
 	extension := destination{number: typed}
 	for _, t := range p.trunks {
 		if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, typed) }) {
-			extension.ways = append(extension.ways, way{t, sip.Number(typed)})
+			extension.ways = append(extension.ways, way{trunk: t, dial: sip.Number(typed)})
 		}
 	}
 	if len(extension.ways) > 0 {
@@ -87,7 +89,7 @@ func (p *dialPlan) Find(typed string) (destination, error) {
 	var found []candidate
 	for _, t := range p.trunks {
 		if fit := longestPrefix(t.Dials, string(n)); fit >= 0 {
-			found = append(found, candidate{way{t, sip.Number(t.Numbers.ToTrunk(n))}, fit})
+			found = append(found, candidate{way{trunk: t, dial: sip.Number(t.Numbers.ToTrunk(n))}, fit})
 		}
 	}
 	slices.SortStableFunc(found, func(a, b candidate) int { return cmp.Compare(b.fit, a.fit) })
@@ -114,7 +116,7 @@ func (p *dialPlan) address(uri string) (destination, error) {
 			host = h
 		}
 		if strings.EqualFold(domain, t.Domain) || strings.EqualFold(domain, host) {
-			d.ways = append(d.ways, way{t, sip.Number(user)})
+			d.ways = append(d.ways, way{trunk: t, dial: sip.Number(user)})
 		}
 	}
 	if len(d.ways) > 0 {
@@ -128,6 +130,42 @@ func (p *dialPlan) address(uri string) (destination, error) {
 func (p *dialPlan) MayRedirect(trunk string, to sip.Number) bool {
 	text, ok := p.rules[trunk].FromTrunk(string(to))
 	return ok && p.policy.Check(number.E164(text)) == nil && longestPrefix(p.quotas.Expensive, text) <= 0
+}
+
+// Referred is where a call goes that a phone of a trunk asks for: over that trunk, to a number, written as that does, to an
+// extension there, or an address in its domain. What nobody in a room could order, it may not, either.
+func (p *dialPlan) Referred(trunk string, to sip.Number) (destination, error) {
+	i := slices.IndexFunc(p.trunks, func(t config.Trunk) bool { return t.Name == trunk })
+	if i < 0 {
+		return destination{}, fmt.Errorf("trunk %s: %w", trunk, sip.ErrNoTrunk)
+	}
+	t := p.trunks[i]
+	over := way{trunk: t, dial: to}
+	if err := p.policy.Emergency(string(to)); err != nil {
+		return destination{}, err
+	}
+	if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, string(to)) }) {
+		return destination{string(to), []way{over}}, nil
+	}
+	if text, ok := p.rules[trunk].FromTrunk(string(to)); ok {
+		if err := p.policy.Check(number.E164(text)); err != nil {
+			return destination{}, err
+		}
+		if longestPrefix(t.Dials, text) < 0 {
+			return destination{}, &number.Refusal{Reason: number.NotAllowed, Text: "That telephone line does not lead to this number."}
+		}
+		over.dial = sip.Number(t.Numbers.ToTrunk(number.E164(text)))
+		return destination{text, []way{over}}, nil
+	}
+	host, _, err := net.SplitHostPort(t.Proxy)
+	if err != nil {
+		host = t.Proxy
+	}
+	address := string(to) + "@" + cmp.Or(t.Domain, host)
+	if err := p.policy.CheckAddress("sip:" + address); err != nil {
+		return destination{}, err
+	}
+	return destination{address, []way{over}}, nil
 }
 
 // Local writes a number of a trunk as the bridge does: in E.164 if the trunk's rules say how.

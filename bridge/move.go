@@ -11,36 +11,41 @@ import (
 	"trunkline/sip"
 )
 
-// A phone may ask to be in another of our rooms (REFER). A leg is one phone in one conference, so its call is handed over to a
-// new leg there. Whether the phone may enter is found out before it leaves; what fails after that ends the call.
+// A phone may ask to be in another of our rooms (REFER), by its number or in the place of another call of its own. A leg is one phone
+// in one conference, so its call is handed over to a new leg there. Whether the phone may enter is found out before it leaves; what
+// fails after that ends the call.
 
 // move is what a leg must remember of that. Only the actor touches it.
 type move struct {
-	busy bool // the phone's wish is being looked at
-	in   bool // the leg has the phone from another one, which is to be told how that went
+	busy    bool   // the phone's wish is being looked at, or somebody is called in its place
+	in      bool   // the leg has the phone from another one, which is to be told how that went
+	instead leg.ID // whose phone is let go when this one talks; "" = nobody's
 }
 
 // movePatience is how long it may take to find out whether a phone may enter another room.
 const movePatience = 20 * time.Second
 
 // wantsMove looks at the phone's wish.
-func (a *actor) wantsMove(to sip.Number) {
-	if a.state.Phase != leg.Talking || a.move.busy || a.order != nil { // the minutes of an ordered call are its room's
+func (a *actor) wantsMove(wish sip.TransferWanted) {
+	if a.state.Phase != leg.Talking || a.move.busy {
 		a.refuseMove(403)
 		return
 	}
 	a.move.busy = true
+	here := a.placeHere()
 	a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(a.ctx, movePatience)
 		defer cancel()
-		heir, code := a.heir(ctx, to)
+		heir, code := a.follows(ctx, wish, here)
 		taken := make(chan struct{})
 		a.inbox.Put(func() {
 			defer close(taken)
-			a.move.busy = false
-			if heir != nil {
+			switch {
+			case heir != nil:
+				a.move.busy = false
 				a.handOver(heir)
-			} else {
+			case code != somebodyIsCalled:
+				a.move.busy = false
 				a.moveEnds(code)
 			}
 		})
@@ -54,29 +59,50 @@ func (a *actor) wantsMove(to sip.Number) {
 	})
 }
 
-// heir makes the leg that the phone will be in, as far as that can be seen by nobody but the new room's members: its ghost is in
-// the room. If that cannot be, or need not, it is nil, and code is what to tell the phone.
-func (a *actor) heir(ctx context.Context, to sip.Number) (heir *actor, code int) {
-	b := a.bridge
-	found, err := b.routeOf(ctx, a.info.Trunk, to)
+// follows begins what the phone wishes, and says with which leg that goes on. Where there is none, code is what to tell the phone.
+func (a *actor) follows(ctx context.Context, wish sip.TransferWanted, here order) (heir *actor, code int) {
+	b, found := a.bridge, route{}
 	switch {
-	case err != nil && found.room == "":
-		a.log.Error("no route", "err", err)
-		return nil, 503
+	case wish.Place != nil:
+		other := b.legOf(wish.Place)
+		if other == nil || a.order != nil {
+			return nil, 403
+		}
+		return a.takesPlaceOf(ctx, other)
+	case wish.Replaces == "":
+		var err error
+		found, err = b.routeOf(ctx, a.info.Trunk, wish.To)
+		if err != nil && found.room == "" {
+			a.log.Error("no route", "err", err)
+			return nil, 503
+		}
+	}
+	switch {
+	case found.room == "" && wish.Outside:
+		return nil, a.callInstead(ctx, wish, here)
 	case found.room == "":
-		a.log.Info("phone wants to be moved to a number that leads nowhere", "to", to)
+		a.log.Info("phone wants to be moved to a number that leads nowhere", "to", wish.To)
 		return nil, 404
-	case found.room == config.AnyRoom, asks(found.options): // nobody gets past a PIN or a lobby that way
+	case a.order != nil, // the minutes of an ordered call are its room's
+		found.room == config.AnyRoom, asks(found.options): // nobody gets past a PIN or a lobby that way
 		return nil, 403
 	}
+	return a.heir(ctx, wish.To, found)
+}
+
+// heir makes the leg that the phone will be in, as far as that can be seen by nobody but the new room's members: its ghost is in
+// the room. If that cannot be, or need not, it is nil, and code is what to tell the phone.
+func (a *actor) heir(ctx context.Context, dialled sip.Number, found route) (heir *actor, code int) {
+	b := a.bridge
 	if err := a.call.AcceptTransfer(); err != nil {
 		return nil, 0 // the call is over
 	}
 	heir = makeActor(b, newLegID(), a.call)
-	heir.info.Dialled = to
+	heir.info.Dialled = dialled
 	heir.party = a.call.Dialog().Info.Caller // who it is now
 	heir.party.Number = b.plan.Local(a.info.Trunk, heir.party.Number)
 	heir.follow(found)
+	var err error
 	if heir.join.localpart, err = b.reserveGhost(heir.party, a.info.Trunk); err == nil {
 		heir.dialin.parked = true
 		heir.join.ghost, _, err = heir.enterRoom(ctx)
@@ -137,18 +163,23 @@ func (a *actor) watchCall() {
 	}
 }
 
-// moveFollows tells the phone how its move went, once that is known.
+// moveFollows tells the phone how its move went, once that is known, and the leg in whose place this one is.
 func (a *actor) moveFollows() {
-	switch {
-	case !a.move.in:
-	case a.state.Phase == leg.Talking:
+	if a.state.Phase < leg.Talking {
+		return
+	}
+	code := 200
+	if a.state.Phase > leg.Talking {
+		code = a.refusedWith()
+	}
+	if a.move.in {
 		a.move.in = false
-		a.moveEnds(200)
-	case a.state.Phase > leg.Talking:
-		a.move.in = false
-		code, _ := a.state.Cause.Refusal()
 		a.moveEnds(code)
 	}
+	if code == 200 || a.order != nil { // else nobody but the phone has waited for it
+		a.succeeds(code)
+	}
+	a.move.instead = ""
 }
 
 // moveEnds says what has come of the phone's wish.

@@ -30,10 +30,11 @@ type order struct {
 	board *board // what the room is told
 
 	// Only the actor touches these.
-	ways   []way     // that are left, when the trunk in use can't place the call
-	booked string    // the trunk that the call counts for
-	why    leg.Cause // of the last refusal
-	over   *sip.Call // the call over the trunk before, which has nothing more to say; nil = there was none
+	ways    []way     // that are left, when the trunk in use can't place the call
+	booked  string    // the trunk that the call counts for
+	why     leg.Cause // of the last refusal
+	refused int       // its status; 0 = none
+	over    *sip.Call // the call over the trunk before, which has nothing more to say; nil = there was none
 }
 
 // refusal is why somebody's wish is not carried out, in words for the room.
@@ -59,6 +60,18 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 	if err != nil {
 		return err
 	}
+	return b.placeTo(ctx, to, order{by: by, room: room, number: to.number}, placing{confirmed: confirmed, notice: "Calling "})
+}
+
+// placing is what else there is to know of a call that begins.
+type placing struct {
+	confirmed bool
+	notice    string // what the room is told first, before the number
+	instead   leg.ID // whose phone has asked for the call, and is let go for it; "" = nobody's
+}
+
+// placeTo is place where it is known whom to call.
+func (b *Bridge) placeTo(ctx context.Context, to destination, o order, p placing) error {
 	if err := b.takesOrders(); err != nil {
 		return err
 	}
@@ -70,14 +83,16 @@ func (b *Bridge) place(ctx context.Context, by id.UserID, room id.RoomID, typed 
 		return cmp.Or(b.takesOrders(), err) // lines that are closed because a drain has begun are not in use
 	}
 	trunk := call.Info().Trunk
-	a := b.ordered(call, order{by: by, room: room, number: to.number, ways: left, booked: trunk})
+	o.ways, o.booked = left, trunk
+	a := b.ordered(call, o)
+	a.move.instead = p.instead
 	if err := a.reserve(ctx, quota.Request{
-		User: string(by), Room: string(room), Trunk: trunk, Number: to.number, Confirmed: confirmed,
+		User: string(o.by), Room: string(o.room), Trunk: trunk, Number: to.number, Confirmed: p.confirmed,
 	}); err != nil {
 		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
 		return err
 	}
-	a.order.board.post(ctx, "Calling "+a.name+" …")
+	a.order.board.post(ctx, p.notice+a.name+" …")
 	a.note("save leg", b.journal.SaveLeg(ctx, a.row())) // now it names the notice
 	if why, err := b.takeIn(a); err != nil {
 		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
@@ -143,8 +158,9 @@ func (b *Bridge) prepare(ctx context.Context, ways []way) (*sip.Call, []way, err
 		}
 		call, err := b.phones.Dial(ctx, sip.DialRequest{
 			Trunk: w.trunk.Name, Number: w.dial, From: callerOf(w.trunk),
-			RingTimeout:   b.cfg.Dialling.RingTimeout + sipGrace,
-			HoldAck:       true,
+			RingTimeout: b.cfg.Dialling.RingTimeout + sipGrace,
+			HoldAck:     true,
+			Replaces:    w.replaces, ReferredBy: w.referredBy,
 			AllowRedirect: func(n sip.Number) bool { return b.quotas().Stopped == "" && b.plan.MayRedirect(w.trunk.Name, n) },
 		})
 		if err == nil {

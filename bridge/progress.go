@@ -85,6 +85,7 @@ func (a *actor) report(how leg.Cause) {
 	switch how {
 	case leg.PhoneRinging:
 		a.order.board.show(a.name + " rings.")
+		a.succeeds(180)
 	case leg.LineHeard:
 		a.order.board.show("Calling " + a.name + ": the line can be heard.")
 	case leg.AnotherLine:

@@ -36,7 +36,7 @@ func (a *actor) refusedBy(r sip.Refused) {
 	if (r.Local || leg.LineFault(r.Code, q850)) && len(a.order.ways) > 0 {
 		ev.Kind = leg.LineRefused
 	}
-	a.order.why = ev.Cause
+	a.order.why, a.order.refused = ev.Cause, r.Code
 	a.step(ev)
 }
 

@@ -126,6 +126,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	a.epoch, a.begun, a.answered = row.Epoch, row.Created, row.Answered
 	a.state = state.Successor()
 	a.held = dialog.Held()
+	a.move.instead = state.Instead
 	if state.Out {
 		a.resumeOrder(row, state.Notice)
 	}

@@ -21,7 +21,7 @@ func (a *actor) row() db.Leg {
 	a.bridge.mu.Lock()
 	state := storedState{
 		State: a.state, Notice: a.ring.notice, Target: a.target, Menu: a.dialin.menu, Joined: a.dialin.joined,
-		Lobby: storedLobby{Room: a.lobby.room, Notice: a.lobby.notice},
+		Lobby: storedLobby{Room: a.lobby.room, Notice: a.lobby.notice}, Instead: a.move.instead,
 	}
 	a.bridge.mu.Unlock()
 	if a.away != nil {
@@ -69,6 +69,8 @@ type storedState struct {
 	Lobby  storedLobby
 	Joined bool        // the room was told that the phone has joined
 	Away   *storedAway `json:",omitempty"`
+
+	Instead leg.ID `json:",omitempty"` // the leg whose phone is let go when this one talks
 }
 
 // dialogOf rebuilds the dialog of a stored leg.

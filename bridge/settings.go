@@ -90,6 +90,7 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		if trunk.TLS, trunk.ClientCAs, err = trunkTLS(t, out.TLS); err != nil {
 			return out, fmt.Errorf("tls of trunk %s: %w", t.Name, err)
 		}
+		trunk.Transfers = map[string]sip.Transfers{"trunk": sip.TransfersTrunk, "none": sip.TransfersNone}[t.Transfers]
 		if t.DTMF == "info" {
 			trunk.DTMF = sip.DTMFInfo
 		}

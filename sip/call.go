@@ -436,7 +436,9 @@ func (c *Call) patience() time.Duration {
 	return limit
 }
 
-// probe asks a silent phone whether it still has the call: one that is muted and saves bandwidth is not gone.
+// probe asks a silent phone whether it still has the call: one that is muted and saves bandwidth is not gone. OPTIONS finds most
+// that are; but some answer it without a look at the dialog (405, 501, or 200: RFC 5057 §5.3), so who answers is asked once more, with
+// UPDATE or a re-INVITE, which nobody takes who does not have the call.
 func (c *Call) probe() {
 	req, err := c.request(gosip.OPTIONS)
 	if err != nil {
@@ -462,6 +464,9 @@ func (c *Call) probed(code int, err error) {
 		c.emit(MediaTimeout{silence})
 	default:
 		c.silent, c.nextProbe = false, now.Add(limit)
+		if err := c.refresh(); err != nil {
+			c.log.Warn("silent phone is not asked further", "err", err)
+		}
 	}
 }
 

@@ -100,6 +100,9 @@ type Trunk struct {
 	// CallerID says how it is told who calls.
 	CallerID CallerID
 
+	// Transfers says where its phones may ask to be (REFER).
+	Transfers Transfers
+
 	// DTMF says how keys are sent to the phone; "" = RFC 4733, or INFO if the phone has no telephone-event.
 	DTMF DTMF
 
@@ -128,6 +131,16 @@ type Trunk struct {
 
 	MaxCalls int // 0 = only Limits.Calls holds
 }
+
+// Transfers is where phones of a trunk may ask to be.
+type Transfers string
+
+// What [Trunk.Transfers] may be.
+const (
+	TransfersOwn   Transfers = ""      // at numbers and in calls of ours
+	TransfersTrunk Transfers = "trunk" // and where the trunk leads to: somebody there is called in the phone's place
+	TransfersNone  Transfers = "none"
+)
 
 // DTMF is a way to send keys.
 type DTMF string
@@ -222,6 +235,9 @@ func (c Config) check() error {
 		case NoIdentity, AssertedIdentity, PreferredIdentity, RemoteParty:
 		default:
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown identity header %q", t.Name, t.CallerID.Header))
+		}
+		if t.Transfers != TransfersOwn && t.Transfers != TransfersTrunk && t.Transfers != TransfersNone {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown policy for transfers %q", t.Name, t.Transfers))
 		}
 		if t.DTMF != DTMFAuto && t.DTMF != DTMFInfo {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown dtmf mode %q", t.Name, t.DTMF))

@@ -29,6 +29,9 @@ type DialRequest struct {
 	// HoldAck keeps the ACK of the answer back until [Call.Acknowledge], so that the dialog can be saved first: who dies in between
 	// is told of the answer again (RFC 3261 §13.3.1.4), for 32 s.
 	HoldAck bool
+	// Replaces names a dialog of who is called, as [TransferWanted] has it: the call is to take its place (RFC 3891), or to be
+	// refused. ReferredBy says who wants that (RFC 3892).
+	Replaces, ReferredBy string
 }
 
 // Errors of Dial.
@@ -133,6 +136,7 @@ func (s *Stack) newOutgoing(trunk *Trunk, l listener, r DialRequest) *Call {
 		LocalURI: s.callingParty(trunk, l.addr, r.From), RemoteURI: "<" + target.String() + ">", RemoteTarget: target.String(),
 		LocalCSeq: cseqBlock, InviteCSeq: 1, InviteBranch: newBranch(),
 		Transport: l.transport, LocalSocket: l.addr, Contact: s.contact(l.transport, l.addr), Info: c.info,
+		Replaces: r.Replaces, ReferredBy: r.ReferredBy,
 	}
 	c.dialog.Media.MediaIndex = -1
 	c.cseq = 1
@@ -282,6 +286,13 @@ func (c *Call) inviteRequest() (*gosip.Request, error) {
 	}
 	for _, h := range c.stack.identityHeaders(c.out.trunk, d.LocalSocket, c.out.request.From) {
 		req.AppendHeader(h)
+	}
+	if d.Replaces != "" {
+		req.AppendHeader(gosip.NewHeader("Replaces", d.Replaces))
+		req.AppendHeader(gosip.NewHeader("Require", "replaces")) // RFC 3891 §6: who does not know it would take a call more
+	}
+	if d.ReferredBy != "" {
+		req.AppendHeader(gosip.NewHeader("Referred-By", d.ReferredBy))
 	}
 	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 	req.SetBody([]byte(c.out.offer.LocalSDP))

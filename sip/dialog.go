@@ -39,8 +39,10 @@ type Dialog struct {
 	PeerAllow     []string `json:"peer_allow,omitempty"`
 	PeerSupported []string `json:"peer_supported,omitempty"`
 
-	Session  SessionTimer `json:"session,omitzero"`
-	Transfer Transfer     `json:"transfer,omitzero"` // the phone was asked to call somebody else
+	Session    SessionTimer `json:"session,omitzero"`
+	Transfer   Transfer     `json:"transfer,omitzero"`  // the phone was asked to call somebody else
+	Replaces   string       `json:"replaces,omitempty"` // the dialog whose place our INVITE wants ([DialRequest])
+	ReferredBy string       `json:"referred_by,omitempty"`
 
 	Info  Info       `json:"info"`
 	Since time.Time  `json:"since"` // when we prepared our answer, or the phone answered

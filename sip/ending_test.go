@@ -315,6 +315,7 @@ func TestPhoneOnHoldIsAskedNowAndThen(t *testing.T) {
 		time.Sleep(5*time.Minute + time.Second)
 		wantLines(t, "peer received", b.peer.lines(), []string{"5m0s OPTIONS", "5m0.5s OPTIONS"})
 		b.peer.send(replyTo(b.peer.last(), "200 OK"))
+		b.peer.answers(b.peer.last(), "200 OK", "", peerOffer+"a=inactive\n") // of a re-INVITE
 		b.peer.forget()
 		time.Sleep(5*time.Minute + 4*time.Second + time.Millisecond)
 		if got := b.peer.lines(); len(got) == 0 || got[0] != "10m5s OPTIONS" {
@@ -325,6 +326,44 @@ func TestPhoneOnHoldIsAskedNowAndThen(t *testing.T) {
 			t.Errorf("said %v, want MediaTimeout last", said)
 		}
 	})
+}
+
+// A PBX that was restarted answers OPTIONS as before, but knows nothing of the call.
+func TestSilentPhoneThatHasLostTheCallIsFoundOut(t *testing.T) {
+	for _, tt := range []struct {
+		allow, method, answer, said string
+	}{
+		{"INVITE", "INVITE", "481 Gone", "1m0s Failed"},
+		{"INVITE", "INVITE", "408 Request Timeout", "1m0s Failed"},
+		{"INVITE", "INVITE", "", "1m32s Failed"},
+		{"INVITE, UPDATE", "UPDATE", "481 Gone", "1m0s Failed"},
+		{"INVITE", "INVITE", "488 Not Acceptable Here", "0s Acked"}, // it has the call
+		{"INVITE, UPDATE", "UPDATE", "200 OK", "0s Acked"},
+	} {
+		t.Run(tt.method+" "+tt.answer, func(t *testing.T) {
+			inBubble(t, nil, answerAtOnce, func(b *bubble) {
+				b.peer.send(invite("Allow: " + tt.allow))
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				b.peer.forget()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				b.peer.send(replyTo(b.peer.last(), "200 OK"))
+				ask := b.peer.last()
+				if !strings.HasPrefix(ask, tt.method+" ") {
+					t.Fatalf("after OPTIONS the phone got %q, want %s", ask, tt.method)
+				}
+				if tt.answer != "" {
+					b.peer.send(replyTo(ask, tt.answer))
+				}
+				time.Sleep(33 * time.Second)
+				synctest.Wait()
+				said := withoutChanges(b.said())
+				if last := said[len(said)-1]; last != tt.said {
+					t.Errorf("application heard %v, want %s last", said, tt.said)
+				}
+			})
+		})
+	}
 }
 
 func TestPeerThatStopsReadingLosesItsConnection(t *testing.T) {

@@ -52,9 +52,16 @@ type (
 	// IdentityChanged: a trusted trunk says that somebody else is speaking now (RFC 4916): a transfer behind its PBX, or a
 	// name that became known. Caller is who, as a whole.
 	IdentityChanged struct{ Caller Caller }
-	// TransferWanted: the phone wants to be moved to another number of ours. Answer with [Call.AcceptTransfer] or
-	// [Call.RefuseTransfer].
-	TransferWanted struct{ To Number }
+	// TransferWanted: the phone wants to be elsewhere (REFER): at another number of ours, in the place of another call of ours
+	// (RFC 5589 §7), or somebody else is to be called in its place. Answer with [Call.AcceptTransfer] or [Call.RefuseTransfer].
+	TransferWanted struct {
+		To    Number
+		Place *Call // whose place it is to have, whatever number To is; nil = nobody's
+		// Outside: To, where it is no number of ours, may be called over the call's trunk, as [DialRequest] with what follows.
+		Outside    bool
+		Replaces   string // "" = no dialog is named
+		ReferredBy string
+	}
 	// Transferring: what a phone that was asked to call somebody else ([Call.SendTransfer]) says about that: 1xx how it is getting
 	// on; 2xx it is there, and our call can be ended; others: it is not, and still ours. Nothing follows a final status.
 	Transferring struct{ Code int }

@@ -2,6 +2,8 @@ package sip
 
 import (
 	"fmt"
+	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -51,6 +53,18 @@ func (c *Call) RefuseTransfer(code int) error {
 	})
 }
 
+// TransferProgress tells the phone what who is called in its place says before the answer (1xx).
+func (c *Call) TransferProgress(code int) error {
+	return c.do(func() error {
+		r := c.referral
+		if r == nil || r.t != nil || r.over || code < 100 || code > 199 {
+			return c.stateError()
+		}
+		c.note(code)
+		return nil
+	})
+}
+
 // TransferOver tells the phone what has come of its wish: 200, or the status that a call there would have got.
 func (c *Call) TransferOver(code int) error {
 	return c.do(func() error {
@@ -74,10 +88,10 @@ func (c *Call) PrepareTransfer(to Number) error {
 // is resumed before the phone was heard to answer asks again, in [Call.Refresh].
 func (c *Call) SendTransfer() error { return c.do(c.sendTransfer) }
 
-// handleRefer takes the phone's wish to be elsewhere. Only addresses of ours are considered: whoever pays for calls to others
-// has not ordered them. It says whether the transaction must be kept for the application's answer.
+// handleRefer takes the phone's wish to be elsewhere. Only addresses of ours are considered, unless the trunk's policy says more:
+// whoever pays for calls to others has not ordered them. It says whether the transaction must be kept for the application's answer.
 func (c *Call) handleRefer(t *transaction) bool {
-	to, r := c.referTarget(t.req)
+	wish, r := c.referTarget(t.req)
 	switch {
 	case c.state == ending:
 		r = refuse(481, statusText(481))
@@ -98,28 +112,112 @@ func (c *Call) handleRefer(t *transaction) bool {
 	}
 	c.referred = true
 	c.referral = &referral{t: t, event: event, silent: silentRefer(t.req), until: time.Now().Add(referPatience)}
-	c.emit(TransferWanted{to})
+	c.emit(wish)
 	return true
 }
 
-// referTarget is the number of ours that a REFER names, or why it cannot be followed.
-func (c *Call) referTarget(req *gosip.Request) (Number, *refusal) {
+// referTarget is where a REFER wants the phone to be, or why it cannot be followed.
+func (c *Call) referTarget(req *gosip.Request) (TransferWanted, *refusal) {
+	var wish TransferWanted
 	targets := append(req.GetHeaders("Refer-To"), req.GetHeaders("r")...)
 	if len(targets) != 1 { // §2.4.2
-		return "", refuse(400, "One Refer-To wanted")
+		return wish, refuse(400, "One Refer-To wanted")
 	}
 	uri, err := routeURI(targets[0].Value())
 	if err != nil {
-		return "", refuse(400, "Bad Refer-To")
+		return wish, refuse(400, "Bad Refer-To")
 	}
-	number := userPart(&uri)
+	place, bad := placeIn(&uri)
+	if bad != nil {
+		return wish, bad
+	}
+	wish.To = userPart(&uri)
 	method, named := uri.UriParams.Get("method")
-	if number == "" || named && !strings.EqualFold(method, "INVITE") || len(uri.Headers) > 0 || !c.ours(&uri) {
+	if wish.To == "" || named && !strings.EqualFold(method, "INVITE") || !c.considered(&uri, place, &wish) {
 		c.stack.counters.transfersRefused.Add(1)
-		c.log.Info("phone may not be transferred there", "to", number)
-		return "", refuse(403, statusText(403))
+		c.log.Info("phone may not be transferred there", "to", wish.To)
+		return wish, refuse(403, statusText(403))
 	}
-	return number, nil
+	if h := headerOf(req, "Referred-By", "b"); h != nil { // RFC 3892 §2.2: it goes on to who is called
+		if by, err := routeURI(h.Value()); err == nil {
+			by.Headers = nil
+			wish.ReferredBy = "<" + by.String() + ">"
+		}
+	}
+	return wish, nil
+}
+
+// placeIn reads the dialog that an address of a REFER names (RFC 3891 §4); nil if it names none.
+func placeIn(uri *gosip.Uri) (*replaces, *refusal) {
+	var named []string
+	for _, h := range uri.Headers {
+		value, err := url.PathUnescape(h.V)
+		switch {
+		case err != nil:
+			return nil, refuse(400, "Bad Refer-To")
+		case strings.EqualFold(h.K, "Replaces"):
+			named = append(named, value)
+		case !strings.EqualFold(h.K, "Require"): // nobody else writes our requests (RFC 3261 §19.1.5)
+			return nil, refuse(403, statusText(403))
+		}
+	}
+	return parseReplaces(named)
+}
+
+// considered says whether the application may be asked about an address, and completes the phone's wish.
+func (c *Call) considered(uri *gosip.Uri, place *replaces, wish *TransferWanted) bool {
+	policy := TransfersOwn
+	if c.trunk != nil {
+		policy = c.trunk.Transfers
+	}
+	if policy == TransfersNone {
+		return false
+	}
+	if place != nil {
+		wish.Place = c.stack.placeOf(place, c)
+		if wish.Place != nil {
+			return c.ours(uri)
+		}
+		wish.Replaces = place.String()
+	}
+	wish.Outside = policy == TransfersTrunk && c.beyond(uri)
+	return wish.Outside || place == nil && c.ours(uri)
+}
+
+// placeOf is the call of a dialog whose place by may have: another one of the same trunk that is up. nil = there is none.
+func (s *Stack) placeOf(place *replaces, by *Call) *Call {
+	s.mu.Lock()
+	other := s.byID[dialogID{place.callID, place.toTag}]
+	s.mu.Unlock()
+	if other == nil || other == by || other.trunk != by.trunk || place.earlyOnly {
+		return nil
+	}
+	if d := other.snapshot.Load(); !d.Confirmed || d.RemoteTag != place.fromTag {
+		return nil
+	}
+	return other
+}
+
+// beyond says that an address is behind this phone's trunk, and calls to it go there.
+func (c *Call) beyond(uri *gosip.Uri) bool {
+	host, _ := hostAndPort(c.trunk.Proxy)
+	if host == "" {
+		return false
+	}
+	switch strings.ToLower(uri.Scheme) {
+	case "tel":
+		return true
+	case "sip", "sips":
+	default:
+		return false
+	}
+	named := strings.Trim(uri.Host, "[]")
+	if strings.EqualFold(named, host) || strings.EqualFold(named, strings.Trim(c.trunk.domain(), "[]")) {
+		return true
+	}
+	a, err := netip.ParseAddr(named) // of a phone, say
+	advertised, _ := c.stack.sentBy(c.dialog.LocalSocket)
+	return err == nil && c.trunk.contains(a) && a != c.dialog.LocalSocket.Addr() && named != advertised
 }
 
 // ours says that an address is one at which this phone's calls reach us.

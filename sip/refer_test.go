@@ -2,6 +2,8 @@ package sip
 
 import (
 	"fmt"
+	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -146,6 +148,151 @@ func TestPhoneIsTransferredToANumberOfOurs(t *testing.T) {
 			})
 		})
 	}
+}
+
+// attended is a REFER's wish to have the place of a dialog, at an address.
+func attended(address, callID, toTag, fromTag string) string {
+	return "Refer-To: <" + address + "?Replaces=" + url.QueryEscape(callID+";to-tag="+toTag+";from-tag="+fromTag) + ">"
+}
+
+func TestPhoneWantsThePlaceOfItsOtherCall(t *testing.T) { // RFC 5589 §7, RFC 3891
+	inBubble(t, func(c *Config) {
+		c.Trunks = append(c.Trunks, Trunk{Name: "other", Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.20/32")}, Auth: Credentials{Username: "anna"}})
+	}, answerAtOnce, func(b *bubble) {
+		begin := func(callID, to string) *Call {
+			b.peer.send(request("INVITE", to, "<"+to+">", callID, 1, peerOffer, "Call-ID: "+callID))
+			b.peer.send(b.peer.within("ACK", "k"+callID, 1, "", "Call-ID: "+callID))
+			return <-b.calls
+		}
+		first, second, foreign := begin("call-1", bridgeURI), begin("call-2", bridgeURI), begin("call-3", "sip:anna@192.0.2.1")
+		d := second.Dialog()
+		if f := foreign.Dialog(); f.Info.Trunk != "other" || !f.Confirmed || !d.Confirmed {
+			t.Fatalf("calls %+v, %+v", d, f)
+		}
+		for i, tt := range []struct {
+			name, refer, want string
+		}{
+			{"its tag is another one", attended("sip:trunkline@192.0.2.1", d.CallID, d.LocalTag, "x"), "403"},
+			{"it is at another host", attended("sip:200@198.51.100.1", d.CallID, d.LocalTag, d.RemoteTag), "403"},
+			{"it is the same call", attended("sip:200@192.0.2.1", first.Dialog().CallID, first.Dialog().LocalTag, "a1"), "403"},
+			{"it is another trunk's", attended("sip:200@192.0.2.1", "call-3", foreign.Dialog().LocalTag, "a1"), "403"},
+			{"it breaks lines", attended("sip:200@192.0.2.1", "call-2\r\nX", d.LocalTag, d.RemoteTag), "400"},
+			{"it is two", attended("sip:200@192.0.2.1", "call-2,call-2", d.LocalTag, d.RemoteTag), "400"},
+			{"it brings a header", strings.Replace(attended("sip:200@192.0.2.1", d.CallID, d.LocalTag, d.RemoteTag), ">", "&Subject=x>", 1), "403"},
+			{"as it should be", strings.Replace(attended("sip:trunkline@192.0.2.1:5060", d.CallID, d.LocalTag, d.RemoteTag), ">", "&Require=replaces>", 1), ""},
+		} {
+			b.peer.forgetAfter(1)
+			before := len(b.said())
+			b.peer.send(b.peer.within("REFER", fmt.Sprint("r", i), 2+i, "", tt.refer, "To: "+bridgeTo+";tag="+first.Dialog().LocalTag))
+			if tt.want != "" {
+				if got, _ := b.peer.codes(); got[len(got)-1] != tt.want || len(b.said()) != before {
+					t.Errorf("%s: got %v and the application %v, want %s", tt.name, got, b.said()[before:], tt.want)
+				}
+				continue
+			}
+			if e, ok := b.event(len(b.said()) - 1).(TransferWanted); !ok || e.Place != second || e.Outside || e.Replaces != "" {
+				t.Errorf("%s: application heard %+v, want a wish for the place of the second call", tt.name, e)
+			}
+		}
+	})
+}
+
+func TestPhoneWantsSomebodyElseToBeCalled(t *testing.T) {
+	const dialog = "far@198.51.100.1;to-tag=t;from-tag=f"
+	for _, tt := range []struct {
+		refer  string
+		policy Transfers
+		want   TransferWanted
+		code   string // of a refusal
+	}{
+		{"<sip:300@carrier.example>", TransfersTrunk, TransferWanted{To: "300", Outside: true}, ""},
+		{"<tel:+4930300>", TransfersTrunk, TransferWanted{To: "+4930300", Outside: true}, ""},
+		{"<sip:300@192.0.2.77:5080?Replaces=far%40198.51.100.1%3Bto-tag%3Dt%3Bfrom-tag%3Df>", TransfersTrunk, TransferWanted{To: "300", Outside: true, Replaces: dialog}, ""},
+		{"<sip:300@192.0.2.1>", TransfersTrunk, TransferWanted{To: "300"}, ""},                                                       // ours
+		{"<sip:300@192.0.2.1?Replaces=far%40198.51.100.1%3Bto-tag%3Dt%3Bfrom-tag%3Df>", TransfersTrunk, TransferWanted{}, "403"},     // not there
+		{"<sip:300@198.51.100.1>", TransfersTrunk, TransferWanted{}, "403"},                                                          // not behind the trunk
+		{"<sip:300@carrier.example>", TransfersOwn, TransferWanted{To: "300"}, ""},                                                   // perhaps a number of ours there
+		{"<sip:300@192.0.2.77:5080?Replaces=far%40198.51.100.1%3Bto-tag%3Dt%3Bfrom-tag%3Df>", TransfersOwn, TransferWanted{}, "403"}, // costs money
+		{"<sip:300@carrier.example?Replaces=far%40198.51.100.1%3Bto-tag%3Dt%3Bfrom-tag%3Df>", TransfersOwn, TransferWanted{}, "403"}, // the same
+		{"<sip:200@192.0.2.1>", TransfersNone, TransferWanted{}, "403"},
+	} {
+		edit := func(c *Config) { outbound(c); c.Trunks[0].Transfers = tt.policy }
+		inBubble(t, edit, answerAtOnce, func(b *bubble) {
+			b.up()
+			b.peer.send(b.peer.within("REFER", "r1", 2, "", "Refer-To: "+tt.refer, "Referred-By: \"Anna\" <sip:anna@carrier.example?x=y>;cid=1"))
+			if tt.code != "" {
+				if got, _ := b.peer.codes(); got[len(got)-1] != tt.code {
+					t.Errorf("%s with policy %q: got %v, want %s", tt.refer, tt.policy, got, tt.code)
+				}
+				return
+			}
+			tt.want.ReferredBy = "<sip:anna@carrier.example>"
+			if e, ok := b.event(len(b.said()) - 1).(TransferWanted); !ok || e != tt.want {
+				t.Errorf("%s with policy %q: application heard %+v, want %+v", tt.refer, tt.policy, e, tt.want)
+			}
+		})
+	}
+}
+
+func TestPhoneIsToldHowTheCallInItsPlaceGetsOn(t *testing.T) {
+	inBubble(t, outbound, answerAtOnce, func(b *bubble) {
+		c := b.up()
+		if c.TransferProgress(180) == nil {
+			t.Error("progress of nothing")
+		}
+		b.peer.send(b.peer.within("REFER", "r1", 2, "", "Refer-To: <sip:200@192.0.2.1>"))
+		b.peer.forgetAfter(1)
+		for _, do := range []func() error{
+			c.AcceptTransfer, func() error { return c.TransferProgress(180) }, func() error { return c.TransferOver(486) },
+		} {
+			if err := do(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c.TransferProgress(183) == nil {
+			t.Error("progress after the end")
+		}
+		synctest.Wait()
+		var notes []string
+		for _, m := range append(b.peer.obliges(), "") {
+			_, body, _ := strings.Cut(m, "\r\n\r\n")
+			notes = append(notes, strings.TrimSpace(body))
+		}
+		wantLines(t, "NOTIFYs", notes, []string{"SIP/2.0 100 Trying", "SIP/2.0 180 Ringing", "SIP/2.0 486 Busy Here", ""})
+	})
+}
+
+func TestCallInThePlaceOfAnotherNamesIt(t *testing.T) { // RFC 3891 §6, RFC 3892
+	var saved Dialog
+	check := func(t *testing.T, inv string) {
+		t.Helper()
+		for name, want := range map[string]string{
+			"Replaces": "far@198.51.100.1;to-tag=t;from-tag=0", "Require": "replaces", "Referred-By": "<sip:anna@carrier.example>",
+		} {
+			if got := headerIn(inv, name); got != want {
+				t.Errorf("INVITE has %s: %q, want %q", name, got, want)
+			}
+		}
+	}
+	inBubble(t, outbound, nil, func(b *bubble) {
+		_, inv := b.dials(func(r *DialRequest) {
+			r.Replaces, r.ReferredBy = (&replaces{callID: "far@198.51.100.1", toTag: "t"}).String(), "<sip:anna@carrier.example>"
+		})
+		check(t, inv)
+		b.peer.answers(inv, "180 Ringing", "b1", "")
+		saved = b.saved()
+	})
+	inBubble(t, outbound, nil, func(b *bubble) { // another process
+		call, err := b.stack.Resume(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := call.SendInvite(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		check(t, b.peer.last())
+	})
 }
 
 func TestTransfersElsewhereAreRefused(t *testing.T) {

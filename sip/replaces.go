@@ -18,15 +18,23 @@ type replaces struct {
 
 // replacesOf reads the Replaces header; nil if there is none.
 func replacesOf(req *gosip.Request) (*replaces, *refusal) {
-	headers := req.GetHeaders("Replaces")
-	if len(headers) == 0 {
+	var values []string
+	for _, h := range req.GetHeaders("Replaces") {
+		values = append(values, h.Value())
+	}
+	return parseReplaces(values)
+}
+
+// parseReplaces reads the values of Replaces; nil if there are none.
+func parseReplaces(values []string) (*replaces, *refusal) {
+	if len(values) == 0 {
 		return nil, nil
 	}
 	bad := refuse(400, "Bad Replaces")
-	if len(headers) > 1 || strings.Contains(headers[0].Value(), ",") { // §3: one
+	if len(values) > 1 || strings.Contains(values[0], ",") { // §3: one
 		return nil, bad
 	}
-	parts := strings.Split(headers[0].Value(), ";")
+	parts := strings.Split(values[0], ";")
 	r := &replaces{callID: strings.TrimSpace(parts[0])}
 	for _, p := range parts[1:] {
 		name, value, _ := strings.Cut(p, "=")
@@ -39,13 +47,28 @@ func replacesOf(req *gosip.Request) (*replaces, *refusal) {
 			r.earlyOnly = true
 		}
 	}
-	if r.callID == "" || r.toTag == "" || r.fromTag == "" {
-		return nil, bad
+	for _, word := range []string{r.callID, r.toTag, r.fromTag} {
+		if word == "" || strings.ContainsFunc(word, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+			return nil, bad
+		}
 	}
 	if r.fromTag == "0" { // §4: phones of RFC 2543 have none
 		r.fromTag = ""
 	}
 	return r, nil
+}
+
+// String is the header's value, in the words of who sends it on to the one at the other end of the dialog.
+func (r *replaces) String() string {
+	fromTag := r.fromTag
+	if fromTag == "" {
+		fromTag = "0"
+	}
+	value := r.callID + ";to-tag=" + r.toTag + ";from-tag=" + fromTag
+	if r.earlyOnly {
+		value += ";early-only"
+	}
+	return value
 }
 
 // replace serves an INVITE that wants to take the place of a call, and stays until its transaction needs no more care.

@@ -205,6 +205,7 @@ func (c *checker) trunk(key string, t Trunk) {
 		c.oneOf(fmt.Sprintf("%s.codecs[%d]", key, i), codec, Codecs...)
 	}
 	c.oneOf(key+".dtmf", t.DTMF, "", "auto", "info", "inband")
+	c.oneOf(key+".transfers", t.Transfers, "", "own_rooms", "trunk", "none")
 }
 
 func (c *checker) networks(key string, list []string) {

@@ -91,6 +91,7 @@ type Trunk struct {
 	MediaNetworks []string `yaml:"media_networks"`
 	ShowNumbers   bool     `yaml:"show_numbers"`
 	DTMF          string   `yaml:"dtmf"`
+	Transfers     string   `yaml:"transfers"`
 	Proxy         string   `yaml:"proxy"`
 	Transport     string   `yaml:"transport"`
 	Domain        string   `yaml:"domain"`

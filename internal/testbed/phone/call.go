@@ -27,7 +27,8 @@ type Call struct {
 	number  string
 	bridge  string
 	invite  *sip.Request
-	in      *incoming // nil for a call of ours
+	final   *sip.Response // the 200; read once tried is closed
+	in      *incoming     // nil for a call of ours
 
 	mu        sync.Mutex
 	target    sip.Uri
@@ -76,6 +77,17 @@ func (c *Call) Ended() string {
 
 // CallID names the call.
 func (c *Call) CallID() string { return c.callID }
+
+// Place names the call for who is to take its place, as Replaces does (RFC 3891).
+func (c *Call) Place() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, tag, _ := strings.Cut(c.to, "tag=")
+	return c.callID + ";to-tag=" + tag + ";from-tag=" + c.tag
+}
+
+// Acknowledge sends the ACK of an answer that came to an [Invite] with NoACK.
+func (c *Call) Acknowledge() { c.ack(c.final) }
 
 // Play queues PCM at 8 kHz, of a wide-band phone at 16; it is sent in real time. Wait waits for it.
 func (c *Call) Play(pcm []int16) { c.audio.play(pcm) }

@@ -177,7 +177,7 @@ type Invite struct {
 	Number    string            // who is called
 	SDP       []byte            // instead of the phone's own offer
 	LateOffer bool              // no offer in the INVITE
-	NoACK     bool              // never acknowledge
+	NoACK     bool              // acknowledge only when told so
 	GivesUp   string            // the Reason (RFC 3326) of its CANCEL; "" = none
 	Headers   map[string]string // added to the INVITE
 	CallID    string
@@ -460,6 +460,7 @@ func (c *Call) early(res *sip.Response) error {
 
 // answered takes the 200: it acknowledges it, again whenever it comes again, and begins to talk.
 func (c *Call) answered(tx sip.ClientTransaction, res *sip.Response, inv Invite, cancelled bool) error {
+	c.final = res
 	c.mu.Lock()
 	c.establish(res)
 	c.mu.Unlock()
