@@ -406,14 +406,14 @@ func TestReportsAndMediaTimeout(t *testing.T) {
 				t.Fatalf("after its answer it got %q", ack)
 			}
 		}
-		wantLines(t, "application heard", b.said(), []string{"0s Acked"})
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Acked"})
 		time.Sleep(2 * time.Minute) // and now it does not answer
-		if said := b.said(); len(said) != 2 || !strings.HasSuffix(said[1], "MediaTimeout") {
+		if said := withoutChanges(b.said()); len(said) != 2 || !strings.HasSuffix(said[1], "MediaTimeout") {
 			t.Errorf("said %v, want one MediaTimeout", said)
 		}
 		phone.send(m.LocalAddr(), 0)
 		time.Sleep(3 * time.Minute)
-		if n := len(b.said()); n != 3 {
+		if n := len(withoutChanges(b.said())); n != 3 {
 			t.Errorf("said %v, want another MediaTimeout", b.said())
 		}
 		rtcpOf(t, phone.rtcp)

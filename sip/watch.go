@@ -42,6 +42,7 @@ type watch struct {
 	cseq     uint32
 	auth     auth
 	expires  time.Duration
+	keep     time.Duration // between keep-alives over a connection
 	failures int
 	asked    chan struct{} // closed when the first REGISTER has had its answer, or none
 
@@ -52,7 +53,7 @@ type watch struct {
 }
 
 func (s *Stack) newWatch(trunk *Trunk) *watch {
-	w := &watch{stack: s, trunk: trunk, expires: trunk.RegisterFor, asked: make(chan struct{})}
+	w := &watch{stack: s, trunk: trunk, expires: trunk.RegisterFor, keep: keepStream, asked: make(chan struct{})}
 	if w.expires <= 0 {
 		w.expires = registerFor
 	}
@@ -301,7 +302,7 @@ func (w *watch) nextKeep() time.Time {
 	if cmp.Or(w.good.transport, w.dialog.Transport) == UDP {
 		return time.Now().Add(keepUDP)
 	}
-	return time.Now().Add(keepStream)
+	return time.Now().Add(w.keep)
 }
 
 // keepAlive sends a double CRLF to where we are registered (RFC 5626 §3.5.1; over UDP it only keeps a NAT's mind). It is

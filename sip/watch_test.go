@@ -1,10 +1,12 @@
 package sip
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -152,6 +154,72 @@ func TestRegistrationGoesToTheNextTarget(t *testing.T) { // RFC 3263 §4.3
 				}
 			})
 		})
+	}
+}
+
+// registrar is one at the far end of real connections: each REGISTER is taken, and its connection returned.
+func registrar(t *testing.T, far net.Listener) (net.Conn, *bufio.Reader, string) {
+	t.Helper()
+	_ = far.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second))
+	conn, err := far.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	in := bufio.NewReader(conn)
+	var register strings.Builder
+	for !strings.HasSuffix(register.String(), "\r\n\r\n") {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			t.Fatalf("after %q: %v", register.String(), err)
+		}
+		register.WriteString(line)
+	}
+	if _, err := conn.Write([]byte(crlf(replyTo(register.String(), "200 OK")))); err != nil {
+		t.Fatal(err)
+	}
+	return conn, in, register.String()
+}
+
+// A registrar that is restarted, or a NAT that forgets, leaves us without a way to be called, long before the binding runs out.
+func TestRegistrationFollowsALostConnection(t *testing.T) { // RFC 5626 §3.5.1, §4.4
+	far, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	s, err := New(Config{
+		Listen: []Listen{{TCP, addr("127.0.0.1:0")}}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")},
+		Trunks: []Trunk{{
+			Name: "lab", Proxy: far.Addr().String(), Transport: TCP, Register: true, RegisterFor: time.Hour,
+			Auth: Credentials{Username: "bob"},
+		}},
+	}, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.watches["lab"].keep = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+	}()
+	conn, in, first := registrar(t, far)
+	keep := make([]byte, 8)
+	if _, err := io.ReadFull(in, keep); err != nil || string(keep) != "\r\n\r\n\r\n\r\n" {
+		t.Fatalf("on the connection came %q, %v; want two keep-alives", keep, err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, _, second := registrar(t, far)
+	defer again.Close()
+	if headerIn(second, "Call-ID") != headerIn(first, "Call-ID") || headerIn(second, "CSeq") != "2 REGISTER" {
+		t.Errorf("over the next connection came %q after %q", second, first)
 	}
 }
 
