@@ -20,13 +20,17 @@ have gcc || need gcc "compiles the binding to libopus"
 [ -e /usr/include/stdlib.h ] || need libc6-dev "headers for the C compiler"
 have pkg-config || need pkg-config "finds libopus"
 have pkg-config && pkg-config --exists opus || need libopus-dev "the Opus codec"
-# The bridge can be built without its voice, so that one is no reason to fail.
+# The bridge can be built without its voice, and does without recorded ones: they are no reason to fail.
 wanted=""
 have espeak-ng || wanted=espeak-ng
 case $what in
 test)
     [ -z "$wanted" ] || need espeak-ng "speaks the prompts that are built in"
     wanted=""
+    # CI checks that all languages which the image has can say everything; elsewhere one will do.
+    for language in en ${CI:+es fr it ru}; do
+        [ -n "$(ls -d "/usr/share/asterisk/sounds/$language"_* 2>/dev/null)" ] || wanted="$wanted asterisk-core-sounds-$language-wav"
+    done
     [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || have initdb || need postgresql "store tests run against a private cluster"
     ;;
 demo)
@@ -51,6 +55,7 @@ if [ -n "$missing" ]; then
     install $missing
 fi
 if [ -n "$wanted" ]; then
-    echo "Installing with apt-get${sudo:+ (through sudo)}: espeak-ng, which speaks the prompts that are built in"
-    { [ -n "$missing" ] || $sudo apt-get update -qq; } && install "$wanted" || echo "espeak-ng can't be installed; going on without." >&2
+    echo "Installing with apt-get${sudo:+ (through sudo)}, for prompts:" $wanted
+    # shellcheck disable=SC2086 # a list of words
+    { [ -n "$missing" ] || $sudo apt-get update -qq; } && install $wanted || echo "$wanted can't be installed; going on without." >&2
 fi
