@@ -42,6 +42,8 @@ type audio struct {
 	keypad   keypad
 	sent     int
 	received int
+	arrived  time.Time     // the last packet
+	pause    time.Duration // the longest between two
 	idle     chan struct{} // closed when queue and keys are empty
 
 	key     string        // ours, as it is written in a description; "" = nothing is encrypted
@@ -290,8 +292,13 @@ func (a *audio) receive() {
 			continue
 		}
 		a.received++
+		now := time.Now()
+		if !a.arrived.IsZero() {
+			a.pause = max(a.pause, now.Sub(a.arrived))
+		}
+		a.arrived = now
 		if p.PayloadType == a.codec.pt {
-			a.rec.write(&p, a.codec, time.Now())
+			a.rec.write(&p, a.codec, now)
 		} else if a.dtmf != 0 && p.PayloadType == a.dtmf {
 			a.keypad.hear(&p)
 		}

@@ -138,6 +138,16 @@ func (c *Call) Packets() (sent, received int) {
 	return c.audio.sent, c.audio.received
 }
 
+// LongestPause is the longest time between two packets received since it was asked last, or since the first.
+func (c *Call) LongestPause() time.Duration {
+	a := c.audio
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	pause := a.pause
+	a.pause = 0
+	return pause
+}
+
 // Answer is the bridge's last session description.
 func (c *Call) Answer() string {
 	c.mu.Lock()
