@@ -2,22 +2,15 @@ package bridge
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math"
-	"math/big"
 	mathrand "math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +22,7 @@ import (
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
+	"trunkline/internal/testbed/certificate"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
@@ -226,33 +220,17 @@ func TestCallOverTCPOutlivesAKilledProcess(t *testing.T) {
 // certified makes a certificate for 127.0.0.1 that is its own authority, and returns where it is.
 func certified(t *testing.T) (files config.TLS, own *tls.Config) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	made, err := certificate.Make(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err1 := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	secret, err2 := x509.MarshalPKCS8PrivateKey(key)
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	files = config.TLS{Certificate: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem"), CA: filepath.Join(dir, "cert.pem")}
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
-	if err := errors.Join(os.WriteFile(files.Certificate, certPEM, 0o600), os.WriteFile(files.Key, keyPEM, 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	pair, err := tls.LoadX509KeyPair(made.Certificate, made.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(certPEM)
+	pool.AddCert(pair.Leaf)
+	files = config.TLS{Certificate: made.Certificate, Key: made.Key, CA: made.Certificate}
 	return files, &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS12}
 }
 

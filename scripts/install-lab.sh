@@ -24,6 +24,7 @@ install_packages() {
     have sipp || need sip-tester "many calls at once"
     have sipsak || need sipsak "asks the bridge what it can do"
     have kamailio || [ -x /usr/sbin/kamailio ] || need kamailio "a registrar and proxy"
+    [ -n "$(ls /usr/lib/*/kamailio/modules/tls.so 2>/dev/null)" ] || need kamailio-tls-modules "the same over TLS"
     have svmap || extra=sipvicious # a scanner, which must find nothing; not every Debian has it
     have espeak-ng || need espeak-ng "speech for microphones"
     have sox || need sox "converts speech to 8 and 48 kHz"

@@ -15,6 +15,7 @@ const typesPIN phase = "PIN is typed"
 type asking struct {
 	pin   string
 	again time.Time // when the PIN may be typed again
+	typed time.Time // when its last key was pressed for the next process
 }
 
 const (
@@ -33,6 +34,7 @@ func (c *chaos) prepareAsking() {
 func (c *chaos) typePIN() (from, to time.Duration, acted <-chan error) {
 	c.t.Helper()
 	c.dialed, c.held, c.asking.again = time.Now(), false, time.Time{}
+	c.asking.typed = time.Time{}
 	c.must(c.phone.Dial(c.ctx, lab.PINNumber))
 	return 0, c.setup + time.Duration(len(c.asking.pin)+1)*perKey + time.Second, c.later(0, func() error {
 		for {
@@ -80,6 +82,7 @@ func (c *chaos) typeAgain() {
 		return
 	}
 	for _, key := range "*" + c.asking.pin + "#" {
+		c.asking.typed = time.Now()
 		c.must(c.phone.SendDigit(c.ctx, key))
 		time.Sleep(perKey - 250*time.Millisecond)
 	}

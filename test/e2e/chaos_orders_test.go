@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,11 @@ const (
 	calleeAnswers phase = "called phone answers"
 	calleeTalks   phase = "called phone talks"
 )
+
+// isCalled tells whether the room has called the phone.
+func isCalled(p phase) bool {
+	return slices.Contains([]phase{isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierIsCalled}, p)
+}
 
 // orders is what a round with a called phone needs.
 type orders struct {
@@ -50,6 +56,9 @@ func (c *chaos) order(p phase) (from, to time.Duration, acted <-chan error) {
 	c.orders.before, err = bed.LastNotice(c.ctx, c.owner, c.room.ID)
 	c.must(err)
 	c.phone, c.held, c.orders.over = c.orders.phone, false, time.Time{}
+	if p == carrierIsCalled {
+		c.phone = c.behind.phone
+	}
 	c.dialed = time.Now()
 	c.must(bed.Say(c.ctx, c.owner, c.room.ID, "!sip call "+c.phone.Number))
 	if p == isOrdered {

@@ -26,8 +26,12 @@ func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
 	c.prepareAsking()
 	c.prepareOrders()
 	c.prepareLobby()
+	all := plan(rounds, uint64(seed), some)
+	if slices.ContainsFunc(all, func(k kill) bool { return overCarrier(k.phase) }) {
+		c.prepareCarrier()
+	}
 	began, failed := time.Now(), 0
-	for i, k := range plan(rounds, uint64(seed), some) {
+	for i, k := range all {
 		if !t.Run(fmt.Sprintf("%03d %s", i+1, k.phase), func(t *testing.T) { c.round(t, k) }) {
 			if failed++; failed == maxFailures {
 				break
@@ -79,7 +83,7 @@ const (
 
 var phases = []phase{
 	beforeAnswer, whileAnswer, roomIsRung, typesPIN, waitsInLobby, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp,
-	isTransferred, isOrdered, calleeRings, calleeAnswers, calleeTalks,
+	isTransferred, isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierCalls, carrierTalks, carrierIsCalled,
 }
 
 // kill is one round: in which phase, how far in it (0 to 1), and who acts there: hydrogen, js-sdk or both.
@@ -118,7 +122,7 @@ func plan(rounds int, seed uint64, some []phase) (all []kill) {
 type chaos struct {
 	*scene
 	desk  *lab.Phone
-	phone *lab.Phone // whose call it is: the desk's, or a phone's that is called
+	phone *lab.Phone // whose call it is: the desk's, a phone's that is called, or the one's behind the carrier
 	call  string
 	away  map[*lab.Client]bool // clients that are not in the call now
 	held  bool                 // the phone was on hold in its last call
@@ -134,6 +138,7 @@ type chaos struct {
 	orders orders
 	onward onward
 	lobby  lobby
+	behind behind
 }
 
 // newChaos begins the call and lets the phone come once, undisturbed.
@@ -194,6 +199,9 @@ func (c *chaos) round(t *testing.T, k kill) {
 	case alive:
 		sound = c.judge(k.phase, since)
 		c.isThereOnce()
+		if overCarrier(k.phase) {
+			c.isRegistered()
+		}
 		c.hangUp()
 	case k.phase == isTransferred:
 		sound = c.talksElsewhere()
@@ -222,8 +230,10 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		return c.typePIN()
 	case waitsInLobby:
 		return c.enterLobby()
-	case isOrdered, calleeRings, calleeAnswers, calleeTalks:
+	case isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierIsCalled:
 		return c.order(k.phase)
+	case carrierCalls, carrierTalks:
+		return c.callThroughCarrier(k.phase)
 	}
 	c.dialIn()
 	switch k.phase {
@@ -404,10 +414,15 @@ func (c *chaos) awaitFate(p phase, since time.Time) (alive bool, from time.Time)
 	lives := func() bool { return len(c.present()) > 0 }
 	during, limit := func() {}, heardAgain
 	switch {
-	case c.phone != c.desk:
+	case isCalled(p):
 		ended = c.orderIsOver
 	case p == typesPIN:
-		during = c.typeAgain
+		during = func() {
+			c.typeAgain()
+			if c.asking.typed.After(since) {
+				since = c.asking.typed
+			}
+		}
 	case p == waitsInLobby:
 		during = func() {
 			c.letInAgain()
@@ -570,7 +585,7 @@ func (c *chaos) report() string {
 // usualGap is the median of everybody's gaps in calls that were simply up.
 func (c *chaos) usualGap() time.Duration {
 	var all []time.Duration
-	for _, p := range []phase{talking, renegotiates, calleeTalks} {
+	for _, p := range []phase{talking, renegotiates, calleeTalks, carrierTalks, carrierIsCalled} {
 		for _, gaps := range c.at(p).gaps {
 			all = append(all, gaps...)
 		}

@@ -178,6 +178,18 @@ func (b *Bridge) configure(homeserver string) error {
 // RestartWith stops the bridge and starts it with another value of a setting, and returns what puts the old one back the same
 // way.
 func (b *Bridge) RestartWith(ctx context.Context, group, key string, value any) (undo func(context.Context) error, err error) {
+	return b.restartAfter(ctx, func(config map[string]any) {
+		settings, _ := config[group].(map[string]any)
+		if settings == nil {
+			settings = map[string]any{}
+		}
+		settings[key] = value
+		config[group] = settings
+	})
+}
+
+// restartAfter is RestartWith for any change.
+func (b *Bridge) restartAfter(ctx context.Context, change func(config map[string]any)) (undo func(context.Context) error, err error) {
 	before, err := os.ReadFile(b.config)
 	if err != nil {
 		return nil, err
@@ -186,12 +198,7 @@ func (b *Bridge) RestartWith(ctx context.Context, group, key string, value any) 
 	if err := yaml.Unmarshal(before, &config); err != nil {
 		return nil, fmt.Errorf("read the bridge's config: %w", err)
 	}
-	settings, _ := config[group].(map[string]any)
-	if settings == nil {
-		settings = map[string]any{}
-	}
-	settings[key] = value
-	config[group] = settings
+	change(config)
 	after, err := yaml.Marshal(config)
 	if err != nil {
 		return nil, err

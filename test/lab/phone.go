@@ -59,6 +59,7 @@ type PhoneOptions struct {
 	Number    string   // "" = made from the phone's name
 	Called    bool     // it is the one that the bridge's trunk leads to; there can be one in a lab
 	Manual    bool     // calls to it ring until PickUp
+	Encrypted bool     // speaks and hears encrypted sound only (SDES)
 	Machine   *Machine // where it runs; nil = here
 }
 
@@ -89,6 +90,7 @@ module aufile.so
 module aubridge.so
 module sndfile.so
 module uuid.so
+module srtp.so
 module_tmp account.so
 module_app ctrl_tcp.so
 module_app menu.so
@@ -153,11 +155,14 @@ func (p *Phone) configure(ports []int, opts PhoneOptions) error {
 	if opts.Manual {
 		answers = "manual"
 	}
-	account := fmt.Sprintf("%q <sip:%s@%s:%d%s>;regint=0;answermode=%s;audio_codecs=%s\n",
+	account := fmt.Sprintf("%q <sip:%s@%s:%d%s>;regint=0;answermode=%s;audio_codecs=%s",
 		"Phone "+p.Name, p.Number, p.host, p.sip, opts.parameter(), answers, codecs)
+	if opts.Encrypted {
+		account += ";mediaenc=srtp-mand"
+	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(p.dir, "config"), []byte(config), 0o600),
-		os.WriteFile(filepath.Join(p.dir, "accounts"), []byte(account), 0o600),
+		os.WriteFile(filepath.Join(p.dir, "accounts"), []byte(account+"\n"), 0o600),
 	)
 }
 

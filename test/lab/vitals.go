@@ -53,6 +53,7 @@ func (b *Bridge) Vitals(ctx context.Context) (v Vitals, err error) {
 	for stack := range strings.SplitSeq(profile, "\n\n") {
 		ours := strings.Contains(stack, "trunkline/") || strings.Contains(stack, "pion/")
 		passing := strings.Contains(stack, "net/http.(*conn).serve") || // the homeserver's or our own question
+			strings.Contains(stack, "sip.(*guardedConn).Read") || // a connection with a trunk or phone: as long as they want
 			strings.Contains(stack, "sip.(*Call).follow") || // an INVITE of ours, for 32 s, in case the phone repeats its 200 (RFC 3261 §13.2.2.4)
 			strings.Contains(stack, "sip.(*Stack).part") // the same of a call that has ended, in case another phone answers, too
 		if ours && !passing {
