@@ -256,7 +256,7 @@ func (b *Bridge) begin(ctx context.Context) error {
 	if err := b.matrix.Start(ctx); err != nil {
 		return fmt.Errorf("connect to homeserver: %w", err)
 	}
-	b.flush() // the rows of legs that cannot go on must be gone, else their memberships stay until the next sweep
+	b.flush(flushPatience) // the rows of legs that cannot go on must be gone, else their memberships stay until the next sweep
 	if err := b.sweepRooms(ctx); err != nil {
 		b.log.Warn("could not sweep rooms", "err", err) // the house-keeping does it again
 	}
@@ -280,6 +280,8 @@ func (b *Bridge) whyDown(ctx context.Context, err error, failed <-chan error) er
 		defer cancel()
 		if lost := b.lease.Renew(attempt); errors.Is(lost, db.ErrFenced) {
 			err = errors.Join(err, lost)
+		} else {
+			b.journal.Report(lost) // so that it is known now whether the database is away
 		}
 	}
 	if ctx.Err() != nil && !errors.Is(err, db.ErrFenced) {
@@ -296,11 +298,12 @@ func (b *Bridge) letGo(err error) {
 		return
 	case b.cfg.Calls.OnStop == config.StopEnds:
 		b.endLegs()
+		b.flush(awayPatience) // nobody waits for the database any more but us
 	default:
 		b.awaitDatabase()
 		b.suspendLegs()
+		b.flush(flushPatience)
 	}
-	b.flush()
 }
 
 // endLegs tells every leg to end and waits for it.

@@ -179,8 +179,8 @@ func (b *Bridge) awaitDatabase() {
 }
 
 // flush waits until what was noted is in the database.
-func (b *Bridge) flush() {
-	ctx, cancel := context.WithTimeout(context.Background(), flushPatience)
+func (b *Bridge) flush(patience time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := b.journal.Flush(ctx); err != nil {
 		b.log.Error("the database does not get what happened last", "err", err)

@@ -129,6 +129,43 @@ func TestStopWhileTheDatabaseIsAwayWaitsForIt(t *testing.T) {
 	w.clean()
 }
 
+// Who wants calls to end with the process wants it at once. That they are over is written when the database is back.
+func TestStopThatEndsCallsDoesSoWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	c, address := newDatabase(t)
+	b.cfg.Database.Address = address
+	b.cfg.Calls.OnStop = config.StopEnds
+	b.start()
+	t.Cleanup(b.stop)
+	w := b.talkers(member.JSSDK)
+	if err := c.StopServer(); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the bridge not to be ready", func() bool { return b.process.bridge.Ready(b.ctx()) != nil })
+	b.process.stop()
+	b.await("the phone to be hung up on", func() bool { return w.call.Ended() != "" })
+	if err := w.alice.AwaitGone(b.ctx(), w.ghost); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-b.process.over:
+		t.Fatal("the process went although the database does not know that the call is over")
+	case <-time.After(time.Second / 2):
+	}
+	if err := c.StartServer(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.stop()
+	b.start()
+	if n := len(b.process.bridge.liveLegs()) + b.rows(); n != 0 {
+		t.Errorf("%d legs and rows are left of the call that ended", n)
+	}
+	if got := b.history(); len(got) != 1 || got[0] != "shutdown" {
+		t.Errorf("history %q, want the call that ended with the process", got)
+	}
+}
+
 // leave is clean where other phones are still in the call.
 func (w *talkers) leave() {
 	w.t.Helper()

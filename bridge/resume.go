@@ -199,7 +199,7 @@ func (a *actor) runResumed(row db.Leg) {
 		a.bridge.scatter(a)
 		a.abandon()
 		a.bridge.refusals.Go(func() {
-			a.bridge.flush()
+			a.bridge.flush(flushPatience)
 			a.note("sweep its ghost", a.bridge.sweepRooms(a.bridge.ctx))
 		})
 	}()
