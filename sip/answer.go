@@ -13,7 +13,9 @@ import (
 type LocalState struct {
 	Addr    netip.AddrPort // where we receive audio
 	Codecs  []string       // by preference; the first that the offer has, too, is taken
-	Current string         // codec in use: kept if the offer still has it, the first in a later offer of ours
+	Current Format         // in use: its codec is kept if the offer still has it, and the first in a later offer of ours
+	Crypto  Crypto         // in use
+	Later   bool           // descriptions went back and forth before
 
 	Hold       bool   // we do not want to hear the phone now
 	SessionID  uint64 // of the o= line
@@ -42,6 +44,9 @@ type Negotiated struct {
 	Crypto       Crypto
 }
 
+// off says that the audio stream is switched off.
+func (n *Negotiated) off() bool { return !n.Remote.IsValid() }
+
 // talks says that sound goes both ways: nobody is on hold.
 func (n *Negotiated) talks() bool { return n.Direction == SendRecv && !n.RemoteSilent }
 
@@ -62,17 +67,13 @@ func Answer(offer []byte, local LocalState) ([]byte, *Negotiated, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	index, err := chooseMedia(o, local)
-	if err != nil {
-		return nil, nil, err
-	}
-	n, err := negotiate(o, index, local)
+	n, err := local.settle(o)
 	if err != nil {
 		return nil, nil, err
 	}
 	body, version := local.render(func(b *strings.Builder) {
 		for i := range o.Media {
-			if i == index {
+			if i == n.MediaIndex && !n.off() {
 				writeAudio(b, &o.Media[i], n, local.Addr.Port())
 			} else {
 				writeRejected(b, &o.Media[i])
@@ -81,6 +82,32 @@ func Answer(offer []byte, local LocalState) ([]byte, *Negotiated, error) {
 	})
 	n.SDPVersion = version
 	return body, n, nil
+}
+
+// settle agrees on what an offer has for us.
+func (l LocalState) settle(o *SDP) (*Negotiated, error) {
+	if l.Later && o.silent(l.MediaIndex) {
+		return l.switchedOff(), nil
+	}
+	index, err := chooseMedia(o, l)
+	if err != nil {
+		return nil, err
+	}
+	return negotiate(o, index, l)
+}
+
+// silent says that an offer switches off the i-th stream, which is audio, and has no other that is on: one that is would be left
+// without a word by an answer, so that a fax machine would send its pictures to nobody.
+func (s *SDP) silent(i int) bool {
+	return i >= 0 && i < len(s.Media) && s.Media[i].Kind == "audio" &&
+		!slices.ContainsFunc(s.Media, func(m MediaLine) bool { return m.Port != 0 })
+}
+
+// switchedOff is a call whose audio has port 0 from now on (RFC 3264 §8.2): nothing is sent, until a later offer brings it back.
+func (l LocalState) switchedOff() *Negotiated {
+	return &Negotiated{
+		Format: l.Current, Crypto: l.Crypto, Direction: Inactive, RemoteSilent: true, MediaIndex: max(l.MediaIndex, 0), SDPVersion: l.SDPVersion,
+	}
 }
 
 // chooseMedia finds the audio stream we take: the one in use if it is still there, else the first encrypted one, else
@@ -193,9 +220,9 @@ func first(f []string) string {
 // otherwise. The phone may be another one than before (a transfer), so that a later offer names all of them again.
 func Offer(local LocalState) ([]byte, *Negotiated) {
 	codecs := local.Codecs
-	if local.Current != "" {
-		others := slices.DeleteFunc(slices.Clone(codecs), func(c string) bool { return strings.EqualFold(c, local.Current) })
-		codecs = append([]string{local.Current}, others...)
+	if current := local.Current.Codec; current != "" {
+		others := slices.DeleteFunc(slices.Clone(codecs), func(c string) bool { return strings.EqualFold(c, current) })
+		codecs = append([]string{current}, others...)
 	}
 	before, index := local.described()
 	lines, f := describeCodecs(codecs, payloads(&before[index]))
@@ -273,6 +300,9 @@ func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 		return nil, err
 	}
 	index := max(local.MediaIndex, 0) // where our offer had it
+	if index < len(a.Media) && a.Media[index].Port == 0 && local.Later {
+		return local.switchedOff(), nil
+	}
 	if index >= len(a.Media) || a.Media[index].Port == 0 {
 		return nil, &NotAcceptable{304, "The answer refuses audio"}
 	}
@@ -290,7 +320,7 @@ func TakeAnswer(answer []byte, local LocalState) (*Negotiated, error) {
 	if len(common) == 0 {
 		return nil, &NotAcceptable{305, "The answer has no codec of the offer"}
 	}
-	local.Current, local.Codecs = "", common
+	local.Current, local.Codecs = Format{}, common
 	n, err := negotiate(a, index, local)
 	if err != nil {
 		return nil, err

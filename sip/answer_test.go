@@ -155,11 +155,11 @@ var answerTests = []struct {
 		with(func(n *Negotiated) { n.RemoteRTCP = netip.AddrPort{} }),
 	},
 	{
-		"codec in use is kept", sdpHead + "m=audio 4000 RTP/AVP 0 8\n", func(l *LocalState) { l.Current = "PCMA" },
+		"codec in use is kept", sdpHead + "m=audio 4000 RTP/AVP 0 8\n", func(l *LocalState) { l.Current.Codec = "PCMA" },
 		strings.ReplaceAll(ownPCMU, "AVP 0\na=rtpmap:0 PCMU", "AVP 8\na=rtpmap:8 PCMA"),
 		with(func(n *Negotiated) { n.Format.Codec, n.Format.PayloadType = "PCMA", 8 }),
 	},
-	{"codec in use is gone", sdpHead + "m=audio 4000 RTP/AVP 0\n", func(l *LocalState) { l.Current = "PCMA" }, ownPCMU, &usual},
+	{"codec in use is gone", sdpHead + "m=audio 4000 RTP/AVP 0\n", func(l *LocalState) { l.Current.Codec = "PCMA" }, ownPCMU, &usual},
 	{
 		"nothing changed: same version", sdpHead + "m=audio 4000 RTP/AVP 0\n",
 		func(l *LocalState) {
@@ -190,6 +190,40 @@ var answerTests = []struct {
 		strings.NewReplacer("o=- 7 1", "o=- 7 5", "m=audio", "m=audio 0 RTP/AVP 0\nm=audio").Replace(ownPCMU),
 		with(func(n *Negotiated) { n.SDPVersion, n.MediaIndex = 5, 1 }),
 	},
+	{ // §8.2: nothing is sent any more, but the call stays
+		"a later offer switches our stream off", sdpHead + "m=audio 0 RTP/AVP 0\n", before(0, "m=audio 20000 RTP/AVP 0\n"),
+		strings.NewReplacer("o=- 7 1", "o=- 7 5").Replace(ownHead) + "m=audio 0 RTP/AVP 0\n", switchedOff(0),
+	},
+	{
+		"a later offer switches everything off", sdpHead + "m=video 0 RTP/AVP 96\nm=audio 0 RTP/AVP 8 0\nm=audio 0 RTP/AVP 0\n",
+		before(1, "m=video 0 RTP/AVP 96\nm=audio 20000 RTP/AVP 0\n"),
+		strings.NewReplacer("o=- 7 1", "o=- 7 5").Replace(ownHead) + "m=video 0 RTP/AVP 96\nm=audio 0 RTP/AVP 8\nm=audio 0 RTP/AVP 0\n", switchedOff(1),
+	},
+	{
+		"it was off already: same version", sdpHead + "m=audio 0 RTP/AVP 0\n", before(0, "m=audio 0 RTP/AVP 0\n"),
+		strings.NewReplacer("o=- 7 1", "o=- 7 4").Replace(ownHead) + "m=audio 0 RTP/AVP 0\n",
+		with(func(n *Negotiated) { *n = *switchedOff(0); n.SDPVersion = 4 }),
+	},
+	{ // §8.1: the place of a stream that is off may be used again
+		"a later offer switches our stream on again", sdpHead + "m=audio 4000 RTP/AVP 0\n", before(0, "m=audio 0 RTP/AVP 0\n"),
+		strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 5"), with(func(n *Negotiated) { n.SDPVersion = 5 }),
+	},
+	{ // §8 forbids it; who does it has sound all the same
+		"a later offer leaves streams out", sdpHead + "m=audio 4000 RTP/AVP 0\n", before(1, "m=video 0 RTP/AVP 96\nm=audio 20000 RTP/AVP 0\n"),
+		strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 5"), with(func(n *Negotiated) { n.SDPVersion = 5 }),
+	},
+	{ // §8 forbids that, too
+		"a later offer turns the streams round", sdpHead + "m=audio 4000 RTP/AVP 0\nm=video 4002 RTP/AVP 96\n",
+		before(1, "m=video 0 RTP/AVP 96\nm=audio 20000 RTP/AVP 0\n"),
+		strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 5") + "m=video 0 RTP/AVP 96\n", with(func(n *Negotiated) { n.SDPVersion = 5 }),
+	},
+	{ // §8.3.1
+		"a later offer moves the sound", sdpHead + "m=audio 4100 RTP/AVP 0\nc=IN IP4 198.51.100.9\n", before(0, "m=audio 20000 RTP/AVP 0\n"),
+		strings.ReplaceAll(ownPCMU, "o=- 7 1", "o=- 7 5"),
+		with(func(n *Negotiated) {
+			n.SDPVersion, n.Remote, n.RemoteRTCP = 5, addr("198.51.100.9:4100"), addr("198.51.100.9:4101")
+		}),
+	},
 	{
 		"IPv6", "v=0\no=- 1 1 IN IP6 2001:db8::2\ns=-\nc=IN IP6 2001:db8::2\nt=0 0\nm=audio 4000 RTP/AVP 0\n",
 		func(l *LocalState) { l.Addr = addr("[2001:db8::1]:20000") },
@@ -203,9 +237,14 @@ var answerTests = []struct {
 // before is our side when we have sent a description with these streams, ours being the i-th.
 func before(i int, media string) func(*LocalState) {
 	return func(l *LocalState) {
-		l.SDPVersion, l.MediaIndex, l.Current = 4, i, "PCMU"
+		l.SDPVersion, l.MediaIndex, l.Current, l.Later = 4, i, usual.Format, true
 		l.LocalSDP = crlf(strings.ReplaceAll(ownHead, "o=- 7 1", "o=- 7 4") + media)
 	}
+}
+
+// switchedOff is what is left of our i-th stream.
+func switchedOff(i int) *Negotiated {
+	return &Negotiated{Format: usual.Format, Direction: Inactive, RemoteSilent: true, MediaIndex: i, SDPVersion: 5}
 }
 
 func TestAnswer(t *testing.T) {
@@ -281,6 +320,64 @@ func TestAnswerRefuses(t *testing.T) {
 	}
 }
 
+// What a later offer may not do to a call; its caller gets 488, and the call goes on as it was.
+func TestAnswerRefusesLaterOffers(t *testing.T) {
+	for _, tt := range []struct {
+		name, offer string
+		warn        int
+	}{
+		{"a fax beside our stream that is off", sdpHead + "m=audio 0 RTP/AVP 0\nm=image 4002 udptl t38\n", 304},
+		{"a fax in place of our stream", sdpHead + "m=image 4002 udptl t38\n", 304}, // RFC 3264 §8.3.3
+		{"no streams at all", sdpHead, 304},
+		{"no codec of ours any more", sdpHead + "m=audio 4000 RTP/AVP 18\n", 305},
+		{"another protocol", sdpHead + "m=audio 4000 RTP/SAVP 0\n", 302},
+		{"a stream that is off is another kind of stream", sdpHead + "m=image 0 udptl t38\n", 304},
+	} {
+		local := ours()
+		before(0, "m=audio 20000 RTP/AVP 0\n")(&local)
+		body, _, err := Answer([]byte(crlf(tt.offer)), local)
+		if na, ok := errors.AsType[*NotAcceptable](err); !ok || na.Warn != tt.warn {
+			t.Errorf("%s: Answer = %q, %v, want warning %d", tt.name, body, err, tt.warn)
+		}
+	}
+}
+
+// Answers to an offer of ours in a call that is up.
+func TestLaterOfferAndItsAnswer(t *testing.T) {
+	local := ours()
+	before(0, "m=audio 20000 RTP/AVP 0\n")(&local)
+	body, n := Offer(local)
+	local.LocalSDP, local.SDPVersion = string(body), n.SDPVersion
+	for _, tt := range []struct {
+		name, answer string
+		want         *Negotiated // nil: it is none
+	}{
+		{"as before", sdpHead + "m=audio 4000 RTP/AVP 0\n", with(func(n *Negotiated) { n.SDPVersion = 5 })},
+		{"another codec of the offer", sdpHead + "m=audio 4000 RTP/AVP 8\n", with(func(n *Negotiated) {
+			n.SDPVersion, n.Format.Codec, n.Format.PayloadType = 5, "PCMA", 8
+		})},
+		{"on hold", sdpHead + "m=audio 4000 RTP/AVP 0\na=sendonly\n", with(func(n *Negotiated) { n.SDPVersion, n.Direction = 5, RecvOnly })},
+		{"it listens only", sdpHead + "m=audio 4000 RTP/AVP 0\na=recvonly\n", with(func(n *Negotiated) { n.SDPVersion, n.Direction = 5, SendOnly })},
+		{"on hold for both", sdpHead + "m=audio 4000 RTP/AVP 0\na=inactive\n", with(func(n *Negotiated) { n.SDPVersion, n.Direction = 5, Inactive })},
+		{"on hold of the old kind", strings.ReplaceAll(sdpHead, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0") + "m=audio 4000 RTP/AVP 0\n", with(func(n *Negotiated) {
+			n.SDPVersion, n.RemoteSilent, n.Remote, n.RemoteRTCP = 5, true, addr("0.0.0.0:4000"), addr("0.0.0.0:4001")
+		})},
+		{"switched off", sdpHead + "m=audio 0 RTP/AVP 0\n", switchedOff(0)},
+		{"no codec of the offer", sdpHead + "m=audio 4000 RTP/AVP 18\n", nil},
+		{"a fax", sdpHead + "m=image 4002 udptl t38\n", nil},
+		{"no streams at all", sdpHead, nil},
+		{"nothing", "", nil},
+	} {
+		got, err := TakeAnswer([]byte(crlf(tt.answer)), local)
+		if (err == nil) != (tt.want != nil) {
+			t.Errorf("%s: TakeAnswer = %v", tt.name, err)
+		}
+		if d := cmp.Diff(tt.want, got, netipEqual); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, d)
+		}
+	}
+}
+
 func TestOfferAndItsAnswer(t *testing.T) {
 	local := ours()
 	local.Codecs = local.Codecs[:1]
@@ -331,7 +428,7 @@ func TestLaterOfferKeepsTheStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	local.LocalSDP, local.SDPVersion, local.MediaIndex = string(body), n.SDPVersion, n.MediaIndex
-	local.Current = n.Format.Codec
+	local.Current = n.Format
 	offer, own := Offer(local)
 	want := crlf(strings.ReplaceAll(ownHead, "o=- 7 1", "o=- 7 2") + "m=video 0 RTP/AVP 96\n" +
 		"m=audio 20000 RTP/AVP 8 0 97\na=rtpmap:8 PCMA/8000\na=rtpmap:0 PCMU/8000\na=rtpmap:97 telephone-event/8000\n" +
@@ -400,7 +497,7 @@ func FuzzAnswer(f *testing.F) {
 			local.MediaIndex = int(kind >> 4)
 		}
 		if kind&2 != 0 {
-			local.Current = "PCMA"
+			local.Current.Codec = "PCMA"
 		}
 		body, n, err := Answer(offer, local)
 		again, n2, err2 := Answer(offer, local)

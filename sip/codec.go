@@ -123,8 +123,8 @@ func encoding(s string) (name string, rate int) {
 func chooseFormat(m *MediaLine, local LocalState) (Format, error) {
 	offered := payloads(m)
 	wanted := local.Codecs
-	if local.Current != "" {
-		wanted = append([]string{local.Current}, wanted...)
+	if local.Current.Codec != "" {
+		wanted = append([]string{local.Current.Codec}, wanted...)
 	}
 	for _, name := range wanted {
 		c, ok := codecNamed(name)

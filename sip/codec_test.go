@@ -48,12 +48,12 @@ func TestAnswerChoosesCodecAndItsKeys(t *testing.T) {
 			formatOf("G722", 9, 8000, 20, 101, 8000),
 		},
 		{
-			"the codec in use stays while it is offered", softAll, func(l *LocalState) { l.Current = "PCMU" },
+			"the codec in use stays while it is offered", softAll, func(l *LocalState) { l.Current.Codec = "PCMU" },
 			"m=audio 20000 RTP/AVP 0 101\na=rtpmap:0 PCMU/8000\na=rtpmap:101 telephone-event/8000\na=fmtp:101 0-15\n",
 			formatOf("PCMU", 0, 8000, 20, 101, 8000),
 		},
 		{
-			"a codec in use that is offered no more is left", sdpHead + "m=audio 4000 RTP/AVP 9\n", func(l *LocalState) { l.Current = "opus" },
+			"a codec in use that is offered no more is left", sdpHead + "m=audio 4000 RTP/AVP 9\n", func(l *LocalState) { l.Current.Codec = "opus" },
 			"m=audio 20000 RTP/AVP 9\na=rtpmap:9 G722/8000\n",
 			formatOf("G722", 9, 8000, 20, 0, 0),
 		},
@@ -180,7 +180,7 @@ func TestLaterOfferKeepsTheNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	local.LocalSDP, local.SDPVersion, local.MediaIndex, local.Current = string(body), n.SDPVersion, 0, n.Format.Codec
+	local.LocalSDP, local.SDPVersion, local.MediaIndex, local.Current = string(body), n.SDPVersion, 0, n.Format
 	offer, n := Offer(local)
 	want := crlf(strings.ReplaceAll(ownHead, "o=- 7 1", "o=- 7 2") + "m=audio 20000 RTP/AVP 9 108 107 101\na=rtpmap:9 G722/8000\n" +
 		opusAs("108") + "a=rtpmap:107 telephone-event/8000\na=fmtp:107 0-15\na=rtpmap:101 telephone-event/48000\na=fmtp:101 0-15\n" +

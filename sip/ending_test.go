@@ -285,8 +285,8 @@ func TestLaterOfferWithoutSoundChangesNothing(t *testing.T) {
 		call := <-b.calls
 		before := call.Dialog().Media
 		for i, offer := range []string{
-			strings.ReplaceAll(peerOffer, "audio 4000", "audio 0"),
 			strings.ReplaceAll(peerOffer, "audio 4000", "audio 0") + "m=image 4002 udptl t38\n",
+			strings.ReplaceAll(peerOffer, "m=audio 4000 RTP/AVP 0 101", "m=image 4002 udptl t38"),
 		} {
 			for j, method := range []string{"INVITE", "UPDATE"} {
 				n := 2 + 2*i + j
@@ -304,6 +304,62 @@ func TestLaterOfferWithoutSoundChangesNothing(t *testing.T) {
 		}
 		b.peer.send(b.peer.within("BYE", "b1", 9, ""))
 		wantLines(t, "application heard", b.said(), []string{"0s Acked", "0s Bye", "0s Ended"})
+	})
+}
+
+// RFC 3264 §8.2: a stream that is switched off gets nothing, not even what keeps a NAT's mind, and may come back.
+func TestSoundIsSwitchedOffAndOnAgain(t *testing.T) {
+	symmetric := func(c *Config) { c.Limits.MediaTimeout = -1; c.Trunks[0].Symmetric = true }
+	inBubble(t, symmetric, answerAtOnce, func(b *bubble) {
+		phone := b.phoneMedia()
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		call := <-b.calls
+		m := call.Media()
+		speak := func() {
+			_ = m.WriteRTP(&rtp.Packet{Header: rtp.Header{Version: 2, SSRC: 5}, Payload: make([]byte, 160)})
+		}
+		for range 5 {
+			phone.send(m.LocalAddr(), 0)
+		}
+		speak()
+		synctest.Wait()
+		off := strings.ReplaceAll(peerOffer, "audio 4000", "audio 0")
+		b.peer.send(b.peer.within("INVITE", "r2", 2, off, "Supported: timer", "Session-Expires: 120;refresher=uas"))
+		ok := b.peer.last()
+		if !strings.HasPrefix(ok, "SIP/2.0 200") || !strings.Contains(ok, "\r\nm=audio 0 RTP/AVP 0\r\n") {
+			t.Errorf("switched off with %q", ok)
+		}
+		b.peer.send(b.peer.within("ACK", "k2", 2, ""))
+		drain(phone.rtp)
+		drain(phone.rtcp)
+		speak()
+		time.Sleep(50 * time.Second)
+		if n := len(drain(phone.rtp)) + len(drain(phone.rtcp)); n != 0 {
+			t.Errorf("%d packets sent to a stream that is off", n)
+		}
+		if d := call.Dialog(); !d.Held() || d.Media.Format.Codec != "PCMU" {
+			t.Errorf("dialog = %+v, want it held", d)
+		}
+		time.Sleep(10 * time.Second) // we refresh the session at half of it, with what was agreed
+		synctest.Wait()
+		again := b.peer.last()
+		if !strings.HasPrefix(again, "INVITE ") || !strings.Contains(again, "\r\nm=audio 0 RTP/AVP 0\r\n") || originOf(again) != originOf(ok) {
+			t.Errorf("refresh = %q", again)
+		}
+		b.peer.answers(again, "200 OK", "", off, "Session-Expires: 120;refresher=uac", "Require: timer")
+		speak()
+		b.peer.send(b.peer.within("UPDATE", "u3", 3, peerOffer)) // and on again
+		if ok := b.peer.last(); !strings.HasPrefix(ok, "SIP/2.0 200") || !strings.Contains(ok, "a=sendrecv") || versionOf(ok) != "3" {
+			t.Errorf("switched on with %q", ok)
+		}
+		drain(phone.rtp)
+		speak()
+		if n := len(drain(phone.rtp)); n != 1 {
+			t.Errorf("%d packets sent to a stream that is on again, want 1", n)
+		}
+		b.peer.send(b.peer.within("BYE", "y1", 9, ""))
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Acked", "0s Hold", "1m0s Hold", "1m0s Bye", "1m0s Ended"})
 	})
 }
 

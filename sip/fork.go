@@ -55,11 +55,12 @@ func (o *outgoing) forget(d *Dialog) {
 // resume takes over what the process before has said and heard.
 func (o *outgoing) resume(d Dialog) {
 	o.resumed, o.offer = true, d.Media
+	o.offer.RemoteSDP = "" // no answer to an INVITE is a later one
 	if d.EarlyTag == "" {
 		return
 	}
 	f := o.fork(d.EarlyTag)
-	f.sdp, f.agreed, f.updated = d.Media.RemoteSDP, true, true
+	f.media, f.sdp, f.agreed, f.updated = d.Media, d.Media.RemoteSDP, true, true
 	o.speaking, o.early = f, f.sdp
 }
 

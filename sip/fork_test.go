@@ -380,6 +380,52 @@ func TestCallerMovesItsSoundBeforeWeAnswer(t *testing.T) { // RFC 3311 §5.2, RF
 	}
 }
 
+// Our offer in the 200 to a re-INVITE without one waits for the ACK: until then there is no other (RFC 3261 §14.2, RFC 3311 §5.2).
+func TestOffersBeforeTheAnswerToOurs(t *testing.T) {
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		b.peer.send(invite())
+		call := <-b.calls
+		_ = call.Ring()
+		b.peer.send(b.peer.within("INVITE", "r0", 2, peerOffer)) // the first one is not answered yet
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 500") || headerIn(got, "Retry-After") == "" {
+			t.Errorf("an INVITE inside an INVITE got %.60q, want 500 with Retry-After", got)
+		}
+		b.peer.send(b.peer.within("ACK", "r0", 2, ""))
+		answerAtOnce(call)
+		synctest.Wait()
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("INVITE", "r1", 3, ""))
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200") || !strings.Contains(got, "m=audio 2") {
+			t.Errorf("a re-INVITE without an offer got %q, want ours", got)
+		}
+		for i, tt := range []struct{ method, body, want string }{
+			{"INVITE", peerOffer, "491"},
+			{"UPDATE", peerOffer, "491"},
+			{"INVITE", "", "491"},
+			{"UPDATE", "", "200"}, // no offer
+			{"OPTIONS", "", "200"},
+		} {
+			branch := fmt.Sprint("x", i)
+			b.peer.send(b.peer.within(tt.method, branch, 4+i, tt.body))
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 "+tt.want) {
+				t.Errorf("%s %d got %.40q, want %s", tt.method, i, got, tt.want)
+			}
+			if tt.method == "INVITE" {
+				b.peer.send(b.peer.within("ACK", branch, 4+i, ""))
+			}
+		}
+		b.peer.send(b.peer.within("ACK", "k3", 3, serverAt("192.0.2.20", 4000, 8)))
+		if f := call.Media().Format(); f.Codec != "PCMA" {
+			t.Errorf("format = %+v, want that of the ACK", f)
+		}
+		b.peer.send(b.peer.within("UPDATE", "u9", 10, peerOffer))
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200") {
+			t.Errorf("an offer after that got %.40q, want 200", got)
+		}
+		b.peer.send(b.peer.within("BYE", "y1", 11, ""))
+	})
+}
+
 func TestOffersBeforeOurAnswer(t *testing.T) { // RFC 3311 §5.2
 	rackOf := func(p *rawPeer) string { return "RAck: " + headerIn(p.last(), "RSeq") + " 1 INVITE" }
 	bad := serverAt("192.0.2.20", 4000, 18)

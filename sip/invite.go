@@ -188,7 +188,7 @@ func (c *Call) localIn(d *MediaState, port uint16) LocalState {
 	return LocalState{
 		SRTP: mode, Secure: c.dialog.Transport == TLS, Keys: c.srtpKeys,
 		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, port),
-		Codecs: codecs, Current: d.Format.Codec,
+		Codecs: codecs, Current: d.Format, Crypto: d.Crypto, Later: d.RemoteSDP != "",
 		SessionID: d.SessionID, SDPVersion: d.SDPVersion, LocalSDP: d.LocalSDP, MediaIndex: d.MediaIndex,
 	}
 }

@@ -166,7 +166,7 @@ func (m *Media) keepAlive(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	to := m.lock.learned()
-	if m.closed || m.sendTo.IsValid() || !to.IsValid() || now.Sub(m.kept) < keepInterval {
+	if m.closed || m.neg.off() || m.sendTo.IsValid() || !to.IsValid() || now.Sub(m.kept) < keepInterval {
 		return
 	}
 	m.kept = now
