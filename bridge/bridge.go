@@ -58,6 +58,7 @@ type Bridge struct {
 	pins         *pins
 	sounds       *sound.Library
 	plan         *dialPlan
+	vault        *vault
 	grammar      command.Grammar
 	ownTrunks    []config.Trunk  // those of the config; cfg has those of the database, too
 	showNumbers  map[string]bool // by trunk
@@ -124,6 +125,9 @@ func New(
 	}
 	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	var err error
+	if b.vault, err = newVault(registration.AppToken); err != nil {
+		return nil, err
+	}
 	if b.store, err = db.OpenPatiently(ctx, cfg.Database.Address, log); err != nil {
 		return nil, err
 	}

@@ -83,8 +83,8 @@ func (e *bugError) Error() string { return fmt.Sprint("bug: ", e.what) }
 
 // dismiss ends a leg that cannot be resumed: for the phone, for who ordered the call, and in the database. Its ghost is swept.
 func (b *Bridge) dismiss(row db.Leg) error {
-	dialog, err := dialogOf(row)
-	if err == nil && dialog.CallID != "" {
+	dialog, err := b.vault.dialogOf(row)
+	if dialog.CallID != "" {
 		err = b.phones.Dismiss(dialog, sip.Cause{Protocol: "SIP", Code: 503, Text: "Call could not be resumed"})
 	}
 	if err != nil {
@@ -113,7 +113,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	if state.Out && !state.Dialled() {
 		return errNotDialled
 	}
-	dialog, err := dialogOf(row)
+	dialog, err := b.vault.dialogOf(row)
 	if err != nil {
 		return err
 	}

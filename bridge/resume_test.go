@@ -234,11 +234,11 @@ func certified(t *testing.T) (files config.TLS, own *tls.Config) {
 	return files, &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool, MinVersion: tls.VersionTLS12}
 }
 
-// A trunk over TLS that we register with, and encrypted sound: its sequence numbers have begun anew when the process is killed,
-// so the next one must find a count that is nowhere. The registrar hears us before the phone does.
-func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
-	t.Parallel()
-	b := newBed(t)
+// secretBed is a bed whose trunk is reached over TLS, with encrypted sound, and registered with. A process that may be killed serves
+// it, and a member talks with the trunk's phone.
+func secretBed(t *testing.T) (b *bed, doomed *exec.Cmd, p *phone.Phone, w *talkers) {
+	t.Helper()
+	b = newBed(t)
 	b.stop()
 	files, own := certified(t)
 	p, err := phone.Open(phone.Config{
@@ -254,12 +254,23 @@ func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
 	trunk := b.cfg.SIP.Trunks[0]
 	trunk.SRTP, trunk.Proxy, trunk.Transport, trunk.Register, trunk.Username = "optional", p.Addr().String(), "tls", true, "trunkline"
 	b.cfg.SIP.Trunks = []config.Trunk{trunk}
-	doomed := b.startDoomed()
+	doomed = b.startDoomed()
 	b.sip = address
-	w := b.talkersWith(member.Hydrogen, p)
+	w = b.talkersWith(member.Hydrogen, p)
 	b.await("the sequence numbers to begin anew", func() bool { sent, _ := w.call.Packets(); return sent > 120 })
 	if !strings.Contains(w.call.Answer(), "RTP/SAVP") {
 		t.Fatalf("the call is not encrypted: %s", w.call.Answer())
+	}
+	return b, doomed, p, w
+}
+
+// A trunk over TLS that we register with, and encrypted sound: its sequence numbers have begun anew when the process is killed,
+// so the next one must find a count that is nowhere. The registrar hears us before the phone does.
+func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
+	t.Parallel()
+	b, doomed, p, w := secretBed(t)
+	if text, key := b.storedDialog(), ourKey(t, w.call); strings.Contains(text, "inline:") || strings.Contains(text, key) || !strings.Contains(text, `"sealed":`) {
+		t.Errorf("the row has keys in clear (%s is ours): %s", key, text)
 	}
 	kill(t, doomed)
 	before := len(p.Requests())

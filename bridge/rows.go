@@ -12,7 +12,6 @@ import (
 	"trunkline/bridge/menu"
 	"trunkline/db"
 	"trunkline/matrixcall"
-	"trunkline/sip"
 )
 
 // row is the leg as the next process will need it. Only the actor's goroutine calls it.
@@ -34,7 +33,7 @@ func (a *actor) row() db.Leg {
 		Caller: string(a.info.Caller.Number), CallerName: a.info.Caller.DisplayName,
 		Ghost: a.join.localpart, EndBy: a.state.EndBy,
 		Muted: a.dialin.menu.Muted, PromptStep: a.dialin.menu.Phase.String(),
-		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: encode(d), Options: encode(a.options), State: encode(state),
+		CallID: d.CallID, LocalTag: d.LocalTag, Dialog: a.bridge.vault.dialog(string(a.id), d), Options: encode(a.options), State: encode(state),
 	}
 	switch m := a.outlet.Load(); {
 	case m != nil:
@@ -71,15 +70,6 @@ type storedState struct {
 	Away   *storedAway `json:",omitempty"`
 
 	Instead leg.ID `json:",omitempty"` // the leg whose phone is let go when this one talks
-}
-
-// dialogOf rebuilds the dialog of a stored leg.
-func dialogOf(l db.Leg) (sip.Dialog, error) {
-	var d sip.Dialog
-	if err := json.Unmarshal([]byte(l.Dialog), &d); err != nil {
-		return d, fmt.Errorf("read dialog of leg %s: %w", l.ID, err)
-	}
-	return d, nil
 }
 
 func encode(document any) string {
