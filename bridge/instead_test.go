@@ -31,7 +31,7 @@ func (b *bed) dialog() (d sip.Dialog) {
 	if err := store.Shared().QueryRow(b.ctx(), "SELECT dialog FROM leg").Scan(&l.Dialog); err != nil {
 		b.t.Fatal(err)
 	}
-	if d, err = dialogOf(l); err != nil {
+	if d, err = vaultOf(b.t, b.reg.AppToken).dialogOf(l); err != nil {
 		b.t.Fatal(err)
 	}
 	return d
