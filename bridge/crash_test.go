@@ -186,3 +186,29 @@ func TestDefaultConfigGivesValidSettings(t *testing.T) {
 		t.Errorf("sockets on all addresses advertise %q and %v", settings.Advertise, settings.RTP.Advertise)
 	}
 }
+
+func TestTrunksHaveAddressesOfTheirOwn(t *testing.T) {
+	cfg := config.Default()
+	cfg.SIP.Advertise, cfg.RTP.Advertise = "198.51.100.1", "198.51.100.2"
+	for _, tt := range []struct {
+		trunk      config.Trunk
+		host, told string // "" = as the others
+	}{
+		{config.Trunk{}, "", ""},
+		{config.Trunk{Advertise: "10.0.0.5"}, "10.0.0.5", "10.0.0.5"},
+		{config.Trunk{Advertise: "10.0.0.5", AdvertiseRTP: "10.0.0.6"}, "10.0.0.5", "10.0.0.6"},
+		{config.Trunk{Advertise: "voip.example.org"}, "voip.example.org", ""},
+		{config.Trunk{AdvertiseRTP: "10.0.0.6"}, "", "10.0.0.6"},
+	} {
+		cfg.SIP.Trunks = []config.Trunk{tt.trunk}
+		settings, err := sipConfig(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := settings.Trunks[0]
+		if told := got.AdvertiseRTP; got.Advertise != tt.host || told.IsValid() != (tt.told != "") || told.IsValid() && told.String() != tt.told {
+			t.Errorf("advertise %q and advertise_rtp %q mean %q and %v, want %q and %q",
+				tt.trunk.Advertise, tt.trunk.AdvertiseRTP, got.Advertise, got.AdvertiseRTP, tt.host, tt.told)
+		}
+	}
+}

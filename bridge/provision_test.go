@@ -109,6 +109,9 @@ func TestAStoredTrunkThatCannotBeUsedHarmsNoOther(t *testing.T) {
 		{"carrier", `{"networks": ["192.0.2.0/24"]}`, false},
 		{"empty", `{}`, false},
 		{"broken", `{`, false},
+		{"nat", `{"networks": ["192.0.2.0/24"], "advertise": "203.0.113.5"}`, true},
+		{"six", `{"networks": ["192.0.2.0/24"], "advertise": "2001:db8::5"}`, false}, // sound comes to an IPv4 address
+		{"six", `{"networks": ["192.0.2.0/24"], "advertise_rtp": "sip.example.org"}`, false},
 	} {
 		if _, err := usableTrunk(cfg, own, c.name, c.settings); (err == nil) != c.good {
 			t.Errorf("usableTrunk(%s, %s) = %v", c.name, c.settings, err)

@@ -70,40 +70,63 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		}
 	}
 	for _, t := range c.SIP.Trunks {
-		trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}
-		trunk.Proxy, trunk.Domain, trunk.Transport = t.Proxy, t.Domain, sip.Transport(t.Transport)
-		trunk.Auth = sip.Credentials{Username: t.Username, Login: t.AuthUsername, Password: t.Password}
-		if own := t.Number; own != "" {
-			trunk.Has = func(n sip.Number) bool {
-				text, _ := t.Numbers.FromTrunk(string(n))
-				return text == own || string(n) == own
-			}
+		trunk, err := sipTrunk(t, out.TLS)
+		if err != nil {
+			return out, err
 		}
-		trunk.MaxCalls = t.MaxCalls
-		trunk.CallerID = sip.CallerID{AccountInFrom: t.AccountInFrom, Header: map[string]sip.IdentityHeader{
-			"pai": sip.AssertedIdentity, "ppi": sip.PreferredIdentity, "rpid": sip.RemoteParty,
-		}[t.CallerID]}
-		trunk.Register, trunk.RegisterFor, trunk.Ping = t.Register, t.RegisterFor, t.Ping
-		if t.SRTP != "off" {
-			trunk.SRTP = sip.SRTPMode(t.SRTP)
-		}
-		if trunk.TLS, trunk.ClientCAs, err = trunkTLS(t, out.TLS); err != nil {
-			return out, fmt.Errorf("tls of trunk %s: %w", t.Name, err)
-		}
-		trunk.Transfers = map[string]sip.Transfers{"trunk": sip.TransfersTrunk, "none": sip.TransfersNone}[t.Transfers]
-		if t.DTMF == "info" {
-			trunk.DTMF = sip.DTMFInfo
-		}
-		if trunk.Networks, err = prefixes(t.Networks); err != nil {
-			return out, fmt.Errorf("networks of trunk %s: %w", t.Name, err)
-		}
-		if trunk.MediaNetworks, err = prefixes(t.MediaNetworks); err != nil {
-			return out, fmt.Errorf("media_networks of trunk %s: %w", t.Name, err)
+		if told := trunk.AdvertiseRTP; told.IsValid() && !addr.IsUnspecified() && told.Unmap().Is4() != addr.Unmap().Is4() {
+			return out, fmt.Errorf("advertise_rtp of trunk %s: no sound that is sent to %v comes to rtp.address %v", t.Name, told, addr)
 		}
 		out.Trunks = append(out.Trunks, trunk)
 	}
 	out.Limits.Calls = c.Calls.MaxLegs + 50 // the bridge itself says busy first, with a count
 	return out, nil
+}
+
+// sipTrunk says a trunk in sip's terms; ours are the certificates of those that name none.
+func sipTrunk(t config.Trunk, ours *tls.Config) (sip.Trunk, error) {
+	trunk := sip.Trunk{Name: t.Name, Codecs: t.Codecs, Symmetric: t.SymmetricRTP, TrustIdentity: !t.IgnoreAssertedIdentity}
+	trunk.Proxy, trunk.Domain, trunk.Transport = t.Proxy, t.Domain, sip.Transport(t.Transport)
+	trunk.Auth = sip.Credentials{Username: t.Username, Login: t.AuthUsername, Password: t.Password}
+	if own := t.Number; own != "" {
+		trunk.Has = func(n sip.Number) bool {
+			text, _ := t.Numbers.FromTrunk(string(n))
+			return text == own || string(n) == own
+		}
+	}
+	trunk.MaxCalls = t.MaxCalls
+	trunk.CallerID = sip.CallerID{AccountInFrom: t.AccountInFrom, Header: map[string]sip.IdentityHeader{
+		"pai": sip.AssertedIdentity, "ppi": sip.PreferredIdentity, "rpid": sip.RemoteParty,
+	}[t.CallerID]}
+	trunk.Register, trunk.RegisterFor, trunk.Ping = t.Register, t.RegisterFor, t.Ping
+	if t.SRTP != "off" {
+		trunk.SRTP = sip.SRTPMode(t.SRTP)
+	}
+	var err error
+	if trunk.TLS, trunk.ClientCAs, err = trunkTLS(t, ours); err != nil {
+		return trunk, fmt.Errorf("tls of trunk %s: %w", t.Name, err)
+	}
+	trunk.Transfers = map[string]sip.Transfers{"trunk": sip.TransfersTrunk, "none": sip.TransfersNone}[t.Transfers]
+	if t.DTMF == "info" {
+		trunk.DTMF = sip.DTMFInfo
+	}
+	if trunk.Networks, err = prefixes(t.Networks); err != nil {
+		return trunk, fmt.Errorf("networks of trunk %s: %w", t.Name, err)
+	}
+	if trunk.MediaNetworks, err = prefixes(t.MediaNetworks); err != nil {
+		return trunk, fmt.Errorf("media_networks of trunk %s: %w", t.Name, err)
+	}
+	trunk.Advertise = t.Advertise
+	where := t.AdvertiseRTP
+	if _, err := netip.ParseAddr(t.Advertise); err == nil {
+		where = cmp.Or(where, t.Advertise) // a name is no address of sound
+	}
+	if where != "" {
+		if trunk.AdvertiseRTP, err = netip.ParseAddr(where); err != nil {
+			return trunk, fmt.Errorf("advertise_rtp of trunk %s: %w", t.Name, err)
+		}
+	}
+	return trunk, nil
 }
 
 func prefixes(networks []string) (list []netip.Prefix, err error) {

@@ -127,13 +127,13 @@ func newCall(s *Stack, trunk *Trunk, req *gosip.Request, tx *gosip.ServerTx, sou
 		info: inviteInfo(trunk, req), invite: newTransaction(req, tx), state: proceeding,
 	}
 	c.log = s.log.With("call", shortID(c.id.callID), "trunk", trunk.Name)
-	c.dialog = dialogOf(s, c.info, req, addrPortOf(tx.Connection().LocalAddr()), source)
+	c.dialog = dialogOf(s, trunk, c.info, req, addrPortOf(tx.Connection().LocalAddr()), source)
 	c.publish()
 	return c
 }
 
 // dialogOf is the dialog an INVITE begins (RFC 3261 §12.1.1).
-func dialogOf(s *Stack, info Info, req *gosip.Request, local, source netip.AddrPort) Dialog {
+func dialogOf(s *Stack, trunk *Trunk, info Info, req *gosip.Request, local, source netip.AddrPort) Dialog {
 	t := Transport(strings.ToLower(req.Transport()))
 	localTag, _ := req.To().Params.Get("tag")
 	remoteTag, _ := req.From().Params.Get("tag")
@@ -142,7 +142,7 @@ func dialogOf(s *Stack, info Info, req *gosip.Request, local, source netip.AddrP
 		CallID: req.CallID().Value(), LocalTag: localTag, RemoteTag: remoteTag, Role: UAS,
 		LocalURI: addressOf(req.To()), RemoteURI: addressOf(req.From()),
 		Vias: viasOf(req), RemoteCSeq: req.CSeq().SeqNo, Transport: t, LocalSocket: local, Remote: source,
-		Contact: s.contactFor(req, t, local), InviteBranch: branch, InviteCSeq: req.CSeq().SeqNo, Info: info,
+		Contact: s.contactFor(trunk, req, t, local), InviteBranch: branch, InviteCSeq: req.CSeq().SeqNo, Info: info,
 		PeerAllow: listHeader(req, "Allow", ""), PeerSupported: listHeader(req, "Supported", "k"),
 	}
 	if h := req.Contact(); h != nil {

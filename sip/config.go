@@ -124,6 +124,11 @@ type Trunk struct {
 	RegisterFor time.Duration
 	Ping        time.Duration
 
+	// Advertise is the host under which its signalling reaches us, in Contact and Via; "" = [Config].Advertise. AdvertiseRTP is the
+	// address in our descriptions; zero = that of [RTPConfig].
+	Advertise    string
+	AdvertiseRTP netip.Addr
+
 	Auth Credentials // what we answer to a 401 or 407
 	// Has says whether a number is one of its own. It is asked when calls of several trunks come from one address and neither
 	// account is called by name; nil = it has none. It must not block.
@@ -218,6 +223,12 @@ func (c Config) check() error {
 		}
 		if host, _ := hostAndPort(t.Proxy); !validHost(host) || !validHost(t.Domain) {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: proxy %q or domain %q is not a host name or address", t.Name, t.Proxy, t.Domain))
+		}
+		if !validHost(t.Advertise) {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: advertise %q is not a host name or address", t.Name, t.Advertise))
+		}
+		if a := t.AdvertiseRTP; a.IsUnspecified() || a.IsValid() && !c.RTP.Addr.IsUnspecified() && a.Unmap().Is4() != c.RTP.Addr.Unmap().Is4() {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: no sound that is sent to %v comes to rtp address %v", t.Name, a, c.RTP.Addr))
 		}
 		if t.Transport != "" && t.Transport != Auto && !t.Transport.known() {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown transport %q", t.Name, t.Transport))

@@ -135,7 +135,7 @@ func (s *Stack) newOutgoing(trunk *Trunk, l listener, r DialRequest) *Call {
 		CallID: id.callID, LocalTag: id.localTag, Role: UAC,
 		LocalURI: s.callingParty(trunk, l.addr, r.From), RemoteURI: "<" + target.String() + ">", RemoteTarget: target.String(),
 		LocalCSeq: cseqBlock, InviteCSeq: 1, InviteBranch: newBranch(),
-		Transport: l.transport, LocalSocket: l.addr, Contact: s.contact(l.transport, l.addr), Info: c.info,
+		Transport: l.transport, LocalSocket: l.addr, Contact: s.contact(trunk, l.transport, l.addr), Info: c.info,
 		Replaces: r.Replaces, ReferredBy: r.ReferredBy,
 	}
 	c.dialog.Media.MediaIndex = -1

@@ -185,7 +185,7 @@ func (s *Stack) discover(ctx context.Context, trunk *Trunk, host string, ways []
 	defer cancel()
 	var out []target
 	for _, t := range ways {
-		out = s.services(ctx, out, t, host)
+		out = s.services(ctx, trunk, out, t, host)
 	}
 	return out
 }
@@ -206,7 +206,7 @@ func (s *Stack) delegated(ctx context.Context, trunk *Trunk, host string, ways [
 			break
 		}
 		order = one.order
-		out = s.servers(ctx, out, one.transport, "", "", one.name)
+		out = s.servers(ctx, trunk, out, one.transport, "", "", one.name)
 	}
 	return out
 }

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -571,5 +572,72 @@ func TestOrphanIsHungUpAtOnce(t *testing.T) { // after a crash, before Run has b
 	}
 	if got, want := call.Ended(), `SIP;cause=500;text="Bridge failure"`; got != want {
 		t.Errorf("reason of BYE = %q, want %q", got, want)
+	}
+}
+
+// A process whose sockets are bound to all addresses, and two neighbours that reach it by different ones: each sends its ACK, its
+// later requests and its sound to what it was told.
+func TestTwoTrunksKnowUsByDifferentAddresses(t *testing.T) {
+	phones := &bed{TB: t}
+	config := testConfig(sip.UDP)
+	config.Listen[0].Addr = netip.MustParseAddrPort("0.0.0.0:0")
+	config.RTP.Addr, config.RTP.Advertise, config.Advertise = netip.IPv4Unspecified(), netip.MustParseAddr("127.0.0.99"), "127.0.0.98"
+	config.Trunks = nil
+	lines := map[string]*phone.Phone{}
+	told := map[string]string{"pbx": "127.0.0.5", "carrier": "127.0.0.6"}
+	for name, at := range map[string]string{"pbx": "127.0.0.20", "carrier": "127.0.0.21"} {
+		host := netip.MustParseAddr(at)
+		lines[name] = phones.phone(phone.Config{Local: host})
+		config.Trunks = append(config.Trunks, sip.Trunk{
+			Name: name, Networks: []netip.Prefix{netip.PrefixFrom(host, 32)}, Proxy: lines[name].Addr().String(),
+			Advertise: told[name], AdvertiseRTP: netip.MustParseAddr(told[name]),
+		})
+	}
+	b := newBed(t, config, nil)
+	talk := func(what, name string, call *phone.Call, s *served) {
+		t.Helper()
+		first := call.Answer()
+		if _, err := call.Reinvite(timeout(t, 10*time.Second), "sendrecv"); err != nil {
+			t.Fatalf("%s: re-INVITE: %v", what, err)
+		}
+		for _, sdp := range []string{first, call.Answer()} {
+			if want := "c=IN IP4 " + told[name] + "\r\n"; !strings.Contains(sdp, want) {
+				t.Errorf("%s is described by %q, want %q", what, sdp, want)
+			}
+		}
+		await(t, "sound of "+what, func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			_, received := call.Packets()
+			return s.heard > 10 && received > 10
+		})
+		if err := call.Hangup(timeout(t, 10*time.Second)); err != nil {
+			t.Errorf("%s: BYE: %v", what, err)
+		}
+		s.wants(sip.Ended{})
+	}
+	for name, p := range lines {
+		bridge := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), b.stack.Addr(sip.UDP).Port()).String()
+		call, err := p.Dial(timeout(t, 10*time.Second), bridge, "1000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := b.call()
+		s.wants(sip.Acked{})
+		if got := s.Info().Trunk; got != name {
+			t.Errorf("the call came over %q, want %q", got, name)
+		}
+		talk("the call from "+name, name, call, s)
+
+		s = b.dial(sip.DialRequest{Trunk: name, Number: "200"})
+		if call, err = p.AwaitCall(timeout(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if err := call.PickUp(timeout(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		s.wants(sip.Answered{})
+		s.echo(s.Media())
+		talk("the call to "+name, name, call, s)
 	}
 }

@@ -244,7 +244,7 @@ func (s *Stack) callingParty(trunk *Trunk, local netip.AddrPort, from Caller) st
 
 // nameAddress is who with an address of this trunk.
 func (s *Stack) nameAddress(trunk *Trunk, local netip.AddrPort, who Caller) string {
-	host, _ := s.sentBy(local)
+	host, _ := s.sentBy(trunk, local)
 	if trunk.Domain != "" {
 		host = trunk.Domain
 	}

@@ -423,7 +423,7 @@ func (d *Dialog) request(s *Stack, method gosip.RequestMethod, cseq uint32) (*go
 		return nil, err
 	}
 	req := gosip.NewRequest(method, target)
-	host, port := s.sentBy(d.LocalSocket)
+	host, port := s.sentBy(s.trunkNamed(d.Info.Trunk), d.LocalSocket)
 	via := &gosip.ViaHeader{
 		ProtocolName: "SIP", ProtocolVersion: "2.0", Transport: strings.ToUpper(string(d.Transport)), Host: host, Port: port,
 	}

@@ -187,7 +187,7 @@ func (c *Call) localIn(d *MediaState, port uint16) LocalState {
 	}
 	return LocalState{
 		SRTP: mode, Secure: c.dialog.Transport == TLS, Keys: c.srtpKeys,
-		Addr:   netip.AddrPortFrom(c.stack.config.RTP.Advertise, port),
+		Addr:   netip.AddrPortFrom(c.stack.soundHost(c.trunk), port),
 		Codecs: codecs, Current: d.Format, Crypto: d.Crypto, Later: d.RemoteSDP != "",
 		SessionID: d.SessionID, SDPVersion: d.SDPVersion, LocalSDP: d.LocalSDP, MediaIndex: d.MediaIndex,
 	}
@@ -224,7 +224,7 @@ func (c *Call) negotiate(body []byte, local LocalState) ([]byte, *Negotiated, *r
 	case err == nil:
 		return own, n, nil
 	case warning(err, "") != "":
-		host, _ := c.stack.sentBy(c.dialog.LocalSocket)
+		host, _ := c.stack.sentBy(c.trunk, c.dialog.LocalSocket)
 		c.log.Info("offer not acceptable", "err", err)
 		return nil, nil, refuse(488, statusText(488), gosip.NewHeader("Warning", warning(err, host)))
 	default:
@@ -237,7 +237,7 @@ func (c *Call) negotiate(body []byte, local LocalState) ([]byte, *Negotiated, *r
 func (c *Call) take(m *Media, own, theirs []byte, n *Negotiated) {
 	d := &c.dialog.Media
 	d.Local = m.LocalAddr()
-	d.Advertised = netip.AddrPortFrom(c.stack.config.RTP.Advertise, m.LocalAddr().Port())
+	d.Advertised = netip.AddrPortFrom(c.stack.soundHost(c.trunk), m.LocalAddr().Port())
 	d.LocalSDP, d.SDPVersion, d.MediaIndex = string(own), n.SDPVersion, n.MediaIndex
 	d.Format, d.Direction, d.RemoteSilent, d.Crypto = n.Format, n.Direction, n.RemoteSilent, n.Crypto
 	if len(theirs) > 0 {

@@ -154,10 +154,10 @@ func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 	} else if port == 0 && trunk.Transport == Auto {
 		out = s.discover(ctx, trunk, host, ways)
 	} else if port == 0 {
-		out = s.services(ctx, nil, plain, host)
+		out = s.services(ctx, trunk, nil, plain, host)
 	}
 	if len(out) == 0 {
-		addrs, err := s.addresses(ctx, host)
+		addrs, err := s.addresses(ctx, trunk, host)
 		if err != nil {
 			return nil, fmt.Errorf("locate trunk %s: %w", trunk.Name, err)
 		}
@@ -176,16 +176,16 @@ func (s *Stack) locate(ctx context.Context, trunk *Trunk) ([]target, error) {
 }
 
 // services asks for the SRV records of SIP over one transport.
-func (s *Stack) services(ctx context.Context, out []target, t Transport, host string) []target {
+func (s *Stack) services(ctx context.Context, trunk *Trunk, out []target, t Transport, host string) []target {
 	if t == TLS {
-		return s.servers(ctx, out, t, "sips", "tcp", host)
+		return s.servers(ctx, trunk, out, t, "sips", "tcp", host)
 	}
-	return s.servers(ctx, out, t, "sip", string(t), host)
+	return s.servers(ctx, trunk, out, t, "sip", string(t), host)
 }
 
 // servers adds those that SRV records name; the resolver sorts them by priority and weight (RFC 2782). Without a service, name is
 // that of the records.
-func (s *Stack) servers(ctx context.Context, out []target, t Transport, service, proto, name string) []target {
+func (s *Stack) servers(ctx context.Context, trunk *Trunk, out []target, t Transport, service, proto, name string) []target {
 	_, records, err := s.config.resolver.LookupSRV(ctx, service, proto, name)
 	if err != nil {
 		return out // most names have none
@@ -194,7 +194,7 @@ func (s *Stack) servers(ctx context.Context, out []target, t Transport, service,
 		if len(out) == maxFound {
 			break
 		}
-		addrs, err := s.addresses(ctx, strings.TrimSuffix(r.Target, "."))
+		addrs, err := s.addresses(ctx, trunk, strings.TrimSuffix(r.Target, "."))
 		if err != nil {
 			continue
 		}
@@ -225,11 +225,11 @@ func (d *Dialog) turnTo(s *Stack, t Transport) bool {
 	if t == d.Transport || !ok {
 		return false
 	}
-	d.Transport, d.LocalSocket, d.Contact = t, l.addr, s.contact(t, l.addr)
+	d.Transport, d.LocalSocket, d.Contact = t, l.addr, s.contact(s.trunkNamed(d.Info.Trunk), t, l.addr)
 	return true
 }
 
-func (s *Stack) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
+func (s *Stack) addresses(ctx context.Context, trunk *Trunk, host string) ([]netip.Addr, error) {
 	addrs, err := s.config.resolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
 		return nil, err
@@ -237,7 +237,8 @@ func (s *Stack) addresses(ctx context.Context, host string) ([]netip.Addr, error
 	for i := range addrs {
 		addrs[i] = addrs[i].Unmap()
 	}
-	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a.Is4() != s.config.RTP.Advertise.Unmap().Is4() }), nil
+	ours := s.soundHost(trunk).Unmap()
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return a.Is4() != ours.Is4() }), nil
 }
 
 func hostAndPort(s string) (string, uint16) {
@@ -335,7 +336,7 @@ func (s *Stack) connect(ctx context.Context, trunk *Trunk, req *gosip.Request) e
 	if t == UDP {
 		return nil
 	}
-	addr, err := s.destination(ctx, req, t)
+	addr, err := s.destination(ctx, trunk, req, t)
 	if err != nil {
 		return err
 	}
@@ -348,12 +349,12 @@ func (s *Stack) connect(ctx context.Context, trunk *Trunk, req *gosip.Request) e
 }
 
 // destination resolves where a request goes.
-func (s *Stack) destination(ctx context.Context, req *gosip.Request, t Transport) (netip.AddrPort, error) {
+func (s *Stack) destination(ctx context.Context, trunk *Trunk, req *gosip.Request, t Transport) (netip.AddrPort, error) {
 	host, port := hostAndPort(req.Destination())
 	if a, err := netip.ParseAddr(host); err == nil {
 		return netip.AddrPortFrom(a.Unmap(), cmpPort(port, t)), nil
 	}
-	addrs, err := s.addresses(ctx, host)
+	addrs, err := s.addresses(ctx, trunk, host)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}

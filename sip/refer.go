@@ -216,7 +216,7 @@ func (c *Call) beyond(uri *gosip.Uri) bool {
 		return true
 	}
 	a, err := netip.ParseAddr(named) // of a phone, say
-	advertised, _ := c.stack.sentBy(c.dialog.LocalSocket)
+	advertised, _ := c.stack.sentBy(c.trunk, c.dialog.LocalSocket)
 	return err == nil && c.trunk.contains(a) && a != c.dialog.LocalSocket.Addr() && named != advertised
 }
 
@@ -229,7 +229,7 @@ func (c *Call) ours(uri *gosip.Uri) bool {
 	default:
 		return false
 	}
-	advertised, _ := c.stack.sentBy(c.dialog.LocalSocket)
+	advertised, _ := c.stack.sentBy(c.trunk, c.dialog.LocalSocket)
 	known := []string{advertised, c.dialog.LocalSocket.Addr().String()}
 	if local, err := routeURI(c.dialog.LocalURI); err == nil {
 		known = append(known, local.Host)

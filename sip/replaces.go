@@ -125,7 +125,7 @@ func (c *Call) takeOver(r *replaces, trunk *Trunk, source netip.AddrPort, t *tra
 	old, oldKeys, oldState := c.dialog, c.srtpKeys, c.state
 	info := old.Info
 	info.Caller = inviteInfo(trunk, t.req).Caller
-	c.dialog = dialogOf(c.stack, info, t.req, addrPortOf(t.tx.(*gosip.ServerTx).Connection().LocalAddr()), source)
+	c.dialog = dialogOf(c.stack, trunk, info, t.req, addrPortOf(t.tx.(*gosip.ServerTx).Connection().LocalAddr()), source)
 	c.dialog.LocalCSeq, c.dialog.Since = cseqBlock, old.Since
 	c.srtpKeys = nil // keys are for one phone
 	local := c.local(m.LocalAddr().Port())

@@ -39,7 +39,12 @@ func (s *Stack) Dismiss(d Dialog, cause Cause) error {
 	}
 	trunk := s.trunkNamed(d.Info.Trunk)
 	if trunk == nil || trunk.Proxy == "" {
-		trunk = &Trunk{Proxy: d.peer(), Transport: d.Transport} // without a name: what is found of it is no trunk's
+		stand := Trunk{} // without a name: what is found of it is no trunk's
+		if trunk != nil {
+			stand.Advertise, stand.AdvertiseRTP = trunk.Advertise, trunk.AdvertiseRTP
+		}
+		stand.Proxy, stand.Transport = d.peer(), d.Transport
+		trunk = &stand
 	}
 	call, err := s.resume(d, l, trunk)
 	if err != nil {
@@ -61,9 +66,9 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq + cseqBlock, lastBefore: d.RemoteCSeq, leap: true,
 	}
 	c.dialog.LocalSocket = l.addr
-	c.dialog.Contact = s.contact(d.Transport, l.addr)
+	c.dialog.Contact = s.contact(trunk, d.Transport, l.addr)
 	if strings.HasPrefix(d.Contact, "<sips:") {
-		c.dialog.Contact = "<sips:trunkline@" + s.hostPort(l.addr) + ">"
+		c.dialog.Contact = s.secureContact(trunk, l.addr)
 	}
 	c.dialog.Confirmed = true
 	c.dialog.LocalCSeq += 2 * cseqBlock

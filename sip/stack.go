@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -644,40 +643,6 @@ func (s *Stack) forget(c *Call) {
 		s.neighbours.release(c.heardAt, c.trunk)
 		c.heardAt = netip.Addr{}
 	}
-}
-
-// contact is our address for a dialog that came to this listener.
-func (s *Stack) contact(t Transport, local netip.AddrPort) string {
-	uri := "sip:trunkline@" + s.hostPort(local)
-	if t != UDP {
-		uri += ";transport=" + string(t)
-	}
-	return "<" + uri + ">"
-}
-
-// contactFor is our address in answer to a request: secure if it was asked for securely (§12.1.1).
-func (s *Stack) contactFor(req *gosip.Request, t Transport, local netip.AddrPort) string {
-	if strings.EqualFold(req.Recipient.Scheme, "sips") {
-		return "<sips:trunkline@" + s.hostPort(local) + ">"
-	}
-	return s.contact(t, local)
-}
-
-func (s *Stack) hostPort(local netip.AddrPort) string {
-	host, port := s.sentBy(local)
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return host + ":" + strconv.Itoa(port)
-}
-
-// sentBy is how we name ourselves to the phone.
-func (s *Stack) sentBy(local netip.AddrPort) (string, int) {
-	host := s.config.Advertise
-	if host == "" {
-		host = local.Addr().String()
-	}
-	return strings.Trim(host, "[]"), int(local.Port())
 }
 
 func newTag() string { return strings.ToLower(rand.Text()[:20]) }

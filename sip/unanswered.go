@@ -120,6 +120,6 @@ func pauseFor(ctx context.Context, d time.Duration) bool {
 
 // moved says that the phone knows us by other addresses than we have now.
 func (c *Call) moved(before Dialog) bool {
-	now := netip.AddrPortFrom(c.stack.config.RTP.Advertise, before.Media.Local.Port())
+	now := netip.AddrPortFrom(c.stack.soundHost(c.trunk), before.Media.Local.Port())
 	return c.dialog.Contact != before.Contact || before.Media.Advertised.IsValid() && now != before.Media.Advertised
 }

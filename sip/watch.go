@@ -72,7 +72,7 @@ func (w *watch) begin() error {
 	w.dialog = Dialog{
 		CallID: strings.ToLower(newBranch()[7:]), LocalTag: newTag(), LocalURI: "<" + address.String() + ">",
 		RemoteURI: "<" + address.String() + ">", RemoteTarget: domain.String(), Transport: l.transport, LocalSocket: l.addr,
-		Contact: w.contact(w.stack.contact(l.transport, l.addr)),
+		Contact: w.contact(w.stack.contact(w.trunk, l.transport, l.addr)), Info: Info{Trunk: w.trunk.Name},
 	}
 	return nil
 }

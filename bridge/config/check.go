@@ -190,6 +190,10 @@ func (c *checker) trunk(key string, t Trunk) {
 	}
 	c.host(key+".proxy", host)
 	c.host(key+".domain", t.Domain)
+	c.host(key+".advertise", t.Advertise)
+	if a, err := netip.ParseAddr(t.AdvertiseRTP); t.AdvertiseRTP != "" && (err != nil || a.IsUnspecified()) {
+		c.wrong(key+".advertise_rtp", "%q is not an IP address that sound can be sent to", t.AdvertiseRTP)
+	}
 	if t.MaxCalls < 0 {
 		c.wrong(key+".max_calls", "must not be negative")
 	}

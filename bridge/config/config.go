@@ -95,6 +95,8 @@ type Trunk struct {
 	Proxy         string   `yaml:"proxy"`
 	Transport     string   `yaml:"transport"`
 	Domain        string   `yaml:"domain"`
+	Advertise     string   `yaml:"advertise"`
+	AdvertiseRTP  string   `yaml:"advertise_rtp"`
 	Username      string   `yaml:"username"`
 	AuthUsername  string   `yaml:"auth_username"`
 	Password      string   `yaml:"password"`

@@ -284,12 +284,18 @@ func (p *patient) checkRTP(context.Context) []finding {
 func (p *patient) checkAdvertised(context.Context) []finding {
 	var list []finding
 	own := ownAddresses()
-	for _, a := range []struct{ key, value, bound string }{
-		{"sip.advertise", p.cfg.SIP.Advertise, hostOf(p.cfg.SIP.Listen[0].Address)},
-		{"rtp.advertise", p.cfg.RTP.Advertise, p.cfg.RTP.Address},
-		{"webrtc.advertise", p.cfg.WebRTC.Advertise, ""},
-	} {
-		list = append(list, plausible(a.key, a.value, a.bound, own))
+	signalling, sound := hostOf(p.cfg.SIP.Listen[0].Address), p.cfg.RTP.Address
+	list = append(list,
+		plausible("sip.advertise", p.cfg.SIP.Advertise, signalling, own),
+		plausible("rtp.advertise", p.cfg.RTP.Advertise, sound, own),
+		plausible("webrtc.advertise", p.cfg.WebRTC.Advertise, "", own))
+	for _, t := range p.cfg.SIP.Trunks { // those of the others hold where a trunk names none
+		if t.Advertise != "" {
+			list = append(list, plausible("advertise of trunk "+t.Name, t.Advertise, signalling, own))
+		}
+		if t.AdvertiseRTP != "" {
+			list = append(list, plausible("advertise_rtp of trunk "+t.Name, t.AdvertiseRTP, sound, own))
+		}
 	}
 	return list
 }

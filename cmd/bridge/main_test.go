@@ -113,13 +113,16 @@ func TestDoctorFindsTakenPortsAndFoldersThatAreNotThere(t *testing.T) {
 homeserver: {domain: example.org, address: "http://127.0.0.1:1"}
 appservice: {listen: %q}
 admin: {listen: %q}
-sip: {tls: {certificate: /no/such/cert.pem, key: /no/such/key.pem}}
+sip:
+  tls: {certificate: /no/such/cert.pem, key: /no/such/key.pem}
+  trunks: [{name: pbx, networks: [10.0.0.0/8], advertise: 203.0.113.5, advertise_rtp: 127.0.0.2}]
 database: {address: "sqlite:/no/such/folder/trunkline.db"}
 `, taken[0], taken[1]))
 	_, out, _ := command(t, "-c", path, "-doctor")
 	for _, want := range []string{
 		"FAIL  HTTP socket " + taken[0], "FAIL  admin socket " + taken[1],
 		"FAIL  sip.tls.certificate /no/such/cert.pem: open /no/such/cert.pem: no such file",
+		"ok    advertise of trunk pbx: 203.0.113.5 is not this host's", "FAIL  advertise_rtp of trunk pbx: 127.0.0.2 can be reached from this host only",
 		"FAIL  database reachable: make a file in /no/such/folder: no such file or directory",
 	} {
 		if !strings.Contains(out, want) {
