@@ -212,3 +212,22 @@ func TestTrunksHaveAddressesOfTheirOwn(t *testing.T) {
 		}
 	}
 }
+
+func TestLimitsOfTrunksAreThoseOfTheConfig(t *testing.T) {
+	cfg := config.Default()
+	cfg.SIP.Limits.MessagesPerSecond = 0
+	cfg.SIP.Trunks = []config.Trunk{
+		{InvitesPerSecond: 3, MaxCalls: 4, Direction: config.DirectionIn}, {Direction: config.DirectionOut}, {Direction: config.DirectionBoth},
+	}
+	settings, err := sipConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := settings.Limits; l.InvitesPerSecond != 200 || l.MessagesPerSecond != -1 || l.FailuresPerMinute != 20 {
+		t.Errorf("limits = %+v; want 200 calls, no limit of messages, 20 failures", l)
+	}
+	in, out, both := settings.Trunks[0], settings.Trunks[1], settings.Trunks[2]
+	if in.InvitesPerSecond != 3 || in.MaxCalls != 4 || !in.InOnly || in.OutOnly || out.InOnly || !out.OutOnly || both.InOnly || both.OutOnly {
+		t.Errorf("trunks = %+v", settings.Trunks)
+	}
+}

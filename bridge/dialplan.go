@@ -34,7 +34,7 @@ func newDialPlan(cfg config.Config) *dialPlan {
 	}
 	for _, t := range cfg.SIP.Trunks {
 		p.rules[t.Name] = t.Numbers
-		if t.Proxy != "" {
+		if t.Proxy != "" && t.Direction != config.DirectionIn {
 			p.trunks = append(p.trunks, t)
 		}
 		if t.CallsPerSecond > 0 {

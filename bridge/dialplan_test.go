@@ -20,6 +20,7 @@ func planOf(t *testing.T) *dialPlan {
 	c.Dialling.Expensive = []string{"+4940"}
 	c.SIP.Trunks = []config.Trunk{
 		{Name: "inward", Networks: []string{"127.0.0.0/8"}},
+		{Name: "registered", Proxy: "away.example.org", Direction: config.DirectionIn},
 		{Name: "carrier", Proxy: "sip.example.net", Numbers: number.Rules{Country: "DE", Out: []number.Rule{{Prefix: "+", Replace: "00"}}}},
 		{Name: "berlin", Proxy: "192.0.2.1:5060", Dials: []string{"+4930", "+4931"}, Numbers: number.Rules{Out: []number.Rule{{Prefix: "+49", Replace: "0"}}}},
 		{Name: "pbx", Proxy: "192.0.2.2", Domain: "pbx.example.org", Dials: []string{"+4930123"}, Extensions: []string{"1xx", "*9x"}, CallsPerSecond: 1},

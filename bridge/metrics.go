@@ -139,6 +139,9 @@ func sipReadings(stack *sip.Stack) readings {
 			func() map[string]uint64 { return stack.Stats().Dropped }),
 		counters("trunkline_sip_refused_total", "Requests refused.", "code",
 			func() map[string]uint64 { return byCode(stack.Stats().Refused) }),
+		turnedAway(stack),
+		gauge("trunkline_sip_banned_addresses", "Addresses of trunks that are not heard for a while because they kept failing.",
+			func() float64 { return float64(stack.Stats().Banned) }),
 		counter("trunkline_sip_invites_total", "New calls.", stat(func(s sip.Stats) uint64 { return s.Invites })),
 		counter("trunkline_sip_dialled_total", "Calls we began.", stat(func(s sip.Stats) uint64 { return s.Dialled })),
 		counter("trunkline_sip_dial_answered_total", "Of these, answered.", stat(func(s sip.Stats) uint64 { return s.DialAnswered })),
@@ -177,6 +180,16 @@ func trunkGauge(stack *sip.Stack, name, help string, is func(sip.TrunkState) boo
 				v = 1
 			}
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, t.Trunk)
+		}
+	}}
+}
+
+func turnedAway(stack *sip.Stack) reading {
+	const help = "Calls of a trunk that were refused before anybody was told of them, by why."
+	desc := prometheus.NewDesc("trunkline_sip_calls_turned_away_total", help, []string{"trunk", "why"}, nil)
+	return reading{desc, func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+		for t, n := range stack.Stats().TurnedAway {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), t.Trunk, t.Why)
 		}
 	}}
 }

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"trunkline/db"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
+	"trunkline/internal/testbed/phone"
 )
 
 // admin makes a request as an admin would.
@@ -61,6 +63,23 @@ func TestTrunksAndRoutesOfTheDatabaseTakeCalls(t *testing.T) {
 	if got := b.ghosts(); len(got) != 1 {
 		t.Errorf("ghosts in the call: %v", got)
 	}
+}
+
+func TestStoredTrunkThatOnlyTakesCallsMayPlaceNone(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	if code, answer := b.admin("PUT", "/trunks/office", `{"networks": ["127.0.0.0/8"], "proxy": "127.0.0.99", "direction": "out"}`); code != http.StatusOK {
+		t.Fatalf("PUT = %d, %s", code, answer)
+	}
+	b.stop()
+	b.cfg.SIP.Trunks = nil
+	b.start()
+	_, err := b.phone("+493012345678").Dial(b.ctx(), b.sip, goodNumber)
+	if status, ok := errors.AsType[*phone.StatusError](err); !ok || status.Code != 403 || b.rows() != 0 {
+		t.Errorf("its call = %v, and %d rows; want 403 and none", err, b.rows())
+	}
+	b.shows(`trunkline_sip_calls_turned_away_total{trunk="office",why="outbound only"} 1`)
+	b.shows("trunkline_sip_banned_addresses 0")
 }
 
 func TestStoredTrunksAndRoutesAreChecked(t *testing.T) {

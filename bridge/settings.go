@@ -80,6 +80,15 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		out.Trunks = append(out.Trunks, trunk)
 	}
 	out.Limits.Calls = c.Calls.MaxLegs + 50 // the bridge itself says busy first, with a count
+	for limit, n := range map[*int]int{
+		&out.Limits.InvitesPerSecond:  c.SIP.Limits.InvitesPerSecond,
+		&out.Limits.MessagesPerSecond: c.SIP.Limits.MessagesPerSecond,
+		&out.Limits.FailuresPerMinute: c.SIP.Limits.FailuresPerMinute,
+	} {
+		if *limit = n; n == 0 {
+			*limit = -1 // sip's word for no limit
+		}
+	}
 	return out, nil
 }
 
@@ -94,7 +103,8 @@ func sipTrunk(t config.Trunk, ours *tls.Config) (sip.Trunk, error) {
 			return text == own || string(n) == own
 		}
 	}
-	trunk.MaxCalls = t.MaxCalls
+	trunk.OutOnly, trunk.InOnly = t.Direction == config.DirectionOut, t.Direction == config.DirectionIn
+	trunk.MaxCalls, trunk.InvitesPerSecond = t.MaxCalls, t.InvitesPerSecond
 	trunk.CallerID = sip.CallerID{AccountInFrom: t.AccountInFrom, Header: map[string]sip.IdentityHeader{
 		"pai": sip.AssertedIdentity, "ppi": sip.PreferredIdentity, "rpid": sip.RemoteParty,
 	}[t.CallerID]}

@@ -134,7 +134,11 @@ type Trunk struct {
 	// account is called by name; nil = it has none. It must not block.
 	Has func(Number) bool
 
-	MaxCalls int // 0 = only Limits.Calls holds
+	// OutOnly refuses its calls with 403. InOnly lets no calls be placed over it, although it has a proxy to register with, say.
+	OutOnly, InOnly bool
+
+	MaxCalls         int // both ways; 0 = only Limits.Calls holds
+	InvitesPerSecond int // new calls of its; 0 = only Limits.InvitesPerSecond holds
 }
 
 // Transfers is where phones of a trunk may ask to be.
@@ -160,6 +164,8 @@ const (
 type Limits struct {
 	Calls              int           // concurrent calls; 0 = 1000
 	InvitesPerSecond   int           // over all trunks; 0 = 200, negative = no limit
+	MessagesPerSecond  int           // of one address; more are not heard, or wait over TCP; 0 = 1000, negative = no limit
+	FailuresPerMinute  int           // of one address; then it is not heard for 5 minutes; 0 = 20, negative = no limit
 	MessageBytes       int           // one SIP message; 0 = 8192
 	HeaderLines        int           // 0 = 128
 	Connections        int           // TCP connections; 0 = 256
@@ -176,6 +182,8 @@ func (l Limits) withDefaults() Limits {
 	}
 	def(&l.Calls, 1000)
 	def(&l.InvitesPerSecond, 200)
+	def(&l.MessagesPerSecond, 1000)
+	def(&l.FailuresPerMinute, 20)
 	def(&l.MessageBytes, 8192)
 	def(&l.HeaderLines, 128)
 	def(&l.Connections, 256)
@@ -232,6 +240,9 @@ func (c Config) check() error {
 		}
 		if t.Transport != "" && t.Transport != Auto && !t.Transport.known() {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: unknown transport %q", t.Name, t.Transport))
+		}
+		if t.OutOnly && (t.InOnly || t.Proxy == "") {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: no calls could go either way", t.Name))
 		}
 		if (t.Register || t.Ping > 0) && t.Proxy == "" || t.Register && t.Auth.Username == "" {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: to register takes a proxy and a user name, to ping a proxy", t.Name))

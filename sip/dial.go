@@ -88,7 +88,7 @@ func (s *Stack) Dial(ctx context.Context, r DialRequest) (*Call, error) {
 		return nil, fmt.Errorf("dial: %w", err)
 	}
 	trunk := s.trunkNamed(r.Trunk)
-	if trunk == nil || trunk.Proxy == "" {
+	if trunk == nil || trunk.Proxy == "" || trunk.InOnly {
 		return nil, fmt.Errorf("dial over %q: %w", clip(r.Trunk), ErrNoTrunk)
 	}
 	if r.Number == "" {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
 	"golang.org/x/time/rate"
@@ -16,6 +17,7 @@ import (
 // guard judges what comes from the network before the parser of sipgo sees it.
 type guard struct {
 	*neighbours
+	gate     *gate
 	limits   Limits
 	counters *counters
 	log      *slog.Logger
@@ -38,14 +40,26 @@ func (g *guard) stranger(from netip.AddrPort, data []byte) {
 func (g *guard) refused(from net.Addr, v verdict) {
 	g.counters.refuse(v.code)
 	g.log.Debug("message refused", "code", v.code, "why", v.why, "source", addrPortOf(from))
+	if failing(v.code) {
+		g.gate.failed(addrPortOf(from).Addr())
+	}
+}
+
+// dropped counts what gets no answer.
+func (g *guard) dropped(from net.Addr, why string) {
+	g.counters.drop(why)
+	if why != dropKeepalive {
+		g.gate.failed(addrPortOf(from).Addr())
+	}
 }
 
 // verdict of the guard about one message.
 type verdict struct {
-	drop  string // not "": drop without an answer, for this reason
-	code  int    // not 0: refuse with this status
-	why   string // reason phrase of the refusal; ours, never text of others
-	fatal bool   // on a stream: no message boundary to go on from
+	drop  string        // not "": drop without an answer, for this reason
+	code  int           // not 0: refuse with this status
+	why   string        // reason phrase of the refusal; ours, never text of others
+	fatal bool          // on a stream: no message boundary to go on from
+	again time.Duration // when the sender may try again; 0 = it is not told
 }
 
 // tooLarge is about a message that is whole, or whose end is known.
@@ -53,16 +67,24 @@ var tooLarge = verdict{code: 513, why: "Message Too Large"}
 
 func (v verdict) pass() bool { return v.drop == "" && v.code == 0 }
 
-// inspect judges one whole message. stream says that it came over TCP, where Content-Length is mandatory.
-func (g *guard) inspect(data []byte, stream bool) verdict {
+// judge decides on one whole message of an address. stream says that it came over TCP, where Content-Length is mandatory.
+func (g *guard) judge(data []byte, from net.Addr, stream bool) verdict {
+	m, v := g.inspect(data, stream)
+	if v.pass() {
+		v = g.gate.admits(m, addrPortOf(from).Addr())
+	}
+	return v
+}
+
+// inspect says whether a message is well formed, and reads it.
+func (g *guard) inspect(data []byte, stream bool) (m gosip.Message, v verdict) {
 	if len(bytes.Trim(data, "\r\n\x00 ")) == 0 {
-		return verdict{drop: dropKeepalive}
+		return nil, verdict{drop: dropKeepalive}
 	}
 	h, ok := readHead(data)
 	if !ok {
-		return verdict{drop: dropMalformed, fatal: true}
+		return nil, verdict{drop: dropMalformed, fatal: true}
 	}
-	var v verdict
 	switch {
 	case len(data) > g.limits.MessageBytes:
 		v = tooLarge
@@ -71,25 +93,27 @@ func (g *guard) inspect(data []byte, stream bool) verdict {
 	default:
 		v = h.check(len(data)-h.bodyAt, stream)
 	}
-	if v.pass() && !g.parses(data) {
-		v = verdict{code: 400, why: "Malformed header"}
+	if v.pass() {
+		if m, ok = g.parse(data); !ok {
+			v = verdict{code: 400, why: "Malformed header"}
+		}
 	}
 	if v.code != 0 && !h.answerable() {
-		return verdict{drop: dropMalformed}
+		return nil, verdict{drop: dropMalformed}
 	}
-	return v
+	return m, v
 }
 
-// parses asks the parser itself; a message that makes it panic must not reach its read loop.
-func (g *guard) parses(data []byte) (ok bool) {
+// parse asks the parser itself; a message that makes it panic must not reach its read loop.
+func (g *guard) parse(data []byte) (m gosip.Message, ok bool) {
 	defer func() {
 		if recover() != nil {
 			g.counters.panics.Add(1)
 			ok = false
 		}
 	}()
-	_, err := g.parser.ParseSIP(data)
-	return err == nil
+	m, err := g.parser.ParseSIP(data)
+	return m, err == nil
 }
 
 // head is the start line and headers of a message, read only as far as judging and refusing it needs.
@@ -246,6 +270,9 @@ func (v verdict) refusal(data []byte) []byte {
 			b.WriteString(";tag=" + newTag()) // §8.2.6.2
 		}
 		b.WriteString("\r\n")
+	}
+	if v.again > 0 {
+		fmt.Fprintf(&b, "Retry-After: %d\r\n", int(v.again.Seconds()))
 	}
 	b.WriteString("Content-Length: 0\r\n\r\n")
 	return []byte(b.String())

@@ -73,6 +73,23 @@ func (n *neighbours) trunksOf(a netip.Addr) (out []*Trunk) {
 	return out
 }
 
+// named says that an address was written into the config by itself, or is one of a proxy.
+func (n *neighbours) named(a netip.Addr) bool {
+	for i := range n.trunks {
+		if slices.ContainsFunc(n.trunks[i].Networks, func(p netip.Prefix) bool { return p.IsSingleIP() && p.Contains(a) }) {
+			return true
+		}
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, found := range n.found {
+		if slices.Contains(found, a) {
+			return true
+		}
+	}
+	return false
+}
+
 func (n *neighbours) find(trunk *Trunk, targets []target) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

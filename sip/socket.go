@@ -99,8 +99,11 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 		if source := addrPortOf(from); g.trunkOf(source.Addr()) == nil {
 			g.stranger(source, b[:n])
 			continue
+		} else if why := g.gate.drops(source.Addr()); why != "" {
+			g.counters.drop(why)
+			continue
 		}
-		switch v := g.inspect(b[:n], false); {
+		switch v := g.judge(b[:n], from, false); {
 		case v.pass():
 			g.counters.messages.Add(1)
 			return n, from, nil
@@ -110,7 +113,7 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 				_, _ = p.WriteTo(answer, from)
 			}
 		default:
-			g.counters.drop(v.drop)
+			g.dropped(from, v.drop)
 		}
 	}
 }
@@ -141,6 +144,8 @@ func (l *guardedListener) Accept() (net.Conn, error) {
 		switch {
 		case trunk == nil:
 			l.guard.counters.drop(dropUnknownSource)
+		case l.guard.gate.banned(host):
+			l.guard.counters.drop(dropBanned)
 		case !l.enter(host):
 			l.guard.counters.drop(dropConnections)
 		default:
@@ -269,7 +274,10 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 			continue
 		}
 		message := c.pending[:size]
-		v = c.guard.inspect(message, true)
+		if wait := c.guard.gate.slows(addrPortOf(c.RemoteAddr()).Addr()); wait > 0 {
+			time.Sleep(wait)
+		}
+		v = c.guard.judge(message, c.RemoteAddr(), true)
 		n := copy(b, message)
 		if v.pass() {
 			c.consume(size)
@@ -294,7 +302,7 @@ func (c *guardedConn) shakeHands() error {
 	err := c.handshake(ctx)
 	c.handshake = nil
 	if err != nil {
-		c.guard.counters.drop(dropHandshake)
+		c.guard.dropped(c.RemoteAddr(), dropHandshake)
 		c.guard.log.Info("TLS handshake failed", "peer", c.RemoteAddr().String(), "err", err)
 	}
 	return err
@@ -347,7 +355,7 @@ func (c *guardedConn) keepAlive() {
 // refuse answers or counts what is not passed on.
 func (c *guardedConn) refuse(v verdict) {
 	if v.code == 0 {
-		c.guard.counters.drop(v.drop)
+		c.guard.dropped(c.RemoteAddr(), v.drop)
 		return
 	}
 	c.guard.refused(c.RemoteAddr(), v)

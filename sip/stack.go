@@ -32,7 +32,7 @@ type Stack struct {
 	log      *slog.Logger
 	counters *counters
 	ports    *ports
-	invites  *rate.Limiter  // nil = no limit
+	gate     *gate
 	turns    *rate.Limiter  // to ask phones whether they have their calls
 	unknown  rate.Sometimes // lets some calls of strangers into the log
 	refusals rate.Sometimes // lets some refusals into the log: a flood must not fill the disk
@@ -136,9 +136,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	}
 	s.root, s.stop = context.WithCancel(context.Background())
 	s.turns = rate.NewLimiter(refreshRate, 1)
-	if n := c.Limits.InvitesPerSecond; n > 0 {
-		s.invites = rate.NewLimiter(rate.Limit(n), n)
-	}
+	s.gate = s.newGate()
 	parser := gosip.NewParser()
 	parser.MaxMessageLength = c.Limits.MessageBytes
 	discard := slog.New(slog.DiscardHandler)
@@ -193,7 +191,7 @@ func closedChannel() chan struct{} {
 func (s *Stack) guard() *guard {
 	parser := gosip.NewParser()
 	parser.MaxMessageLength = s.config.Limits.MessageBytes
-	return &guard{neighbours: s.neighbours, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser, unknown: &s.unknown}
+	return &guard{neighbours: s.neighbours, gate: s.gate, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser, unknown: &s.unknown}
 }
 
 // Addr is the bound address of the first listener with this transport.
@@ -332,6 +330,7 @@ func (s *Stack) Stats() Stats {
 	st.Calls = len(s.byID)
 	s.mu.Unlock()
 	st.RTPPorts = s.ports.inUse()
+	st.Banned = s.gate.bans()
 	return st
 }
 
@@ -453,6 +452,9 @@ func (s *Stack) callOf(req *gosip.Request) *Call {
 func (s *Stack) respond(req *gosip.Request, tx gosip.ServerTransaction, r *refusal) {
 	if r.code >= 300 {
 		s.counters.refuse(r.code)
+		if source, err := netip.ParseAddrPort(req.Source()); err == nil && failing(r.code) {
+			s.gate.failed(source.Addr())
+		}
 		s.refusals.Do(func() {
 			s.log.Info("request refused", "method", string(req.Method), "code", r.code, "why", r.reason, "source", req.Source())
 		})
@@ -480,7 +482,7 @@ func (s *Stack) newCall(req *gosip.Request, tx *gosip.ServerTx) {
 		s.respond(req, tx, refuse(400, statusText(400)))
 		return
 	}
-	trunks := s.neighbours.trunksOf(source.Addr())
+	trunks := calling(s.neighbours.trunksOf(source.Addr()))
 	if len(trunks) == 0 { // somebody who is no trunk any more: of a resumed call, or over a connection that we have opened
 		s.respond(req, tx, refuse(403, statusText(403)))
 		return
@@ -530,10 +532,17 @@ func (s *Stack) admit(c *Call, req *gosip.Request) *refusal {
 	if s.byInvite[id] != nil {
 		return refuse(482, "Loop Detected") // §8.2.2.2: the same request by another path
 	}
+	why := ""
 	switch {
-	case s.closed, s.draining, len(s.byID) >= s.config.Limits.Calls,
-		s.busy(c.trunk),
-		s.invites != nil && !s.invites.Allow():
+	case s.closed, s.draining:
+		why = awayDraining
+	case s.busy(c.trunk):
+		why = awayCalls
+	case len(s.byID) >= s.config.Limits.Calls:
+		why = awayFull
+	}
+	if why != "" {
+		s.counters.turnAway(c.trunk.Name, why)
 		return refuse(503, statusText(503), retry)
 	}
 	s.counters.invites.Add(1)

@@ -14,6 +14,8 @@ type Stats struct {
 	Messages         uint64            // SIP messages let through to the parser
 	Dropped          map[string]uint64 // messages and connections dropped without an answer, by reason
 	Refused          map[int]uint64    // requests refused, by status code
+	TurnedAway       map[Turned]uint64 // calls that nobody was told of
+	Banned           int               // gauge: addresses that are not heard for a while, because they kept failing
 	Invites          uint64            // new calls
 	Answered         uint64
 	Dialled          uint64         // calls we began
@@ -41,7 +43,12 @@ const (
 	dropConnections   = "too many connections"
 	dropSlow          = "incomplete message"
 	dropHandshake     = "TLS handshake"
+	dropFlood         = "flood"
+	dropBanned        = "banned"
 )
+
+// Turned is why calls of a trunk were refused before anybody was told of them.
+type Turned struct{ Trunk, Why string }
 
 type counters struct {
 	messages, invites, answered, noAck, panics atomic.Uint64
@@ -52,17 +59,24 @@ type counters struct {
 
 	mu      sync.Mutex
 	dropped map[string]uint64
+	turned  map[Turned]uint64
 	refused map[int]uint64
 	unhappy map[int]uint64 // dialled calls that were refused
 }
 
 func newCounters() *counters {
-	return &counters{dropped: map[string]uint64{}, refused: map[int]uint64{}, unhappy: map[int]uint64{}}
+	return &counters{dropped: map[string]uint64{}, turned: map[Turned]uint64{}, refused: map[int]uint64{}, unhappy: map[int]uint64{}}
 }
 
 func (c *counters) drop(reason string) {
 	c.mu.Lock()
 	c.dropped[reason]++
+	c.mu.Unlock()
+}
+
+func (c *counters) turnAway(trunk, why string) {
+	c.mu.Lock()
+	c.turned[Turned{trunk, why}]++
 	c.mu.Unlock()
 }
 
@@ -86,10 +100,10 @@ func (c *counters) dialRefused(code int) {
 
 func (c *counters) stats() Stats {
 	c.mu.Lock()
-	dropped, refused, unhappy := maps.Clone(c.dropped), maps.Clone(c.refused), maps.Clone(c.unhappy)
+	dropped, refused, unhappy, turned := maps.Clone(c.dropped), maps.Clone(c.refused), maps.Clone(c.unhappy), maps.Clone(c.turned)
 	c.mu.Unlock()
 	return Stats{
-		Messages: c.messages.Load(), Dropped: dropped, Refused: refused,
+		Messages: c.messages.Load(), Dropped: dropped, Refused: refused, TurnedAway: turned,
 		RegisterFailures: c.registerFailures.Load(),
 		Replaced:         c.replaced.Load(), TransfersRefused: c.transfersRefused.Load(),
 		Dialled: c.dialled.Load(), DialAnswered: c.dialAnswered.Load(), DialRefused: unhappy, Forks: c.forks.Load(),

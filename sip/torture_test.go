@@ -373,7 +373,10 @@ func TestOverloadIsRefused(t *testing.T) {
 }
 
 func TestFloodLeavesNothingBehind(t *testing.T) {
-	inBubble(t, func(c *Config) { c.Limits.InvitesPerSecond = -1 }, func(c *Call) { _ = c.Reject(486, "") }, func(b *bubble) {
+	unlimited := func(c *Config) {
+		c.Limits.InvitesPerSecond, c.Limits.MessagesPerSecond, c.Limits.FailuresPerMinute = -1, -1, -1
+	}
+	inBubble(t, unlimited, func(c *Call) { _ = c.Reject(486, "") }, func(b *bubble) {
 		flood := func(round int) {
 			for i := range 500 {
 				id := fmt.Sprintf("%d.%d", round, i)
@@ -420,7 +423,7 @@ func FuzzGuard(f *testing.F) {
 	s := newStack(Config{}, nil, nil)
 	g := s.guard()
 	f.Fuzz(func(t *testing.T, data []byte, stream bool) {
-		v := g.inspect(data, stream)
+		_, v := g.inspect(data, stream)
 		if v.code != 0 {
 			answer := string(v.refusal(data))
 			if !strings.HasPrefix(answer, "SIP/2.0 4") && !strings.HasPrefix(answer, "SIP/2.0 5") || strings.Count(answer, "\r\n\r\n") != 1 || strings.ContainsAny(strings.ReplaceAll(answer, "\r\n", ""), "\r\n\x00") {

@@ -123,6 +123,9 @@ func (c *checker) sip(s *SIP) {
 	}
 	c.host("sip.advertise", s.Advertise)
 	c.pair("sip.tls", s.TLS)
+	c.notNegative("sip.limits.invites_per_second", s.Limits.InvitesPerSecond)
+	c.notNegative("sip.limits.messages_per_second", s.Limits.MessagesPerSecond)
+	c.notNegative("sip.limits.failures_per_minute", s.Limits.FailuresPerMinute)
 	names := map[string]bool{}
 	for i, t := range s.Trunks {
 		key := fmt.Sprintf("sip.trunks[%d]", i)
@@ -173,6 +176,13 @@ func (c *checker) trunk(key string, t Trunk) {
 	if t.Transport == transportAuto {
 		c.discovered(key, t)
 	}
+	c.oneOf(key+".direction", t.Direction, "", DirectionIn, DirectionOut, DirectionBoth)
+	if t.Direction == DirectionOut && t.Proxy == "" {
+		c.wrong(key+".proxy", "calls that go out over this trunk need one")
+	}
+	if t.Direction == DirectionIn && len(t.Dials)+len(t.Extensions) > 0 {
+		c.wrong(key+".direction", "in lets no calls be placed over it, but dials or extensions say which are")
+	}
 	c.oneOf(key+".caller_id", t.CallerID, "", "from", "pai", "ppi", "rpid")
 	c.pair(key+".tls", t.TLS)
 	if (t.Register || t.Ping > 0) && t.Proxy == "" {
@@ -194,9 +204,8 @@ func (c *checker) trunk(key string, t Trunk) {
 	if a, err := netip.ParseAddr(t.AdvertiseRTP); t.AdvertiseRTP != "" && (err != nil || a.IsUnspecified()) {
 		c.wrong(key+".advertise_rtp", "%q is not an IP address that sound can be sent to", t.AdvertiseRTP)
 	}
-	if t.MaxCalls < 0 {
-		c.wrong(key+".max_calls", "must not be negative")
-	}
+	c.notNegative(key+".max_calls", t.MaxCalls)
+	c.notNegative(key+".invites_per_second", t.InvitesPerSecond)
 	c.networks(key+".networks", t.Networks)
 	c.networks(key+".media_networks", t.MediaNetworks)
 	if len(t.MediaNetworks) > 0 && !t.SymmetricRTP {
@@ -375,6 +384,12 @@ func (c *checker) addrPort(key, value string) {
 func (c *checker) host(key, value string) {
 	if _, err := netip.ParseAddr(value); value != "" && err != nil && !hostName.MatchString(value) {
 		c.wrong(key, "%q is not a host name or IP address", value)
+	}
+}
+
+func (c *checker) notNegative(key string, n int) {
+	if n < 0 {
+		c.wrong(key, "must not be negative")
 	}
 }
 

@@ -68,7 +68,15 @@ type SIP struct {
 	TLS       TLS      `yaml:"tls"`
 	Advertise string   `yaml:"advertise"`
 	UserAgent string   `yaml:"user_agent"`
+	Limits    Limits   `yaml:"limits"`
 	Trunks    []Trunk  `yaml:"trunks"`
+}
+
+// Limits of what is taken from neighbours; 0 = none.
+type Limits struct {
+	InvitesPerSecond  int `yaml:"invites_per_second"`
+	MessagesPerSecond int `yaml:"messages_per_second"`
+	FailuresPerMinute int `yaml:"failures_per_minute"`
 }
 
 type Listen struct {
@@ -101,9 +109,13 @@ type Trunk struct {
 	AuthUsername  string   `yaml:"auth_username"`
 	Password      string   `yaml:"password"`
 	MaxCalls      int      `yaml:"max_calls"`
-	SRTP          string   `yaml:"srtp"`
-	TLS           TLS      `yaml:"tls"`
-	ClientCA      string   `yaml:"client_ca"`
+	Direction     string   `yaml:"direction"`
+
+	InvitesPerSecond int `yaml:"invites_per_second"`
+
+	SRTP     string `yaml:"srtp"`
+	TLS      TLS    `yaml:"tls"`
+	ClientCA string `yaml:"client_ca"`
 
 	CallerID      string `yaml:"caller_id"`
 	AccountInFrom bool   `yaml:"account_in_from"`
@@ -146,6 +158,13 @@ type ICEServer struct {
 	Username string   `yaml:"username"`
 	Password string   `yaml:"password"`
 }
+
+// Which way calls go over a trunk; left out: both.
+const (
+	DirectionIn   = "in"
+	DirectionOut  = "out"
+	DirectionBoth = "both"
+)
 
 // What becomes of calls when the process is told to stop.
 const (

@@ -163,7 +163,8 @@ calls:
 sip:
   listen: [{transport: sctp, address: "5060"}]
   trunks:
-    - {networks: [carrier.example.org], media_networks: [192.0.2.1], auth_username: u, display_name: "a\tb"}
+    - {networks: [carrier.example.org], media_networks: [192.0.2.1], auth_username: u, display_name: "a\tb", direction: out, invites_per_second: -1, advertise: "a b", advertise_rtp: x}
+  limits: {messages_per_second: -1}
 rtp: {port_min: 80, port_max: 70}
 webrtc: {port_min: 30000}
 routes:
@@ -197,31 +198,36 @@ admin: {listen: "127.0.0.1:29400"}
 		"config.yaml:10: sip.trunks[0].media_networks: are for symmetric_rtp",
 		"config.yaml:10: sip.trunks[0].username: auth_username takes one, too",
 		"config.yaml:10: sip.trunks[0].display_name: must have at most 80 characters",
-		"config.yaml:11: rtp.port_min: 80 is not a port",
-		"config.yaml:12: webrtc.port_min: 30000 to 0 is no range",
-		"config.yaml:11: rtp.port_max: 70 is not a port",
-		"config.yaml:14: routes[0].number: \"1 2\" is not a number",
-		"config.yaml:14: routes[0].room: \"meeting\" is not a room alias",
-		"config.yaml:14: routes[0].intent: \"m.room\" is not one of m.ring, m.prompt",
-		"config.yaml:14: routes[0].ring_timeout: must be from 1s to 10m0s",
-		"config.yaml:15: routes[1].pin: must be none, database, or the 64 characters",
-		"config.yaml:15: routes[1].room: \"*\" is for routes with pin: database",
-		"config.yaml:16: routes[2].room: \"*\" is for routes with pin: database",
-		"config.yaml:16: routes[2].language: \"german\" is not a language",
-		"config.yaml:17: routes[3].room: \"#meeting\" is not a room alias like",
-		"config.yaml:16: routes[2].keys: keys \"*6\": \"explode\" is not one of",
-		"config.yaml:20: dial_in.pin_digits: must be from 6 to 16",
-		"config.yaml:21: dial_in.sounds[0]: there is no folder /nowhere",
-		"config.yaml:22: \"veiw\" is not one of none, view, manage, call, admin",
-		"config.yaml:23: admin.listen: must differ from appservice.listen",
-		"config.yaml:18: log.level: \"loud\" is not one of debug, info, warn, error",
+		"config.yaml:10: sip.trunks[0].proxy: calls that go out over this trunk need one",
+		"config.yaml:10: sip.trunks[0].invites_per_second: must not be negative",
+		"config.yaml:10: sip.trunks[0].advertise: \"a b\" is not a host name or IP address",
+		"config.yaml:10: sip.trunks[0].advertise_rtp: \"x\" is not an IP address that sound can be sent to",
+		"config.yaml:11: sip.limits.messages_per_second: must not be negative",
+		"config.yaml:12: rtp.port_min: 80 is not a port",
+		"config.yaml:13: webrtc.port_min: 30000 to 0 is no range",
+		"config.yaml:12: rtp.port_max: 70 is not a port",
+		"config.yaml:15: routes[0].number: \"1 2\" is not a number",
+		"config.yaml:15: routes[0].room: \"meeting\" is not a room alias",
+		"config.yaml:15: routes[0].intent: \"m.room\" is not one of m.ring, m.prompt",
+		"config.yaml:15: routes[0].ring_timeout: must be from 1s to 10m0s",
+		"config.yaml:16: routes[1].pin: must be none, database, or the 64 characters",
+		"config.yaml:16: routes[1].room: \"*\" is for routes with pin: database",
+		"config.yaml:17: routes[2].room: \"*\" is for routes with pin: database",
+		"config.yaml:17: routes[2].language: \"german\" is not a language",
+		"config.yaml:18: routes[3].room: \"#meeting\" is not a room alias like",
+		"config.yaml:17: routes[2].keys: keys \"*6\": \"explode\" is not one of",
+		"config.yaml:21: dial_in.pin_digits: must be from 6 to 16",
+		"config.yaml:22: dial_in.sounds[0]: there is no folder /nowhere",
+		"config.yaml:23: \"veiw\" is not one of none, view, manage, call, admin",
+		"config.yaml:24: admin.listen: must differ from appservice.listen",
+		"config.yaml:19: log.level: \"loud\" is not one of debug, info, warn, error",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 31 {
-		t.Errorf("%d problems, want 31:\n%v", len(problems.List), err)
+	if len(problems.List) != 36 {
+		t.Errorf("%d problems, want 36:\n%v", len(problems.List), err)
 	}
 }
 
@@ -311,6 +317,23 @@ sip: {listen: [{transport: udp, address: "127.0.0.1:5060"}], trunks: [{name: car
 		_, err := Parse("config.yaml", []byte(text))
 		if got := fmt.Sprint(err); (want == "") != (err == nil) || !strings.Contains(got, want) {
 			t.Errorf("transport %s: %v, want %q", transport, err, want)
+		}
+	}
+}
+
+func TestDirectionsOfTrunks(t *testing.T) {
+	for options, want := range map[string]string{
+		"direction: both": "", "direction: in": "", "direction: in, proxy: 192.0.2.1, register: true, username: u": "", "direction: out, proxy: 192.0.2.1": "",
+		"direction: out": "proxy: calls that go out over this trunk need one", "direction: up": "direction: \"up\" is not one of in, out, both",
+		`direction: in, proxy: 192.0.2.1, dials: ["+49"]`: "direction: in lets no calls be placed over it",
+	} {
+		text := fmt.Sprintf(`
+homeserver: {address: "http://127.0.0.1:8008", domain: example.org}
+sip: {trunks: [{name: carrier, networks: [192.0.2.0/24], %s}]}
+`, options)
+		_, err := Parse("config.yaml", []byte(text))
+		if got := fmt.Sprint(err); (want == "") != (err == nil) || !strings.Contains(got, want) {
+			t.Errorf("%s: %v, want %q", options, err, want)
 		}
 	}
 }

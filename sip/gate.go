@@ -1,0 +1,284 @@
+package sip
+
+import (
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
+	"golang.org/x/time/rate"
+)
+
+// gate holds back neighbours that send too much, before that becomes work: new calls of a trunk that may have none, or no more this
+// second, are refused without a transaction; an address that sends more than any neighbour needs is not heard for the moment, and
+// one that keeps failing is not heard for a while. Who is no neighbour never comes this far.
+type gate struct {
+	*crowd
+	neighbours *neighbours
+	counters   *counters
+	log        *slog.Logger
+	refusals   *rate.Sometimes // lets some refusals into the log
+
+	known  func(*gosip.Request) bool // an INVITE of a call that is here
+	trunks map[string]*rate.Limiter  // new calls of those with a limit, by name
+	all    *rate.Limiter             // new calls of all together; nil = no limit
+}
+
+func (s *Stack) newGate() *gate {
+	limits := s.config.Limits
+	g := &gate{
+		neighbours: s.neighbours, counters: s.counters, log: s.log, refusals: &s.refusals, known: s.invited,
+		trunks: map[string]*rate.Limiter{},
+		crowd:  &crowd{limits: limits, named: s.neighbours.named, spare: s.spare, log: s.log, sources: map[netip.Addr]*source{}},
+	}
+	g.others = g.newPace()
+	for _, t := range s.config.Trunks {
+		if n := t.InvitesPerSecond; n > 0 {
+			g.trunks[t.Name] = rate.NewLimiter(rate.Limit(n), n)
+		}
+	}
+	if n := limits.InvitesPerSecond; n > 0 {
+		g.all = rate.NewLimiter(rate.Limit(n), n)
+	}
+	return g
+}
+
+// Why a call of a trunk is turned away before anybody is told of it.
+const (
+	awayDirection = "outbound only"
+	awayRate      = "calls per second"
+	awayTotalRate = "calls per second of all trunks"
+	awayCalls     = "calls of the trunk"
+	awayFull      = "calls of all trunks"
+	awayDraining  = "draining"
+)
+
+// admits judges what came from an address and is well formed. Only new calls are of interest: what belongs to one that is here passes.
+func (g *gate) admits(m gosip.Message, from netip.Addr) verdict {
+	req, ok := m.(*gosip.Request)
+	if !ok || !req.IsInvite() || req.To() == nil || req.To().Params.Has("tag") || g.known(req) {
+		return verdict{}
+	}
+	all := g.neighbours.trunksOf(from)
+	if len(all) == 0 {
+		return verdict{} // it will be told so
+	}
+	trunks := calling(all)
+	if len(trunks) == 0 {
+		return g.turnAway(all[0], awayDirection, verdict{code: 403, why: "No calls are taken from this trunk"})
+	}
+	trunk := addressed(trunks, userPart(&req.Recipient), userPart(&req.To().Address))
+	later := verdict{code: 503, why: statusText(503), again: time.Second}
+	if pace := g.trunks[trunk.Name]; pace != nil && !pace.Allow() {
+		return g.turnAway(trunk, awayRate, later)
+	}
+	if g.all != nil && !g.all.Allow() { // behind the trunk's own: what that refuses takes nobody else's turn
+		return g.turnAway(trunk, awayTotalRate, later)
+	}
+	return verdict{}
+}
+
+func (g *gate) turnAway(trunk *Trunk, why string, v verdict) verdict {
+	g.counters.turnAway(trunk.Name, why)
+	g.refusals.Do(func() { g.log.Info("a call is turned away", "trunk", trunk.Name, "code", v.code, "why", why) })
+	return v
+}
+
+// calling are those trunks that may call us.
+func calling(trunks []*Trunk) (out []*Trunk) {
+	for _, t := range trunks {
+		if !t.OutOnly {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// invited says that an INVITE is one of a call that is here: it has had its turn.
+func (s *Stack) invited(req *gosip.Request) bool {
+	if req.From() == nil || req.CallID() == nil || req.CSeq() == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byInvite[inviteOf(req)] != nil
+}
+
+// spare says that an address must go on being heard, whatever it does: it was named one by one, or a phone there is in a call. Over
+// UDP anybody can send in its name.
+func (s *Stack) spare(a netip.Addr) bool {
+	if s.neighbours.named(a) {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.byID {
+		if d := c.snapshot.Load(); d.Confirmed && d.Remote.Addr().Unmap() == a {
+			return true
+		}
+	}
+	return false
+}
+
+const (
+	maxSources  = 1024             // addresses that are told apart
+	sourceRests = 10 * time.Second // then it may be forgotten: its limiter is full again
+	failingTime = time.Minute      // in which failures add up
+	banTime     = 5 * time.Minute
+)
+
+// crowd is what single addresses have sent. However many there are, it does not grow.
+type crowd struct {
+	limits Limits
+	named  func(netip.Addr) bool // the config has that address: there is room for it
+	spare  func(netip.Addr) bool // that address is not banned
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	sources map[netip.Addr]*source
+	others  *rate.Limiter // of all for which there is no room; nil = no limit
+	swept   time.Time
+}
+
+// source is one address; of IPv6, a /64: one host has that many.
+type source struct {
+	pace   *rate.Limiter // messages; nil = no limit
+	heard  time.Time
+	failed int
+	since  time.Time // the first of these
+	until  time.Time // it is not heard
+}
+
+func (c *crowd) newPace() *rate.Limiter {
+	if n := c.limits.MessagesPerSecond; n > 0 {
+		return rate.NewLimiter(rate.Limit(n), 2*n) // a process that comes back finds many at once
+	}
+	return nil
+}
+
+func sourceOf(a netip.Addr) netip.Addr {
+	a = a.Unmap()
+	if a.Is6() {
+		if p, err := a.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
+}
+
+// source finds an address, or makes room for it. It is nil where there is none; called with mu held.
+func (c *crowd) source(a netip.Addr, now time.Time) *source {
+	key := sourceOf(a)
+	if s := c.sources[key]; s != nil {
+		return s
+	}
+	if len(c.sources) >= maxSources && now.Sub(c.swept) >= time.Second {
+		c.swept = now
+		for k, s := range c.sources {
+			if now.Sub(s.heard) > sourceRests && now.After(s.until) {
+				delete(c.sources, k)
+			}
+		}
+	}
+	if len(c.sources) >= maxSources && !c.named(a.Unmap()) {
+		return nil
+	}
+	s := &source{pace: c.newPace(), heard: now}
+	c.sources[key] = s
+	return s
+}
+
+// drops says why a datagram of this address is not heard now; "" = it is.
+func (c *crowd) drops(a netip.Addr) string {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, pace := c.source(a, now), c.others
+	if s != nil {
+		s.heard, pace = now, s.pace
+		if now.Before(s.until) {
+			return dropBanned
+		}
+	}
+	if pace != nil && !pace.AllowN(now, 1) {
+		return dropFlood
+	}
+	return ""
+}
+
+// slows says how long a connection waits before its next message is read: what is not read, its sender has to keep.
+func (c *crowd) slows(a netip.Addr) time.Duration {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, pace := c.source(a, now), c.others
+	if s != nil {
+		s.heard, pace = now, s.pace
+	}
+	if pace == nil {
+		return 0
+	}
+	return pace.ReserveN(now, 1).DelayFrom(now)
+}
+
+func (c *crowd) banned(a netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.sources[sourceOf(a)]
+	return s != nil && time.Now().Before(s.until)
+}
+
+// failed counts a message or handshake that a neighbour does not send: one now and then is nothing, many are somebody who searches.
+func (c *crowd) failed(a netip.Addr) {
+	if c.limits.FailuresPerMinute < 0 || !a.IsValid() || !c.tooOften(a) || c.spare(a.Unmap()) {
+		return
+	}
+	c.mu.Lock()
+	if s := c.sources[sourceOf(a)]; s != nil {
+		s.until = time.Now().Add(banTime)
+	}
+	c.mu.Unlock()
+	c.log.Warn("an address that keeps failing is not heard for a while", "source", a, "for", banTime)
+}
+
+func (c *crowd) tooOften(a netip.Addr) bool {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.source(a, now)
+	if s == nil {
+		return false
+	}
+	if now.Sub(s.since) >= failingTime {
+		s.failed, s.since = 0, now
+	}
+	s.failed++
+	if s.failed < c.limits.FailuresPerMinute {
+		return false
+	}
+	s.failed = 0
+	return true
+}
+
+// bans is how many addresses are not heard now.
+func (c *crowd) bans() (n int) {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.sources {
+		if now.Before(s.until) {
+			n++
+		}
+	}
+	return n
+}
+
+// failing are the refusals of what searchers send: what is no SIP, what we do not offer, and numbers that nobody has.
+func failing(code int) bool {
+	switch code {
+	case 400, 403, 404, 405, 416, 484, 505:
+		return true
+	}
+	return false
+}

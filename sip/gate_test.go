@@ -1,0 +1,376 @@
+package sip
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// another is a new call of the peer.
+func another(id string, edit ...string) string {
+	return request("INVITE", bridgeURI, bridgeTo, id, 1, peerOffer, append([]string{"Call-ID: " + id}, edit...)...)
+}
+
+func asksWhat(id string) string {
+	return request("OPTIONS", bridgeURI, bridgeTo, "o"+id, 1, "", "Call-ID: o"+id)
+}
+
+func (b *bubble) turnedAway(trunk, why string) uint64 {
+	return b.stack.Stats().TurnedAway[Turned{trunk, why}]
+}
+
+func TestTrunkThatOnlyTakesCallsMayPlaceNone(t *testing.T) {
+	change := func(c *Config) { outbound(c); c.Trunks[0].OutOnly = true }
+	inBubble(t, change, answerAtOnce, func(b *bubble) {
+		var log strings.Builder
+		b.stack.gate.log = slog.New(slog.NewTextHandler(&log, nil))
+		for range 2 { // our 403 was lost: it is said again
+			b.peer.send(invite())
+			b.peer.send(request("ACK", bridgeURI, headerIn(b.peer.last(), "To"), "i1", 1, ""))
+		}
+		time.Sleep(time.Minute) // no transaction repeats it
+		synctest.Wait()
+		wantLines(t, "peer received", b.peer.lines(), []string{
+			"0s 403 No calls are taken from this trunk", "0s 403 No calls are taken from this trunk",
+		})
+		if s := b.stack.Stats(); s.Invites != 0 || s.Calls != 0 || s.Refused[403] != 2 || b.turnedAway("lab", awayDirection) != 2 {
+			t.Errorf("stats = %+v", s)
+		}
+		if want := `msg="a call is turned away" trunk=lab code=403 why="outbound only"`; strings.Count(log.String(), want) != 2 {
+			t.Errorf("the log says %q, want twice %s", log.String(), want)
+		}
+		b.peer.forget()
+		_, inv := b.dials() // and ours go on over it, with what the phone says within them
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		b.peer.send(b.peer.called(inv, "INVITE", "r1", 1, peerOffer))
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200 ") {
+			t.Errorf("the re-INVITE of a phone that we have called got %.40q", got)
+		}
+		b.peer.send(b.peer.called(inv, "ACK", "r2", 1, ""))
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 2, ""))
+		b.peer.send(asksWhat("1"))
+		if lines := b.peer.lines(); !strings.HasSuffix(lines[len(lines)-2], " 200 OK") || !strings.HasSuffix(lines[len(lines)-1], " 200 OK") {
+			t.Errorf("BYE and OPTIONS got %q", lines)
+		}
+	})
+}
+
+func TestTrunkThatOnlyPlacesCallsIsNotCalled(t *testing.T) {
+	change := func(c *Config) { outbound(c); c.Trunks[0].InOnly = true }
+	inBubble(t, change, answerAtOnce, func(b *bubble) {
+		if _, err := b.stack.Dial(t.Context(), DialRequest{Trunk: "lab", Number: "200"}); !errors.Is(err, ErrNoTrunk) {
+			t.Errorf("Dial = %v, want %v", err, ErrNoTrunk)
+		}
+		b.peer.send(invite())
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200 ") {
+			t.Errorf("its call got %.40q", got)
+		}
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		b.peer.send(b.peer.within("BYE", "b1", 2, ""))
+	})
+}
+
+// Two trunks at one address, of which one may place no calls: they are all the other's, even those to that one's account.
+func TestCallsBesideATrunkThatOnlyTakesThem(t *testing.T) {
+	change := func(c *Config) {
+		outbound(c)
+		c.Trunks[0].OutOnly, c.Trunks[0].Auth = true, Credentials{Username: "1000"}
+		c.Trunks = append(c.Trunks, Trunk{Name: "in", Networks: c.Trunks[0].Networks})
+	}
+	inBubble(t, change, func(c *Call) { _ = c.Reject(486, "") }, func(b *bubble) {
+		b.peer.send(invite())
+		if got := (<-b.calls).Info().Trunk; got != "in" {
+			t.Errorf("the call came over %q, want in", got)
+		}
+		b.peer.send(request("ACK", bridgeURI, headerIn(b.peer.last(), "To"), "i1", 1, ""))
+	})
+}
+
+func TestNewCallsPerSecondOfATrunk(t *testing.T) {
+	change := func(c *Config) {
+		lanAndCarrier(c)
+		c.Trunks[0].InvitesPerSecond, c.Limits.InvitesPerSecond = 2, 5
+	}
+	inBubble(t, change, answerAtOnce, func(b *bubble) {
+		carrier := b.newPeer(carrierAddr)
+		defer carrier.close()
+		for i := range 50 {
+			b.peer.send(another(fmt.Sprint("a", i)))
+			if i < 2 {
+				b.peer.send(b.peer.within("ACK", fmt.Sprint("k", i), 1, "", fmt.Sprint("Call-ID: a", i)))
+			}
+		}
+		got, last := b.peer.codes()
+		if n := strings.Count(strings.Join(got, " "), "200"); n != 2 || len(got) != 50 {
+			t.Errorf("%d of %d answers say 200, want 2 of 50", n, len(got))
+		}
+		if !strings.HasPrefix(last, "SIP/2.0 503 ") || headerIn(last, "Retry-After") != "1" {
+			t.Errorf("one too many got %q, want 503 with Retry-After", last)
+		}
+		for i := range 3 { // what the trunk was refused has taken nobody else's turn
+			carrier.send(another(fmt.Sprint("c", i), "Contact: <sip:2001@192.0.2.21>"))
+			carrier.send(carrier.within("ACK", fmt.Sprint("l", i), 1, "", fmt.Sprint("Call-ID: c", i)))
+		}
+		carrier.send(another("c3"))
+		if got, _ := carrier.codes(); strings.Join(got, " ") != "200 200 200 503" {
+			t.Errorf("the other trunk got %v, want three calls of the five of all", got)
+		}
+		if own, all := b.turnedAway("lab", awayRate), b.turnedAway("carrier", awayTotalRate); own != 48 || all != 1 {
+			t.Errorf("%d and %d turned away, want 48 and 1", own, all)
+		}
+		b.peer.send(another("a0")) // said again, because our answer was lost, and it belongs to a call that is here
+		b.peer.send(request("INVITE", "sip:trunkline@10.0.0.5:5060", headerIn(b.peer.messages()[0], "To"), "r", 2, peerOffer, "Call-ID: a0"))
+		if lines := b.peer.lines(); strings.Count(strings.Join(lines[50:], " "), "503") != 0 {
+			t.Errorf("what is no new call got %q", lines[50:])
+		}
+		time.Sleep(time.Second)
+		b.peer.forget()
+		b.peer.send(another("later"))
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200 ") {
+			t.Errorf("a second later, a call got %.40q", got)
+		}
+		b.hangUpAll()
+	})
+}
+
+// hangUpAll ends what is up, whatever the phones say.
+func (b *bubble) hangUpAll() {
+	for len(b.calls) > 0 {
+		_ = (<-b.calls).Hangup(CauseNormal)
+	}
+	time.Sleep(2 * time.Minute)
+}
+
+func TestConcurrentCallsOfATrunk(t *testing.T) {
+	change := func(c *Config) { outbound(c); c.Trunks[0].MaxCalls = 2 }
+	inBubble(t, change, answerAtOnce, func(b *bubble) {
+		b.peer.send(another("one"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, "", "Call-ID: one"))
+		bye := b.peer.within("BYE", "b1", 2, "", "Call-ID: one")
+		_, inv := b.dials() // counts, too
+		b.peer.send(another("two"))
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 503 ") || headerIn(got, "Retry-After") == "" {
+			t.Errorf("one call too many got %q, want 503 with Retry-After", got)
+		}
+		b.peer.send(request("ACK", bridgeURI, headerIn(b.peer.last(), "To"), "two", 1, "", "Call-ID: two"))
+		if n := b.turnedAway("lab", awayCalls); n != 1 {
+			t.Errorf("%d turned away, want 1", n)
+		}
+		b.peer.send(bye)
+		b.peer.send(another("three"))
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200 ") {
+			t.Errorf("when one had ended, the next got %.40q", got)
+		}
+		b.peer.answers(inv, "486 Busy Here", "b1", "")
+		b.hangUpAll()
+	})
+}
+
+func TestAddressThatFloodsGetsNoAnswerToMoreThanItsShare(t *testing.T) {
+	change := func(c *Config) { c.Limits.MessagesPerSecond = 10 }
+	inBubble(t, change, answerAtOnce, func(b *bubble) {
+		other := b.newPeer(carrierAddr)
+		defer other.close()
+		for i := range 100 {
+			b.peer.send(asksWhat(fmt.Sprint(i)))
+		}
+		other.send(asksWhat("x"))
+		if mine, theirs := len(b.peer.lines()), len(other.lines()); mine != 20 || theirs != 1 {
+			t.Errorf("%d answers to 100 messages, and %d to one of another address; want 20 and 1", mine, theirs)
+		}
+		if n := b.stack.Stats().Dropped[dropFlood]; n != 80 {
+			t.Errorf("%d dropped, want 80", n)
+		}
+		time.Sleep(time.Second)
+		b.peer.forget()
+		for i := range 100 {
+			b.peer.send(asksWhat(fmt.Sprint("later", i)))
+		}
+		if n := len(b.peer.lines()); n != 10 {
+			t.Errorf("%d answers a second later, want 10", n)
+		}
+	})
+}
+
+// A stream loses nothing: its sender has to wait.
+func TestConnectionThatFloodsIsReadSlowly(t *testing.T) {
+	s := newStack(Config{Limits: Limits{MessagesPerSecond: 10}}, nil, nil)
+	for i, want := range map[int]time.Duration{19: 0, 20: 100 * time.Millisecond, 39: 2 * time.Second} {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := s.newGate().crowd
+				for range i {
+					c.slows(peerAddr.Addr())
+				}
+				if got := c.slows(peerAddr.Addr()); got != want {
+					t.Errorf("message %d waits %v, want %v", i+1, got, want)
+				}
+			})
+		})
+	}
+}
+
+func TestAddressThatKeepsFailingIsNotHeardForAWhile(t *testing.T) {
+	wrongNumber := func(c *Call) { _ = c.Reject(404, "") }
+	single := func(c *Config) { c.Trunks[0].Networks = []netip.Prefix{netip.MustParsePrefix("192.0.2.20/32")} }
+	malformed := func(b *bubble, i int) { b.peer.send(another(fmt.Sprint("m", i), "From:")) }
+	unknown := func(b *bubble, i int) { b.peer.send(another(fmt.Sprint("u", i))) }
+	for _, tt := range []struct {
+		name   string
+		change func(*Config)
+		fails  func(*bubble, int)
+		every  time.Duration
+		banned bool
+	}{
+		{"numbers nobody has", nil, unknown, time.Second, true},
+		{"malformed messages", nil, malformed, time.Second, true},
+		{"now and then", nil, unknown, 4 * time.Second, false},
+		{"an address that was named", single, unknown, time.Second, false},
+		{"the address of a proxy", func(c *Config) { single(c); c.Trunks[0].Networks, c.Trunks[0].Proxy = nil, "192.0.2.20" }, malformed, time.Second, false},
+		{"no limit", func(c *Config) { c.Limits.FailuresPerMinute = -1 }, malformed, time.Second, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, tt.change, wrongNumber, func(b *bubble) {
+				for i := range 20 {
+					time.Sleep(tt.every)
+					tt.fails(b, i)
+				}
+				synctest.Wait()
+				heard := func() bool {
+					b.peer.forget()
+					b.peer.send(asksWhat(fmt.Sprint(time.Now().UnixNano())))
+					for _, line := range b.peer.lines() {
+						if strings.HasSuffix(line, " 200 OK") {
+							return true
+						}
+					}
+					return false
+				}
+				if got := !heard(); got != tt.banned || tt.banned != (b.stack.Stats().Banned == 1) {
+					t.Errorf("after 20 failures it is banned: %v (%d in all), want %v", got, b.stack.Stats().Banned, tt.banned)
+				}
+				time.Sleep(banTime - time.Second)
+				if got := !heard(); got != tt.banned {
+					t.Errorf("a second before the ban is over: %v, want %v", got, tt.banned)
+				}
+				time.Sleep(time.Second)
+				if !heard() || b.stack.Stats().Banned != 0 {
+					t.Error("it is not heard when the ban is over")
+				}
+			})
+		})
+	}
+}
+
+// Anybody can send in another's name: a phone in a call is not cut off by that.
+func TestPhoneInACallIsNotBanned(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Limits.MediaTimeout = -1 }, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		bye := b.peer.within("BYE", "b1", 2, "")
+		for i := range 100 {
+			b.peer.send(another(fmt.Sprint("m", i), "From:"))
+		}
+		b.peer.send(bye)
+		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200 ") || headerIn(got, "CSeq") != "2 BYE" {
+			t.Errorf("BYE got %.40q", got)
+		}
+		for i := range 20 {
+			b.peer.send(another(fmt.Sprint("n", i), "From:"))
+		}
+		if n := b.stack.Stats().Banned; n != 1 {
+			t.Errorf("%d banned after the call, want 1", n)
+		}
+	})
+}
+
+// However many addresses send, in whoever's name, the table of them stays small, and those of the config have room in it.
+func TestCrowdDoesNotGrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		single := netip.MustParseAddr("192.0.2.20")
+		s := newStack(Config{
+			Limits: Limits{MessagesPerSecond: 10},
+			Trunks: []Trunk{{Name: "x", Networks: []netip.Prefix{netip.PrefixFrom(single, 32), netip.MustParsePrefix("10.0.0.0/8")}}},
+		}, nil, slog.New(slog.DiscardHandler))
+		c := s.gate.crowd
+		dropped := 0
+		forged := netip.MustParseAddr("10.0.0.0")
+		for range 100_000 {
+			forged = forged.Next()
+			c.failed(forged)
+			if c.drops(forged) != "" {
+				dropped++
+			}
+		}
+		if n := len(c.sources); n != maxSources || dropped < 90_000 {
+			t.Errorf("%d addresses are kept, and %d messages were dropped", n, dropped)
+		}
+		for range 20 {
+			if why := c.drops(single); why != "" {
+				t.Errorf("the address of the config is dropped: %s", why)
+			}
+		}
+		time.Sleep(time.Minute)
+		if why := c.drops(forged); why != "" || len(c.sources) > 2 {
+			t.Errorf("a minute later the last one is dropped: %q, and %d are kept", why, len(c.sources))
+		}
+		six := netip.MustParseAddr("2001:db8::1")
+		before := len(c.sources)
+		for range 1000 {
+			six = six.Next()
+			c.drops(six)
+		}
+		if n := len(c.sources) - before; n != 1 {
+			t.Errorf("a host with a thousand IPv6 addresses counts as %d", n)
+		}
+	})
+}
+
+func TestBannedAddressMayNotConnect(t *testing.T) {
+	s := newStack(Config{
+		Limits: Limits{FailuresPerMinute: 3},
+		Trunks: []Trunk{{Name: "x", Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/24")}}},
+	}, nil, slog.New(slog.DiscardHandler))
+	defer s.Close()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &guardedListener{Listener: inner, guard: s.guard()}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.Copy(io.Discard, conn) // judges what comes, and ends at the first that is no message
+			_ = conn.Close()
+		}
+	}()
+	for i := range 5 {
+		conn, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, "no such thing\r\nContent-Length: 0\r\n\r\n")
+		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, net.ErrClosed) {
+			t.Errorf("connection %d: %v", i, err)
+		}
+		_ = conn.Close()
+	}
+	_ = inner.Close()
+	<-done
+	if d := s.Stats().Dropped; d[dropMalformed] != 3 || d[dropBanned] != 2 {
+		t.Errorf("dropped %v, want three messages and two connections", d)
+	}
+}
