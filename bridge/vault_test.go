@@ -59,12 +59,13 @@ func TestKeysOfACallAreSealedInItsRow(t *testing.T) {
 			if again := v.dialog("leg-1", c.dialog); again == text {
 				t.Error("two writes of the same keys are the same: the nonce is not used once")
 			}
-			row.ID = "leg-2"
-			for whose, v := range map[string]*vault{"row": v, "registration": vaultOf(t, "another")} {
-				if got, err := v.dialogOf(row); !errors.Is(err, errSealed) || got.CallID != "c" || got.RemoteTarget == "" || len(got.RouteSet) != 1 {
+			for whose, read := range map[string]func() (sip.Dialog, error){
+				"row":          func() (sip.Dialog, error) { return v.dialogOf(db.Leg{ID: "leg-2", Dialog: text}) },
+				"registration": func() (sip.Dialog, error) { return vaultOf(t, "another").dialogOf(row) },
+			} {
+				if got, err := read(); !errors.Is(err, errSealed) || got.CallID != "c" || got.RemoteTarget == "" || len(got.RouteSet) != 1 {
 					t.Errorf("of another %s: %+v, %v, want what it takes to hang up, and %v", whose, got, err, errSealed)
 				}
-				row.ID = "leg-1"
 			}
 		})
 	}
