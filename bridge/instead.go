@@ -3,10 +3,12 @@ package bridge
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"trunkline/bridge/command"
 	"trunkline/bridge/leg"
+	"trunkline/matrixcall"
 	"trunkline/sip"
 )
 
@@ -54,6 +56,16 @@ func (a *actor) takesPlaceOf(ctx context.Context, other *actor) (heir *actor, co
 	return heir, code
 }
 
+// nowhere says that a route which is made of any name leads to no room.
+func (b *Bridge) nowhere(ctx context.Context, found route) bool {
+	if b.routes.domain == "" || !strings.HasPrefix(found.room, "#") {
+		return false
+	}
+	_, err := b.matrix.ResolveRoom(ctx, found.room)
+	_, unknown := errors.AsType[*matrixcall.RoomError](err)
+	return unknown
+}
+
 // placeHere is the order of a call in this phone's place.
 func (a *actor) placeHere() order {
 	o := order{room: a.room()}
@@ -77,6 +89,9 @@ func (a *actor) callInstead(ctx context.Context, wish sip.TransferWanted, o orde
 		if err := a.call.AcceptTransfer(); err != nil {
 			return 0 // the call is over
 		}
+		var cancel context.CancelFunc // the phone may hang up from now on, as some do at once
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), movePatience)
+		defer cancel()
 		o.number = to.number
 		to.ways[0].replaces, to.ways[0].referredBy = wish.Replaces, wish.ReferredBy
 		err = b.placeTo(ctx, to, o, placing{notice: a.name + " hands the call over to ", instead: a.id})

@@ -94,6 +94,7 @@ func handsOver(t *testing.T, doomed bool, permissions func(*bed) command.Permiss
 	b.cfg.Dialling.Country = "DE"
 	b.cfg.Dialling.Expensive = []string{"+4989"}
 	b.cfg.Dialling.RingTimeout = 30 * time.Second
+	b.cfg.DialIn.RoomNames = !doomed // any name may be a room, then: who is called is none for that
 	b.cfg.Permissions = permissions(b)
 	end := b.stop
 	if doomed {
@@ -167,6 +168,29 @@ func TestSomebodyIsCalledInThePlaceOfAPhone(t *testing.T) {
 	}
 	b.clear()
 	b.told("Call to " + elsewhereSeen + ": over after")
+}
+
+// Some phones do not wait for what comes of their transfer.
+func TestPhoneThatHangsUpAtOnceHasSomebodyInItsPlace(t *testing.T) {
+	t.Parallel()
+	b, alice, call, target, _ := handsOver(t, false, everybodyCalls)
+	b.asks(call, elsewhere)
+	if err := call.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	called := b.called(target)
+	if err := called.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	called.Play(sine(phoneHz, 8000, time.Minute))
+	b.await("alice to hear who was called", func() bool {
+		ghosts := b.ghosts()
+		return len(ghosts) == 1 && loud(alice.Heard(ghosts[0]).PCM, phoneHz, 48000)
+	})
+	if err := called.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.clear()
 }
 
 func TestPhoneStaysWhereNobodyComesInItsPlace(t *testing.T) {

@@ -63,7 +63,7 @@ func newMetrics(b *Bridge) *metrics {
 			Name: "trunkline_pins_total", Help: "PINs that callers entered, by result.",
 		}, []string{"result"}),
 		moves: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "trunkline_moves_total", Help: "Phones that wanted to be moved to another room, by the status they were told in the end.",
+			Name: "trunkline_moves_total", Help: "Phones that wanted to be moved to another room, or somebody to be called in their place, by the status they were told in the end.",
 		}, []string{"code"}),
 		transfers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_transfers_total", Help: "Phones that a room has transferred to another number, by the status they told in the end.",

@@ -78,7 +78,7 @@ func (a *actor) follows(ctx context.Context, wish sip.TransferWanted, here order
 		}
 	}
 	switch {
-	case found.room == "" && wish.Outside:
+	case wish.Outside && (found.room == "" || b.nowhere(ctx, found)):
 		return nil, a.callInstead(ctx, wish, here)
 	case found.room == "":
 		a.log.Info("phone wants to be moved to a number that leads nowhere", "to", wish.To)
