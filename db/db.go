@@ -40,6 +40,7 @@ const (
 type Store struct {
 	db   *dbutil.Database
 	path string // of the SQLite file
+	now  string // see clockOf
 	log  *slog.Logger
 }
 
@@ -53,7 +54,7 @@ func Open(ctx context.Context, address string, log *slog.Logger) (*Store, error)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("wrap database: %w", err), raw.Close())
 	}
-	s := &Store{db: wrapped, path: sqlitePath(address), log: log}
+	s := &Store{db: wrapped, path: sqlitePath(address), now: clockOf(wrapped.Dialect), log: log}
 	if err := raw.PingContext(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("reach database: %w", err), raw.Close())
 	}

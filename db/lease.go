@@ -88,7 +88,7 @@ func (l *Lease) nodeLives(ctx context.Context) (bool, error) {
 }
 
 func (l *Lease) enter(ctx context.Context) error {
-	now := l.store.clock()
+	now := l.store.now
 	_, err := l.store.db.Exec(ctx, "INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, $2, "+now+", "+now+" + $3) "+
 		"ON CONFLICT (owner) DO UPDATE SET since = excluded.since, lease_until = excluded.lease_until", // the first answer may be lost
 		l.run, l.node, l.life.Milliseconds())
@@ -103,7 +103,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 	if _, err := l.lock.take(ctx); err != nil {
 		return fmt.Errorf("renew lease: %w", err)
 	}
-	now := l.store.clock()
+	now := l.store.now
 	result, err := l.store.db.Exec(ctx, "UPDATE lease SET since = CASE WHEN since > "+now+" OR "+l.store.lapsed()+" THEN "+now+" ELSE since END, "+
 		"lease_until = "+now+" + $2 WHERE owner = $1", l.run, l.life.Milliseconds())
 	return affected(result, err, "renew lease")
@@ -163,7 +163,7 @@ func (l *Lease) adoptRows(ctx context.Context) ([]Leg, error) {
 // bury removes the leases of dead runs. Who removes one adopts its rows: of two that try, one waits and finds nothing.
 // This run must live itself, else it is fenced.
 func (l *Lease) bury(ctx context.Context, locked bool) error {
-	now := l.store.clock()
+	now := l.store.now
 	var steady bool
 	err := l.store.db.QueryRow(ctx, "SELECT since + $2 <= "+now+" AND NOT "+l.store.lapsed()+" FROM lease WHERE owner = $1",
 		l.run, l.life.Milliseconds()).Scan(&steady)
@@ -202,9 +202,9 @@ func (l *Lease) Release() error {
 	return l.lock.release()
 }
 
-// clock is now in milliseconds, in SQL: the one clock that all processes share.
-func (s *Store) clock() string {
-	if s.db.Dialect == dbutil.Postgres {
+// clockOf is now in milliseconds, in SQL: the one clock that all processes share.
+func clockOf(dialect dbutil.Dialect) string {
+	if dialect == dbutil.Postgres {
 		return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
 	}
 	return "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)"
@@ -216,7 +216,7 @@ const farthest = time.Minute
 
 // lapsed says in SQL that a lease has, or will say nothing for so long that its holder would have renewed it.
 func (s *Store) lapsed() string {
-	now := s.clock()
+	now := s.now
 	return "(lease_until < " + now + " OR lease_until > " + now + " + " + strconv.FormatInt(farthest.Milliseconds(), 10) + ")"
 }
 
