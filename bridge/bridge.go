@@ -48,7 +48,8 @@ type Bridge struct {
 	metrics      *metrics
 	store        *db.Store
 	journal      *db.Journal               // what is written goes through it
-	lease        *db.Lease                 // nil until Run has it
+	rows         legRows                   // of the store
+	lease        claim                     // nil until Run has it
 	confirmed    atomic.Pointer[time.Time] // when it was last asked for with success
 	matrix       *matrixcall.Service
 	phones       *sip.Stack
@@ -131,6 +132,7 @@ func New(
 	if b.store, err = db.OpenPatiently(ctx, cfg.Database.Address, log); err != nil {
 		return nil, err
 	}
+	b.rows = b.store
 	own := cfg
 	err = b.store.Patiently(ctx, func(ctx context.Context) (err error) {
 		cfg, err = withStoredTrunks(ctx, own, b.store, func(name string, err error) {
@@ -209,7 +211,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	phonesCtx, stopPhones := context.WithCancel(b.ctx)
 	orphans, err := b.takeLease(ctx)
 	if err == nil {
-		start("keep lease", func() error { return b.keepLease(b.ctx) })
+		start("keep lease", func() error { return b.keepLease(b.ctx, b.matrix.ReadCalls) })
 		if err = b.resumeLegs(beginCtx, orphans); err != nil {
 			err = cmp.Or(context.Cause(beginCtx), err)
 		}

@@ -20,6 +20,22 @@ const (
 	lookEvery     = 10 * time.Second // into the rooms, for as long as it is not known whether the lease stands
 )
 
+// claim is what the bridge needs of its [db.Lease].
+type claim interface {
+	Renew(ctx context.Context) error
+	Adopt(ctx context.Context) ([]db.Leg, error)
+	HandOver(ctx context.Context) error
+	Release() error
+}
+
+// legRows is what it asks a [db.Store] about legs, which other processes have there, too.
+type legRows interface {
+	Legs(ctx context.Context, owner string) ([]db.Leg, error)
+	Memberships(ctx context.Context, owner string) ([]db.Membership, error)
+	GhostsElsewhere(ctx context.Context, owner string) ([]string, error)
+	Patiently(ctx context.Context, f func(context.Context) error) error
+}
+
 // node is where this process runs, as its successor there will call it, too.
 func (b *Bridge) node() string {
 	host, err := os.Hostname()
@@ -69,7 +85,7 @@ func (b *Bridge) adopt(ctx context.Context) ([]db.Leg, error) {
 	if err != nil {
 		return nil, err
 	}
-	elsewhere, err := b.store.GhostsElsewhere(ctx, b.run)
+	elsewhere, err := b.rows.GhostsElsewhere(ctx, b.run)
 	if err == nil {
 		b.mu.Lock()
 		b.elsewhere = elsewhere
@@ -81,8 +97,8 @@ func (b *Bridge) adopt(ctx context.Context) ([]db.Leg, error) {
 }
 
 // keepLease renews the lease. It returns when ctx ends, or with db.ErrFenced when somebody else has taken over what is ours. Once
-// that may be so without the database being there to say it, the homeserver is asked: who takes a leg over enters its room's call.
-func (b *Bridge) keepLease(ctx context.Context) error {
+// that may be so without the database being there to say it, look asks the homeserver: who takes a leg over enters its room's call.
+func (b *Bridge) keepLease(ctx context.Context, look func()) error {
 	var looked time.Time
 	return b.eachRound(ctx, func(round context.Context) error {
 		asked := time.Now()
@@ -92,7 +108,7 @@ func (b *Bridge) keepLease(ctx context.Context) error {
 			b.confirmed.Store(&asked)
 		case b.unsure() && time.Since(looked) >= lookEvery:
 			looked = time.Now()
-			b.matrix.ReadCalls()
+			look()
 		}
 		return err
 	})
@@ -160,7 +176,7 @@ func (b *Bridge) strayRows(ctx context.Context) ([]db.Leg, error) {
 	if err := b.journal.Flush(ctx); err != nil { // legs that ended before now have rows no longer
 		return nil, err
 	}
-	rows, err := b.store.Legs(ctx, b.run)
+	rows, err := b.rows.Legs(ctx, b.run)
 	return slices.DeleteFunc(rows, func(l db.Leg) bool { return !l.Adopted() || here[l.ID] }), err
 }
 

@@ -37,8 +37,8 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 		return nil
 	}
 	var memberships []db.Membership
-	err := b.store.Patiently(ctx, func(ctx context.Context) (err error) {
-		memberships, err = b.store.Memberships(ctx, b.run)
+	err := b.rows.Patiently(ctx, func(ctx context.Context) (err error) {
+		memberships, err = b.rows.Memberships(ctx, b.run)
 		return err
 	})
 	if err != nil {

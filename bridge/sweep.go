@@ -39,7 +39,7 @@ func (b *Bridge) staleMemberships(ctx context.Context) ([]db.Membership, error) 
 	if b.isClosing() {
 		return nil, nil // legs are let go: they live no more here, but will
 	}
-	stale, err := b.store.Memberships(ctx, b.run)
+	stale, err := b.rows.Memberships(ctx, b.run)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (b *Bridge) staleMemberships(ctx context.Context) ([]db.Membership, error) 
 	if len(stale) == 0 {
 		return nil, nil
 	}
-	rows, err := b.store.Legs(ctx, b.run)
+	rows, err := b.rows.Legs(ctx, b.run)
 	if err != nil {
 		return nil, err
 	}
