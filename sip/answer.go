@@ -126,9 +126,11 @@ func chooseMedia(o *SDP, local LocalState) (int, error) {
 	if i := local.MediaIndex; i >= 0 && i < len(o.Media) && usable(&o.Media[i]) {
 		return i, nil
 	}
-	plain, audio, secured := -1, false, false
+	plain, far, audio, secured := -1, -1, false, false
 	for i := range o.Media {
 		switch m := &o.Media[i]; {
+		case usable(m) && !local.reaches(o, m):
+			far = max(far, i)
 		case usable(m) && secure(m):
 			return i, nil
 		case usable(m) && plain < 0:
@@ -141,6 +143,8 @@ func chooseMedia(o *SDP, local LocalState) (int, error) {
 	switch {
 	case plain >= 0:
 		return plain, nil
+	case far >= 0: // its refusal says why
+		return far, nil
 	case audio && local.SRTP == SRTPRequired:
 		return 0, &NotAcceptable{302, "SRTP is required here, with keys in SDP over TLS"}
 	case audio && !secured:
@@ -150,6 +154,12 @@ func chooseMedia(o *SDP, local LocalState) (int, error) {
 		return 0, &NotAcceptable{302, "SRTP is not offered here, use RTP/AVP"}
 	}
 	return 0, &NotAcceptable{304, "No audio stream over RTP/AVP"}
+}
+
+// reaches says that a stream's address is of the family that we have: phones of both offer a stream for each.
+func (l LocalState) reaches(o *SDP, m *MediaLine) bool {
+	addr, err := o.addr(m)
+	return err != nil || addr.IsUnspecified() || addr.Is4() == l.Addr.Addr().Unmap().Is4()
 }
 
 // negotiate agrees on one audio stream.
@@ -162,7 +172,7 @@ func negotiate(o *SDP, index int, local LocalState) (*Negotiated, error) {
 	if addr.IsMulticast() {
 		return nil, &NotAcceptable{330, "Multicast is not available"}
 	}
-	if addr.Is4() != local.Addr.Addr().Unmap().Is4() && !addr.IsUnspecified() {
+	if !local.reaches(o, m) {
 		return nil, &NotAcceptable{301, "Incompatible network address format"}
 	}
 	f, err := chooseFormat(m, local)

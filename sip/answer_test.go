@@ -133,6 +133,12 @@ var answerTests = []struct {
 		with(func(n *Negotiated) { n.MediaIndex = 1 }),
 	},
 	{
+		"a stream for each kind of address", // RFC 5118 §4.6
+		sdpHead + "m=audio 4002 RTP/AVP 0\nc=IN IP6 2001:db8::20\nm=audio 4000 RTP/AVP 0\n", nil,
+		ownHead + "m=audio 0 RTP/AVP 0\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
+		with(func(n *Negotiated) { n.MediaIndex = 1 }),
+	},
+	{
 		"a disabled stream is not taken", sdpHead + "m=audio 0 RTP/AVP 8\nm=audio 4000 RTP/AVP 0\n", nil,
 		ownHead + "m=audio 0 RTP/AVP 8\nm=audio 20000 RTP/AVP 0\na=rtpmap:0 PCMU/8000\na=ptime:20\na=sendrecv\n",
 		with(func(n *Negotiated) { n.MediaIndex = 1 }),

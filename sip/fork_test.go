@@ -386,6 +386,7 @@ func TestOffersBeforeTheAnswerToOurs(t *testing.T) {
 		b.peer.send(invite())
 		call := <-b.calls
 		_ = call.Ring()
+		synctest.Wait()
 		b.peer.send(b.peer.within("INVITE", "r0", 2, peerOffer)) // the first one is not answered yet
 		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 500") || headerIn(got, "Retry-After") == "" {
 			t.Errorf("an INVITE inside an INVITE got %.60q, want 500 with Retry-After", got)

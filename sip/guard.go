@@ -67,23 +67,24 @@ var tooLarge = verdict{code: 513, why: "Message Too Large"}
 
 func (v verdict) pass() bool { return v.drop == "" && v.code == 0 }
 
-// judge decides on one whole message of an address. stream says that it came over TCP, where Content-Length is mandatory.
-func (g *guard) judge(data []byte, from net.Addr, stream bool) verdict {
-	m, v := g.inspect(data, stream)
+// judge decides on one whole message of an address, and returns it as the parser can read it, in the same place. stream says that it
+// came over TCP, where Content-Length is mandatory.
+func (g *guard) judge(data []byte, from net.Addr, stream bool) ([]byte, verdict) {
+	data, m, v := g.inspect(data, stream)
 	if v.pass() {
 		v = g.gate.admits(m, addrPortOf(from).Addr())
 	}
-	return v
+	return data, v
 }
 
-// inspect says whether a message is well formed, and reads it.
-func (g *guard) inspect(data []byte, stream bool) (m gosip.Message, v verdict) {
+// inspect says whether a message is well formed, tidies it, and reads it.
+func (g *guard) inspect(data []byte, stream bool) (tidied []byte, m gosip.Message, v verdict) {
 	if len(bytes.Trim(data, "\r\n\x00 ")) == 0 {
-		return nil, verdict{drop: dropKeepalive}
+		return data, nil, verdict{drop: dropKeepalive}
 	}
 	h, ok := readHead(data)
 	if !ok {
-		return nil, verdict{drop: dropMalformed, fatal: true}
+		return data, nil, verdict{drop: dropMalformed, fatal: true}
 	}
 	switch {
 	case len(data) > g.limits.MessageBytes:
@@ -94,14 +95,15 @@ func (g *guard) inspect(data []byte, stream bool) (m gosip.Message, v verdict) {
 		v = h.check(len(data)-h.bodyAt, stream)
 	}
 	if v.pass() {
+		data = tidy(data)
 		if m, ok = g.parse(data); !ok {
 			v = verdict{code: 400, why: "Malformed header"}
 		}
 	}
 	if v.code != 0 && !h.answerable() {
-		return nil, verdict{drop: dropMalformed}
+		return data, nil, verdict{drop: dropMalformed}
 	}
-	return m, v
+	return data, m, v
 }
 
 // parse asks the parser itself; a message that makes it panic must not reach its read loop.

@@ -103,13 +103,14 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 			g.counters.drop(why)
 			continue
 		}
-		switch v := g.judge(b[:n], from, false); {
+		message, v := g.judge(b[:n], from, false)
+		switch {
 		case v.pass():
 			g.counters.messages.Add(1)
-			return n, from, nil
+			return len(message), from, nil
 		case v.code != 0:
 			g.refused(from, v)
-			if answer := v.refusal(b[:n]); answer != nil {
+			if answer := v.refusal(message); answer != nil {
 				_, _ = p.WriteTo(answer, from)
 			}
 		default:
@@ -273,11 +274,10 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 			}
 			continue
 		}
-		message := c.pending[:size]
 		if wait := c.guard.gate.slows(addrPortOf(c.RemoteAddr()).Addr()); wait > 0 {
 			time.Sleep(wait)
 		}
-		v = c.guard.judge(message, c.RemoteAddr(), true)
+		message, v := c.guard.judge(c.pending[:size], c.RemoteAddr(), true)
 		n := copy(b, message)
 		if v.pass() {
 			c.consume(size)

@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -32,17 +33,11 @@ var tortureTests = []struct {
 	header        string // must be in the answer
 }{
 	{
-		"§3.1.1.1 a tortuous INVITE", strings.Join([]string{
-			"INVITE " + bridgeURI + ";unknownparam SIP/2.0", "TO :", " " + bridgeTo + " ;", "  tag2  = 1918181833n",
-			`from   : "J Rosenberg \\\""       <sip:jdrosen@example.com>`, "  ;", "  tag = 98asjd8",
-			"MaX-fOrWaRdS: 0068", "Call-ID: wsinv.ndaksdj@192.0.2.20", "Content-Length   : 152",
-			"cseq: 0009", "  INVITE", "Via  : SIP  /   2.0", " /UDP", "    192.0.2.20;branch=390skdjuw", "s :",
-			"NewFangledHeader:   newfangled value", " continued newfangled value", "UnknownHeaderWithUnusualValue: ;;,,;;,;",
-			"Content-Type: application/sdp", "Route:", " <sip:services.example.com;lr;unknownwith=value;unknown-no-value>",
-			"v:  SIP  / 2.0  / TCP     spindle.example.com   ;", "  branch  =   z9hG4bK9ikj8  ,",
-			" SIP  /    2.0   / UDP  192.168.255.111   ; branch=", " z9hG4bK30239",
-			`m:"Quoted string \"\"" <sip:jdrosen@example.com> ; newparam =`, "      newvalue ;", "  secondparam ; q = 0.33", "", "",
-		}, "\n") + peerOffer, "400", "", // valid, but the parser does not read all of it; it is told so
+		"§3.1.1.1 a tortuous INVITE, which names a dialog", tortuous, "481", "To: <sip:vivekg@chair-dnrc.example.com>;tag=1918181833n\r\n",
+	},
+	{
+		"§3.1.1.1 a tortuous INVITE", strings.Replace(tortuous, "   tag    =", "   nag    =", 1),
+		"200", "From: \"J Rosenberg \\\\\\\"\" <sip:jdrosen@example.com>;tag=98asjd8\r\n",
 	},
 	{"§3.1.1.2 a method of strange characters", other("!interesting-Method0123456789_*+`.%indeed'~"), "501", "Allow"},
 	{
@@ -124,7 +119,24 @@ var tortureTests = []struct {
 	{"§3.3.14 a header in a URI", other("REGISTER", "Contact: <sip:user@example.com?Route=%3Csip:sip.example.com%3E>"), "405", "Allow"},
 	{"§3.3.14 the same in a call", invite("Contact: <sip:user@192.0.2.20?Route=%3Csip:sip.example.com%3E>"), "200", ""},
 	{"§3.3.15 an answer nobody can give", invite("Accept: text/nobodyKnowsThis"), "406", ""},
-	{"§3.4.1 an INVITE of RFC 2543", invite("Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), "400", ""},
+	// Valid before RFC 3261, which leaves it to us whether to take it: without a Contact there is nobody to send a BYE to.
+	{"§3.4.1 an INVITE of RFC 2543", invite("Contact:", "Via: SIP/2.0/UDP 192.0.2.20", "From: <sip:a@192.0.2.20>"), "400", ""},
+
+	// RFC 5118, the torture messages of IPv6.
+	{"RFC 5118 §4.1 an address in brackets", startLine(options("Via: SIP/2.0/UDP [2001:db8::9:1];branch=z9hG4bKas3-111"), "OPTIONS sip:1000@[2001:db8::10] SIP/2.0"), "200", ""},
+	{"RFC 5118 §4.2 an address without brackets", startLine(options(), "OPTIONS sip:2001:db8::10 SIP/2.0"), "400", ""},
+	{"RFC 5118 §4.3 a port that is part of the address", startLine(options(), "OPTIONS sip:[2001:db8::10:5070] SIP/2.0"), "200", ""},
+	{"RFC 5118 §4.4 a port beside the address", startLine(options(), "OPTIONS sip:[2001:db8::10]:5070 SIP/2.0"), "200", ""},
+	{"RFC 5118 §4.5 received with brackets", options("Via: SIP/2.0/UDP [2001:db8::9:1];received=[2001:db8::9:255];branch=z9hG4bKas3-111"), "200", ""},
+	{"RFC 5118 §4.5 received without brackets", options("Via: SIP/2.0/UDP [2001:db8::9:1];received=2001:db8::9:255;branch=z9hG4bKas3"), "200", ""},
+	{
+		"RFC 5118 §4.6 addresses of both kinds in SDP", request("INVITE", bridgeURI, bridgeTo, "o1", 1, // what we cannot reach is not taken
+			strings.Replace(sdpHead, "c=IN IP4 192.0.2.20\n", "", 1)+"m=audio 6000 RTP/AVP 0\nc=IN IP6 2001:db8::20\nm=audio 4000 RTP/AVP 0\nc=IN IP4 192.0.2.20\n"), "200", "m=audio 0 RTP/AVP 0\r\nm=audio 2",
+	},
+	{"RFC 5118 §4.7 addresses of both kinds in headers", options("Via: SIP/2.0/UDP 192.0.2.20;branch=z9hG4bKx\nVia: SIP/2.0/UDP [2001:db8::9:1];received=[2001:db8::9:255];branch=z9hG4bKy"), "200", "Via: SIP/2.0/UDP [2001:db8::9:1];received=[2001:db8::9:255];branch=z9hG4bKy"},
+	{"RFC 5118 §4.8 addresses of both kinds", invite("Contact: <sip:2001@[2001:db8::20]>"), "200", ""},
+	{"RFC 5118 §4.9 an IPv4 address in an IPv6 one", startLine(options("Via: SIP/2.0/UDP [::ffff:192.0.2.10]:5060;branch=z9hG4bKbh19"), "OPTIONS sip:1000@[::ffff:192.0.2.2] SIP/2.0"), "200", ""},
+	{"RFC 5118 §4.10 a colon too many", options("From: <sip:user@[2001:db8:::192.0.2.1]>;tag=1"), "200", ""},
 
 	{"secure scheme without TLS", startLine(options(), "OPTIONS sips:1000@192.0.2.1 SIP/2.0"), "416", ""},
 	{"telephone scheme", startLine(invite(), "INVITE tel:+1-000;phone-context=x SIP/2.0"), "200", ""},
@@ -166,6 +178,19 @@ var tortureTests = []struct {
 	{"9000 octets of an ACK", other("ACK", "X-Long: "+strings.Repeat("a", 9000)), "", ""},
 	{"host name as media address", request("INVITE", bridgeURI, bridgeTo, "o1", 1, strings.ReplaceAll(peerOffer, "c=IN IP4 192.0.2.20", "c=IN IP4 media.example.net")), "488", "Warning: 301"},
 }
+
+// tortuous is a valid INVITE (§3.1.1.1) with white space and folds wherever they may be.
+var tortuous = strings.Join([]string{
+	"INVITE " + bridgeURI + ";unknownparam SIP/2.0", "TO :", " sip:vivekg@chair-dnrc.example.com ;   tag    = 1918181833n",
+	`from   : "J Rosenberg \\\""       <sip:jdrosen@example.com>`, "  ;", "  tag = 98asjd8",
+	"MaX-fOrWaRdS: 0068", "Call-ID: wsinv.ndaksdj@192.0.2.20", fmt.Sprintf("Content-Length   : %d", len(crlf(peerOffer))),
+	"cseq: 0009", "  INVITE", "Via  : SIP  /   2.0", " /UDP", "    192.0.2.20;branch=390skdjuw", "s :",
+	"NewFangledHeader:   newfangled value", " continued newfangled value", "UnknownHeaderWithUnusualValue: ;;,,;;,;",
+	"Content-Type: application/sdp", "Route:", " <sip:services.example.com;lr;unknownwith=value;unknown-no-value>",
+	"v:  SIP  / 2.0  / TCP     spindle.example.com   ;", "  branch  =   z9hG4bK9ikj8  ,",
+	" SIP  /    2.0   / UDP  192.168.255.111   ; branch=", " z9hG4bK30239",
+	`m:"Quoted string \"\"" <sip:jdrosen@example.com> ; newparam =`, "      newvalue ;", "  secondparam ; q = 0.33", "", "",
+}, "\n") + peerOffer
 
 func TestTortureMessages(t *testing.T) {
 	for _, tt := range tortureTests {
@@ -423,7 +448,7 @@ func FuzzGuard(f *testing.F) {
 	s := newStack(Config{}, nil, nil)
 	g := s.guard()
 	f.Fuzz(func(t *testing.T, data []byte, stream bool) {
-		_, v := g.inspect(data, stream)
+		data, _, v := g.inspect(bytes.Clone(data), stream)
 		if v.code != 0 {
 			answer := string(v.refusal(data))
 			if !strings.HasPrefix(answer, "SIP/2.0 4") && !strings.HasPrefix(answer, "SIP/2.0 5") || strings.Count(answer, "\r\n\r\n") != 1 || strings.ContainsAny(strings.ReplaceAll(answer, "\r\n", ""), "\r\n\x00") {
