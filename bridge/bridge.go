@@ -60,6 +60,7 @@ type Bridge struct {
 	sounds       *sound.Library
 	plan         *dialPlan
 	vault        *vault
+	meter        *meter
 	grammar      command.Grammar
 	ownTrunks    []config.Trunk  // those of the config; cfg has those of the database, too
 	showNumbers  map[string]bool // by trunk
@@ -121,7 +122,7 @@ func New(
 		legs:      make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}),
-		drain: drain{over: make(chan struct{})}, orders: newOrders(),
+		drain: drain{over: make(chan struct{})}, orders: newOrders(), meter: newMeter(),
 		grammar: command.Grammar{Prefix: cfg.Commands.Prefix},
 	}
 	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -228,6 +229,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		}
 	}
 	if err == nil {
+		upkeep.Go(func() { b.watchUsage(upkeepCtx) })
 		b.setReady(true)
 		b.sockets.Ready()
 		b.log.Info("bridge is up", "run", b.run)

@@ -33,6 +33,7 @@ type metrics struct {
 
 	ordersRefused *prometheus.CounterVec
 	rerouted      *prometheus.CounterVec
+	alarms        *prometheus.CounterVec
 }
 
 func newMetrics(b *Bridge) *metrics {
@@ -53,6 +54,9 @@ func newMetrics(b *Bridge) *metrics {
 		rerouted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trunkline_calls_rerouted_total", Help: "Calls of rooms that a trunk could not place and that the next one was tried for, by the first one.",
 		}, []string{"trunk"}),
+		alarms: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trunkline_limit_alarms_total", Help: "Limits of calls per day that came to a percentage of dialling.alarm, by scope, what is limited, and that.",
+		}, []string{"scope", "what", "percent"}),
 		rings: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trunkline_rings_total", Help: "Rooms rung because nobody was in the call.",
 		}),
@@ -78,7 +82,7 @@ func newMetrics(b *Bridge) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands, m.moves, m.transfers, m.ordersRefused, m.rerouted,
+		m.ended, m.refused, m.setup, m.resumed, m.rings, m.ringsEnded, m.pins, m.commands, m.moves, m.transfers, m.ordersRefused, m.rerouted, m.alarms, usageReadings(b.meter),
 		mediaReadings(b), soundReadings(b.sounds), sipReadings(b.phones), databaseReadings(b.journal),
 		homeserverReadings(b.matrix.Metrics()), peerReadings(b.matrix.Metrics()),
 	)
@@ -112,6 +116,17 @@ func mediaReadings(b *Bridge) readings {
 			func() map[string]uint64 { return b.studio.Streams(func(w *worker) *tally { return &w.fromPhones }) }),
 		counters("trunkline_media_from_devices_total", "The same of devices in rooms.", "what",
 			func() map[string]uint64 { return b.studio.Streams(func(w *worker) *tally { return &w.fromDevices }) }),
+	}
+}
+
+func usageReadings(m *meter) readings {
+	return readings{
+		gauges("trunkline_dialled_today_calls", "Calls from rooms on this day of the bridge's time zone, of all nodes, a minute ago at most.", "trunk",
+			func() map[string]float64 { return m.latest.Load().calls }),
+		gauges("trunkline_dialled_today_seconds", "Time talked in them, in those that are up, too.", "trunk",
+			func() map[string]float64 { return m.latest.Load().seconds }),
+		gauges("trunkline_limit_used_ratio", "The most that is used of any limit per day in a scope: 1 = all of it.", "scope",
+			func() map[string]float64 { return m.latest.Load().most }),
 	}
 }
 
@@ -299,6 +314,14 @@ type reading struct {
 func gauge(name, help string, value func() float64) reading {
 	return reading{prometheus.NewDesc(name, help, nil, nil), func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value())
+	}}
+}
+
+func gauges(name, help, label string, values func() map[string]float64) reading {
+	return reading{prometheus.NewDesc(name, help, []string{label}, nil), func(d *prometheus.Desc, ch chan<- prometheus.Metric) {
+		for value, n := range values() {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, n, value)
+		}
 	}}
 }
 

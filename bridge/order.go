@@ -224,6 +224,7 @@ func (a *actor) reserve(ctx context.Context, q quota.Request) error {
 	}
 	a.order.most = longest
 	a.limitTalk(longest)
+	a.bridge.meter.counted()
 	return nil
 }
 
@@ -234,8 +235,8 @@ func usageKeys(q quota.Request, day string) (keys []db.UsageKey) {
 	return keys
 }
 
-// decide asks package quota.
-func decide(rules quota.Rules, now time.Time, q quota.Request, used []db.Usage) (time.Duration, error) {
+// quotaRows are the database's rows in the terms of package quota.
+func quotaRows(used []db.Usage) []quota.Row {
 	rows := make([]quota.Row, 0, len(used))
 	for _, u := range used {
 		rows = append(rows, quota.Row{
@@ -243,7 +244,12 @@ func decide(rules quota.Rules, now time.Time, q quota.Request, used []db.Usage) 
 			Calls: u.Calls, Talked: u.Talked, Running: u.Running, Reserved: u.Reserved,
 		})
 	}
-	switch d := quota.Decide(rules, now, q, rows); d.Verdict {
+	return rows
+}
+
+// decide asks package quota.
+func decide(rules quota.Rules, now time.Time, q quota.Request, used []db.Usage) (time.Duration, error) {
+	switch d := quota.Decide(rules, now, q, quotaRows(used)); d.Verdict {
 	case quota.Allowed:
 		return d.Longest, nil
 	case quota.Confirm:

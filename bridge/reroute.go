@@ -92,6 +92,7 @@ func (a *actor) saveRerouted(ctx context.Context, row db.Leg) leg.EventKind {
 		a.log.Error("leg not saved", "err", err)
 		return leg.SaveFailed
 	}
+	b.meter.counted()
 	a.inbox.Put(func() {
 		o.booked, o.most = row.Trunk, longest
 		a.limitTalk(longest)

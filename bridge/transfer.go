@@ -77,6 +77,9 @@ func (b *Bridge) countTransfer(ctx context.Context, q quota.Request) error {
 	if _, dear := errors.AsType[*needsConfirmation](refused); dear {
 		return &refusal{text: "That number is expensive; phones are not transferred there.", reason: "expensive"}
 	}
+	if err == nil {
+		b.meter.counted()
+	}
 	return err
 }
 

@@ -157,8 +157,11 @@ func (s *Store) holdUsage(ctx context.Context, keys []UsageKey) ([]Usage, error)
 
 // usage reads what counts under a key: the day's row, and those of other days with calls that still run.
 func (s *Store) usage(ctx context.Context, key UsageKey) ([]Usage, error) {
-	rows, err := s.db.Query(ctx, `SELECT day, scope, name, calls, talked, running, reserved FROM usage
-		WHERE scope = $2 AND name = $3 AND (day = $1 OR running > 0)`, key.Day, key.Scope, key.Name)
+	return s.readUsage(ctx, "scope = $2 AND name = $3 AND (day = $1 OR running > 0)", key.Day, key.Scope, key.Name)
+}
+
+func (s *Store) readUsage(ctx context.Context, where string, args ...any) ([]Usage, error) {
+	rows, err := s.db.Query(ctx, "SELECT day, scope, name, calls, talked, running, reserved FROM usage WHERE "+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read usage: %w", err)
 	}
@@ -174,6 +177,35 @@ func (s *Store) usage(ctx context.Context, key UsageKey) ([]Usage, error) {
 		list = append(list, u)
 	}
 	return list, rows.Err()
+}
+
+// UsageOn reads what was used on a day, until now by calls that still run, by scope and name.
+func (s *Store) UsageOn(ctx context.Context, day string, now time.Time) ([]Usage, error) {
+	running := make(map[UsageKey]time.Duration)
+	rows, err := s.db.Query(ctx, "SELECT dialled_by, room_id, trunk, answered_at FROM leg WHERE usage_day = $1 AND answered_at > 0", day)
+	if err != nil {
+		return nil, fmt.Errorf("read calls that run: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var user, room, trunk string
+		var answered int64
+		if err := rows.Scan(&user, &room, &trunk, &answered); err != nil {
+			return nil, fmt.Errorf("read calls that run: %w", err)
+		}
+		talked := max(0, now.Sub(instant(answered)))
+		for _, key := range []UsageKey{{day, "user", user}, {day, "room", room}, {day, "trunk", trunk}, {day, "all", ""}} {
+			running[key] += talked
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read calls that run: %w", err)
+	}
+	used, err := s.readUsage(ctx, "day = $1 ORDER BY scope, name", day)
+	for i := range used {
+		used[i].Talked += running[used[i].UsageKey]
+	}
+	return used, err
 }
 
 // settle takes a leg that is about to be deleted out of what runs, and counts what it has talked. It is part of the deletion:

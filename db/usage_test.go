@@ -241,3 +241,40 @@ func TestLegThatGoesOverAnotherTrunkCountsThere(t *testing.T) {
 		}
 	})
 }
+
+func TestUsageOfADayHasCallsThatStillRun(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		lease(t, s, "run-1")
+		l, keys := wanted("leg-1")
+		if _, err := s.Reserve(t.Context(), l, keys, func([]Usage) (time.Duration, error) { return time.Hour, nil }); err != nil {
+			t.Fatal(err)
+		}
+		read := func(want ...Usage) {
+			t.Helper()
+			got, err := s.UsageOn(t.Context(), keys[0].Day, morning.Add(9*time.Minute))
+			if diff := cmp.Diff(want, got); diff != "" || err != nil {
+				t.Errorf("UsageOn, %v (-want +got):\n%s", err, diff)
+			}
+		}
+		all := func(talked time.Duration, running int, reserved time.Duration) (list []Usage) {
+			for _, i := range []int{3, 1, 2, 0} {
+				list = append(list, Usage{keys[i], 1, talked, running, reserved})
+			}
+			return list
+		}
+		read(all(0, 1, time.Hour)...)
+		l.UsageDay, l.Reserved, l.Answered = keys[0].Day, time.Hour, morning.Add(2*time.Minute)
+		if err := s.PutLeg(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+		read(all(7*time.Minute, 1, time.Hour)...)
+		if err := s.DeleteLeg(t.Context(), l.ID, l.hold(), "phone hung up", morning.Add(8*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		read(all(6*time.Minute, 0, 0)...)
+		if other, err := s.UsageOn(t.Context(), "2026-11-23", morning); len(other) != 0 || err != nil {
+			t.Errorf("another day: %v, %v", other, err)
+		}
+	})
+}

@@ -31,6 +31,13 @@ type Dialling struct {
 	TimeZone  string     `yaml:"time_zone"`
 	Expensive []string   `yaml:"expensive"`
 	Limits    DialLimits `yaml:"limits"`
+	Alarm     Alarm      `yaml:"alarm"`
+}
+
+// Alarm is when and where somebody is told how much of a limit per day is used.
+type Alarm struct {
+	At   []int  `yaml:"at"` // percent
+	Room string `yaml:"room"`
 }
 
 // DialLimits are those of each scope, and of some by name.
@@ -103,6 +110,14 @@ func (c *checker) dialling(d *Dialling, trunks []Trunk) {
 	}
 	for i, prefix := range d.Expensive {
 		c.prefix(fmt.Sprintf("dialling.expensive[%d]", i), prefix)
+	}
+	for i, percent := range d.Alarm.At {
+		if percent < 1 || percent > 100 {
+			c.wrong(fmt.Sprintf("dialling.alarm.at[%d]", i), "must be from 1 to 100, percent")
+		}
+	}
+	if r := d.Alarm.Room; r != "" && !strings.HasPrefix(r, "!") && !strings.HasPrefix(r, "#") {
+		c.wrong("dialling.alarm.room", "%q is no room like !id:example.org or #admins:example.org", r)
 	}
 	l := &d.Limits
 	for name, limit := range map[string]DialLimit{"all": l.All, "user": l.User, "room": l.Room, "trunk": l.Trunk} {

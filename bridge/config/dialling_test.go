@@ -25,6 +25,7 @@ dialling:
     user: {calls: -1}
     trunks: {elsewhere: {calls: 1}}
     users: {anna: {calls: 1}}
+  alarm: {at: [80, 101], room: watchers}
 sip:
   trunks:
     - name: pbx
@@ -51,19 +52,21 @@ sip:
 		"config.yaml:13: dialling.limits.user: must not be negative",
 		`config.yaml:14: dialling.limits.trunks.elsewhere: "elsewhere" is not one of the trunks`,
 		`config.yaml:15: dialling.limits.users.anna: "anna" is not one of the users`,
-		`config.yaml:20: sip.trunks[0].dials[0]: "49" is not the beginning of a number`,
-		`config.yaml:21: sip.trunks[0].extensions[0]: "10xy" is not a pattern`,
-		`config.yaml:18: sip.trunks[0].proxy: to call over this trunk takes one`,
-		`config.yaml:22: sip.trunks[0].number: "a b" is not a number`,
-		"config.yaml:23: sip.trunks[0].calls_per_second: must not be negative",
-		`config.yaml:24: sip.trunks[0].numbers: country: "XX" is not a country like DE`,
+		"config.yaml:16: dialling.alarm.at[1]: must be from 1 to 100",
+		`config.yaml:16: dialling.alarm.room: "watchers" is no room`,
+		`config.yaml:21: sip.trunks[0].dials[0]: "49" is not the beginning of a number`,
+		`config.yaml:22: sip.trunks[0].extensions[0]: "10xy" is not a pattern`,
+		`config.yaml:19: sip.trunks[0].proxy: to call over this trunk takes one`,
+		`config.yaml:23: sip.trunks[0].number: "a b" is not a number`,
+		"config.yaml:24: sip.trunks[0].calls_per_second: must not be negative",
+		`config.yaml:25: sip.trunks[0].numbers: country: "XX" is not a country like DE`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no problem says %q; got:\n%v", want, err)
 		}
 	}
-	if len(problems.List) != 16 {
-		t.Errorf("%d problems, want 16:\n%v", len(problems.List), err)
+	if len(problems.List) != 18 {
+		t.Errorf("%d problems, want 18:\n%v", len(problems.List), err)
 	}
 }
 
