@@ -357,12 +357,25 @@ func (s *Stack) connect(ctx context.Context, trunk *Trunk, req *gosip.Request) e
 	if err != nil {
 		return err
 	}
-	if conn, err := s.transports.GetConnection(string(t), addr.String()); err == nil {
-		_, _ = conn.TryClose() // only asked whether it lives
+	return s.join(ctx, trunk, t, addr)
+}
+
+// join makes sure that there is a connection to an address.
+func (s *Stack) join(ctx context.Context, trunk *Trunk, t Transport, addr netip.AddrPort) error {
+	if s.joined(t, addr.String()) {
 		return nil
 	}
-	_, err, _ = s.connecting.Do(string(t)+addr.String(), func() (any, error) { return nil, s.open(ctx, trunk, t, addr) })
+	_, err, _ := s.connecting.Do(string(t)+addr.String(), func() (any, error) { return nil, s.open(ctx, trunk, t, addr) })
 	return err
+}
+
+func (s *Stack) joined(t Transport, addr string) bool {
+	conn, err := s.transports.GetConnection(string(t), addr)
+	if err != nil {
+		return false
+	}
+	_, _ = conn.TryClose() // only asked whether it lives
+	return true
 }
 
 // destination resolves where a request goes.

@@ -163,32 +163,41 @@ func TestCallThatThePhoneHasLostFails(t *testing.T) {
 	}
 }
 
+// Over TCP and TLS the connection has died, too: the refusal goes to where the phone listens.
 func TestUnansweredCallIsRefusedAfterARestart(t *testing.T) {
-	d := newDoomed(t, sip.UDP, func(s *served) { _ = s.Ring() })
-	result := d.dial(d.phone(phone.Config{}), sip.UDP)
-	s := d.call()
-	time.Sleep(100 * time.Millisecond) // the 180 is there: the phone repeats nothing any more
-	again := d.successor(s.Dialog(), nil)
-	if err := again.Reject(503, "", "Retry-After: 10"); err != nil {
-		t.Fatal(err)
-	}
-	again.wants(sip.Ended{})
-	var refused *phone.StatusError
-	if got := <-result; !errors.As(got.err, &refused) || refused.Code != 503 {
-		t.Errorf("Dial = %v, want 503", got.err)
+	for _, tr := range []sip.Transport{sip.UDP, sip.TCP} {
+		t.Run(string(tr), func(t *testing.T) {
+			d := newDoomed(t, tr, func(s *served) { _ = s.Ring() })
+			result := d.dial(d.phone(phone.Config{Transport: string(tr)}), tr)
+			s := d.call()
+			time.Sleep(100 * time.Millisecond) // the 180 is there: the phone repeats nothing any more
+			again := d.successor(s.Dialog(), nil)
+			if err := again.Reject(503, "", "Retry-After: 10"); err != nil {
+				t.Fatal(err)
+			}
+			again.wants(sip.Ended{})
+			var refused *phone.StatusError
+			if got := <-result; !errors.As(got.err, &refused) || refused.Code != 503 {
+				t.Errorf("Dial = %v, want 503", got.err)
+			}
+		})
 	}
 }
 
 // The process may die between saving and sending, or before it knows that the answer got through: the successor answers
 // (again), and the phone is up either way.
 func TestAnswerIsSentAgainAfterARestart(t *testing.T) {
-	for name, first := range map[string]func(*served){
-		"never sent": func(s *served) { _, _, _ = s.Accept() },
-		"sent":       func(s *served) { _, _, _ = s.Accept(); time.Sleep(100 * time.Millisecond); _ = s.SendAnswer() },
+	prepared := func(s *served) { _, _, _ = s.Accept() }
+	sent := func(s *served) { _, _, _ = s.Accept(); time.Sleep(100 * time.Millisecond); _ = s.SendAnswer() }
+	for name, tt := range map[string]struct {
+		transport sip.Transport
+		first     func(*served)
+	}{
+		"never sent": {sip.UDP, prepared}, "sent": {sip.UDP, sent}, "never sent, TCP": {sip.TCP, prepared}, "sent, TCP": {sip.TCP, sent},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newDoomed(t, sip.UDP, first)
-			result := d.dial(d.phone(phone.Config{}), sip.UDP)
+			d := newDoomed(t, tt.transport, tt.first)
+			result := d.dial(d.phone(phone.Config{Transport: string(tt.transport)}), tt.transport)
 			s := d.call()
 			await(t, "the answer to be made", func() bool { return s.Dialog().Media.LocalSDP != "" })
 			saved := s.Dialog()

@@ -20,7 +20,7 @@ func (c *Call) revive() error {
 		return err
 	}
 	l, _ := c.stack.listenerFor(c.dialog)
-	c.invite = newTransaction(req, &statelessTx{stack: c.stack, listener: l})
+	c.invite = newTransaction(req, &statelessTx{stack: c.stack, trunk: c.trunk, listener: l, request: req})
 	c.state, c.prepared = proceeding, nil
 	if sdp := c.dialog.Media.LocalSDP; sdp != "" {
 		c.state, c.prepared = accepted, []byte(sdp)
@@ -69,7 +69,9 @@ func viasOf(req *gosip.Request) []string {
 type statelessTx struct {
 	gosip.ServerTransaction // nil: the rest has nobody to ask
 	stack                   *Stack
+	trunk                   *Trunk
 	listener                listener
+	request                 *gosip.Request
 }
 
 // resend is when a refusal goes out: nobody hears its ACK, and over UDP one copy may be lost.
@@ -94,17 +96,46 @@ func (tx *statelessTx) Respond(res *gosip.Response) error {
 }
 
 // write sends from the listener's own socket: sipgo knows the way back only to who has sent something to this process. A
-// connection of another transport died with the process before, unless the phone has opened it again.
+// connection of another transport died with the process before: unless the phone has opened it again, one is opened to where its
+// request says that it listens (RFC 3261 §18.2.2).
 func (tx *statelessTx) write(res *gosip.Response) error {
-	if tx.listener.transport != UDP {
-		return tx.stack.transports.WriteMsg(res)
-	}
 	to, err := netip.ParseAddrPort(res.Destination())
 	if err != nil {
 		return err
 	}
-	_, err = tx.listener.packets.WriteTo([]byte(res.String()), net.UDPAddrFromAddrPort(to))
-	return err
+	if tx.listener.transport == UDP {
+		_, err = tx.listener.packets.WriteTo([]byte(res.String()), net.UDPAddrFromAddrPort(to))
+		return err
+	}
+	ctx, cancel := context.WithTimeout(tx.stack.root, connectTimeout)
+	defer cancel()
+	select {
+	case <-tx.listener.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !tx.stack.joined(tx.listener.transport, to.String()) {
+		if to, err = tx.joinAgain(ctx, to.Addr()); err != nil {
+			return err
+		}
+	}
+	return tx.stack.transports.WriteMsgTo(res, to.String(), string(tx.listener.transport))
+}
+
+// joinAgain opens a connection to the port that the request names: at the address that it came from, else, if that is the trunk's, too, at
+// the one that it names.
+func (tx *statelessTx) joinAgain(ctx context.Context, from netip.Addr) (to netip.AddrPort, err error) {
+	via := tx.request.Via()
+	to = netip.AddrPortFrom(from, cmpPort(uint16(via.Port), tx.listener.transport))
+	if err = tx.stack.join(ctx, tx.trunk, tx.listener.transport, to); err == nil {
+		return to, nil
+	}
+	named, notOne := netip.ParseAddr(strings.Trim(via.Host, "[]"))
+	if notOne != nil || named == from || tx.trunk == nil || !tx.trunk.contains(named.Unmap()) {
+		return to, err
+	}
+	to = netip.AddrPortFrom(named.Unmap(), to.Port())
+	return to, tx.stack.join(ctx, tx.trunk, tx.listener.transport, to)
 }
 
 func pauseFor(ctx context.Context, d time.Duration) bool {
