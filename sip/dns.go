@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -23,6 +25,8 @@ const (
 	naptrBytes   = 1232                    // a UDP answer of that size is not cut into fragments anywhere
 	maxAliases   = 8                       // CNAMEs of one answer
 	maxServices  = 8                       // that are followed of one answer
+	longestHeld  = time.Hour               // an answer is asked for anew, whatever its records say
+	failureHeld  = 30 * time.Second        // so that a name server which says nothing holds up one call in that time
 )
 
 // resolver finds servers and addresses; systemDNS has it.
@@ -118,9 +122,9 @@ func exchangeDNS(ctx context.Context, network, server string, question *dns.Msg)
 	return answer, nil
 }
 
-// naptrsOf are the records of the name that was asked for, or of the one it is an alias of.
+// naptrsOf are the records of the name that was asked for, or of the one it is an alias of; none holds longer than the way to it.
 func naptrsOf(answer *dns.Msg) []*dns.NAPTR {
-	owner := answer.Question[0].Name
+	owner, holds := answer.Question[0].Name, uint32(math.MaxInt32)
 	for range maxAliases {
 		i := slices.IndexFunc(answer.Answer, func(r dns.RR) bool {
 			alias, ok := r.(*dns.CNAME)
@@ -129,15 +133,78 @@ func naptrsOf(answer *dns.Msg) []*dns.NAPTR {
 		if i < 0 {
 			break
 		}
-		owner = answer.Answer[i].(*dns.CNAME).Target
+		alias := answer.Answer[i].(*dns.CNAME)
+		owner, holds = alias.Target, min(holds, alias.Hdr.Ttl)
 	}
 	var out []*dns.NAPTR
 	for _, r := range answer.Answer {
 		if n, ok := r.(*dns.NAPTR); ok && strings.EqualFold(n.Hdr.Name, owner) {
+			n.Hdr.Ttl = min(holds, n.Hdr.Ttl)
 			out = append(out, n)
 		}
 	}
 	return out
+}
+
+// naptrAnswers are what the domains of trunks said: as many as trunks have proxies.
+type naptrAnswers struct {
+	mu   sync.Mutex
+	said map[string]naptrAnswer // by name
+}
+
+type naptrAnswer struct {
+	records []*dns.NAPTR
+	until   time.Time // it is asked again
+}
+
+func (a *naptrAnswers) of(name string) naptrAnswer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.said[name]
+}
+
+func (a *naptrAnswers) keep(name string, answer naptrAnswer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.said == nil {
+		a.said = map[string]naptrAnswer{}
+	}
+	a.said[name] = answer
+}
+
+// naptrs are the records of a name: what was said before, as long as they hold, and while nobody answers. That there are none is not
+// remembered.
+func (s *Stack) naptrs(ctx context.Context, name string) ([]*dns.NAPTR, error) {
+	before := s.naptrAnswers.of(name)
+	if time.Now().Before(before.until) {
+		return before.records, nil
+	}
+	records, err := s.config.resolver.LookupNAPTR(ctx, name)
+	switch {
+	case errors.Is(err, context.Canceled): // nobody waited for it
+	case err != nil:
+		s.naptrAnswers.keep(name, naptrAnswer{before.records, time.Now().Add(failureHeld)})
+		return before.records, err
+	default:
+		s.naptrAnswers.keep(name, naptrAnswer{records, time.Now().Add(held(records))})
+	}
+	return records, err
+}
+
+// held is how long an answer may be used.
+func held(records []*dns.NAPTR) time.Duration {
+	if len(records) == 0 {
+		return 0
+	}
+	least := longestHeld
+	for _, n := range records {
+		if ttl := n.Hdr.Ttl; ttl <= math.MaxInt32 { // RFC 2181 §8: else it is zero
+			least = min(least, time.Duration(ttl)*time.Second)
+		} else {
+			least = 0
+		}
+	}
+	return least
 }
 
 // service is what a NAPTR record of SIP says: servers are found by SRV under that name, and spoken to over that transport.
@@ -195,7 +262,7 @@ func (s *Stack) discover(ctx context.Context, trunk *Trunk, host string, ways []
 func (s *Stack) delegated(ctx context.Context, trunk *Trunk, host string, ways []Transport) []target {
 	ctx, cancel := context.WithTimeout(ctx, naptrTimeout)
 	defer cancel()
-	records, err := s.config.resolver.LookupNAPTR(ctx, host)
+	records, err := s.naptrs(ctx, host)
 	if err != nil {
 		s.deafDNS.Do(func() { s.log.Warn("no answer to NAPTR, going on without", "trunk", trunk.Name, "err", err) })
 	}

@@ -2,10 +2,13 @@ package sip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -80,7 +83,7 @@ func TestRecordsOfAnAlias(t *testing.T) {
 		answer     []string
 	}{
 		{"its own", "[10]", []string{`Carrier.example. NAPTR 10 1 "s" "SIP+D2U" "" a.`, `other.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`}},
-		{"of an alias", "[20]", []string{`b.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`, `carrier.example. CNAME a.example.`, `a.example. CNAME B.example.`}},
+		{"of an alias", "[20]", []string{`b.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`, `carrier.example. 60 CNAME a.example.`, `a.example. CNAME B.example.`}},
 		{"aliases in a circle", "[]", []string{`carrier.example. CNAME a.example.`, `a.example. CNAME b.example.`, `b.example. CNAME a.example.`, `c.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`}},
 	} {
 		m := new(dns.Msg)
@@ -95,11 +98,91 @@ func TestRecordsOfAnAlias(t *testing.T) {
 		got := []uint16{}
 		for _, n := range naptrsOf(m) {
 			got = append(got, n.Order)
+			if want := map[string]uint32{"its own": 3600, "of an alias": 60}[tt.name]; n.Hdr.Ttl != want {
+				t.Errorf("%s: it holds for %d s, want %d", tt.name, n.Hdr.Ttl, want)
+			}
 		}
 		if fmt.Sprint(got) != tt.want {
 			t.Errorf("%s: orders %v, want %s", tt.name, got, tt.want)
 		}
 	}
+}
+
+// countingZone counts how often NAPTR is asked.
+type countingZone struct {
+	zone
+	asked   int
+	records []*dns.NAPTR
+	err     error
+}
+
+func (z *countingZone) LookupNAPTR(context.Context, string) ([]*dns.NAPTR, error) {
+	z.asked++
+	return z.records, z.err
+}
+
+func TestNAPTRIsAskedAgainWhenItsRecordsHoldNoLonger(t *testing.T) {
+	record := func(ttl uint32) *dns.NAPTR {
+		n := naptrs(t, `10 10 "s" "SIP+D2T" "" _sip._tcp.edge.example.`)[0]
+		n.Hdr.Ttl = ttl
+		return n
+	}
+	deaf := errors.New("no answer")
+	for _, tt := range []struct {
+		name    string
+		records []*dns.NAPTR
+		err     error
+		asked   map[time.Duration]int // by then, asked once a second
+	}{
+		{"for a minute", []*dns.NAPTR{record(3600), record(60)}, nil, map[time.Duration]int{59 * time.Second: 1, 60 * time.Second: 2, 121 * time.Second: 3}},
+		{"not at all", []*dns.NAPTR{record(0)}, nil, map[time.Duration]int{9 * time.Second: 10}},
+		{"nonsense", []*dns.NAPTR{record(1 << 31), record(60)}, nil, map[time.Duration]int{9 * time.Second: 10}},
+		{"for a week", []*dns.NAPTR{record(7 * 86400)}, nil, map[time.Duration]int{3599 * time.Second: 1, 3600 * time.Second: 2}},
+		{"there are none", nil, nil, map[time.Duration]int{9 * time.Second: 10}},
+		{"no answer", nil, deaf, map[time.Duration]int{29 * time.Second: 1, 30 * time.Second: 2}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				z := &countingZone{records: tt.records, err: tt.err}
+				s := newStack(Config{resolver: z}, nil, slog.New(slog.DiscardHandler))
+				last := slices.Max(slices.Collect(maps.Keys(tt.asked)))
+				for began := time.Now(); time.Since(began) <= last; time.Sleep(time.Second) {
+					got, _ := s.naptrs(t.Context(), "carrier.example")
+					if len(got) != len(tt.records) {
+						t.Fatalf("after %v: %v", time.Since(began), got)
+					}
+					if want, ok := tt.asked[time.Since(began)]; ok && z.asked != want {
+						t.Errorf("asked %d times in %v, want %d", z.asked, time.Since(began), want)
+					}
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// A name server that has gone silent changes nothing: what it said last goes on to hold.
+func TestNAPTRHoldsWhileNobodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := &countingZone{records: naptrs(t, `10 10 "s" "SIP+D2T" "" _sip._tcp.edge.example.`)}
+		s := newStack(Config{resolver: z}, nil, slog.New(slog.DiscardHandler))
+		for range 5 {
+			if got, _ := s.naptrs(t.Context(), "carrier.example"); len(got) != 1 {
+				t.Errorf("%d records, want 1", len(got))
+			}
+			time.Sleep(2 * time.Hour)
+			z.records, z.err = nil, errors.New("no answer")
+		}
+		z.err = nil // it answers that there are none any more
+		if got, err := s.naptrs(t.Context(), "carrier.example"); len(got) != 0 || err != nil {
+			t.Errorf("in the end %v, %v", got, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestNameServersOfTheSystem(t *testing.T) {
@@ -155,7 +238,7 @@ func TestDeafNameServerIsLoggedOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
 		s := newStack(Config{resolver: deafZone{}}, nil, slog.New(slog.NewTextHandler(&log, nil)))
-		for range 20 { // for 100 s
+		for began := time.Now(); time.Since(began) < 100*time.Second; time.Sleep(time.Second) {
 			s.delegated(t.Context(), &Trunk{Name: "lab"}, "carrier.example", []Transport{UDP})
 		}
 		if n := strings.Count(log.String(), "no answer to NAPTR"); n != 2 {

@@ -38,6 +38,8 @@ type Stack struct {
 	refusals rate.Sometimes // lets some refusals into the log: a flood must not fill the disk
 	deafDNS  rate.Sometimes // lets some searches without NAPTR into the log: each call makes one
 
+	naptrAnswers naptrAnswers
+
 	neighbours *neighbours
 	connecting singleflight.Group           // one connection to one address at a time
 	outgoing   map[Transport]*outgoingConns // those we open, by transport
