@@ -186,10 +186,10 @@ admin: {listen: "127.0.0.1:29400"}
 	}
 	for _, want := range []string{
 		"config.yaml:2: homeserver.address: \"matrix.example.org\" is not an address like",
-		"config.yaml:3: domian: there is no such option here",
+		"config.yaml:3: homeserver.domian: there is no such option here; did you mean domain? (see",
 		": homeserver.domain: set your homeserver's name",
-		"config.yaml:5: `forever` is not a duration like",
-		"config.yaml:6: `many` is not a whole number",
+		"config.yaml:5: calls.longest: `forever` is not a duration like",
+		"config.yaml:6: calls.max_legs: `many` is not a whole number",
 		"config.yaml:8: sip.listen[0].transport: \"sctp\" is not one of udp, tcp",
 		"config.yaml:8: sip.listen[0].address: \"5060\" is not an IP address with a port",
 		"config.yaml:10: sip.trunks[0].name: each trunk needs a name",
@@ -218,7 +218,7 @@ admin: {listen: "127.0.0.1:29400"}
 		"config.yaml:17: routes[2].keys: keys \"*6\": \"explode\" is not one of",
 		"config.yaml:21: dial_in.pin_digits: must be from 6 to 16",
 		"config.yaml:22: dial_in.sounds[0]: there is no folder /nowhere",
-		"config.yaml:23: \"veiw\" is not one of none, view, manage, call, admin",
+		"config.yaml:23: permissions.example.org: \"veiw\" is not one of none, view, manage, call, admin",
 		"config.yaml:24: admin.listen: must differ from appservice.listen",
 		"config.yaml:19: log.level: \"loud\" is not one of debug, info, warn, error",
 	} {
@@ -335,5 +335,30 @@ sip: {trunks: [{name: carrier, networks: [192.0.2.0/24], %s}]}
 		if got := fmt.Sprint(err); (want == "") != (err == nil) || !strings.Contains(got, want) {
 			t.Errorf("%s: %v, want %q", options, err, want)
 		}
+	}
+}
+
+func TestUnknownOptionsAreGuessed(t *testing.T) {
+	const head = "homeserver: {address: \"http://127.0.0.1:8008\", domain: example.org}\n"
+	for text, want := range map[string]string{
+		"sip: {trunks: [{name: a, network: [192.0.2.0/24]}]}":                        "sip.trunks[0].network: there is no such option here; did you mean networks?",
+		"sip: {trunks: [{name: a, networks: [192.0.2.0/24], Porxy: x}]}":             "sip.trunks[0].Porxy: there is no such option here; did you mean proxy?",
+		"routes: [{number: \"1\", room: \"#a:example.org\", ring_timout: 5s}]":       "routes[0].ring_timout: there is no such option here; did you mean ring_timeout?",
+		"sip: {trunks: [{name: a, networks: [192.0.2.0/24], numbers: {contry: D}}]}": "sip.trunks[0].numbers.contry: there is no such option here; did you mean country?",
+		"dialling:\n  limits:\n    user: {cals: 5}":                                  "dialling.limits.user.cals: there is no such option here; did you mean calls?",
+		"loging:\n  level: info":                                                     "config.yaml:2: loging: there is no such option here",
+		"colour: red":                                                                "config.yaml:2: colour: there is no such option here (see `bridge -e`",
+		"permissions:\n  example.org: call\n  \"@a:example.org\": cal":               "config.yaml:4: permissions.@a:example.org: \"cal\" is not one of",
+		"rtp: {port_min: low, port_max: high}":                                       "config.yaml:2: rtp.port_max: `high` is not a whole number",
+		"rtp: {port_min: low, port_max: low}":                                        "config.yaml:2: `low` is not a whole number",
+	} {
+		_, err := Parse("config.yaml", []byte(head+text))
+		if got := fmt.Sprint(err); !strings.Contains(got, want) {
+			t.Errorf("%s\nis refused with %s\nwant %s", text, got, want)
+		}
+	}
+	_, err := ParseTrunk("a", `{"networks": ["192.0.2.0/24"], "proxi": "192.0.2.1"}`, SIP{})
+	if got := fmt.Sprint(err); !strings.Contains(got, "proxi: there is no such option here; did you mean proxy?") {
+		t.Errorf("a stored trunk: %s", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -49,6 +50,9 @@ func Parse(file string, text []byte) (Config, error) {
 	found := &Problems{File: file, List: decode(text, &c)}
 	var root yaml.Node
 	if yaml.Unmarshal(text, &root) == nil {
+		for i := range found.List {
+			found.List[i].place(&root)
+		}
 		check := checker{lines: linesOf(&root)}
 		check.config(&c)
 		found.List = append(found.List, check.found...)
@@ -62,7 +66,7 @@ func Parse(file string, text []byte) (Config, error) {
 
 // The shapes in which yaml.v3 reports a strict decoding error.
 var (
-	unknownField = regexp.MustCompile(`^line (\d+): field (\S+) not found in type config\.(\w+)$`)
+	unknownField = regexp.MustCompile(`^line (\d+): field (\S+) not found in type (\w+\.\w+)$`)
 	wrongType    = regexp.MustCompile("^line (\\d+): cannot unmarshal !!\\w+ (`.*`|!!\\w+)? ?into (\\S+)$")
 	anyLine      = regexp.MustCompile(`line (\d+): (.*)$`)
 )
@@ -93,7 +97,7 @@ func complaints(err error) []Problem {
 // plain turns the library's message into a sentence for an admin.
 func plain(message string) Problem {
 	if m := unknownField.FindStringSubmatch(message); m != nil {
-		return Problem{Line: lineOf(m[1]), Key: m[2], Text: "there is no such option here (see `bridge -e` for all options)"}
+		return Problem{Line: lineOf(m[1]), Key: m[2], Text: "there is no such option here" + meant(m[2], m[3]) + " (see `bridge -e` for all options)"}
 	}
 	if m := wrongType.FindStringSubmatch(message); m != nil {
 		return Problem{Line: lineOf(m[1]), Text: strings.TrimSpace(m[2]) + " is not " + kindOf(m[3])}
@@ -102,6 +106,108 @@ func plain(message string) Problem {
 		return Problem{Line: lineOf(m[1]), Text: strings.Replace(m[2], "found character that cannot start any token", "indent with spaces, not with tabs", 1)}
 	}
 	return Problem{Text: message}
+}
+
+// meant guesses which option of a group was meant by a name that it has not; "" = none that is alike.
+func meant(name, group string) string {
+	best, likest := 3, "" // two slips of the pen
+	for _, option := range optionsOf(reflect.TypeFor[Config](), group) {
+		if d := slips(strings.ToLower(name), option); d < best && d < len(option) {
+			best, likest = d, option
+		}
+	}
+	if likest == "" {
+		return ""
+	}
+	return "; did you mean " + likest + "?"
+}
+
+// optionsOf are the names in a group of options, which is a type like config.Trunk somewhere within typ.
+func optionsOf(typ reflect.Type, group string) (out []string) {
+	switch typ.Kind() {
+	case reflect.Slice, reflect.Map, reflect.Pointer:
+		return optionsOf(typ.Elem(), group)
+	case reflect.Struct:
+	default:
+		return nil
+	}
+	here := typ.String() == group
+	for f := range typ.Fields() {
+		name, how, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		switch {
+		case here && how == "inline":
+			out = append(out, optionsOf(f.Type, f.Type.String())...)
+		case here && name != "":
+			out = append(out, name)
+		case !here && out == nil:
+			out = optionsOf(f.Type, group)
+		}
+	}
+	return out
+}
+
+// slips is how many letters must be added, left out, changed or swapped with their neighbours to make one word of another.
+func slips(a, b string) int {
+	before, row := []int{}, make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		next := make([]int, len(b)+1)
+		next[0] = i + 1
+		for j := range len(b) {
+			change := row[j]
+			if a[i] != b[j] {
+				change++
+			}
+			next[j+1] = min(row[j+1]+1, next[j]+1, change)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				next[j+1] = min(next[j+1], before[j-1]+1)
+			}
+		}
+		before, row = row, next
+	}
+	return row[len(b)]
+}
+
+// place says where in the document a problem is of which the library has told the line only: the option on that line which has the name
+// or the value in question. Where several have, the line must do.
+func (p *Problem) place(root *yaml.Node) {
+	var found []string
+	var walk func(path string, n *yaml.Node)
+	walk = func(path string, n *yaml.Node) {
+		for i, child := range n.Content {
+			switch n.Kind {
+			case yaml.MappingNode:
+				if i%2 == 0 {
+					continue
+				}
+				key := n.Content[i-1]
+				at := strings.TrimPrefix(path+"."+key.Value, ".")
+				if p.Key != "" && key.Line == p.Line && key.Value == p.Key || p.Key == "" && p.isOf(child) {
+					found = append(found, at)
+				}
+				walk(at, child)
+			case yaml.SequenceNode:
+				at := fmt.Sprintf("%s[%d]", path, i)
+				if p.Key == "" && p.isOf(child) {
+					found = append(found, at)
+				}
+				walk(at, child)
+			default:
+				walk(path, child)
+			}
+		}
+	}
+	walk("", root)
+	if len(found) == 1 {
+		p.Key = found[0]
+	}
+}
+
+// isOf says that a problem is about this value. The library quotes the first letters of long ones.
+func (p *Problem) isOf(n *yaml.Node) bool {
+	return n.Kind == yaml.ScalarNode && n.Line == p.Line && len(p.Text) > 0 && strings.HasPrefix(strings.Trim(p.Text, "`\""), n.Value[:min(len(n.Value), 7)])
 }
 
 func kindOf(goType string) string {
