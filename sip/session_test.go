@@ -137,6 +137,48 @@ func TestWeRefreshTheSession(t *testing.T) {
 	})
 }
 
+// The phone called, and has left the refreshing to us; later it takes that over.
+func TestWeRefreshTheSessionOfACallToUs(t *testing.T) { // RFC 4028 §9, §10
+	for _, method := range []string{"UPDATE", "INVITE"} {
+		t.Run(method, func(t *testing.T) {
+			inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+				b.peer.send(invite("Supported: timer", "Session-Expires: 200;refresher=uas", "Allow: INVITE, ACK, BYE, "+method))
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				call := <-b.calls
+				tagged := headerIn(b.peer.messages()[0], "To")
+				target := "2001"
+				for i := range 3 { // each at half, counted from the answer to the one before
+					b.peer.forget()
+					time.Sleep(time.Until(call.Dialog().Session.Until) - 100*time.Second)
+					synctest.Wait()
+					got := b.peer.last()
+					if !strings.HasPrefix(got, method+" sip:"+target+"@192.0.2.20:5060 ") || headerIn(got, "Session-Expires") != "200;refresher=uac" ||
+						headerIn(got, "From") != tagged || headerIn(got, "To") != `"Ann" <sip:2001@192.0.2.20>;tag=a1` {
+						t.Fatalf("refresh %d = %q", i, got)
+					}
+					target = fmt.Sprint("edge", i) // the 2xx refreshes the target
+					body := ""
+					if method == "INVITE" {
+						body = peerOffer
+					}
+					b.peer.answers(got, "200 OK", "", body, "Session-Expires: 200;refresher=uac", "Contact: <sip:"+target+"@192.0.2.20:5060>")
+				}
+				within := func(method, branch string, cseq int, edit ...string) string {
+					return request(method, "sip:trunkline@192.0.2.1:5060", tagged, branch, cseq, "", edit...)
+				}
+				b.peer.send(within("UPDATE", "u1", 2, "Supported: timer", "Session-Expires: 300;refresher=uac"))
+				if s := call.Dialog().Session; s.Ours || time.Until(s.Until) != 300*time.Second {
+					t.Errorf("session = %+v, want the phone to refresh it", s)
+				}
+				b.peer.forget()
+				time.Sleep(200 * time.Second)
+				wantLines(t, "peer received", b.peer.lines(), nil)
+				b.peer.send(within("BYE", "y1", 3))
+			})
+		})
+	}
+}
+
 func TestEachRefreshMayBeChallenged(t *testing.T) { // by a trunk whose nonces live shorter than the session
 	change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"} }
 	inBubble(t, change, nil, func(b *bubble) {
