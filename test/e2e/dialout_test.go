@@ -3,9 +3,12 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"maunium.net/go/mautrix/id"
 
 	"trunkline/test/lab"
 )
@@ -37,6 +40,38 @@ func TestRoomCallsAPhone(t *testing.T) {
 	t.Logf("the phone has answered %d ms after the invitation", time.Since(again).Milliseconds())
 	s.must(phone.Hangup(s.ctx))
 	s.eventually("the ghost has left again", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
+}
+
+// Messages are encrypted: a command is answered by what works instead, which does: an invitation calls, a reaction hangs up.
+func TestEncryptedRoomCallsAPhoneAndHangsUp(t *testing.T) {
+	s, users := newScene(t, lab.RoomOptions{Encrypted: true}, "alice")
+	alice := s.page(lab.JSSDKRust, users[0])
+	phone := s.phone("desk", lab.PhoneOptions{Number: "701", Called: true})
+	s.startCall(alice)
+	s.must(alice.Say(s.ctx, s.room.ID, "!sip call 701"))
+	s.notified("I can't read them")
+	if phone.InCall() {
+		t.Error("the phone was called by a message that is encrypted")
+	}
+	begun := time.Now()
+	s.must(bed.Invite(s.ctx, users[0], s.room.ID, bed.Bridge().GhostOf("701")))
+	var notice id.EventID
+	s.eventually("the room is told of the call", 10*time.Second, func() bool {
+		notices, err := bed.Notices(s.ctx, s.owner, s.room.ID)
+		s.must(err)
+		i := slices.IndexFunc(notices, func(n lab.Notice) bool { return strings.HasPrefix(n.Body, "Calling 701") })
+		if i >= 0 {
+			notice = notices[i].ID
+		}
+		return i >= 0
+	})
+	s.await(phone, lab.CallEstablished, begun, 10*time.Second)
+	s.notified("701 has answered.")
+	over := time.Now()
+	s.must(alice.React(s.ctx, s.room.ID, notice, "❌"))
+	s.await(phone, lab.CallClosed, over, 10*time.Second)
+	s.notified("hung up in the room")
+	s.eventually("the ghost has left", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
 }
 
 // notified waits until one of the bridge's latest notices says so.
