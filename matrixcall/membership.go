@@ -441,7 +441,11 @@ func (m *Membership) putMember(device *MemberCallDevice, result mesh.MemberWritt
 	if before := m.opts.Rejoin; before != nil {
 		edit.Drop = append(edit.Drop, before.Device) // the ghost may have had to take a new device since
 	}
+	renewal := device != nil && m.told // the mesh knows better than a client's back-off when to try again
 	m.writes.put(func(ctx context.Context) {
+		if renewal {
+			ctx = mautrix.WithMaxRetries(ctx, 0)
+		}
 		err := m.saveMove(ctx)
 		if err == nil {
 			err = m.host.PutMember(ctx, m.ghost, m.info.Room, edit)

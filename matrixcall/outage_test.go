@@ -157,3 +157,60 @@ func TestBridgeRestartsUnderFire(t *testing.T) {
 		return ""
 	})
 }
+
+// TestRenewalThatFallsIntoAnOutageIsMadeUpForAtOnce: five minutes without homeserver, in which our entry is due to be renewed.
+func TestRenewalThatFallsIntoAnOutageIsMadeUpForAtOnce(t *testing.T) {
+	for name, without := range map[string]bool{"sliding": false, "sync": true} {
+		t.Run(name, func(t *testing.T) {
+			inCrowdWith(t, homeserver.Config{NoSliding: without}, func(t *testing.T, c *crowd) {
+				g := c.phone("_sip_renews")
+				m := c.call(g, CallOptions{})
+				first := m.Info().Expires
+				time.Sleep(time.Until(first) - 21*time.Minute) // the earliest renewal is due in a minute, the latest in six
+				outage := c.fake.Break(&homeserver.Fault{User: g.user, Drop: true})
+				time.Sleep(7 * time.Minute)
+				tried := func() (n int) {
+					for _, r := range c.fake.Requests() {
+						if r.User == g.user && r.Method == http.MethodGet && strings.Contains(r.Path, "/state/"+memberType) {
+							n++ // an entry is read before it is written
+						}
+					}
+					return n
+				}
+				for before := tried(); tried() == before; time.Sleep(time.Second) { // right after a try the next pause is longest
+				}
+				time.Sleep(4 * time.Second)
+				outage.Mend()
+				mended := time.Now()
+				var written time.Time
+				for range 60 * 10 {
+					if entry := c.entryOf(g); entry.After(first) {
+						written = time.Now()
+						break
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				took := written.Sub(mended)
+				t.Logf("our entry is valid for longer %v after the homeserver's return", took)
+				if most := 6 * time.Second; took > most || written.IsZero() { // pollers ask every five seconds
+					t.Errorf("our entry was written %v after the homeserver's return, want %v at most", took, most)
+				}
+				if left := time.Until(c.entryOf(g)); left < 59*time.Minute {
+					t.Errorf("our entry is valid for %v, want an hour", left)
+				}
+				c.soon(m.Leave(c.shortly(), ""))
+			})
+		})
+	}
+}
+
+// entryOf is until when the ghost's entry is valid, as the room has it.
+func (c *crowd) entryOf(g *Ghost) time.Time {
+	c.Helper()
+	for _, call := range memberCalls(c.fake.State(c.room, memberType, string(g.user))) {
+		for _, device := range call.Devices {
+			return device.expires()
+		}
+	}
+	return time.Time{}
+}

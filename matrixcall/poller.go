@@ -58,6 +58,7 @@ type poller struct {
 	position string    // only run touches this: pos of the last sliding answer
 	heard    time.Time // only run touches this: when the last message came
 	missing  int       // only run touches this: sliding answers in a row that said there is no such page
+	away     bool      // only run touches this: the last request had no answer
 
 	mu        sync.Mutex
 	interrupt context.CancelCauseFunc // ends the poll under way; guarded by mu
@@ -125,14 +126,6 @@ func (p *poller) run(ctx context.Context) {
 		}
 		switch {
 		case err == nil:
-			if failures > 0 {
-				// While the homeserver was away it may have lost
-				// room events, too.
-				g.log.Info("homeserver answers again", "failures", failures)
-				for _, m := range g.conferences() {
-					s.tracker.refresh(m.Info().Room)
-				}
-			}
 			failures = 0
 		case ctx.Err() != nil:
 		case errors.Is(err, errDeviceGone):
@@ -161,6 +154,9 @@ func (p *poller) cycle(ctx context.Context) (messages int, err error) {
 		wait = quietWait
 	}
 	if p.ghost.service.sliding.usable() {
+		if p.away {
+			wait = 0 // the sooner we know that the homeserver is there again, the better
+		}
 		return p.poll(ctx, wait)
 	}
 	first := p.saved == p.since
@@ -190,8 +186,10 @@ func (p *poller) poll(ctx context.Context, wait time.Duration) (int, error) {
 	case isUnknownDevice(err):
 		return 0, errDeviceGone
 	case err != nil:
+		p.away = true
 		return 0, err
 	}
+	p.answered()
 	routed, err := p.handle(ctx, answer)
 	if err != nil {
 		return 0, err
@@ -201,6 +199,18 @@ func (p *poller) poll(ctx context.Context, wait time.Duration) (int, error) {
 		p.ghost.service.kicker.kick()
 	}
 	return len(answer.messages), nil
+}
+
+// answered notices that the homeserver is there again. While it was away it may have lost room events, too.
+func (p *poller) answered() {
+	if !p.away {
+		return
+	}
+	p.away = false
+	p.ghost.log.Info("homeserver answers again")
+	for _, m := range p.ghost.conferences() {
+		p.ghost.service.tracker.homeserverIsBack(m.Info().Room)
+	}
 }
 
 // request makes one request that a kick can end.

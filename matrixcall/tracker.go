@@ -46,6 +46,7 @@ type trackedRoom struct {
 	end     context.CancelCauseFunc
 	done    chan struct{}
 	wake    chan struct{} // holds one request to read; filled by anybody, drained by run
+	back    chan struct{} // holds one word that the homeserver answers again; filled by pollers, drained by run
 
 	mu          sync.Mutex
 	conferences []*tracked    // guarded by mu
@@ -99,6 +100,19 @@ func (t *tracker) refresh(room id.RoomID) {
 	}
 }
 
+// homeserverIsBack asks for a read of the room's state at once, however long the last one that failed made us wait for the next.
+func (t *tracker) homeserverIsBack(room id.RoomID) {
+	r := t.find(room)
+	if r == nil {
+		return
+	}
+	r.refresh()
+	select {
+	case r.back <- struct{}{}:
+	default: // it knows
+	}
+}
+
 // refreshAll asks for a fresh read of every room with a live call.
 func (t *tracker) refreshAll() {
 	t.mu.Lock()
@@ -132,7 +146,7 @@ func (t *tracker) add(g *Ghost, m conference) error {
 		ctx, end := context.WithCancelCause(t.service.ctx)
 		r = &trackedRoom{
 			service: t.service, room: room, end: end,
-			done: make(chan struct{}), wake: make(chan struct{}, 1),
+			done: make(chan struct{}), wake: make(chan struct{}, 1), back: make(chan struct{}, 1),
 		}
 		r.conferences = []*tracked{{ghost: g, conference: m}}
 		if !t.service.spawn(func() { r.run(ctx) }) {
@@ -205,6 +219,10 @@ func (r *trackedRoom) run(ctx context.Context) {
 			pause = max(backoff(failures, time.Second, 30*time.Second), retryAfter(err))
 			r.service.log.Warn("room state cannot be read", "room", r.room, "err", tidy(err), "again_in", pause)
 			r.refresh()
+			if !r.awaitBack(ctx, pause) {
+				return
+			}
+			continue
 		default:
 			failures = 0
 		}
@@ -213,6 +231,19 @@ func (r *trackedRoom) run(ctx context.Context) {
 		}
 		timer.Reset(rereadEvery)
 	}
+}
+
+// awaitBack waits until the homeserver answers somebody again, but no longer than d. It is false when ctx ended.
+func (r *trackedRoom) awaitBack(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.back:
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // read replaces the state by what the homeserver says and tells all

@@ -48,6 +48,9 @@ func (m *machine) roomState(ev RoomState) {
 		m.do(Note{Device: m.cfg.Self, Text: "our member entry was gone"})
 		m.writeEntry()
 	}
+	if again := m.entry.failed.Add(sessionRetry); !m.entry.failed.IsZero() && again.Before(m.entry.next) {
+		m.entry.next = again // the homeserver is there, and perhaps was not when our entry was to be renewed
+	}
 	for _, p := range m.peers {
 		// The homeserver is there, so the peer can call again. While it was away nobody could.
 		if again := m.now.Add(gaveUpReturns); p.gaveUp && p.warn.IsZero() && again.Before(p.watch) {

@@ -128,6 +128,7 @@ type entry struct {
 	stands  time.Time // end of what was last written with success
 	next    time.Time // write again
 	tries   int
+	failed  time.Time // when the last renewal failed; zero = it did not, or another one is being written
 }
 
 // early is a signal from a device that is not (yet) a member with that session.

@@ -94,7 +94,7 @@ func (m *machine) withLink(conn Conn, f func(*peer)) {
 // writeEntry asks for our member entry to be written with the present session.
 func (m *machine) writeEntry() {
 	m.entry.writing = true
-	m.entry.next = time.Time{}
+	m.entry.next, m.entry.failed = time.Time{}, time.Time{}
 	m.entry.expires = m.now.Add(m.cfg.EntryLife)
 	m.do(PutMember{Session: m.session, Expires: m.entry.expires})
 }
@@ -132,6 +132,7 @@ func (m *machine) memberWritten(ev MemberWritten) {
 	case m.entry.session != m.session:
 		m.entry.next = m.now.Add(sessionRetry) // nobody can reach us until it is written
 	default:
+		m.entry.failed = m.now
 		m.entry.next = m.now.Add(min(entryRetry, m.cfg.EntryLife/40))
 	}
 }

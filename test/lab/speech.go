@@ -27,7 +27,7 @@ type Voice struct {
 }
 
 // longFor is how long a phone can speak before its file ends and the call with it.
-const longFor = 4 * time.Minute
+const longFor = 9 * time.Minute
 
 // cast lists who speaks: an espeak-ng voice, its speed and a text. Texts differ in every word that can differ, for
 // correlation must tell the speakers apart.
