@@ -38,6 +38,7 @@ type bed struct {
 	sip  string
 	room id.RoomID
 	log  *slog.Logger
+	wire wire
 
 	process *process
 }
@@ -93,7 +94,7 @@ dial_in: {pin_key: %q, sounds: [%q]}
 		t.Fatal(err)
 	}
 	b.reg = config.NewRegistration(b.cfg)
-	b.hs.AppService(b.reg, &http.Client{Timeout: time.Minute})
+	b.hs.AppService(b.reg, &http.Client{Timeout: time.Minute, Transport: &b.wire})
 	owner := b.hs.User("owner")
 	b.room = b.hs.Room(owner.UserID, homeserver.CallRoom(b.bot()))
 	strict := b.hs.Room(owner.UserID, homeserver.CreateRoom{Invite: []id.UserID{b.bot()}})
