@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -282,6 +283,63 @@ func TestHandingOverOutlivesAKilledProcess(t *testing.T) {
 	}
 }
 
+// The process dies after some effect of the two legs. Then there is one phone in the room, the first or the one in its place, and it is
+// heard; the other one is up with nobody.
+func TestHandingOverKilledAfterEffects(t *testing.T) {
+	t.Parallel()
+	b, alice, call, target, _ := handsOver(t, false, everybodyCalls)
+	b.hangUp(call)
+	b.clear()
+	b.stop()
+	b.cfg.DialIn.RoomNames = false
+	placed := b.picksUp(target)
+	for n := 14; n <= 20; n += 3 { // from the ringing of the other one to the end of the first
+		placed.Store(nil)
+		cmd := b.childCommand()
+		cmd.Env = append(cmd.Env, fmt.Sprint(childDies, "=", n))
+		var output safeText
+		cmd.Stderr = &output
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		dead := make(chan struct{})
+		go func() { defer close(dead); _ = cmd.Wait() }()
+		b.awaitChild()
+		call := b.dial(b.phone("+493012345678"), goodNumber)
+		call.Play(sine(aliceHz, 8000, time.Minute))
+		go func() { _, _ = call.Refer(b.t.Context(), "sip:"+elsewhere) }() // a dead process answers nothing
+		select {
+		case <-dead:
+		case <-b.ctx().Done():
+			_ = cmd.Process.Kill()
+			t.Fatalf("%d effects were too many", n)
+		}
+		b.start()
+		where := ""
+		b.await(diesAfter.FindString(output.String())+": one phone, and that is heard", func() bool {
+			ghosts, next := b.ghosts(), placed.Load()
+			if len(ghosts) != 1 {
+				return false
+			}
+			heard := alice.Heard(ghosts[0]).PCM
+			switch {
+			case (next == nil || next.Ended() != "") && call.Ended() == "" && loud(heard, aliceHz, 48000):
+				where = "the first"
+			case next != nil && next.Ended() == "" && call.Ended() != "" && loud(heard, phoneHz, 48000):
+				where = "the one in its place"
+			}
+			return where != ""
+		})
+		t.Logf("%d: %s: %s stays", n, diesAfter.FindString(output.String()), where)
+		b.hangUp(call)
+		if next := placed.Load(); next != nil {
+			b.hangUp(next)
+		}
+		b.clear()
+		b.stop()
+	}
+}
+
 // RFC 3891: another phone behind the PBX has the call now.
 func TestRoomHearsThePhoneThatTakesTheCallOver(t *testing.T) {
 	t.Parallel()
@@ -333,6 +391,56 @@ func TestRoomHearsThePhoneThatTakesTheCallOver(t *testing.T) {
 			if err := next.Hangup(b.ctx()); err != nil {
 				t.Fatal(err)
 			}
+			b.clear()
+		})
+	}
+}
+
+// RFC 5589 calls it pick-up: the phone that the room calls rings, and another one behind the PBX takes the call.
+func TestAnotherPhonePicksUpTheCallOfARoom(t *testing.T) {
+	t.Parallel()
+	for _, killed := range []bool{false, true} {
+		t.Run(map[bool]string{false: "running", true: "killed"}[killed], func(t *testing.T) {
+			t.Parallel()
+			b, p := dialBed(t, nil)
+			end := b.stop
+			if killed {
+				b.stop()
+				doomed := b.startDoomed()
+				end = func() { kill(t, doomed) }
+			}
+			alice := b.person("alice", member.JSSDK, true)
+			b.says(alice, "!sip call "+berlin)
+			rings := b.called(p)
+			if err := rings.Ring(); err != nil {
+				t.Fatal(err)
+			}
+			b.told("rings.")
+			next, err := b.phone("+493087654321").DialWith(b.ctx(), b.sip, phone.Invite{
+				Number: "1", NoACK: true, Headers: map[string]string{"Replaces": rings.Place() + ";early-only"},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { b.hangUp(next) })
+			b.await("the phone that rang to be cancelled", func() bool { return rings.Ended() != "" })
+			b.told("has answered.")
+			b.await("the row to name the new dialog", func() bool { return b.dialog().CallID == next.CallID() })
+			if killed {
+				end()
+				before := next.Answers()
+				b.start()
+				b.await("the next process to answer again", func() bool { return next.Answers() > before })
+			}
+			next.Acknowledge()
+			b.await("the row to say that the call is up", func() bool { return b.dialog().Confirmed })
+			next.Play(sine(phoneHz, 8000, time.Minute))
+			b.await("alice to hear who has picked up", func() bool {
+				ghosts := b.ghosts()
+				return len(ghosts) == 1 && loud(alice.Heard(ghosts[0]).PCM, phoneHz, 48000)
+			})
+			b.says(alice, "!sip hangup")
+			b.await("that phone to be hung up", func() bool { return next.Ended() != "" })
 			b.clear()
 		})
 	}
