@@ -228,6 +228,48 @@ func TestRoomHearsTheLineBeforeTheAnswer(t *testing.T) {
 	b.clear()
 }
 
+// Carriers make the ringback in one machine and announcements in another; UPDATE says which (RFC 3311). Not parallel: it judges sound made
+// in real time.
+func TestRoomHearsTheMachineThatMakesTheRingback(t *testing.T) {
+	b, p := dialBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call 1001")
+	call := b.called(p)
+	if err := call.ProgressReliably(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("the line can be heard")
+	ghosts := b.ghosts()
+	if err := alice.AwaitConnected(b.ctx(), ghosts...); err != nil {
+		t.Fatal(err)
+	}
+	hears := func(hz float64) func() bool {
+		return func() bool { return loud(alice.Heard(ghosts[0]).PCM, hz, 48000) }
+	}
+	call.Play(sine(phoneHz, 8000, 20*time.Second))
+	b.await("alice to hear the ringback", hears(phoneHz))
+	was := call.Codec()
+	other := map[string]string{"PCMU": "PCMA", "PCMA": "PCMU"}[was]
+	if err := call.MoveSound(b.ctx(), other); err != nil {
+		t.Fatal(err)
+	}
+	call.Play(sine(2*phoneHz, 8000, 20*time.Second))
+	b.await("alice to hear the announcement of another machine", hears(2*phoneHz))
+	b.await("the other machine to hear the room", func() bool { _, received := call.Packets(); return received > 10 })
+	if got := call.Codec(); other == "" || got != other {
+		t.Errorf("the announcement comes in %q, want %q after %q", got, other, was)
+	}
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("1001 has answered.")
+	b.await("alice to hear the phone", hears(2*phoneHz))
+	if err := call.Hangup(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.clear()
+}
+
 func TestPhoneIsShownWhatTheTrunkSays(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

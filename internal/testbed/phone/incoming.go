@@ -17,6 +17,7 @@ type incoming struct {
 	tx       sip.ServerTransaction
 	released chan struct{} // closed when sipgo may let the transaction go
 	acked    chan struct{} // closed by the bridge's ACK of our 200
+	pracked  chan struct{} // closed by its PRACK
 }
 
 // AwaitCall waits for the bridge to call the phone. Nothing has been answered then but 100.
@@ -54,7 +55,7 @@ func (p *Phone) takeInvite(req *sip.Request, tx sip.ServerTransaction) {
 	c := &Call{
 		phone: p, audio: a, done: make(chan struct{}), tried: make(chan struct{}), referred: make(chan string, 1), tag: rand.Text(), number: req.Recipient.User,
 		bridge: req.Source(), direction: "sendrecv", callID: req.CallID().Value(), invite: req, to: headerValue(req, "From"),
-		in: &incoming{invite: req, tx: tx, released: make(chan struct{}), acked: make(chan struct{})},
+		in: &incoming{invite: req, tx: tx, released: make(chan struct{}), acked: make(chan struct{}), pracked: make(chan struct{})},
 	}
 	if h := req.Contact(); h != nil {
 		c.target = *h.Address.Clone()
@@ -118,6 +119,73 @@ func (c *Call) Progress() error {
 	res := c.response(183, "Session Progress", c.answerSDP())
 	c.startAudio()
 	return c.in.tx.Respond(res)
+}
+
+// ProgressReliably is Progress with a response that the bridge has to acknowledge (RFC 3262); it waits for that.
+func (c *Call) ProgressReliably(ctx context.Context) error {
+	res := c.response(183, "Session Progress", c.answerSDP())
+	res.AppendHeader(sip.NewHeader("Require", "100rel"))
+	res.AppendHeader(sip.NewHeader("RSeq", "1"))
+	c.startAudio()
+	if err := c.in.tx.Respond(res); err != nil {
+		return fmt.Errorf("phone: progress: %w", err)
+	}
+	select {
+	case <-c.in.pracked:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("phone: no PRACK: %w", context.Cause(ctx))
+	}
+}
+
+func (p *Phone) onPrack(req *sip.Request, tx sip.ServerTransaction) {
+	c := p.callOf(req)
+	if c == nil || c.in == nil || headerValue(req, "RAck") != fmt.Sprintf("1 %d INVITE", c.in.invite.CSeq().SeqNo) {
+		_ = tx.Respond(sip.NewResponseFromRequest(req, 481, "Call/Transaction Does Not Exist", nil))
+		return
+	}
+	c.mu.Lock()
+	select {
+	case <-c.in.pracked:
+	default:
+		close(c.in.pracked)
+	}
+	c.mu.Unlock()
+	_ = tx.Respond(sip.NewResponseFromRequest(req, 200, "OK", nil))
+}
+
+// MoveSound lets another machine sound and hear in this call, with the first of these codecs that the bridge takes: it tells so by
+// UPDATE (RFC 3311), before or after the answer. The machine before is switched off.
+func (c *Call) MoveSound(ctx context.Context, names ...string) error {
+	next, err := openAudio(c.phone.config.Local)
+	if err != nil {
+		return fmt.Errorf("phone: %w", err)
+	}
+	var offered []codec
+	for _, name := range names {
+		if k, ok := codecOf(name); ok {
+			offered = append(offered, k)
+		}
+	}
+	c.mu.Lock()
+	before := c.audio
+	c.audio = next
+	c.mu.Unlock()
+	before.close()
+	req := c.Request(sip.UPDATE)
+	c.setSDP(req, c.describe(offered, 0))
+	res, err := c.Do(ctx, req)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != 200 {
+		return fmt.Errorf("phone: UPDATE answered with %d", res.StatusCode)
+	}
+	if err := c.takeSDP(res.Body()); err != nil {
+		return err
+	}
+	c.startAudio()
+	return nil
 }
 
 // repeatAnswer is when a 200 without ACK is sent again (RFC 3261 §13.3.1.4, T1).

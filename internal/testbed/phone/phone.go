@@ -92,6 +92,7 @@ func Open(c Config) (*Phone, error) {
 	p.server.OnAck(p.onAck)
 	p.server.OnUpdate(p.onInvite)
 	p.server.OnNotify(p.onNotify)
+	p.server.OnPrack(p.onPrack)
 	p.server.OnRefer(p.onRefer)
 	p.server.OnOptions(func(req *sip.Request, tx sip.ServerTransaction) {
 		p.note(req)
