@@ -131,6 +131,10 @@ var (
 	errTooMany  = &refusal{text: "All telephone lines are in use. Try again later.", reason: string(leg.Busy)}
 )
 
+// trunkSilence is how long a trunk may say nothing at all where another one leads to the number, too. It says 100 within 0.2 s if it is
+// well (RFC 3261 §17.2.1), and has had the INVITE four times by then.
+const trunkSilence = 6 * time.Second
+
 // takesOrders says why no call can be placed now.
 func (b *Bridge) takesOrders() error {
 	b.mu.Lock()
@@ -156,8 +160,13 @@ func (b *Bridge) prepare(ctx context.Context, ways []way) (*sip.Call, []way, err
 			errs = append(errs, errTooMany)
 			continue
 		}
+		silence := time.Duration(0)
+		if i+1 < len(ways) {
+			silence = trunkSilence
+		}
 		call, err := b.phones.Dial(ctx, sip.DialRequest{
-			Trunk: w.trunk.Name, Number: w.dial, From: callerOf(w.trunk),
+			Silence: silence,
+			Trunk:   w.trunk.Name, Number: w.dial, From: callerOf(w.trunk),
 			RingTimeout: b.cfg.Dialling.RingTimeout + sipGrace,
 			HoldAck:     true,
 			Replaces:    w.replaces, ReferredBy: w.referredBy,

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -100,6 +101,32 @@ func TestCallGoesOverTheNextTrunkWhenTheBestOneCantPlaceIt(t *testing.T) {
 	var trunk string
 	if err := b.process.bridge.store.Shared().QueryRow(t.Context(), "SELECT trunk FROM history").Scan(&trunk); err != nil || trunk != "spare" {
 		t.Errorf("the history says that the call went over %q, %v", trunk, err)
+	}
+}
+
+// Long before its INVITE is given up: nobody waits that long for a phone to ring.
+func TestCallGoesOverTheNextTrunkWhenTheBestOneIsDead(t *testing.T) {
+	t.Parallel()
+	dead, err := net.ListenPacket("udp", "127.0.0.1:0") // there, and deaf
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dead.Close() })
+	b, best, spare := spareBed(t, func(c *config.Config) { c.SIP.Trunks[0].Proxy = dead.LocalAddr().String() })
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call "+berlin)
+	call := b.called(spare) // within the bed's patience, which is less than the 32 s of a transaction
+	b.told("Calling +493•••••••78 over another line …")
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.told("+493•••••••78 has answered.")
+	b.says(alice, "!sip hangup")
+	<-call.Done()
+	b.clear()
+	b.settled(1)
+	if n := best.Rung(); n != 0 {
+		t.Errorf("a phone that is no trunk has rung %d times", n)
 	}
 }
 

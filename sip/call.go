@@ -377,6 +377,7 @@ func (c *Call) deadline() time.Time {
 	}
 	if c.state == dialling {
 		sooner(c.out.giveUp)
+		sooner(c.out.silence)
 	}
 	if c.answer != nil {
 		sooner(c.answer.next)

@@ -23,6 +23,9 @@ type DialRequest struct {
 	From   Caller // who is shown; Private shows nobody
 	// RingTimeout ends a call that nobody answers; 0 = 3 minutes.
 	RingTimeout time.Duration
+	// Silence ends a call whose trunk says nothing at all, not even 100, so that another one can be tried: 408, as when nobody answers;
+	// should it say something yet, it hears CANCEL, or ACK and BYE. 0 = the INVITE's transaction does, after 32 s.
+	Silence time.Duration
 	// AllowRedirect judges the number a 3xx names; the call then goes there, over the same trunk. nil refuses them all:
 	// who pays for a call must have said where it may go. It must not block.
 	AllowRedirect func(Number) bool
@@ -65,7 +68,8 @@ type outgoing struct {
 	cancel    bool // end it as soon as that is possible
 	cancelled bool // CANCEL was sent
 	giveUp    time.Time
-	early     string // the description of early media that was taken last
+	silence   time.Time // the first response must have come by then; zero = it has, or may take its time
+	early     string    // the description of early media that was taken last
 
 	code      int                       // of the last provisional response told
 	acks      map[string]*gosip.Request // by remote tag: of the answer and of forks
@@ -259,6 +263,9 @@ func (c *Call) invitePhone() {
 	}
 	branch := c.dialog.InviteBranch
 	o.req, o.branch, o.answered, o.final = req, branch, false, false
+	if o.request.Silence > 0 && len(o.targets) == 1 { // else the next target is tried, of which phones behind both know nothing
+		o.silence = time.Now().Add(o.request.Silence)
+	}
 	c.stack.calls.Go(func() {
 		tx, err := c.stack.begin(c.stack.root, c.out.trunk, req)
 		if err != nil {
@@ -327,7 +334,7 @@ func (c *Call) handleResponse(branch string, res *gosip.Response) {
 	if o == nil || c.state != dialling || branch != o.branch || o.final {
 		return
 	}
-	o.answered = true
+	o.answered, o.silence = true, time.Time{}
 	switch {
 	case code < 200:
 		f := o.heard(res)
@@ -634,7 +641,7 @@ func (c *Call) giveUpDialling(cause Cause) {
 	if o.cancel {
 		return
 	}
-	o.cancel = true
+	o.cancel, o.silence = true, time.Time{}
 	c.goodbye = cause
 	switch {
 	case !o.sent && o.resumed: // CANCEL needs the transaction that died with the process before us
@@ -682,11 +689,18 @@ func (c *Call) sendCancel() {
 // tickDial: nobody answers, or nothing comes of a CANCEL.
 func (c *Call) tickDial(now time.Time) {
 	o := c.out
-	if c.state != dialling || o.giveUp.IsZero() || now.Before(o.giveUp) {
+	if c.state != dialling {
 		return
 	}
-	if o.cancel {
-		c.end()
+	over := !o.giveUp.IsZero() && !now.Before(o.giveUp)
+	silent := !o.silence.IsZero() && !now.Before(o.silence)
+	switch {
+	case !over && !silent:
+		return
+	case o.cancel:
+		if over {
+			c.end()
+		}
 		return
 	}
 	c.log.Info("nobody answers")

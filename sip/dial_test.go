@@ -262,6 +262,52 @@ func TestNobodyAnswers(t *testing.T) {
 	})
 }
 
+// A trunk that is dead is not waited for; one that was slow only must not have a phone ring for a call that goes elsewhere.
+func TestTrunkThatSaysNothingIsNotWaitedFor(t *testing.T) {
+	within := func(r *DialRequest) { r.Silence = 6 * time.Second }
+	for _, tt := range []struct {
+		name  string
+		story func(b *bubble, inv string)
+		lines []string
+		said  []string
+	}{
+		{"for good", func(*bubble, string) {}, []string{
+			"0s INVITE", "500ms INVITE", "1.5s INVITE", "3.5s INVITE", "7.5s INVITE", "15.5s INVITE", "31.5s INVITE",
+		}, []string{"6s Refused", "32s Ended"}},
+		{"until later", func(b *bubble, inv string) {
+			time.Sleep(8 * time.Second)
+			b.peer.answers(inv, "180 Ringing", "b1", "")
+			cancel := b.peer.last()
+			b.peer.answers(cancel, "200 OK", "b1", "")
+			b.peer.answers(inv, "487 Request Terminated", "b1", "")
+		}, []string{"0s INVITE", "500ms INVITE", "1.5s INVITE", "3.5s INVITE", "7.5s INVITE", "8s CANCEL", "8s ACK"}, []string{"6s Refused", "8s Ended"}},
+		{"until it is answered", func(b *bubble, inv string) {
+			time.Sleep(8 * time.Second)
+			b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+			b.peer.answers(b.peer.last(), "200 OK", "", "")
+		}, []string{"0s INVITE", "500ms INVITE", "1.5s INVITE", "3.5s INVITE", "7.5s INVITE", "8s ACK", "8s BYE"}, []string{"6s Refused", "8s Ended"}},
+		{"but that it tries", func(b *bubble, inv string) {
+			time.Sleep(5 * time.Second)
+			b.peer.answers(inv, "100 Trying", "", "")
+			time.Sleep(20 * time.Second)
+			b.peer.answers(inv, "486 Busy Here", "b1", "")
+		}, []string{"0s INVITE", "500ms INVITE", "1.5s INVITE", "3.5s INVITE", "25s ACK"}, []string{"25s Refused", "25s Ended"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, outbound, nil, func(b *bubble) {
+				_, inv := b.dials(within)
+				tt.story(b, inv)
+				time.Sleep(2 * time.Minute)
+				wantLines(t, "peer received", b.peer.lines(), tt.lines)
+				wantLines(t, "application heard", withoutChanges(b.said()), tt.said)
+				if s := b.stack.Stats(); s.RTPPorts != 0 || s.Calls != 0 {
+					t.Errorf("stats = %+v", s)
+				}
+			})
+		})
+	}
+}
+
 func TestHangupOfACallNotAnswered(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
