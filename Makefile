@@ -52,7 +52,7 @@ e2e: need-lab build ## real clients, real homeserver, real phone; RUN=regexp pic
 	$(if $(RUN),,TRUNKLINE_SYNAPSE=1 go test -p 1 -timeout 280s ./matrixcall ./internal/testbed/...)
 
 .PHONY: chaos
-chaos: need-lab build ## kills (ROUNDS=100, SEED=1, PHASE=regexp), outages (AWAY=60 seconds) and two nodes (needs root) in the lab, with the gaps
+chaos: need-lab build ## kills (ROUNDS=100, SEED=1, PHASE=regexp), session timers, outages (AWAY=60 seconds) and two nodes (needs root) in the lab, with the gaps
 	TRUNKLINE_BRIDGE=$(CURDIR)/build/bridge TRUNKLINE_CHAOS_ROUNDS=$(or $(ROUNDS),100) TRUNKLINE_CHAOS_SEED=$(or $(SEED),1) \
 	TRUNKLINE_CHAOS_PHASE='$(PHASE)' TRUNKLINE_CHAOS_AWAY=$(or $(AWAY),60) \
 	go test -tags "goolm,nolibopusfile,e2e,chaos" -count=1 -timeout 3000s -v -run '$(or $(RUN),^Test(CallsSurvive|CallsOutlive|NodesTakeOver))' ./test/e2e

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"trunkline/test/lab"
@@ -14,9 +15,12 @@ const (
 	carrierCalls    phase = "carrier calls"
 	carrierTalks    phase = "carrier's phone talks"
 	carrierIsCalled phase = "carrier is called"
+	carrierHangsUp  phase = "carrier hangs up"
 )
 
-func overCarrier(p phase) bool { return p == carrierCalls || p == carrierTalks || p == carrierIsCalled }
+func overCarrier(p phase) bool {
+	return slices.Contains([]phase{carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp}, p)
+}
 
 // behind is what a round with the carrier needs.
 type behind struct {
@@ -68,6 +72,9 @@ func (c *chaos) callThroughCarrier(p phase) (from, to time.Duration, acted <-cha
 	}
 	c.answered(c.phone)
 	c.awaitSound(c.dialed)
+	if p == carrierHangsUp {
+		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.Hangup(c.ctx) })
+	}
 	return 0, time.Second, nothing
 }
 

@@ -83,7 +83,7 @@ const (
 
 var phases = []phase{
 	beforeAnswer, whileAnswer, roomIsRung, typesPIN, waitsInLobby, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp,
-	isTransferred, isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierCalls, carrierTalks, carrierIsCalled,
+	isTransferred, isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp,
 }
 
 // kill is one round: in which phase, how far in it (0 to 1), and who acts there: hydrogen, js-sdk or both.
@@ -205,7 +205,7 @@ func (c *chaos) round(t *testing.T, k kill) {
 		c.hangUp()
 	case k.phase == isTransferred:
 		sound = c.talksElsewhere()
-	case answered && k.phase != phoneHangsUp && len(c.present()) > 0:
+	case answered && k.phase != phoneHangsUp && k.phase != carrierHangsUp && len(c.present()) > 0:
 		t.Errorf("the call was answered %s before the kill, and has ended", killed.Sub(up))
 	}
 	c.count(k.phase, alive)
@@ -232,7 +232,7 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		return c.enterLobby()
 	case isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierIsCalled:
 		return c.order(k.phase)
-	case carrierCalls, carrierTalks:
+	case carrierCalls, carrierTalks, carrierHangsUp:
 		return c.callThroughCarrier(k.phase)
 	}
 	c.dialIn()
