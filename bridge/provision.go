@@ -61,12 +61,13 @@ func usableTrunk(cfg config.Config, own []config.Trunk, name, settings string) (
 
 // trunkView is a trunk as an admin sees it; passwords stay where they are.
 type trunkView struct {
-	Name     string   `json:"name"`
-	Networks []string `json:"networks,omitempty"`
-	Proxy    string   `json:"proxy,omitempty"`
-	From     string   `json:"from"`    // config or database
-	Used     bool     `json:"used"`    // by this process; a stored one is from the next start on
-	Problem  string   `json:"problem"` // why a stored one cannot be used
+	Name      string   `json:"name"`
+	Networks  []string `json:"networks,omitempty"`
+	Proxy     string   `json:"proxy,omitempty"`
+	Direction string   `json:"direction,omitempty"`
+	From      string   `json:"from"`    // config or database
+	Used      bool     `json:"used"`    // by this process; a stored one is from the next start on
+	Problem   string   `json:"problem"` // why a stored one cannot be used
 }
 
 func (b *Bridge) listTrunks(w http.ResponseWriter, r *http.Request) {
@@ -77,7 +78,7 @@ func (b *Bridge) listTrunks(w http.ResponseWriter, r *http.Request) {
 	}
 	views := []trunkView{}
 	for _, t := range b.ownTrunks {
-		views = append(views, trunkView{Name: t.Name, Networks: t.Networks, Proxy: t.Proxy, From: "config", Used: true})
+		views = append(views, trunkView{Name: t.Name, Networks: t.Networks, Proxy: t.Proxy, Direction: t.Direction, From: "config", Used: true})
 	}
 	for _, row := range stored {
 		v := trunkView{Name: row.Name, From: "database"}
@@ -85,7 +86,7 @@ func (b *Bridge) listTrunks(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			v.Problem = err.Error()
 		}
-		v.Networks, v.Proxy = trunk.Networks, trunk.Proxy
+		v.Networks, v.Proxy, v.Direction = trunk.Networks, trunk.Proxy, trunk.Direction
 		v.Used = err == nil && named(b.cfg.SIP.Trunks, row.Name)
 		views = append(views, v)
 	}

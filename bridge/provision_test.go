@@ -74,6 +74,9 @@ func TestStoredTrunkThatOnlyTakesCallsMayPlaceNone(t *testing.T) {
 	b.stop()
 	b.cfg.SIP.Trunks = nil
 	b.start()
+	if _, list := b.admin("GET", "/trunks", ""); !strings.Contains(list, `"proxy":"127.0.0.99","direction":"out","from":"database","used":true`) {
+		t.Errorf("GET /trunks = %s", list)
+	}
 	_, err := b.phone("+493012345678").Dial(b.ctx(), b.sip, goodNumber)
 	if status, ok := errors.AsType[*phone.StatusError](err); !ok || status.Code != 403 || b.rows() != 0 {
 		t.Errorf("its call = %v, and %d rows; want 403 and none", err, b.rows())

@@ -374,3 +374,101 @@ func TestBannedAddressMayNotConnect(t *testing.T) {
 		t.Errorf("dropped %v, want three messages and two connections", d)
 	}
 }
+
+// fakeListener accepts what a test gives it.
+type fakeListener struct {
+	net.Listener
+	conns chan net.Conn
+}
+
+func (f *fakeListener) Accept() (net.Conn, error) {
+	if c, ok := <-f.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+// from is a connection that comes from an address.
+type from struct {
+	net.Conn
+	addr string
+}
+
+func (f from) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(addr(f.addr)) }
+
+// Whoever opens connections and says nothing keeps nobody else out for long; who has said something stays, however idle.
+func TestSilentConnectionsGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(Config{
+			Limits: Limits{Connections: 4, ConnectionsPerHost: 3},
+			Trunks: []Trunk{{Name: "x", Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}},
+		}, nil, slog.New(slog.DiscardHandler))
+		defer s.Close()
+		fake := &fakeListener{conns: make(chan net.Conn)}
+		l := &guardedListener{Listener: fake, guard: s.guard()}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					_, _ = io.Copy(io.Discard, conn)
+					_ = conn.Close()
+				}()
+			}
+		}()
+		open := map[string]net.Conn{}
+		opens := func(name, address string) {
+			near, far := net.Pipe()
+			open[name] = far
+			fake.conns <- from{near, address}
+			synctest.Wait()
+		}
+		speaks := func(name string) {
+			_ = open[name].SetWriteDeadline(time.Now().Add(time.Second))
+			_, _ = io.WriteString(open[name], tcpOptions(name))
+			synctest.Wait()
+		}
+		isOpen := func(want map[string]bool) {
+			t.Helper()
+			for name, up := range want {
+				_ = open[name].SetReadDeadline(time.Now().Add(time.Millisecond))
+				_, err := open[name].Read(make([]byte, 1))
+				if got := !errors.Is(err, io.EOF); got != up {
+					t.Errorf("after %v connection %s is open: %v, want %v", time.Since(time.Unix(946684800, 0)), name, got, up)
+				}
+			}
+		}
+		opens("phone", "192.0.2.1:1")
+		speaks("phone")
+		opens("a1", "192.0.2.66:1")
+		opens("a2", "192.0.2.66:2")
+		opens("a3", "192.0.2.66:3")
+		opens("late", "192.0.2.2:1") // they have not been silent for long
+		isOpen(map[string]bool{"phone": true, "a1": true, "a2": true, "a3": true, "late": false})
+		time.Sleep(5 * time.Second)
+		speaks("a2")
+		time.Sleep(5 * time.Second)
+		opens("again", "192.0.2.2:2")
+		isOpen(map[string]bool{"phone": true, "a1": false, "a2": true, "a3": true, "again": true})
+		opens("a4", "192.0.2.66:4") // the oldest silent one is a3 now
+		isOpen(map[string]bool{"phone": true, "a2": true, "a3": false, "a4": true, "again": true})
+		time.Sleep(10 * time.Hour)
+		isOpen(map[string]bool{"phone": true, "a2": true})
+		if d := s.Stats().Dropped; d[dropSilent] != 2 || d[dropConnections] != 1 {
+			t.Errorf("dropped %v", d)
+		}
+		for _, conn := range open {
+			_ = conn.Close()
+		}
+		close(fake.conns)
+		<-done
+		synctest.Wait()
+		if l.total != 0 || len(l.conns) != 0 || len(l.silent) != 0 {
+			t.Errorf("%d connections are counted, %v, %d silent", l.total, l.conns, len(l.silent))
+		}
+	})
+}

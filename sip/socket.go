@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -125,9 +126,10 @@ type guardedListener struct {
 	guard  *guard
 	secure func(net.Conn, *Trunk) *tls.Conn // nil = TCP
 
-	mu    sync.Mutex
-	conns map[netip.Addr]int
-	total int
+	mu     sync.Mutex
+	conns  map[netip.Addr]int
+	total  int
+	silent []*guardedConn // those that have brought no message yet, the oldest first
 }
 
 func (l *guardedListener) Accept() (net.Conn, error) {
@@ -157,38 +159,68 @@ func (l *guardedListener) Accept() (net.Conn, error) {
 }
 
 func (l *guardedListener) accepted(conn net.Conn, trunk *Trunk, host netip.Addr) net.Conn {
-	leave := func() { l.leave(host) }
-	if l.secure == nil {
-		return newGuardedConn(conn, l.guard, leave)
+	c := newGuardedConn(conn, l.guard, nil)
+	if l.secure != nil {
+		secured := l.secure(conn, trunk)
+		c.Conn, c.handshake = secured, secured.HandshakeContext
 	}
-	secured := l.secure(conn, trunk)
-	c := newGuardedConn(secured, l.guard, leave)
-	c.handshake = secured.HandshakeContext
+	c.host, c.since = host, time.Now()
+	c.left = func() { l.leave(c) }
+	c.spoke = sync.OnceFunc(func() { l.heard(c) })
+	l.mu.Lock()
+	l.silent = append(l.silent, c)
+	l.mu.Unlock()
 	return c
 }
 
+// enter counts a connection of this host. Where there is no room for it, one that has said nothing for a while makes some: it costs
+// nothing to open connections and hold them.
 func (l *guardedListener) enter(host netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.total >= l.guard.limits.Connections || l.conns[host] >= l.guard.limits.ConnectionsPerHost {
-		return false
+	for {
+		l.mu.Lock()
+		full, ownFull := l.total >= l.guard.limits.Connections, l.conns[host] >= l.guard.limits.ConnectionsPerHost
+		if !full && !ownFull {
+			if l.conns == nil {
+				l.conns = map[netip.Addr]int{}
+			}
+			l.conns[host]++
+			l.total++
+			l.mu.Unlock()
+			return true
+		}
+		i := slices.IndexFunc(l.silent, func(c *guardedConn) bool {
+			return time.Since(c.since) >= silentTime && (!ownFull || c.host == host)
+		})
+		if i < 0 {
+			l.mu.Unlock()
+			return false
+		}
+		idle := l.silent[i]
+		l.mu.Unlock()
+		l.guard.counters.drop(dropSilent)
+		idle.cut()
 	}
-	if l.conns == nil {
-		l.conns = map[netip.Addr]int{}
-	}
-	l.conns[host]++
-	l.total++
-	return true
 }
 
-func (l *guardedListener) leave(host netip.Addr) {
+// heard says that a connection has brought a message: it stays.
+func (l *guardedListener) heard(c *guardedConn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.silent = slices.DeleteFunc(l.silent, func(other *guardedConn) bool { return other == c })
+}
+
+func (l *guardedListener) leave(c *guardedConn) {
+	l.heard(c)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.total--
-	if l.conns[host]--; l.conns[host] == 0 {
-		delete(l.conns, host)
+	if l.conns[c.host]--; l.conns[c.host] == 0 {
+		delete(l.conns, c.host)
 	}
 }
+
+// silentTime is how long a connection may say nothing at all before it gives way to others.
+const silentTime = 10 * time.Second
 
 // messageTimeout is how long a begun message may take to arrive over TCP.
 const messageTimeout = 30 * time.Second
@@ -203,6 +235,10 @@ type guardedConn struct {
 	guard *guard
 	left  func()
 	once  sync.Once
+
+	host  netip.Addr // of one that came in; since when
+	since time.Time
+	spoke func() // called for each message it brings; nil for one that we have opened
 
 	reading   func()                      // called at each read: sipgo knows the connection by then
 	handshake func(context.Context) error // still to be made, by the first read; nil = none
@@ -221,6 +257,16 @@ func newGuardedConn(conn net.Conn, g *guard, left func()) *guardedConn {
 func (c *guardedConn) Close() error {
 	c.once.Do(c.left)
 	return c.Conn.Close()
+}
+
+// cut ends the connection without a word, and at once: TLS would take its leave.
+func (c *guardedConn) cut() {
+	c.once.Do(c.left)
+	conn := c.Conn
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	_ = conn.Close()
 }
 
 // Write closes the connection when the peer does not take b in time: part of a message may be out, no other can follow.
@@ -280,6 +326,9 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 		message, v := c.guard.judge(c.pending[:size], c.RemoteAddr(), true)
 		n := copy(b, message)
 		if v.pass() {
+			if c.spoke != nil {
+				c.spoke()
+			}
 			c.consume(size)
 			c.guard.counters.messages.Add(1)
 			return n, nil

@@ -43,6 +43,7 @@ const (
 	dropConnections   = "too many connections"
 	dropSlow          = "incomplete message"
 	dropHandshake     = "TLS handshake"
+	dropSilent        = "silent connection"
 	dropFlood         = "flood"
 	dropBanned        = "banned"
 )
