@@ -180,6 +180,44 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 	}
 }
 
+// A caller may move its sound to another machine and codec while it hears ours before the answer (RFC 3311).
+func TestCallerHearsRingbackWhereverItGoes(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	alice := b.person("alice", member.JSSDK, false)
+	call, err := b.phone("+493012345678").Begin(b.ctx(), b.sip, phone.Invite{Number: ringNumber, Headers: map[string]string{"Supported": "100rel"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.hangUp(call) })
+	b.awaitRing(1)
+	rings := func() bool { return longest(cadence(call.Heard()), 425) >= 300*time.Millisecond }
+	b.await("the caller to hear it ring", rings)
+	was := call.Codec()
+	if err := call.MoveSound(b.ctx(), map[string]string{"PCMU": "PCMA", "PCMA": "PCMU"}[was]); err != nil {
+		t.Fatal(err)
+	}
+	if got := call.Codec(); got == was {
+		t.Errorf("the sound goes on in %s, want the other codec", got)
+	}
+	b.await("the other machine to hear it ring", rings)
+	if err := alice.JoinCall(b.ctx(), b.room); err != nil {
+		t.Fatal(err)
+	}
+	if err := call.Answered(); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.AwaitConnected(b.ctx(), b.ghosts()...); err != nil {
+		t.Fatal(err)
+	}
+	before := len(call.Heard())
+	alice.Says(listen.Sine(48000, 1400, -20, time.Second))
+	b.await("the other machine to hear alice", func() bool { return longest(cadence(call.Heard()[before:]), 1400) >= 500*time.Millisecond })
+	if n := call.Streams(); n != 1 {
+		t.Errorf("the other machine got %d RTP streams, want one from ringback to talk", n)
+	}
+}
+
 func TestRoomIsToldWhoForwardedTheCall(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -422,7 +422,7 @@ func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) 
 			switch {
 			case res.StatusCode < 200:
 				heard = true
-				if err := c.early(res); err != nil {
+				if err := c.early(ctx, res); err != nil {
 					return err
 				}
 				if inv.OnStatus != nil {
@@ -444,11 +444,24 @@ func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) 
 	}
 }
 
-// early begins to listen, and to send silence, when a provisional answer brings the bridge's description.
-func (c *Call) early(res *sip.Response) error {
+// early begins to listen, and to send silence, when a provisional answer brings the bridge's description. One that wants to be
+// acknowledged is (RFC 3262), if the INVITE said that the phone can do that.
+func (c *Call) early(ctx context.Context, res *sip.Response) error {
 	c.mu.Lock()
 	c.statuses = append(c.statuses, res.StatusCode)
 	c.mu.Unlock()
+	if rseq := headerValue(res, "RSeq"); rseq != "" {
+		c.mu.Lock()
+		c.to, c.target = headerValue(res, "To"), *res.Contact().Address.Clone()
+		c.mu.Unlock()
+		req := c.Request(sip.PRACK)
+		req.AppendHeader(sip.NewHeader("RAck", fmt.Sprintf("%s %d INVITE", rseq, res.CSeq().SeqNo)))
+		if ack, err := c.Do(ctx, req); err != nil {
+			return err
+		} else if ack.StatusCode != 200 {
+			return fmt.Errorf("phone: PRACK answered with %d", ack.StatusCode)
+		}
+	}
 	if len(res.Body()) == 0 {
 		return nil
 	}
@@ -480,8 +493,10 @@ func (c *Call) answered(tx sip.ClientTransaction, res *sip.Response, inv Invite,
 			tx.Terminate()
 		}
 	})
-	if err := c.takeSDP(res.Body()); err != nil {
-		return err
+	if len(res.Body()) > 0 || c.Answer() == "" { // else both have said all before
+		if err := c.takeSDP(res.Body()); err != nil {
+			return err
+		}
 	}
 	if inv.LateOffer {
 		own := c.answerSDP()
