@@ -244,9 +244,27 @@ func TestSippCallsAndChecks(t *testing.T) {
 				_ = s.TransferOver(200)
 			},
 		},
+		{
+			"REFER to somebody else, with whom it talks", join(begin, []string{
+				asks("REFER", 2, "", "Refer-To: <sip:300@pbx.test?Replaces=far%40pbx.test%3Bto-tag%3Dt%3Bfrom-tag%3Df>"), gets(202),
+				asked("NOTIFY", "Subscription-State: active", "body: SIP/2.0 100"), agrees("200 OK"),
+				asked("NOTIFY", "Subscription-State: active", "body: SIP/2.0 180"), agrees("200 OK"),
+				asked("NOTIFY", "Subscription-State: terminated", "body: SIP/2.0 420"), agrees("200 OK"),
+			}, end(3)), func(s *served) {
+				s.answer()
+				if e := s.wants(sip.TransferWanted{}).(sip.TransferWanted); e.To != "300" || !e.Outside || e.Replaces != "far@pbx.test;to-tag=t;from-tag=f" {
+					s.bed.Errorf("got %+v", e)
+				}
+				_ = s.AcceptTransfer()
+				_ = s.TransferProgress(180)
+				_ = s.TransferOver(420)
+			},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b := newBed(t, testConfig(sip.UDP), tt.serve)
+			config := testConfig(sip.UDP)
+			config.Trunks[0].Proxy, config.Trunks[0].Domain, config.Trunks[0].Transfers = "127.0.0.3", "pbx.test", sip.TransfersTrunk
+			b := newBed(t, config, tt.serve)
 			over := plays(t, tt.steps, b.addr(sip.UDP))
 			s := b.call()
 			over()
@@ -311,6 +329,13 @@ func TestSippIsCalledAndChecks(t *testing.T) {
 			s.wants(sip.Answered{})
 			_ = s.Hangup(sip.CauseNormal)
 		}},
+		{"it talks with somebody whose place we want", []string{ // as after its REFER
+			asked("INVITE", "Replaces: far@198.51.100.1;to-tag=t;from-tag=f", "Require: replaces", "Referred-By: sip:anna@carrier.example"),
+			answers("180 Ringing", ""), answers("200 OK", media(1, "sendrecv")), asked("ACK"), asked("BYE"), agrees("200 OK"),
+		}, func(s *served) {
+			s.wants(sip.Answered{})
+			_ = s.Hangup(sip.CauseNormal)
+		}},
 		{"it is transferred", []string{
 			asked("INVITE", known, "from=From: .*", "to=To: .*"), answers("200 OK", media(1, "sendrecv")), asked("ACK"),
 			asked("REFER", "Refer-To: sip:300@", "Referred-By: sip:"), agrees("202 Accepted"),
@@ -336,7 +361,11 @@ func TestSippIsCalledAndChecks(t *testing.T) {
 			config.Trunks[0].Proxy = fmt.Sprint("127.0.0.1:", port)
 			config.Trunks[0].Auth = sip.Credentials{Username: "bridge", Password: "secret"}
 			b := newBed(t, config, nil)
-			s := b.dial(sip.DialRequest{Trunk: "lab", Number: "200", From: sip.Caller{Number: "1000"}})
+			request := sip.DialRequest{Trunk: "lab", Number: "200", From: sip.Caller{Number: "1000"}}
+			if strings.Contains(tt.steps[0], "Replaces") {
+				request.Replaces, request.ReferredBy = "far@198.51.100.1;to-tag=t;from-tag=f", "<sip:anna@carrier.example>"
+			}
+			s := b.dial(request)
 			tt.call(s)
 			over()
 			s.wants(sip.Ended{})
