@@ -58,6 +58,7 @@ type Call struct {
 	nextRefresh time.Time // of the session timer; zero = none
 	offering    bool      // a re-INVITE of ours is on its way
 	asking      bool      // the phone is asked whether it has the call, or will be when its turn comes
+	asked       time.Time // when it was sent that last
 	srtpKeys    []string  // ours, one for each suite
 	auth        auth      // who has challenged us
 	referral    *referral // the phone's wish to be elsewhere
@@ -447,9 +448,14 @@ func (c *Call) probe() {
 		return
 	}
 	req.AppendHeader(gosip.NewHeader("Accept", sdpType))
+	asked := c.id
 	c.stack.calls.Go(func() {
 		code, err := c.transact(req)
-		c.inbox.put(func() { c.probed(code, err) })
+		c.inbox.put(func() {
+			if c.id == asked { // else the dialog has been replaced meanwhile: its end says nothing of the new one
+				c.probed(code, err)
+			}
+		})
 	})
 }
 

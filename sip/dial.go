@@ -665,25 +665,31 @@ func (c *Call) sendCancel() {
 	}
 	o.cancelled = true
 	o.giveUp = time.Now().Add(cancelWait)
-	cancel := gosip.NewRequest(gosip.CANCEL, *o.req.Recipient.Clone())
-	for _, name := range []string{"Via", "Route", "From", "To", "Call-ID"} {
-		gosip.CopyHeaders(name, o.req, cancel)
-	}
-	maxForwards := gosip.MaxForwardsHeader(70)
-	cancel.AppendHeader(&maxForwards)
-	cancel.AppendHeader(&gosip.CSeqHeader{SeqNo: o.req.CSeq().SeqNo, MethodName: gosip.CANCEL})
+	cancel := cancelOf(o.req)
 	if v := c.goodbye.header(); v != "" {
 		cancel.AppendHeader(gosip.NewHeader("Reason", v))
 	}
-	cancel.SetBody(nil)
-	cancel.SetTransport(o.req.Transport())
-	cancel.SetDestination(o.req.Destination())
-	cancel.Laddr = o.req.Laddr
 	c.stack.calls.Go(func() {
 		if _, err := c.stack.exchange(c.out.trunk, cancel); err != nil {
 			c.log.Info("CANCEL unanswered", "err", err)
 		}
 	})
+}
+
+// cancelOf is the CANCEL of an INVITE that was sent (RFC 3261 §9.1).
+func cancelOf(invite *gosip.Request) *gosip.Request {
+	cancel := gosip.NewRequest(gosip.CANCEL, *invite.Recipient.Clone())
+	for _, name := range []string{"Via", "Route", "From", "To", "Call-ID"} {
+		gosip.CopyHeaders(name, invite, cancel)
+	}
+	maxForwards := gosip.MaxForwardsHeader(70)
+	cancel.AppendHeader(&maxForwards)
+	cancel.AppendHeader(&gosip.CSeqHeader{SeqNo: invite.CSeq().SeqNo, MethodName: gosip.CANCEL})
+	cancel.SetBody(nil)
+	cancel.SetTransport(invite.Transport())
+	cancel.SetDestination(invite.Destination())
+	cancel.Laddr = invite.Laddr
+	return cancel
 }
 
 // tickDial: nobody answers, or nothing comes of a CANCEL.

@@ -31,7 +31,7 @@ func (c *Call) refreshInTurn() error {
 	case c.asking:
 		return nil
 	}
-	c.asking = true
+	c.asking, c.asked = true, time.Time{}
 	c.stack.calls.Go(func() {
 		if !c.stack.awaitTurn(c.done) {
 			return
@@ -86,9 +86,14 @@ func (c *Call) refresh() error {
 		return err
 	}
 	c.prolong(req)
+	c.asked = time.Now()
+	asked := c.id
 	c.stack.calls.Go(func() {
 		res, err := c.transactFor(req)
 		c.inbox.put(func() {
+			if c.id != asked {
+				return // as in probe
+			}
 			if err != nil {
 				c.refreshed(0, err)
 				return
@@ -125,7 +130,7 @@ func (c *Call) reinvite() error {
 		return err
 	}
 	c.prolong(req)
-	c.offering = true
+	c.offering, c.asked = true, time.Now()
 	req.AppendHeader(allowHeader())
 	req.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 	req.SetBody(own)
@@ -135,7 +140,8 @@ func (c *Call) reinvite() error {
 
 var errNoAnswer = errors.New("no answer")
 
-// followReinvite brings what comes of a re-INVITE to the call, for as long as its 2xx may be repeated.
+// followReinvite brings what comes of a re-INVITE to the call, for as long as its 2xx may be repeated. One that gets nothing but
+// provisional responses is cancelled, for no other may be sent before it is over (RFC 3261 §14.1), and nothing else ends it.
 // It is sent for the sent-th time.
 func (c *Call) followReinvite(req *gosip.Request, sent int) {
 	tx, err := c.stack.begin(c.stack.root, c.trunk, req)
@@ -146,13 +152,29 @@ func (c *Call) followReinvite(req *gosip.Request, sent int) {
 	defer tx.Terminate()
 	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(req, sent, res) }) }
 	tx.OnRetransmission(take)
-	answered := false
+	patience := time.NewTimer(transactionTimeout)
+	defer patience.Stop()
+	answered, cancelled, over := false, false, c.done
 	for {
 		select {
 		case res := <-tx.Responses():
 			if !res.IsProvisional() {
 				answered = true
 				take(res)
+			}
+		case <-over:
+			over, cancelled = nil, true // the BYE ends it
+			patience.Reset(transactionTimeout)
+		case <-patience.C:
+			switch {
+			case answered:
+			case cancelled:
+				c.inbox.put(func() { c.refreshed(0, errNoAnswer) })
+				return
+			default:
+				cancelled = true
+				patience.Reset(transactionTimeout)
+				c.stack.calls.Go(func() { _, _ = c.stack.exchange(c.trunk, cancelOf(req)) })
 			}
 		case <-tx.Done():
 			if err := cmp.Or(tx.Err(), errNoAnswer); !answered {
@@ -174,6 +196,10 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 		}
 	}
 	c.accepted()
+	if res.StatusCode == 487 { // to our CANCEL
+		c.refreshed(0, errNoAnswer)
+		return
+	}
 	if !res.IsSuccess() || res.CSeq() == nil {
 		c.refreshed(res.StatusCode, nil)
 		return

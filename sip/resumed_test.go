@@ -174,6 +174,61 @@ func TestPhoneOfAResumedCallIsAsked(t *testing.T) {
 	}
 }
 
+// A re-INVITE that somebody is trying to deliver for ever holds up neither the timer's end nor the next offer.
+func TestProvisionalResponsesToReinvitesAreNoAnswers(t *testing.T) {
+	t.Run("a session timer runs out", func(t *testing.T) {
+		inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+			b.peer.send(invite("Supported: timer", "Session-Expires: 90;refresher=uas", "Allow: INVITE, ACK, BYE"))
+			b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+			b.peer.forget()
+			time.Sleep(45 * time.Second)
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "100 Trying", "", "")
+			time.Sleep(15 * time.Second)
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "200 OK", "", "")
+			time.Sleep(2 * time.Minute)
+			wantLines(t, "peer received", b.peer.lines(), []string{"45s INVITE", "1m0s BYE"})
+			wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Acked", "1m0s Failed", "1m0s Ended"})
+		})
+	})
+	for name, heard := range map[string]bool{"the phone is silent": false, "the phone is heard": true} {
+		t.Run(name, func(t *testing.T) {
+			saved, bye := upBefore(t, quiet10h, "Allow: INVITE, ACK, BYE")
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				phone := b.phoneMedia()
+				call := b.resumes(saved)
+				if err := call.Refresh(); err != nil {
+					t.Fatal(err)
+				}
+				offer := ""
+				for range 40 {
+					if heard {
+						phone.send(call.media.Load().LocalAddr(), 0)
+					}
+					b.passes(time.Second, func(method string) (string, []string) {
+						return map[string]string{"INVITE": "100 Trying", "CANCEL": "200 OK"}[method], nil
+					})
+					switch last := b.peer.last(); {
+					case strings.HasPrefix(last, "INVITE "):
+						offer = last
+					case strings.HasPrefix(last, "CANCEL ") && headerIn(last, "Via") == headerIn(offer, "Via") &&
+						headerIn(last, "CSeq") == strings.Replace(headerIn(offer, "CSeq"), "INVITE", "CANCEL", 1):
+						b.peer.answers(offer, "487 Request Terminated", "", "")
+					}
+				}
+				wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "33s CANCEL", "34s ACK"})
+				want := []string{"34s Failed"}
+				if heard {
+					want = nil
+				}
+				wantLines(t, "application heard", withoutChanges(b.said()), want)
+				b.peer.send(bye)
+			})
+		})
+	}
+}
+
 // Calls that were not answered when their process was killed: the next one refuses them, or says again that they are answered.
 func TestUnansweredCallOfAKilledProcess(t *testing.T) {
 	before := func(do func(*Call)) (saved Dialog) {

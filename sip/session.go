@@ -20,6 +20,7 @@ const (
 	minSession      = 90 * time.Second // the least we take (§5)
 	refreshRetry    = 10 * time.Second // a refresh that was refused is tried again, while there is time
 	askedPause      = time.Second      // between looks whether the phone has answered
+	timeToAnswer    = 10 * time.Second // what a phone that is there takes at the longest
 )
 
 // sessionHeaders ask for a timer in an INVITE of ours.
@@ -128,6 +129,15 @@ func (s SessionTimer) next() time.Time {
 
 func (s SessionTimer) expiry() time.Time { return s.Until.Add(-min(32*time.Second, s.Interval/3)) }
 
+// patience is until when a phone that was asked then may answer: to the timer's end, unless it was asked so late, after a restart,
+// that it could not in time.
+func (s SessionTimer) patience(asked time.Time) time.Time {
+	if end := s.expiry(); end.Sub(asked) >= timeToAnswer {
+		return end
+	}
+	return asked.Add(transactionTimeout)
+}
+
 // tickSession refreshes, or ends a call that nobody has refreshed.
 func (c *Call) tickSession(now time.Time) {
 	s := c.dialog.Session
@@ -138,7 +148,7 @@ func (c *Call) tickSession(now time.Time) {
 		c.nextRefresh = time.Time{}
 		return
 	}
-	if c.asking {
+	if c.asking && (c.asked.IsZero() || now.Before(s.patience(c.asked))) {
 		// Whoever asks whether the phone has the call asks for its time, too; that may have begun before the time was due, and
 		// after a restart it may take a while until its turn comes.
 		c.nextRefresh = now.Add(askedPause)
