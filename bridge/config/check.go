@@ -219,6 +219,9 @@ func (c *checker) trunk(key string, t Trunk) {
 	}
 	c.oneOf(key+".dtmf", t.DTMF, "", "auto", "info", "inband")
 	c.oneOf(key+".transfers", t.Transfers, "", "own_rooms", "trunk", "none")
+	if t.Transfers == "trunk" && (t.Proxy == "" || t.Direction == DirectionIn) {
+		c.wrong(key+".transfers", "trunk takes one that calls can be placed over: with a proxy, and not only for calls to us")
+	}
 }
 
 func (c *checker) networks(key string, list []string) {

@@ -321,11 +321,13 @@ sip: {listen: [{transport: udp, address: "127.0.0.1:5060"}], trunks: [{name: car
 	}
 }
 
-func TestDirectionsOfTrunks(t *testing.T) {
+func TestDirectionsAndTransfersOfTrunks(t *testing.T) {
 	for options, want := range map[string]string{
 		"direction: both": "", "direction: in": "", "direction: in, proxy: 192.0.2.1, register: true, username: u": "", "direction: out, proxy: 192.0.2.1": "",
 		"direction: out": "proxy: calls that go out over this trunk need one", "direction: up": "direction: \"up\" is not one of in, out, both",
 		`direction: in, proxy: 192.0.2.1, dials: ["+49"]`: "direction: in lets no calls be placed over it",
+		"transfers: none": "", "transfers: own_rooms": "", "transfers: trunk, proxy: 192.0.2.1": "", "transfers: all": "transfers: \"all\" is not one of",
+		"transfers: trunk": "transfers: trunk takes one that calls can be placed over", "transfers: trunk, direction: in, proxy: 192.0.2.1": "transfers: trunk takes one",
 	} {
 		text := fmt.Sprintf(`
 homeserver: {address: "http://127.0.0.1:8008", domain: example.org}
