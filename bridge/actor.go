@@ -66,6 +66,7 @@ type actor struct {
 	before    *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
 	held      bool                       // the phone is on hold
 	displaced bool                       // another process has taken the leg over
+	unsaved   []chan<- struct{}          // each closed once the next save is done, for the phone waits
 	stream    transcode.PhoneConfig      // towards the phone, when it has begun
 	answered  time.Time
 	saves     int    // how many were begun
@@ -196,7 +197,7 @@ func (a *actor) fromPhone(ev sip.Event) {
 	case sip.Digit:
 		a.key(ev.Key)
 	case sip.DialogChanged:
-		a.tell(leg.DialogChanged)
+		a.inbox.Put(func() { a.dialogChanged(ev.Saved) })
 	case sip.TransferWanted:
 		a.inbox.Put(func() { a.wantsMove(ev) })
 	case sip.Transferring:

@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	databasePatience = 5 * time.Second  // a query that takes longer counts as failed
-	leavePatience    = 30 * time.Second // shorter than leg.Rules.Release
-	countPatience    = 5 * time.Second  // to learn who is in a call that was joined
-	retryAfter       = 10               // seconds, told to phones that are refused for now
+	databasePatience = 5 * time.Second        // a query that takes longer counts as failed
+	saveFirst        = 200 * time.Millisecond // what a phone in a call waits for its row: before it asks again, T1 (RFC 3261 §17)
+	leavePatience    = 30 * time.Second       // shorter than leg.Rules.Release
+	countPatience    = 5 * time.Second        // to learn who is in a call that was joined
+	retryAfter       = 10                     // seconds, told to phones that are refused for now
 )
 
 // perform does what the leg decided. It never waits for the far ends: their answers come back as events.
@@ -410,12 +411,41 @@ func (a *actor) hold(on bool) {
 	a.mutePhone()
 }
 
+// dialogChanged saves the dialog, and closes saved when that is done or there is nothing to save.
+func (a *actor) dialogChanged(saved chan<- struct{}) {
+	if saved != nil {
+		a.unsaved = append(a.unsaved, saved)
+	}
+	a.step(leg.Event{Kind: leg.DialogChanged})
+	a.whoWaits()()
+}
+
+// whoWaits returns what tells those who wait for the next save that it is done.
+func (a *actor) whoWaits() (tell func()) {
+	waiting := a.unsaved
+	a.unsaved = nil
+	return func() {
+		for _, saved := range waiting {
+			close(saved)
+		}
+	}
+}
+
 // save writes the row. The answer to a phone waits until it is there, and so does the ACK of a phone's; a call in progress goes
-// on without waiting.
+// on without waiting, but for an answer to its phone, which waits a little.
 func (a *actor) save() {
 	row := a.row()
+	saved := a.whoWaits()
 	if a.state.Phase >= leg.Asking && !a.state.OwesAck() {
-		a.note("save leg", a.bridge.journal.PutLeg(row))
+		done, err := a.bridge.journal.PutLegThen(row)
+		a.note("save leg", err)
+		a.wg.Go(func() {
+			select {
+			case <-done:
+			case <-a.ctx.Done():
+			}
+			saved()
+		})
 		return
 	}
 	a.saves++
@@ -428,6 +458,7 @@ func (a *actor) save() {
 		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 		defer cancel()
 		result := write(ctx, row)
+		saved()
 		a.inbox.Put(func() {
 			switch {
 			case number != a.saves: // a later one is under way, which is the one that counts

@@ -489,6 +489,38 @@ func TestPlannedRestartIsAPause(t *testing.T) {
 	w.clean()
 }
 
+// What a phone was told of its call the next process knows, too, if this one dies now: the row is there before the answer, unless the
+// database is slow.
+func TestHoldIsSavedBeforeThePhoneIsAnswered(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	w := b.talkers(member.JSSDK)
+	compared := 0
+	for i := range 20 {
+		direction, held := "sendonly", i%2 == 0
+		if !held {
+			direction = "sendrecv"
+		}
+		asked := time.Now()
+		if _, err := w.call.Reinvite(b.ctx(), direction); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(asked) >= saveFirst {
+			continue // the phone was not kept waiting
+		}
+		compared++
+		rows, err := b.process.bridge.store.Legs(b.ctx(), b.process.bridge.run)
+		if err != nil || len(rows) != 1 {
+			t.Fatalf("%d rows, %v; want one", len(rows), err)
+		}
+		if d, err := b.process.bridge.vault.dialogOf(rows[0]); err != nil || d.Held() != held {
+			t.Errorf("%d: the row says held %t, %v; the phone was told %t", i, d.Held(), err, held)
+		}
+	}
+	t.Logf("%d of 20 answers came before the limit", compared)
+	w.clean()
+}
+
 func TestStopByConfigEndsCalls(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -37,7 +37,7 @@ func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config
 
 // sipConfig says in sip's terms what the admin configured. The config was checked; errors here name what slipped through.
 func sipConfig(c config.Config) (sip.Config, error) {
-	out := sip.Config{Advertise: c.SIP.Advertise, UserAgent: c.SIP.UserAgent}
+	out := sip.Config{Advertise: c.SIP.Advertise, UserAgent: c.SIP.UserAgent, SaveFirst: saveFirst}
 	own := config.OwnAddress()
 	for _, l := range c.SIP.Listen {
 		addr, err := netip.ParseAddrPort(l.Address)

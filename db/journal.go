@@ -84,6 +84,17 @@ func NewJournal(s *Store, owner string, log *slog.Logger) *Journal {
 // PutLeg writes the leg some time, see [Store.PutLeg].
 func (j *Journal) PutLeg(l Leg) error { return j.put(putLeg(l), nil) }
 
+// PutLegThen is PutLeg that tells what has come of it. While the database is away it tells so at once, and the write waits all the same.
+func (j *Journal) PutLegThen(l Leg) (done <-chan error, err error) {
+	told := make(chan error, 1)
+	if err := j.put(putLeg(l), told); err != nil {
+		told = make(chan error, 1)
+		told <- err
+		return told, err
+	}
+	return told, nil
+}
+
 // SaveLeg returns when the leg is in the database, and ErrAway if that cannot be now. Then it may still be written later,
 // so a leg that is given up must be deleted.
 func (j *Journal) SaveLeg(ctx context.Context, l Leg) error { return j.save(ctx, putLeg(l)) }
@@ -158,8 +169,11 @@ func (j *Journal) put(w write, done chan error) error {
 	defer j.mu.Unlock()
 	j.last++
 	w.number = j.last
-	if done != nil {
+	switch {
+	case done != nil && j.away.IsZero():
 		w.waiting = append(w.waiting, done)
+	case done != nil:
+		done <- fmt.Errorf("save %s: %w", w.row, ErrAway)
 	}
 	last := -1
 	for i := len(j.queue) - 1; w.put && i >= 0; i-- {

@@ -112,6 +112,8 @@ type bubble struct {
 
 	answered int // messages that passes has looked at
 
+	saves func() // takes as long as a save of what a phone waits for; nil = it is done at once
+
 	mu     sync.Mutex
 	events []timed[Event]
 	row    Dialog // what an application that saves at once has saved last
@@ -127,9 +129,23 @@ func (b *bubble) Invite(c *Call) {
 	c.OnEvent(func(e Event) {
 		b.mu.Lock()
 		b.events = append(b.events, timed[Event]{time.Since(b.began), e})
-		switch e.(type) {
-		case Acked, DialogChanged:
+		switch e := e.(type) {
+		case Acked:
 			b.row = c.Dialog()
+		case DialogChanged:
+			if e.Saved == nil {
+				b.row = c.Dialog()
+				break
+			}
+			go func() {
+				if b.saves != nil {
+					b.saves()
+				}
+				b.mu.Lock()
+				b.row = c.Dialog()
+				b.mu.Unlock()
+				close(e.Saved)
+			}()
 		}
 		b.mu.Unlock()
 	})

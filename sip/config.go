@@ -46,6 +46,10 @@ type Config struct {
 	Limits    Limits
 	Sockets   Sockets // nil = they end with the stack
 
+	// SaveFirst is how long an answer (2xx) to a phone that changes a call that is up waits for the change to be saved, see
+	// [DialogChanged]. 0 = it does not.
+	SaveFirst time.Duration
+
 	resolver resolver // nil = the system's
 }
 

@@ -67,8 +67,9 @@ type (
 	Transferring struct{ Code int }
 	// MediaChanged: a later offer changed the format or a direction.
 	MediaChanged struct{ Format Format }
-	// DialogChanged: [Call.Dialog] changed and should be saved again.
-	DialogChanged struct{}
+	// DialogChanged: [Call.Dialog] changed and should be saved again. Where Saved is not nil the phone has to wait for that, for
+	// [Config.SaveFirst] at most: it must be closed, once, when the dialog is saved or cannot be.
+	DialogChanged struct{ Saved chan<- struct{} }
 	// Ended is the last event of a call, said once: signalling is over and the media ports are given back. A call that
 	// is dropped because the context of [Stack.Run] ended says nothing: it is not over, another process may resume it.
 	Ended struct{ Cause Cause }

@@ -149,7 +149,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 		c.dialog.Media.LocalSDP, c.dialog.Media.SDPVersion = string(body), n.SDPVersion
 	}
 	res := c.okSDP(t, body)
-	c.changed()
+	c.saved()
 	return c.respondSDP(t, res)
 }
 
@@ -203,6 +203,27 @@ func (c *Call) changed() {
 	c.emit(DialogChanged{})
 }
 
+// saved is changed that gives the application the time to save, so that who goes on with the call after a crash knows what the phone
+// was told. A database that does not answer must not hold the call up for long.
+func (c *Call) saved() {
+	limit := c.stack.config.SaveFirst
+	if limit <= 0 {
+		c.changed()
+		return
+	}
+	c.publish()
+	saved := make(chan struct{})
+	c.emit(DialogChanged{Saved: saved})
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	select {
+	case <-saved:
+	case <-late.C:
+		c.log.Debug("phone is answered before the change is saved")
+	case <-c.stack.root.Done():
+	}
+}
+
 // send2xx answers an UPDATE, or a PRACK with an offer. What it has changed is saved first.
 func (c *Call) send2xx(t *transaction, body []byte) {
 	res := c.stack.response(t.req, 200, statusText(200), gosip.NewHeader("Contact", c.dialog.Contact), allowHeader(), supportedHeader())
@@ -211,7 +232,7 @@ func (c *Call) send2xx(t *transaction, body []byte) {
 			res.AppendHeader(h)
 		}
 	}
-	c.changed()
+	c.saved()
 	if body != nil {
 		res.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
 		res.SetBody(body)
