@@ -33,7 +33,8 @@
 //	    +--other refusals, 32 s without a response---> ended                +--2xx: ACK, BYE--> ending
 //
 // A re-INVITE or UPDATE of the phone in confirmed is answered there and then (RFC 3264 directions, o= version), its 200
-// is repeated like the first. The caller's loop:
+// is repeated like the first. So are an UPDATE before that, and a PRACK, once offer and answer of the INVITE have arrived for sure;
+// what our own INVITE has led to by then is kept for each far end (see fork). The caller's loop:
 //
 //	func (b *Bridge) Invite(c *sip.Call) {      // must not block
 //		c.OnEvent(func(e sip.Event) { inbox.Put(e) }) // only puts
@@ -50,7 +51,7 @@
 //
 // # What is kept out
 //
-//	network -> guard (allow-list, size, framing, mandatory headers, a trial parse) -> sipgo -> checkRequest -> Call
+//	network -> guard (allow-list, size, framing, mandatory headers, white space, a trial parse) -> sipgo -> checkRequest -> Call
 //
 // Unknown addresses are never answered. Over TCP the guard cuts the stream into messages itself, so that a Content-Length
 // costs no memory. What the trunks send wrongly is refused as RFC 3261 §8.2 and RFC 4475 say, and counted ([Stats]).
@@ -67,5 +68,5 @@
 // A phone may be sent elsewhere ([Call.SendTransfer]) and may wish to be ([TransferWanted]), by REFER (RFC 3515); another phone
 // may take its place (Replaces, RFC 3891): the [Call] and its media go on, its [Dialog] is another one.
 //
-// RFCs: 3261, 3262, 3263, 3264, 3403, 3515, 3608, 3891, 3892, 3711, 4028, 4568, 5806, 7044, 6337, 8866, 3581, 6026, 3311, 3326, 3325, 4916, 3550, 3551, 4733, 5761, 6086, 4475.
+// RFCs: 3261, 3262, 3263, 3264, 3403, 3515, 3608, 3891, 3892, 3711, 4028, 4568, 5806, 7044, 6337, 8866, 3581, 6026, 3311, 3326, 3325, 4916, 3550, 3551, 4733, 5761, 6086, 4475, 5118.
 package sip

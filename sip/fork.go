@@ -23,12 +23,17 @@ type fork struct {
 	media   MediaState
 }
 
+// maxForks is how many far ends of one call are remembered. Others may ring and answer, but make no offers.
+const maxForks = 64
+
 // fork is the far end with this tag.
 func (o *outgoing) fork(tag string) *fork {
 	f := o.forks[tag]
 	if f == nil {
 		f = &fork{tag: tag, media: o.offer}
-		o.forks[tag] = f
+		if len(o.forks) < maxForks {
+			o.forks[tag] = f
+		}
 	}
 	return f
 }

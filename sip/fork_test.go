@@ -232,6 +232,26 @@ func TestFarEndsHaveOffersOfTheirOwn(t *testing.T) {
 	}
 }
 
+func TestFarEndsDoNotGrowWithoutEnd(t *testing.T) {
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		call, inv := b.dials()
+		for i := range 4 * maxForks {
+			b.peer.answers(inv, "180 Ringing", fmt.Sprint("b", i), "")
+		}
+		last := fmt.Sprint("b", 4*maxForks-1)
+		b.peer.send(b.peer.called(inv, "OPTIONS", "o1", 1, "", ofTag(inv, "b1")))
+		b.peer.send(b.peer.called(inv, "OPTIONS", "o2", 1, "", ofTag(inv, last)))
+		lines := b.peer.lines()
+		wantLines(t, "the first and the last far end got", lines[len(lines)-2:], []string{"0s 200 OK", "0s 481 Call/Transaction Does Not Exist"})
+		b.peer.answers(inv, "183 Session Progress", last, peerAnswer)
+		b.peer.answers(inv, "200 OK", last, peerAnswer)
+		if n, d := len(call.out.forks), call.Dialog(); n != maxForks || d.RemoteTag != last || d.Media.Remote != peerRTP {
+			t.Errorf("%d far ends are remembered, want %d; the call is with %q", n, maxForks, d.RemoteTag)
+		}
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 2, "", ofTag(inv, last)))
+	})
+}
+
 // An INVITE that is sent anew has the offer of the first, whatever was agreed with who is out.
 func TestNextInviteOffersEverythingAgain(t *testing.T) {
 	change := func(c *Config) { quiet10h(c); c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"} }
