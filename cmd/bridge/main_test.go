@@ -53,7 +53,7 @@ func TestFirstStepsOfAnAdmin(t *testing.T) {
 func TestWrongConfigExitsWithTwoAndAllProblems(t *testing.T) {
 	path := inFolder(t, "homeserver: {domian: x}\nrtp: {port_min: 7}\n")
 	code, _, errOut := command(t, "-c", path)
-	for _, want := range []string{":1: domian: there is no such option", ":2: rtp.port_min: 7 is not a port", "homeserver.domain: set"} {
+	for _, want := range []string{":1: homeserver.domian: there is no such option", ":2: rtp.port_min: 7 is not a port", "homeserver.domain: set"} {
 		if code != exitUsage || !strings.Contains(errOut, want) {
 			t.Errorf("exit %d, no word of %q:\n%s", code, want, errOut)
 		}
