@@ -169,7 +169,7 @@ type Limits struct {
 	Calls              int           // concurrent calls; 0 = 1000
 	InvitesPerSecond   int           // over all trunks; 0 = 200, negative = no limit
 	MessagesPerSecond  int           // of one address; more are not heard, or wait over TCP; 0 = 1000, negative = no limit
-	FailuresPerMinute  int           // of one address; then it is not heard for 5 minutes; 0 = 20, negative = no limit
+	FailuresPerMinute  int           // of one address, over connections; then it is not heard for 5 minutes; 0 = 20, negative = no limit
 	MessageBytes       int           // one SIP message; 0 = 8192
 	HeaderLines        int           // 0 = 128
 	Connections        int           // TCP connections; 0 = 256

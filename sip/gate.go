@@ -3,6 +3,7 @@ package sip
 import (
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,8 @@ import (
 
 // gate holds back neighbours that send too much, before that becomes work: new calls of a trunk that may have none, or no more this
 // second, are refused without a transaction; an address that sends more than any neighbour needs is not heard for the moment, and
-// one that keeps failing is not heard for a while. Who is no neighbour never comes this far.
+// one that keeps failing over connections, and so has proved to be there, is not heard for a while. Who is no neighbour never comes
+// this far.
 type gate struct {
 	*crowd
 	neighbours *neighbours
@@ -30,7 +32,7 @@ func (s *Stack) newGate() *gate {
 	g := &gate{
 		neighbours: s.neighbours, counters: s.counters, log: s.log, refusals: &s.refusals, known: s.invited,
 		trunks: map[string]*rate.Limiter{},
-		crowd:  &crowd{limits: limits, named: s.neighbours.named, spare: s.spare, log: s.log, sources: map[netip.Addr]*source{}},
+		crowd:  &crowd{limits: limits, named: s.neighbours.named, spare: s.spare, log: s.log, sources: map[netip.Prefix]*source{}},
 	}
 	g.others = g.newPace()
 	for _, t := range s.config.Trunks {
@@ -105,16 +107,17 @@ func (s *Stack) invited(req *gosip.Request) bool {
 	return s.byInvite[inviteOf(req)] != nil
 }
 
-// spare says that an address must go on being heard, whatever it does: it was named one by one, or a phone there is in a call. Over
-// UDP anybody can send in its name.
+// spare says that an address must go on being heard, whatever it does: it was named one by one, or there is a call, in whatever
+// state, of its host or of a trunk it belongs to: what comes next of that call may come from another of the trunk's machines.
 func (s *Stack) spare(a netip.Addr) bool {
-	if s.neighbours.named(a) {
+	if s.neighbours.named(a.Unmap()) {
 		return true
 	}
+	trunks := s.neighbours.trunksOf(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.byID {
-		if d := c.snapshot.Load(); d.Confirmed && d.Remote.Addr().Unmap() == a {
+		if slices.Contains(trunks, c.trunk) || hostOf(c.snapshot.Load().Remote.Addr()) == hostOf(a) {
 			return true
 		}
 	}
@@ -132,16 +135,16 @@ const (
 type crowd struct {
 	limits Limits
 	named  func(netip.Addr) bool // the config has that address: there is room for it
-	spare  func(netip.Addr) bool // that address is not banned
+	spare  func(netip.Addr) bool // that address is heard although it is banned; called without mu
 	log    *slog.Logger
 
 	mu      sync.Mutex
-	sources map[netip.Addr]*source
+	sources map[netip.Prefix]*source
 	others  *rate.Limiter // of all for which there is no room; nil = no limit
 	swept   time.Time
 }
 
-// source is one address; of IPv6, a /64: one host has that many.
+// source is one host, or one address that the config has.
 type source struct {
 	pace   *rate.Limiter // messages; nil = no limit
 	heard  time.Time
@@ -157,19 +160,26 @@ func (c *crowd) newPace() *rate.Limiter {
 	return nil
 }
 
-func sourceOf(a netip.Addr) netip.Addr {
+// hostOf is an address; of IPv6, a /64: one host has that many.
+func hostOf(a netip.Addr) netip.Prefix {
 	a = a.Unmap()
-	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.Addr()
-		}
+	if p, err := a.Prefix(64); a.Is6() && err == nil {
+		return p
 	}
-	return a
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
+// key is what an address is counted under. One that the config has does not answer for its neighbours.
+func (c *crowd) key(a netip.Addr) netip.Prefix {
+	if a = a.Unmap(); c.named(a) {
+		return netip.PrefixFrom(a, a.BitLen())
+	}
+	return hostOf(a)
 }
 
 // source finds an address, or makes room for it. It is nil where there is none; called with mu held.
 func (c *crowd) source(a netip.Addr, now time.Time) *source {
-	key := sourceOf(a)
+	key := c.key(a)
 	if s := c.sources[key]; s != nil {
 		return s
 	}
@@ -191,20 +201,24 @@ func (c *crowd) source(a netip.Addr, now time.Time) *source {
 
 // drops says why a datagram of this address is not heard now; "" = it is.
 func (c *crowd) drops(a netip.Addr) string {
+	switch {
+	case !c.mayHear(a):
+		return dropFlood
+	case c.banned(a):
+		return dropBanned
+	}
+	return ""
+}
+
+func (c *crowd) mayHear(a netip.Addr) bool {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s, pace := c.source(a, now), c.others
 	if s != nil {
 		s.heard, pace = now, s.pace
-		if now.Before(s.until) {
-			return dropBanned
-		}
 	}
-	if pace != nil && !pace.AllowN(now, 1) {
-		return dropFlood
-	}
-	return ""
+	return pace == nil || pace.AllowN(now, 1)
 }
 
 // slows says how long a connection waits before its next message is read: what is not read, its sender has to keep.
@@ -224,18 +238,20 @@ func (c *crowd) slows(a netip.Addr) time.Duration {
 
 func (c *crowd) banned(a netip.Addr) bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	s := c.sources[sourceOf(a)]
-	return s != nil && time.Now().Before(s.until)
+	s := c.sources[c.key(a)]
+	banned := s != nil && time.Now().Before(s.until)
+	c.mu.Unlock()
+	return banned && !c.spare(a)
 }
 
 // failed counts a message or handshake that a neighbour does not send: one now and then is nothing, many are somebody who searches.
+// It is for what came over a connection: in a datagram, anybody can write anybody's address.
 func (c *crowd) failed(a netip.Addr) {
-	if c.limits.FailuresPerMinute < 0 || !a.IsValid() || !c.tooOften(a) || c.spare(a.Unmap()) {
+	if c.limits.FailuresPerMinute < 0 || !a.IsValid() || !c.tooOften(a) || c.spare(a) {
 		return
 	}
 	c.mu.Lock()
-	if s := c.sources[sourceOf(a)]; s != nil {
+	if s := c.sources[c.key(a)]; s != nil {
 		s.until = time.Now().Add(banTime)
 	}
 	c.mu.Unlock()
@@ -274,10 +290,11 @@ func (c *crowd) bans() (n int) {
 	return n
 }
 
-// failing are the refusals of what searchers send: what is no SIP, what we do not offer, and numbers that nobody has.
+// failing are the refusals of what searchers send: what is no SIP, and what we do not offer. Numbers that nobody has are not among
+// them: those a trunk sends us were dialled by people whom it does not know.
 func failing(code int) bool {
 	switch code {
-	case 400, 403, 404, 405, 416, 484, 505:
+	case 400, 405, 416, 505:
 		return true
 	}
 	return false

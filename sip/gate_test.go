@@ -1,12 +1,14 @@
 package sip
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -217,51 +219,65 @@ func TestConnectionThatFloodsIsReadSlowly(t *testing.T) {
 	}
 }
 
+// streamed is a connection from an address that brings these octets and ends.
+type streamed struct {
+	net.Conn
+	from netip.AddrPort
+	io.Reader
+}
+
+func (s streamed) Read(b []byte) (int, error)       { return s.Reader.Read(b) }
+func (s streamed) Write(b []byte) (int, error)      { return len(b), nil }
+func (s streamed) RemoteAddr() net.Addr             { return net.TCPAddrFromAddrPort(s.from) }
+func (s streamed) SetReadDeadline(time.Time) error  { return nil }
+func (s streamed) SetWriteDeadline(time.Time) error { return nil }
+func (s streamed) Close() error                     { return nil }
+
+// connects has an address open a connection and send a message over it.
+func (b *bubble) connects(from netip.AddrPort, message string) {
+	conn := newGuardedConn(streamed{from: from, Reader: strings.NewReader(crlf(message))}, b.stack.guard(), func() {})
+	_, _ = io.Copy(io.Discard, conn)
+}
+
+func (b *bubble) hears(p *rawPeer) bool {
+	p.forget()
+	p.send(asksWhat(fmt.Sprint(time.Now().UnixNano(), p.conn.addr.Addr())))
+	return slices.ContainsFunc(p.lines(), func(line string) bool { return strings.HasSuffix(line, " 200 OK") })
+}
+
 func TestAddressThatKeepsFailingIsNotHeardForAWhile(t *testing.T) {
-	wrongNumber := func(c *Call) { _ = c.Reject(404, "") }
 	single := func(c *Config) { c.Trunks[0].Networks = []netip.Prefix{netip.MustParsePrefix("192.0.2.20/32")} }
-	malformed := func(b *bubble, i int) { b.peer.send(another(fmt.Sprint("m", i), "From:")) }
-	unknown := func(b *bubble, i int) { b.peer.send(another(fmt.Sprint("u", i))) }
+	malformed := func(i int) string { return another(fmt.Sprint("m", i), "From:") }
+	noSIP := func(int) string { return "GET / HTTP/1.1\n\n" }
 	for _, tt := range []struct {
 		name   string
 		change func(*Config)
-		fails  func(*bubble, int)
+		sends  func(int) string
 		every  time.Duration
 		banned bool
 	}{
-		{"numbers nobody has", nil, unknown, time.Second, true},
 		{"malformed messages", nil, malformed, time.Second, true},
-		{"now and then", nil, unknown, 4 * time.Second, false},
-		{"an address that was named", single, unknown, time.Second, false},
+		{"something else", nil, noSIP, time.Second, true},
+		{"now and then", nil, malformed, 4 * time.Second, false},
+		{"an address that was named", single, malformed, time.Second, false},
 		{"the address of a proxy", func(c *Config) { single(c); c.Trunks[0].Networks, c.Trunks[0].Proxy = nil, "192.0.2.20" }, malformed, time.Second, false},
 		{"no limit", func(c *Config) { c.Limits.FailuresPerMinute = -1 }, malformed, time.Second, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			inBubble(t, tt.change, wrongNumber, func(b *bubble) {
+			inBubble(t, tt.change, nil, func(b *bubble) {
 				for i := range 20 {
 					time.Sleep(tt.every)
-					tt.fails(b, i)
+					b.connects(peerAddr, tt.sends(i))
 				}
-				synctest.Wait()
-				heard := func() bool {
-					b.peer.forget()
-					b.peer.send(asksWhat(fmt.Sprint(time.Now().UnixNano())))
-					for _, line := range b.peer.lines() {
-						if strings.HasSuffix(line, " 200 OK") {
-							return true
-						}
-					}
-					return false
-				}
-				if got := !heard(); got != tt.banned || tt.banned != (b.stack.Stats().Banned == 1) {
+				if got := !b.hears(b.peer); got != tt.banned || tt.banned != (b.stack.Stats().Banned == 1) {
 					t.Errorf("after 20 failures it is banned: %v (%d in all), want %v", got, b.stack.Stats().Banned, tt.banned)
 				}
 				time.Sleep(banTime - time.Second)
-				if got := !heard(); got != tt.banned {
+				if got := !b.hears(b.peer); got != tt.banned {
 					t.Errorf("a second before the ban is over: %v, want %v", got, tt.banned)
 				}
 				time.Sleep(time.Second)
-				if !heard() || b.stack.Stats().Banned != 0 {
+				if !b.hears(b.peer) || b.stack.Stats().Banned != 0 {
 					t.Error("it is not heard when the ban is over")
 				}
 			})
@@ -269,26 +285,139 @@ func TestAddressThatKeepsFailingIsNotHeardForAWhile(t *testing.T) {
 	}
 }
 
-// Anybody can send in another's name: a phone in a call is not cut off by that.
-func TestPhoneInACallIsNotBanned(t *testing.T) {
-	inBubble(t, func(c *Config) { c.Limits.MediaTimeout = -1 }, answerAtOnce, func(b *bubble) {
-		b.peer.send(invite())
-		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
-		bye := b.peer.within("BYE", "b1", 2, "")
-		for i := range 100 {
-			b.peer.send(another(fmt.Sprint("m", i), "From:"))
+// Anybody can write a trunk's address into a datagram, and anybody can dial a number that nobody has.
+func TestNobodyIsBannedForWhatOthersSendOrDial(t *testing.T) {
+	for name, sends := range map[string]func(*bubble, int){
+		"forged, malformed": func(b *bubble, i int) { b.peer.send(another(fmt.Sprint("m", i), "From:")) },
+		"forged, no SIP":    func(b *bubble, _ int) { b.peer.send("x\n\n") },
+		"forged, unknown methods": func(b *bubble, i int) {
+			b.peer.send(request("REGISTER", "sip:x", "<sip:x>", fmt.Sprint("r", i), 1, "", fmt.Sprint("Call-ID: r", i)))
+		},
+		"numbers nobody has": func(b *bubble, i int) {
+			b.peer.send(another(fmt.Sprint("u", i)))
+			b.peer.send(request("ACK", bridgeURI, headerIn(b.peer.last(), "To"), fmt.Sprint("u", i), 1, "", fmt.Sprint("Call-ID: u", i)))
+		},
+		"calls of a trunk that may place none": func(b *bubble, i int) {
+			b.connects(addr("198.51.100.7:1"), strings.ReplaceAll(another(fmt.Sprint("d", i)), "SIP/2.0/UDP", "SIP/2.0/TCP"))
+		},
+		"a load balancer that looks in": func(b *bubble, _ int) {
+			conn := newGuardedConn(streamed{from: addr("198.51.100.8:1")}, b.stack.guard(), func() {})
+			conn.handshake = func(context.Context) error { return io.EOF }
+			_, _ = conn.Read(nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			change := func(c *Config) {
+				c.Trunks = append(c.Trunks, Trunk{Name: "out", OutOnly: true, Networks: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+			}
+			inBubble(t, change, func(c *Call) { _ = c.Reject(404, "") }, func(b *bubble) {
+				for i := range 100 {
+					sends(b, i)
+				}
+				if n := b.stack.Stats().Banned; n != 0 || !b.hears(b.peer) {
+					t.Errorf("%d are banned", n)
+				}
+			})
+		})
+	}
+}
+
+// What a phone says of its call is heard, whatever was sent from its address or from a neighbour's.
+func TestCallIsHeardWhoeverWasBanned(t *testing.T) {
+	for name, answer := range map[string]func(*Call){"ringing": func(*Call) {}, "up": answerAtOnce} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(c *Config) { c.Limits.MediaTimeout = -1 }, answer, func(b *bubble) {
+				other := b.newPeer(carrierAddr) // another machine of the trunk
+				defer other.close()
+				fails := func(from netip.AddrPort) {
+					for i := range 100 {
+						b.connects(from, another(fmt.Sprint("n", i), "From:"))
+					}
+				}
+				fails(carrierAddr)
+				if b.hears(other) {
+					t.Fatal("the other machine is heard before there is a call")
+				}
+				b.peer.send(invite())
+				if name == "up" {
+					b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				}
+				bye := b.peer.within("BYE", "b1", 2, "")
+				fails(peerAddr)
+				for i := range 100 { // and in the phone's name
+					b.peer.send(another(fmt.Sprint("m", i), "From:"))
+				}
+				if !b.hears(other) {
+					t.Error("the trunk's other machine is not heard during a call")
+				}
+				switch name {
+				case "ringing":
+					b.peer.send(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, ""))
+				case "up":
+					other.send(bye)
+				}
+				time.Sleep(2 * time.Minute)
+				if st := b.stack.Stats(); st.Calls != 0 {
+					t.Errorf("the call goes on: %+v", st)
+				}
+				if b.hears(other) {
+					t.Error("the other machine is heard when there is no call")
+				}
+			})
+		})
+	}
+}
+
+// Whoever writes IPv6 addresses of a host's network into datagrams, or has one, harms nobody there whom the config has by name.
+func TestNeighboursInIPv6(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(Config{Trunks: []Trunk{
+			{Name: "x", Networks: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64"), netip.MustParsePrefix("2001:db8:1::/128")}, Proxy: "2001:db8:1::10"},
+		}}, nil, slog.New(slog.DiscardHandler))
+		bad, same, proxy, first := netip.MustParseAddr("2001:db8:1::66"), netip.MustParseAddr("2001:db8:1::67"), netip.MustParseAddr("2001:db8:1::10"), netip.MustParseAddr("2001:db8:1::")
+		s.neighbours.find(&s.config.Trunks[0], []target{{addr: netip.AddrPortFrom(proxy, 5060)}})
+		for range 20 {
+			s.gate.failed(bad)
 		}
-		b.peer.send(bye)
-		if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200 ") || headerIn(got, "CSeq") != "2 BYE" {
-			t.Errorf("BYE got %.40q", got)
+		for range 5000 {
+			s.gate.drops(bad)
 		}
-		for i := range 20 {
-			b.peer.send(another(fmt.Sprint("n", i), "From:"))
+		for _, tt := range []struct {
+			from  netip.Addr
+			drops string
+		}{{bad, dropFlood}, {same, dropFlood}, {proxy, ""}, {first, ""}} {
+			if got := s.gate.drops(tt.from); got != tt.drops {
+				t.Errorf("drops(%v) = %q, want %q", tt.from, got, tt.drops)
+			}
 		}
-		if n := b.stack.Stats().Banned; n != 1 {
-			t.Errorf("%d banned after the call, want 1", n)
+		time.Sleep(time.Second)
+		if a, b := s.gate.drops(bad), s.gate.drops(same); a != dropBanned || b != dropBanned {
+			t.Errorf("a host that failed is dropped as %q, under its other address as %q; want %s", a, b, dropBanned)
+		}
+		for range 100 {
+			s.gate.failed(proxy)
+			s.gate.failed(first)
+		}
+		if a, b := s.gate.drops(proxy), s.gate.drops(first); a != "" || b != "" {
+			t.Errorf("who was named is dropped: %q and %q", a, b)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	})
+}
+
+func TestWhatCountsAsFailing(t *testing.T) {
+	for _, code := range []int{403, 404, 480, 481, 484, 486, 488, 503} {
+		if failing(code) {
+			t.Errorf("%d counts, and people can dial that", code)
+		}
+	}
+	for _, code := range []int{400, 405} {
+		if !failing(code) {
+			t.Errorf("%d does not count", code)
+		}
+	}
 }
 
 // However many addresses send, in whoever's name, the table of them stays small, and those of the config have room in it.

@@ -41,7 +41,7 @@ func (g *guard) refused(from net.Addr, v verdict) {
 	g.counters.refuse(v.code)
 	g.log.Debug("message refused", "code", v.code, "why", v.why, "source", addrPortOf(from))
 	if failing(v.code) {
-		g.gate.failed(addrPortOf(from).Addr())
+		g.failed(from)
 	}
 }
 
@@ -49,6 +49,12 @@ func (g *guard) refused(from net.Addr, v verdict) {
 func (g *guard) dropped(from net.Addr, why string) {
 	g.counters.drop(why)
 	if why != dropKeepalive {
+		g.failed(from)
+	}
+}
+
+func (g *guard) failed(from net.Addr) {
+	if _, anybody := from.(*net.UDPAddr); !anybody {
 		g.gate.failed(addrPortOf(from).Addr())
 	}
 }

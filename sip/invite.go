@@ -423,9 +423,6 @@ func (c *Call) reject(r *refusal) error {
 	}
 	c.invite.final = true
 	c.send(c.invite, r)
-	if failing(r.code) {
-		c.stack.gate.failed(c.dialog.Remote.Addr())
-	}
 	c.goodbye = Cause{"SIP", r.code, r.reason}
 	c.end()
 	return nil

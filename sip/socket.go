@@ -350,10 +350,15 @@ func (c *guardedConn) shakeHands() error {
 	defer cancel()
 	err := c.handshake(ctx)
 	c.handshake = nil
-	if err != nil {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, context.DeadlineExceeded):
+		c.guard.counters.drop(dropHandshake) // it has said nothing wrong: load balancers look in so
+	default:
 		c.guard.dropped(c.RemoteAddr(), dropHandshake)
-		c.guard.log.Info("TLS handshake failed", "peer", c.RemoteAddr().String(), "err", err)
 	}
+	c.guard.log.Info("TLS handshake failed", "peer", c.RemoteAddr().String(), "err", err)
 	return err
 }
 

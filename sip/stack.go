@@ -454,7 +454,7 @@ func (s *Stack) callOf(req *gosip.Request) *Call {
 func (s *Stack) respond(req *gosip.Request, tx gosip.ServerTransaction, r *refusal) {
 	if r.code >= 300 {
 		s.counters.refuse(r.code)
-		if source, err := netip.ParseAddrPort(req.Source()); err == nil && failing(r.code) {
+		if source, err := netip.ParseAddrPort(req.Source()); err == nil && failing(r.code) && req.Transport() != "UDP" {
 			s.gate.failed(source.Addr())
 		}
 		s.refusals.Do(func() {
