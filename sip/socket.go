@@ -353,7 +353,7 @@ func (c *guardedConn) shakeHands() error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, context.DeadlineExceeded), errors.Is(err, net.ErrClosed):
 		c.guard.counters.drop(dropHandshake) // it has said nothing wrong: load balancers look in so
 	default:
 		c.guard.dropped(c.RemoteAddr(), dropHandshake)
