@@ -450,14 +450,16 @@ func (a *actor) save() {
 	}
 	a.saves++
 	number := a.saves
-	write := a.saveLeg
+	var wait func(context.Context) leg.EventKind // the row has its place among all others, which are older or newer
 	if a.order != nil && a.order.booked != row.Trunk {
-		write = a.saveRerouted
+		wait = a.saveRerouted(row)
+	} else {
+		wait = a.saveLeg(row)
 	}
 	a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 		defer cancel()
-		result := write(ctx, row)
+		result := wait(ctx)
 		saved()
 		a.inbox.Put(func() {
 			switch {
@@ -471,12 +473,15 @@ func (a *actor) save() {
 	})
 }
 
-func (a *actor) saveLeg(ctx context.Context, row db.Leg) leg.EventKind {
-	if err := a.bridge.journal.SaveLeg(ctx, row); err != nil {
-		a.log.Error("leg not saved", "err", err)
-		return leg.SaveFailed
+func (a *actor) saveLeg(row db.Leg) (wait func(context.Context) leg.EventKind) {
+	written := a.bridge.journal.BeginSave(row)
+	return func(ctx context.Context) leg.EventKind {
+		if err := written(ctx); err != nil {
+			a.log.Error("leg not saved", "err", err)
+			return leg.SaveFailed
+		}
+		return leg.Saved
 	}
-	return leg.Saved
 }
 
 func (a *actor) deleteRow(cause leg.Cause) {

@@ -77,27 +77,30 @@ func (a *actor) takeLine(call *sip.Call, left []way) error {
 }
 
 // saveRerouted writes the row of a call that goes over another trunk now, and counts it there in place of the one before.
-func (a *actor) saveRerouted(ctx context.Context, row db.Leg) leg.EventKind {
+func (a *actor) saveRerouted(row db.Leg) (wait func(context.Context) leg.EventKind) {
 	b, o := a.bridge, a.order
 	rules, now := b.quotas(), time.Now()
 	rules.Stopped = "" // looked at when the INVITE goes
 	q := quota.Request{Trunk: row.Trunk, Number: o.number, Confirmed: true}
-	longest, err := b.journal.MoveLeg(ctx, row, func(used []db.Usage) (time.Duration, error) { return decide(rules, now, q, used) })
-	_, refused := errors.AsType[*refusal](err)
-	switch {
-	case refused:
-		a.log.Warn("a trunk does not take a call", "trunk", row.Trunk, "err", err)
-		return leg.LineRefused
-	case err != nil:
-		a.log.Error("leg not saved", "err", err)
-		return leg.SaveFailed
+	written := b.journal.BeginMove(row, func(used []db.Usage) (time.Duration, error) { return decide(rules, now, q, used) })
+	return func(ctx context.Context) leg.EventKind {
+		longest, err := written(ctx)
+		_, refused := errors.AsType[*refusal](err)
+		switch {
+		case refused:
+			a.log.Warn("a trunk does not take a call", "trunk", row.Trunk, "err", err)
+			return leg.LineRefused
+		case err != nil:
+			a.log.Error("leg not saved", "err", err)
+			return leg.SaveFailed
+		}
+		b.meter.counted()
+		a.inbox.Put(func() {
+			o.booked, o.most = row.Trunk, longest
+			a.limitTalk(longest)
+		})
+		return leg.Saved
 	}
-	b.meter.counted()
-	a.inbox.Put(func() {
-		o.booked, o.most = row.Trunk, longest
-		a.limitTalk(longest)
-	})
-	return leg.Saved
 }
 
 // limitTalk lets the talk be no longer than what was reserved for it; 0 = no limit.

@@ -99,12 +99,15 @@ func (j *Journal) PutLegThen(l Leg) (done <-chan error, err error) {
 // so a leg that is given up must be deleted.
 func (j *Journal) SaveLeg(ctx context.Context, l Leg) error { return j.save(ctx, putLeg(l)) }
 
-// MoveLeg returns when the leg is in the database as one over another trunk, see [Store.MoveLeg], and ErrAway if that cannot be now. It
-// waits for its turn, so that no older write of the row comes after it. decide may be called more than once.
-func (j *Journal) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time.Duration, error)) (time.Duration, error) {
+// BeginSave is SaveLeg whose place in the queue is taken now, before that of any later write; what it returns waits, once.
+func (j *Journal) BeginSave(l Leg) (wait func(context.Context) error) { return j.begin(putLeg(l)) }
+
+// BeginMove puts a leg as one that goes over another trunk, see [Store.MoveLeg]; what it returns waits for that, and gives ErrAway if it
+// cannot be now. decide may be called more than once.
+func (j *Journal) BeginMove(l Leg, decide func([]Usage) (time.Duration, error)) (wait func(context.Context) (time.Duration, error)) {
 	var longest time.Duration
 	var refused error // the caller's business, which is no fault of the write
-	err := j.save(ctx, write{row: "leg " + l.ID, do: func(ctx context.Context, s *Store, number int64) (err error) {
+	written := j.begin(write{row: "leg " + l.ID, do: func(ctx context.Context, s *Store, number int64) (err error) {
 		refused = nil
 		longest, err = s.moveLeg(ctx, l, number, func(used []Usage) (longest time.Duration, err error) {
 			longest, refused = decide(used)
@@ -115,10 +118,12 @@ func (j *Journal) MoveLeg(ctx context.Context, l Leg, decide func([]Usage) (time
 		}
 		return err
 	}})
-	if err != nil {
-		return 0, err // it may be under way still
+	return func(ctx context.Context) (time.Duration, error) {
+		if err := written(ctx); err != nil {
+			return 0, err // it may be under way still
+		}
+		return longest, refused
 	}
-	return longest, refused
 }
 
 func putLeg(l Leg) write {
@@ -147,19 +152,26 @@ func (j *Journal) DeleteMembership(ghost, room string, by Hold) error {
 }
 
 // save puts a write and waits for it.
-func (j *Journal) save(ctx context.Context, w write) error {
+func (j *Journal) save(ctx context.Context, w write) error { return j.begin(w)(ctx) }
+
+// begin puts a write, and returns what waits for it.
+func (j *Journal) begin(w write) (wait func(context.Context) error) {
 	done := make(chan error, 1)
-	if j.Away() {
-		return fmt.Errorf("save %s: %w", w.row, ErrAway)
+	err := fmt.Errorf("save %s: %w", w.row, ErrAway)
+	if !j.Away() {
+		err = j.put(w, done)
 	}
-	if err := j.put(w, done); err != nil {
-		return err
+	if err != nil {
+		return func(context.Context) error { return err }
 	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("save %s: %w: %w", w.row, ErrAway, context.Cause(ctx))
+	row := w.row
+	return func(ctx context.Context) error {
+		select {
+		case err := <-done:
+			return err
+		case <-ctx.Done():
+			return fmt.Errorf("save %s: %w: %w", row, ErrAway, context.Cause(ctx))
+		}
 	}
 }
 

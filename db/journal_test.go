@@ -550,3 +550,20 @@ func (s *sayings) String() string {
 	defer s.mu.Unlock()
 	return s.text.String()
 }
+
+// Whoever waits for a write does so beside others: the order is that in which they were begun, not that in which they are waited for.
+func TestWritesAreDoneInTheOrderInWhichTheyBegan(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s := open(t, address)
+		lease(t, s, "run-1")
+		j := journal(t, s)
+		first, second := j.BeginSave(legNamed("a", "dialling")), j.BeginSave(legNamed("a", "talking"))
+		if err := errors.Join(second(t.Context()), first(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		legs, err := s.Legs(t.Context(), "run-1")
+		if err != nil || len(legs) != 1 || legs[0].Phase != "talking" {
+			t.Errorf("%+v, %v, want the leg as it was begun to be saved last", legs, err)
+		}
+	})
+}
