@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	mathrand "math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -634,4 +635,56 @@ func (b *bed) poll(what string, holds func() bool) {
 			return
 		}
 	}
+}
+
+// The next process has a call's ports again before it answers anything over SIP: a phone that gets an answer can be heard, too.
+func TestPortsOfResumedCallsAreOpenBeforeSIPIsAnswered(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	w := b.talkers(member.JSSDK)
+	b.stop()
+	w.silence()
+	conn, err := net.Dial("udp", b.sip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	asked := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-asked:
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			from := conn.LocalAddr()
+			_, _ = fmt.Fprintf(conn, "OPTIONS sip:%s SIP/2.0\r\nVia: SIP/2.0/UDP %s;branch=z9hG4bKearly%d\r\nMax-Forwards: 70\r\nFrom: <sip:early@%[2]s>;tag=e\r\n"+
+				"To: <sip:%[1]s>\r\nCall-ID: early-%[3]d\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n", b.sip, from, n)
+		}
+	})
+	ports := make(chan int, 1)
+	b.startWith(func(next *Bridge) {
+		asking.Go(func() {
+			defer close(asked)
+			answer := make([]byte, 2000)
+			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			for {
+				n, err := conn.Read(answer)
+				if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+					continue // nobody listened when we asked
+				}
+				if err != nil || strings.HasPrefix(string(answer[:n]), "SIP/2.0 ") {
+					ports <- next.phones.Stats().RTPPorts
+					return
+				}
+			}
+		})
+	})
+	asking.Wait()
+	if n := <-ports; n == 0 {
+		t.Error("SIP was answered, or never, while the call had no ports")
+	}
+	w.await("both to hear each other again", w.hearing)
+	w.clean()
 }
