@@ -19,8 +19,9 @@ const switchSetting = "dialling.stopped"
 
 // killSwitch is how it stands. It is never changed, but replaced.
 type killSwitch struct {
-	why  string // what rooms are told; "" = calls are placed
-	kept bool   // the database says the same, or another process has said something since
+	why  string    // what rooms are told; "" = calls are placed
+	said time.Time // when an admin did
+	kept bool      // the database says the same, or something that was said later
 }
 
 // quotas are the limits of calls as they are now: an admin may have switched all calls off. It takes no lock, for calls ask it from
@@ -40,10 +41,10 @@ func (b *Bridge) keepSwitch(ctx context.Context) error {
 	defer cancel()
 	for {
 		s := b.stopped.Load()
-		if err := b.store.PutSetting(ctx, switchSetting, s.why, time.Now()); err != nil {
+		if err := b.store.PutSetting(ctx, switchSetting, s.why, s.said); err != nil {
 			return err
 		}
-		if b.stopped.CompareAndSwap(s, &killSwitch{why: s.why, kept: true}) {
+		if b.stopped.CompareAndSwap(s, &killSwitch{why: s.why, said: s.said, kept: true}) {
 			return nil
 		}
 	}
@@ -51,10 +52,12 @@ func (b *Bridge) keepSwitch(ctx context.Context) error {
 
 // followSwitch does as the database says, unless an admin's word to this process has not got there yet.
 func (b *Bridge) followSwitch(ctx context.Context) error {
-	s := b.stopped.Load()
-	if s != nil && !s.kept {
-		return b.keepSwitch(ctx)
+	if s := b.stopped.Load(); s != nil && !s.kept {
+		if err := b.keepSwitch(ctx); err != nil {
+			return err
+		}
 	}
+	s := b.stopped.Load()
 	why, err := b.store.Setting(ctx, switchSetting)
 	if err != nil {
 		return err
@@ -81,7 +84,7 @@ func (b *Bridge) stopDialling(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error()+"; nothing is switched off", http.StatusBadRequest)
 		return
 	}
-	b.stopped.Store(&killSwitch{why: cmp.Or(r.FormValue("why"), stoppedByAdmin)})
+	b.stopped.Store(&killSwitch{why: cmp.Or(r.FormValue("why"), stoppedByAdmin), said: time.Now()})
 	var ended []*actor
 	if end {
 		b.mu.Lock() // takeIn has looked at the switch under it
@@ -114,7 +117,7 @@ func wantsEnd(r *http.Request) (bool, error) {
 }
 
 func (b *Bridge) startDialling(w http.ResponseWriter, r *http.Request) {
-	b.stopped.Store(&killSwitch{})
+	b.stopped.Store(&killSwitch{said: time.Now()})
 	b.log.Warn("an admin switches calls to telephones on", "from", r.RemoteAddr)
 	b.switched(w, r, 0)
 }

@@ -229,6 +229,9 @@ func (a *actor) reserve(ctx context.Context, q quota.Request) error {
 		return refused
 	case err != nil:
 		a.bridge.journal.Report(err)
+		// It may have been counted all the same, or be yet: what the database does not hear of for 5 s it undoes by itself.
+		a.deleteRow(leg.NotStored)
+		time.AfterFunc(2*databasePatience, func() { a.deleteRow(leg.NotStored) })
 		return fmt.Errorf("count the call: %w", err)
 	}
 	a.order.most = longest

@@ -441,6 +441,54 @@ func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
 	})
 }
 
+// Both are under way at once, as when a network heals: the put has seen the row, and no removal, when the row goes.
+func TestWriteThatMeetsARemovalBringsNothingBack(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t, freshDatabase(t)), t.Context()
+	lease(t, s, "run-1")
+	by := Hold{"run-1", 1}
+	m := Membership{Ghost: "@g:x", RoomID: "!r", SessionID: "s", LegID: "a", Owner: "run-1", Epoch: 1}
+	for name, tt := range map[string]struct {
+		put    func(ctx context.Context, number int64) error
+		remove func(ctx context.Context, number int64) error
+	}{
+		"leg": {
+			func(ctx context.Context, number int64) error { return s.putLeg(ctx, legNamed("a", "one"), number) },
+			func(ctx context.Context, number int64) error {
+				return s.deleteLeg(ctx, "a", by, "over", morning, number)
+			},
+		},
+		"membership": {
+			func(ctx context.Context, number int64) error { return s.putMembership(ctx, m, number) },
+			func(ctx context.Context, number int64) error {
+				return s.deleteMembership(ctx, "@g:x", "!r", by, number)
+			},
+		},
+	} {
+		must(t, tt.put(ctx, unnumbered))
+		put := make(chan error, 1)
+		must(t, s.db.DoTxn(ctx, nil, func(inside context.Context) error {
+			err := tt.remove(inside, 8)
+			go func() { put <- tt.put(ctx, 7) }()
+			await(t, "the put to wait", func() bool {
+				var waiting int
+				must(t, s.db.QueryRow(ctx, `SELECT COUNT(*) FROM pg_stat_activity
+					WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting))
+				return waiting == 1
+			})
+			return err
+		}))
+		must(t, <-put)
+		legs, err := s.Legs(ctx, "run-1")
+		must(t, err)
+		rooms, err := s.Memberships(ctx, "run-1")
+		must(t, err)
+		if len(legs)+len(rooms) > 0 {
+			t.Errorf("%s: %v and %v are back", name, legs, rooms)
+		}
+	}
+}
+
 // The writes of a run that has adopted a row are numbered by themselves.
 func TestAdoptedRowIsWrittenByItsNewOwner(t *testing.T) {
 	pair(t, func(t *testing.T, first, second *Store) {

@@ -89,7 +89,12 @@ func (l *Lease) nodeLives(ctx context.Context) (bool, error) {
 
 func (l *Lease) enter(ctx context.Context) error {
 	now := l.store.now
-	_, err := l.store.db.Exec(ctx, "INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, $2, "+now+", "+now+" + $3) "+
+	// Puts wait for removals at this row, which must be there before the first.
+	_, err := l.store.db.Exec(ctx, "INSERT INTO removal (owner, version) VALUES ($1, 0) ON CONFLICT (owner) DO NOTHING", l.run)
+	if err != nil {
+		return err
+	}
+	_, err = l.store.db.Exec(ctx, "INSERT INTO lease (owner, node, since, lease_until) VALUES ($1, $2, "+now+", "+now+" + $3) "+
 		"ON CONFLICT (owner) DO UPDATE SET since = excluded.since, lease_until = excluded.lease_until", // the first answer may be lost
 		l.run, l.node, l.life.Milliseconds())
 	return err

@@ -60,10 +60,13 @@ var (
 	upsertLeg  = makeUpsert("leg", "id", legColumns)
 )
 
-// makeUpsert writes one statement for both databases: insert while the owner has a lease, or update what the owner has in
-// this epoch. The key is a list of columns. The last parameter is the write's number: unless that is unnumbered, it does nothing if a
-// later one was there before it.
-func makeUpsert(table, key string, columns []string) string {
+// upserts are statements that write a row, for each database.
+type upserts map[dbutil.Dialect]string
+
+// makeUpsert writes the statements: insert while the owner has a lease, or update what the owner has in this epoch. The key is a list
+// of columns. The last parameter is the write's number: unless that is unnumbered, it does nothing if a later one was there before it.
+// In PostgreSQL it waits for a removal that is under way: what it saw of that when it began may be out of date when it writes.
+func makeUpsert(table, key string, columns []string) upserts {
 	var values, sets []string
 	var owner string
 	for i, column := range columns {
@@ -77,11 +80,16 @@ func makeUpsert(table, key string, columns []string) string {
 		}
 	}
 	number := "CAST($" + strconv.Itoa(len(columns)+1) + " AS BIGINT)"
-	return fmt.Sprintf(`INSERT INTO %[1]s (%[2]s, version) SELECT %[3]s, %[7]s WHERE EXISTS (SELECT 1 FROM lease WHERE lease.owner = %[4]s)
-			AND (%[7]s = 0 OR NOT EXISTS (SELECT 1 FROM removal WHERE removal.owner = %[4]s AND removal.version > %[7]s))
+	statement := fmt.Sprintf(`WITH removed AS (SELECT version FROM removal WHERE removal.owner = %[4]s {lock})
+		INSERT INTO %[1]s (%[2]s, version) SELECT %[3]s, %[7]s WHERE EXISTS (SELECT 1 FROM lease WHERE lease.owner = %[4]s)
+			AND (%[7]s = 0 OR NOT EXISTS (SELECT 1 FROM removed WHERE removed.version > %[7]s))
 		ON CONFLICT (%[5]s) DO UPDATE SET %[6]s, version = CASE excluded.version WHEN 0 THEN %[1]s.version ELSE excluded.version END
 			WHERE %[1]s.owner = excluded.owner AND %[1]s.epoch = excluded.epoch AND (excluded.version = 0 OR %[1]s.version <= excluded.version)`,
 		table, strings.Join(columns, ", "), strings.Join(values, ", "), owner, key, strings.Join(sets, ", "), number)
+	return upserts{
+		dbutil.Postgres: strings.Replace(statement, "{lock}", "FOR SHARE", 1),
+		dbutil.SQLite:   strings.Replace(statement, "{lock}", "", 1), // which writes one at a time
+	}
 }
 
 func legFields(l *Leg) []any {
@@ -124,7 +132,7 @@ func (s *Store) PutLeg(ctx context.Context, l Leg) error { return s.putLeg(ctx, 
 
 // putLeg is PutLeg, unless the owner has done a later write of the leg, or removed something, since: then the leg is as it should be.
 func (s *Store) putLeg(ctx context.Context, l Leg, number int64) error {
-	result, err := s.db.Exec(ctx, upsertLeg, append(legFields(&l), number)...)
+	result, err := s.db.Exec(ctx, upsertLeg[s.db.Dialect], append(legFields(&l), number)...)
 	return s.done(ctx, result, err, l.hold(), "leg", "id = $3", l.ID)
 }
 
@@ -137,6 +145,9 @@ func (s *Store) DeleteLeg(ctx context.Context, id string, by Hold, cause string,
 // deleteLeg is DeleteLeg after which no put of the owner with a smaller number is done any more.
 func (s *Store) deleteLeg(ctx context.Context, id string, by Hold, cause string, now time.Time, number int64) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		if err := s.noEarlier(ctx, by, number); err != nil {
+			return err
+		}
 		_, err := s.db.Exec(ctx, `INSERT INTO history
 			(leg_id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, ended_at, cause)
 			SELECT id, direction, trunk, caller, dialled, room_id, ghost, created_at, answered_at, $4, $5
@@ -148,7 +159,7 @@ func (s *Store) deleteLeg(ctx context.Context, id string, by Hold, cause string,
 		if err := s.settle(ctx, id, by, now); err != nil {
 			return err
 		}
-		return s.remove(ctx, by, number, "leg", "id = $3", id)
+		return s.remove(ctx, by, "leg", "id = $3", id)
 	})
 }
 
@@ -158,14 +169,24 @@ type Hold struct {
 	Epoch int64
 }
 
+// noEarlier lets no put of the owner with a smaller number be done any more. It is the first thing of a transaction that removes: puts
+// wait for its end.
+func (s *Store) noEarlier(ctx context.Context, by Hold, number int64) error {
+	if number == unnumbered {
+		return nil
+	}
+	_, err := s.db.Exec(ctx, `INSERT INTO removal (owner, version) VALUES ($1, $2)
+		ON CONFLICT (owner) DO UPDATE SET version = excluded.version WHERE removal.version < excluded.version`, by.Owner, number)
+	if err != nil {
+		return fmt.Errorf("note a removal: %w", err)
+	}
+	return nil
+}
+
 // remove deletes a row that by holds. None is no error, one that another holds is.
-func (s *Store) remove(ctx context.Context, by Hold, number int64, table, where string, keys ...any) error {
+func (s *Store) remove(ctx context.Context, by Hold, table, where string, keys ...any) error {
 	args := append([]any{by.Owner, by.Epoch}, keys...)
 	_, err := s.db.Exec(ctx, "DELETE FROM "+table+" WHERE owner = $1 AND epoch = $2 AND "+where, args...)
-	if err == nil && number != unnumbered {
-		_, err = s.db.Exec(ctx, `INSERT INTO removal (owner, version) VALUES ($1, $2)
-			ON CONFLICT (owner) DO UPDATE SET version = excluded.version WHERE removal.version < excluded.version`, by.Owner, number)
-	}
 	if err == nil {
 		err = s.heldByOther(ctx, by, table, where, keys...)
 	}

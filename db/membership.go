@@ -38,7 +38,7 @@ func (s *Store) PutMembership(ctx context.Context, m Membership) error {
 
 // putMembership is to PutMembership as putLeg is to PutLeg.
 func (s *Store) putMembership(ctx context.Context, m Membership, number int64) error {
-	result, err := s.db.Exec(ctx, upsertMembership, m.Ghost, m.RoomID, m.ConfID, m.DeviceID, m.SessionID, m.CreatedByUs,
+	result, err := s.db.Exec(ctx, upsertMembership[s.db.Dialect], m.Ghost, m.RoomID, m.ConfID, m.DeviceID, m.SessionID, m.CreatedByUs,
 		m.CallEvent, millis(m.Expires), m.LegID, m.Owner, m.Epoch, number)
 	return s.done(ctx, result, err, Hold{m.Owner, m.Epoch}, "membership", "ghost = $3 AND room_id = $4", m.Ghost, m.RoomID)
 }
@@ -52,7 +52,10 @@ func (s *Store) DeleteMembership(ctx context.Context, ghost, room string, by Hol
 // deleteMembership is to DeleteMembership as deleteLeg is to DeleteLeg.
 func (s *Store) deleteMembership(ctx context.Context, ghost, room string, by Hold, number int64) error {
 	return s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
-		return s.remove(ctx, by, number, "membership", "ghost = $3 AND room_id = $4", ghost, room)
+		if err := s.noEarlier(ctx, by, number); err != nil {
+			return err
+		}
+		return s.remove(ctx, by, "membership", "ghost = $3 AND room_id = $4", ghost, room)
 	})
 }
 

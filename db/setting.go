@@ -18,14 +18,12 @@ func (s *Store) Setting(ctx context.Context, name string) (string, error) {
 	return value, nil
 }
 
-// PutSetting stores a value under a name; "" stores nothing any more.
-func (s *Store) PutSetting(ctx context.Context, name, value string, now time.Time) error {
-	query, args := `INSERT INTO setting (name, value, updated_at) VALUES ($1, $2, $3)
-		ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at`, []any{name, value, millis(now)}
-	if value == "" {
-		query, args = "DELETE FROM setting WHERE name = $1", []any{name}
-	}
-	if _, err := s.db.Exec(ctx, query, args...); err != nil {
+// PutSetting stores a value that was set then under a name, "" too, unless one is there that was set later.
+func (s *Store) PutSetting(ctx context.Context, name, value string, set time.Time) error {
+	_, err := s.db.Exec(ctx, `INSERT INTO setting (name, value, updated_at) VALUES ($1, $2, $3)
+		ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at
+			WHERE setting.updated_at <= excluded.updated_at`, name, value, millis(set))
+	if err != nil {
 		return fmt.Errorf("save setting %s: %w", name, err)
 	}
 	return nil

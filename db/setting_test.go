@@ -1,6 +1,9 @@
 package db
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 func TestASettingIsWhatWasStoredLast(t *testing.T) {
 	stores(t, func(t *testing.T, address string) {
@@ -14,6 +17,19 @@ func TestASettingIsWhatWasStoredLast(t *testing.T) {
 			}
 			if got, err := s.Setting(ctx, "another"); got != "" || err != nil {
 				t.Errorf("Setting of what was never stored = %q, %v", got, err)
+			}
+		}
+	})
+}
+
+func TestASettingThatWasSetEarlierReplacesNone(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s, ctx := open(t, address), t.Context()
+		for _, later := range []string{"off", ""} {
+			must(t, s.PutSetting(ctx, "switch "+later, later, morning))
+			must(t, s.PutSetting(ctx, "switch "+later, "of before", morning.Add(-time.Second)))
+			if got, err := s.Setting(ctx, "switch "+later); got != later || err != nil {
+				t.Errorf("Setting = %q, %v, want %q, which was set last", got, err, later)
 			}
 		}
 	})
