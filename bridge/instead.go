@@ -6,7 +6,10 @@ import (
 	"strings"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"trunkline/bridge/command"
+	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
 	"trunkline/matrixcall"
 	"trunkline/sip"
@@ -14,8 +17,9 @@ import (
 
 // A phone's REFER may be about two calls. Either both are ours (RFC 5589 §7): then the call with the REFER goes on in the room of the
 // other one, whose phone is let go. Or, where the trunk's `transfers` allows it, somebody else is to be in the room in the phone's
-// place: then we call them over the same trunk, as an order of whoever has ordered the phone's call, or of the phone's ghost, with the
-// permissions, numbers and limits of orders. The phone stays until they have answered. Rows name the leg whose phone is
+// place: then we call them over the same trunk, with the numbers and limits of orders. Nobody has shown who is on a phone: the caller's
+// number, of which its ghost is made, is what the caller writes. So the room itself must allow such calls, and they count for the
+// phones of the trunk together. The phone stays until they have answered. Rows name the leg whose phone is
 // let go, so that the next process does that if this one can't.
 
 // somebodyIsCalled is no status: what to tell the phone is known later.
@@ -68,21 +72,14 @@ func (b *Bridge) nowhere(ctx context.Context, found route) bool {
 
 // placeHere is the order of a call in this phone's place.
 func (a *actor) placeHere() order {
-	o := order{room: a.room()}
-	switch {
-	case a.order != nil:
-		o.by = a.order.by
-	case a.join.ghost != nil:
-		o.by = a.join.ghost.UserID()
-	}
-	return o
+	return order{room: a.room(), by: id.UserID(config.PhonesOf + a.info.Trunk)}
 }
 
 // callInstead calls somebody in the phone's place. It returns what to tell the phone.
 func (a *actor) callInstead(ctx context.Context, wish sip.TransferWanted, o order) (code int) {
 	b := a.bridge
 	to, err := b.plan.Referred(a.info.Trunk, wish.To)
-	if err == nil && b.cfg.Permissions.Level(string(o.by), string(o.room)) < command.LevelCall {
+	if err == nil && b.cfg.Permissions.OfRoom(string(o.room)) < command.LevelCall {
 		err = &refusal{text: "That phone may not place calls.", reason: notPermitted}
 	}
 	if err == nil {
@@ -92,6 +89,14 @@ func (a *actor) callInstead(ctx context.Context, wish sip.TransferWanted, o orde
 		var cancel context.CancelFunc // the phone may hang up from now on, as some do at once
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), movePatience)
 		defer cancel()
+		a.wg.Go(func() { // a stop of ours must not wait for the homeserver
+			select {
+			case <-b.suspended:
+			case <-b.abandoned:
+			case <-ctx.Done():
+			}
+			cancel()
+		})
 		o.number = to.number
 		to.ways[0].replaces, to.ways[0].referredBy = wish.Replaces, wish.ReferredBy
 		err = b.placeTo(ctx, to, o, placing{notice: a.name + " hands the call over to ", instead: a.id})
@@ -123,14 +128,18 @@ func (a *actor) succeeds(code int) {
 	before := a.bridge.legs[a.move.instead]
 	a.bridge.mu.Unlock()
 	if before != nil {
-		before.inbox.Put(func() { before.succeeded(code) })
+		wished := a.order != nil // else the phone has taken another one's place, which may wish for something else
+		before.inbox.Put(func() { before.succeeded(code, wished) })
 	}
 }
 
-// succeeded hears how it gets on with who is to be here in the phone's place.
-func (a *actor) succeeded(code int) {
-	waited := a.move.busy
+// succeeded hears how it gets on with who is to be here in the phone's place, as this phone has wished or another one.
+func (a *actor) succeeded(code int, wished bool) {
+	waited := a.move.busy && wished
 	switch {
+	case !wished && a.move.busy: // it will not be fulfilled
+		a.step(leg.Event{Kind: leg.Dismissed, Cause: leg.Transferred})
+		return
 	case code < 200 && waited:
 		a.note("tell the phone how its transfer gets on", a.call.TransferProgress(code))
 		return

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"maunium.net/go/mautrix/id"
+
 	"trunkline/bridge/command"
 	"trunkline/db"
 	"trunkline/internal/testbed/member"
@@ -110,8 +112,9 @@ func handsOver(t *testing.T, doomed bool, permissions func(*bed) command.Permiss
 	return b, alice, call, target, end
 }
 
+// everybodyCalls is in the words of the room, for phones may not call by any others.
 func everybodyCalls(b *bed) command.Permissions {
-	return command.Permissions{b.hs.Domain(): command.LevelCall}
+	return command.Permissions{string(b.room): command.LevelCall}
 }
 
 // asks lets the phone want somebody to be called in its place.
@@ -161,8 +164,8 @@ func TestSomebodyIsCalledInThePlaceOfAPhone(t *testing.T) {
 		ghosts := b.ghosts()
 		return len(ghosts) == 1 && ghosts[0] != before && loud(alice.Heard(ghosts[0]).PCM, phoneHz, 48000)
 	})
-	if n := b.used(before); n != 1 {
-		t.Errorf("%d calls are counted for the phone's ghost, want 1", n)
+	if n, own := b.used("phones of "+id.UserID(b.cfg.SIP.Trunks[0].Name)), b.used(before); n != 1 || own != 0 {
+		t.Errorf("%d calls are counted for the phones of the trunk, want 1; and %d for the number that the caller says it has", n, own)
 	}
 	if err := called.Hangup(b.ctx()); err != nil {
 		t.Fatal(err)
@@ -234,20 +237,49 @@ func TestPhoneStaysWhereNobodyComesInItsPlace(t *testing.T) {
 func TestPhonesNeedPermissionToHaveOthersCalled(t *testing.T) {
 	t.Parallel()
 	b, _, call, target, _ := handsOver(t, false, func(b *bed) command.Permissions {
-		return command.Permissions{"@alice:" + b.hs.Domain(): command.LevelCall}
+		ghost := "@" + ghostLocalpart(b.cfg.AppService.GhostPrefix, b.reg.AppToken, sip.Caller{Number: "+493012345678"}, b.cfg.SIP.Trunks[0].Name, 0)
+		return command.Permissions{ // the ghost is named after the number that the caller says it has
+			"*": command.LevelCall, b.hs.Domain(): command.LevelCall, "@alice:" + b.hs.Domain(): command.LevelCall, ghost + ":" + b.hs.Domain(): command.LevelCall,
+		}
 	})
+	if got := b.ghosts(); b.cfg.Permissions[string(got[0])] != command.LevelCall {
+		t.Fatalf("the phone's ghost is %v, whom %v does not name", got, b.cfg.Permissions)
+	}
 	if got := b.refers(call, elsewhere); !slices.Equal(got, []string{"403"}) || target.Rung() != 0 {
 		t.Errorf("the phone was told %q, and %d calls were placed", got, target.Rung())
 	}
 }
 
+// Whose place is taken has a wish of its own, of which it must not be told that it was fulfilled.
+func TestPhoneWhosePlaceIsTakenIsNotToldThatItsWishWasFulfilled(t *testing.T) {
+	t.Parallel()
+	b, _, call, target, _ := handsOver(t, false, everybodyCalls)
+	other := b.dial(b.phone("+493087654321"), goodNumber)
+	b.asks(other, elsewhere)
+	called := b.called(target)
+	want := []string{"SIP/2.0 100 Trying", "SIP/2.0 200 OK."}
+	if got := b.refers(call, inPlaceOf("trunkline@127.0.0.1", other.Place())); !slices.Equal(got, want) {
+		t.Fatalf("the phone was told %q, want %q", got, want)
+	}
+	b.await("the other call to be let go", func() bool { return other.Ended() != "" })
+	if got := other.Notified(); slices.Contains(got, "SIP/2.0 200 OK.") {
+		t.Errorf("the phone whose place was taken was told %q", got)
+	}
+	if err := called.Refuse(486, "Busy Here"); err != nil {
+		t.Fatal(err)
+	}
+	b.hangUp(call)
+	b.clear()
+}
+
 // A killed process leaves the phone where it was, as long as nobody is there in its place.
 func TestHandingOverOutlivesAKilledProcess(t *testing.T) {
 	t.Parallel()
-	for _, answered := range []bool{false, true} {
-		t.Run(map[bool]string{false: "ringing", true: "answered"}[answered], func(t *testing.T) {
+	for _, when := range []string{"ringing", "answered", "offered something else", "stopped"} {
+		t.Run(when, func(t *testing.T) {
 			t.Parallel()
-			b, alice, call, target, kill := handsOver(t, true, everybodyCalls)
+			answered := when != "ringing"
+			b, alice, call, target, end := handsOver(t, when != "stopped", everybodyCalls) // stopped as by SIGTERM, else killed
 			b.asks(call, elsewhere)
 			called := b.called(target)
 			if err := called.Ring(); err != nil {
@@ -262,7 +294,12 @@ func TestHandingOverOutlivesAKilledProcess(t *testing.T) {
 				b.isTold(call, "SIP/2.0 200 OK.")
 				stays, goes = called, call
 			}
-			kill() // before the phone, which does not hang up by itself, is let go
+			if when == "offered something else" { // as PBXs do after an attended transfer: the row is written again
+				if _, err := called.Reinvite(b.ctx(), "sendrecv"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			end() // before the phone, which does not hang up by itself, is let go
 			b.start()
 			t.Cleanup(b.stop)
 			stays.Play(sine(phoneHz, 8000, time.Minute))

@@ -19,7 +19,8 @@ import (
 type move struct {
 	busy    bool   // the phone's wish is being looked at, or somebody is called in its place
 	in      bool   // the leg has the phone from another one, which is to be told how that went
-	instead leg.ID // whose phone is let go when this one talks; "" = nobody's
+	instead leg.ID // whose phone is let go when this one talks; "" = nobody's. Rows keep it: that takes a moment, and the next process may have to do it
+	told    bool   // that leg knows how this one got on
 }
 
 // movePatience is how long it may take to find out whether a phone may enter another room.
@@ -176,10 +177,13 @@ func (a *actor) moveFollows() {
 		a.move.in = false
 		a.moveEnds(code)
 	}
+	if a.move.told {
+		return
+	}
+	a.move.told = true
 	if code == 200 || a.order != nil { // else nobody but the phone has waited for it
 		a.succeeds(code)
 	}
-	a.move.instead = ""
 }
 
 // moveEnds says what has come of the phone's wish.

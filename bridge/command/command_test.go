@@ -186,6 +186,11 @@ func TestTheMostExactPermissionCounts(t *testing.T) {
 			t.Errorf("Level(%s, %s) = %v, want %v", c.user, c.room, got, c.want)
 		}
 	}
+	for room, want := range map[string]Level{"!desk:example.org": LevelCall, "!quiet": LevelNone, "!room:example.org": LevelNone, "example.org": LevelNone, "*": LevelNone} {
+		if got := p.OfRoom(room); got != want {
+			t.Errorf("OfRoom(%s) = %v, want %v", room, got, want)
+		}
+	}
 	if err := yaml.Unmarshal([]byte("{'*': root}"), &p); err == nil {
 		t.Error("an unknown level was read")
 	}

@@ -69,6 +69,14 @@ func (p Permissions) Level(user, room string) Level {
 	return LevelNone
 }
 
+// OfRoom is what a room's own entry gives whoever is in it: the level of those who have no user id but one of their own choosing.
+func (p Permissions) OfRoom(room string) Level {
+	if !strings.HasPrefix(room, "!") {
+		return LevelNone
+	}
+	return p[room]
+}
+
 // Check says, in words for an admin, which key can't be meant.
 func (p Permissions) Check() error {
 	for _, key := range slices.Sorted(maps.Keys(p)) {

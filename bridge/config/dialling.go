@@ -40,6 +40,10 @@ type Alarm struct {
 	Room string `yaml:"room"`
 }
 
+// PhonesOf begins the name, before the trunk's, that calls count for which phones of a trunk have placed (transfers: trunk): it stands
+// where calls of rooms have a user.
+const PhonesOf = "phones of "
+
 // DialLimits are those of each scope, and of some by name.
 type DialLimits struct {
 	All    DialLimit            `yaml:"all"`
@@ -128,7 +132,7 @@ func (c *checker) dialling(d *Dialling, trunks []Trunk) {
 			key := "dialling.limits." + group + "." + name
 			c.limit(key, limits[name])
 			known := map[string]bool{
-				"users": strings.HasPrefix(name, "@"), "rooms": strings.HasPrefix(name, "!"),
+				"users": strings.HasPrefix(name, "@") || strings.HasPrefix(name, PhonesOf), "rooms": strings.HasPrefix(name, "!"),
 				"trunks": slices.ContainsFunc(trunks, func(t Trunk) bool { return t.Name == name }),
 			}
 			if !known[group] {

@@ -86,7 +86,7 @@ func TestPermissionsAndLimitsAreRead(t *testing.T) {
 permissions: {"*": view, "@anna:example.org": call}
 dialling:
   time_zone: Europe/Berlin
-  limits: {user: {talk: 2h}, users: {"@boss:example.org": {at_once: 9}}}
+  limits: {user: {talk: 2h}, users: {"@boss:example.org": {at_once: 9}, phones of carrier: {at_once: 5}}}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +98,9 @@ dialling:
 	// What a user's limits leave out is the example's; a user's own limits stand alone.
 	if want := (quota.Limits{Calls: 50, Talk: 2 * time.Hour, Running: 2}); rules.User != want {
 		t.Errorf("limits of a user %+v, want %+v", rules.User, want)
+	}
+	if want := (quota.Limits{Running: 5}); rules.Users["phones of carrier"] != want {
+		t.Errorf("limits of phones %+v, want %+v", rules.Users["phones of carrier"], want)
 	}
 	if want := (quota.Limits{Running: 9}); rules.Users["@boss:example.org"] != want {
 		t.Errorf("limits of the boss %+v, want %+v", rules.Users["@boss:example.org"], want)
