@@ -189,7 +189,7 @@ func (s *Stack) placeOf(place *replaces, by *Call) *Call {
 	s.mu.Lock()
 	other := s.byID[dialogID{place.callID, place.toTag}]
 	s.mu.Unlock()
-	if other == nil || other == by || other.trunk != by.trunk || place.earlyOnly {
+	if other == nil || other == by || other.info.Trunk != by.info.Trunk || place.earlyOnly {
 		return nil
 	}
 	if d := other.snapshot.Load(); !d.Confirmed || d.RemoteTag != place.fromTag {

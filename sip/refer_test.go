@@ -197,6 +197,22 @@ func TestPhoneWantsThePlaceOfItsOtherCall(t *testing.T) { // RFC 5589 §7, RFC 3
 	})
 }
 
+// Calls whose trunks are gone from the configuration are resumed without one.
+func TestCallsOfFormerTrunksHaveNoPlaceToTakeOfEachOther(t *testing.T) {
+	resumed := func(trunk string) *Call {
+		c := &Call{info: Info{Trunk: trunk}}
+		c.snapshot.Store(&Dialog{Confirmed: true, RemoteTag: "r"})
+		return c
+	}
+	by, own, foreign := resumed("pbx"), resumed("pbx"), resumed("carrier")
+	s := &Stack{byID: map[dialogID]*Call{{"own", "l"}: own, {"foreign", "l"}: foreign}}
+	for callID, want := range map[string]*Call{"own": own, "foreign": nil} {
+		if got := s.placeOf(&replaces{callID: callID, toTag: "l", fromTag: "r"}, by); got != want {
+			t.Errorf("placeOf(%s) = %p, want %p", callID, got, want)
+		}
+	}
+}
+
 func TestPhoneWantsSomebodyElseToBeCalled(t *testing.T) {
 	const dialog = "far@198.51.100.1;to-tag=t;from-tag=f"
 	for _, tt := range []struct {
