@@ -623,7 +623,7 @@ func (b *Bridge) drop(a *actor) {
 	}
 }
 
-// tellOnce tells a room why phones can't come in, unless it was told lately: a caller who tries all day is no reason to fill
+// tellOnce tells a room why phones can't come in, or be called, unless it was told lately: a caller who tries all day is no reason to fill
 // the room with notices. What could not be said may be tried at the next call.
 func (b *Bridge) tellOnce(ctx context.Context, room id.RoomID, ghost *matrixcall.Ghost, text string) error {
 	b.mu.Lock()

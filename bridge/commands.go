@@ -221,8 +221,9 @@ func (b *Bridge) order(ctx context.Context, by id.UserID, room id.RoomID, typed 
 		return err
 	}
 	p := pendingCall{Pending: quota.Pending{Request: quota.Request{User: string(by), Room: string(room)}, Asked: time.Now()}, typed: typed}
-	if !b.mayReply(room) {
-		return nil
+	if !b.mayReply(room) { // a call that nobody was asked about must not wait for a second word
+		b.refusedOrder(by, room, "room reads too much")
+		return b.tellOnce(ctx, room, nil, dear.text+" This room has had too many answers to be asked about that now. Try again in a minute.")
 	}
 	p.question, err = b.matrix.NoticeID(ctx, room, nil, fmt.Sprintf("%s Write \"%s %s\", or react to this with ✅, within a minute if you want to call it.",
 		dear.text, b.grammar.Prefix, command.Confirm))

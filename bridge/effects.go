@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -107,13 +108,15 @@ func (a *actor) joinRoom() {
 	a.dialin.parked = false // leaveRoom sees to it
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	a.join.cancel = cancel
+	wide := a.mayBeWide()
 	a.wg.Go(func() {
 		defer cancel(nil)
-		enter := a.enterCall
+		var err error
 		if a.before != nil {
-			enter = a.rejoinCall
+			err = a.rejoinCall(ctx, wide)
+		} else {
+			err = a.enterCall(ctx, wide)
 		}
-		err := enter(ctx)
 		close(a.join.over)
 		switch {
 		case err == nil:
@@ -156,6 +159,15 @@ func (a *actor) park() bool {
 	return true
 }
 
+// mayBeWide says whether the phone may play more than 4 kHz, on the trunk in use or one that may take its place.
+func (a *actor) mayBeWide() bool {
+	wide := a.bridge.wideBand[a.info.Trunk]
+	if a.order != nil {
+		wide = wide || slices.ContainsFunc(a.order.ways, func(w way) bool { return a.bridge.wideBand[w.trunk.Name] })
+	}
+	return wide
+}
+
 // enterRoom makes the caller's ghost, for which a name must be reserved, and brings it into the leg's room. The ghost is not nil
 // where an error is about the room.
 func (a *actor) enterRoom(ctx context.Context) (*matrixcall.Ghost, id.RoomID, error) {
@@ -181,7 +193,7 @@ func (a *actor) enterRoom(ctx context.Context) (*matrixcall.Ghost, id.RoomID, er
 }
 
 // enterCall makes the caller's ghost, brings it into the room, and into the room's call.
-func (a *actor) enterCall(ctx context.Context) error {
+func (a *actor) enterCall(ctx context.Context, wide bool) error {
 	ghost, room, err := a.enterRoom(ctx)
 	a.join.ghost = ghost
 	if err != nil {
@@ -190,7 +202,7 @@ func (a *actor) enterCall(ctx context.Context) error {
 	m, err := ghost.JoinCall(ctx, room, matrixcall.CallOptions{
 		CreateType: "m.voice", Intent: a.options.Intent, Name: a.callName(), EntryLife: a.bridge.cfg.Calls.EntryLife,
 		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership, Unsure: a.bridge.unsure,
-		WideBand: a.bridge.wideBand[a.info.Trunk],
+		WideBand: wide,
 	})
 	if err != nil {
 		return err

@@ -512,6 +512,23 @@ func TestOnlyWhoMayCallCalls(t *testing.T) {
 	b.clear()
 }
 
+func TestExpensiveCallIsNotPendingWhereTheRoomMayNotBeAsked(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Expensive = []string{"+4940"} })
+	alice := b.person("alice", member.JSSDK, true)
+	b.mayRead(0)
+	b.does(alice, "!sip call +49 40 1234567")
+	b.does(alice, "!sip call +49 40 1234567")
+	want := "This number is expensive to call. This room has had too many answers to be asked about that now. Try again in a minute."
+	if got := b.boards(); !slices.Equal(got, []string{want}) {
+		t.Errorf("the room was told %q, want %q once", got, want)
+	}
+	b.does(alice, "!sip confirm")
+	if n := p.Rung(); n != 0 || b.rows() != 0 {
+		t.Errorf("%d calls rang, %d rows", n, b.rows())
+	}
+}
+
 func TestRoomMakesAPINForItself(t *testing.T) {
 	t.Parallel()
 	b, _ := dialBed(t, func(c *config.Config) {

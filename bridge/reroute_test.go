@@ -104,6 +104,24 @@ func TestCallGoesOverTheNextTrunkWhenTheBestOneCantPlaceIt(t *testing.T) {
 	}
 }
 
+// A ghost's sound is settled before it is known which trunk places the call.
+func TestGhostIsWideWhereATrunkThatMayTakeTheCallIs(t *testing.T) {
+	t.Parallel()
+	b := &Bridge{wideBand: map[string]bool{"spare": true}}
+	spare := []way{{trunk: config.Trunk{Name: "spare"}}}
+	for _, c := range []struct {
+		trunk string
+		order *order
+		want  bool
+	}{{"best", nil, false}, {"best", &order{}, false}, {"best", &order{ways: spare}, true}, {"spare", &order{}, true}} {
+		a := &actor{bridge: b, order: c.order}
+		a.info.Trunk = c.trunk
+		if got := a.mayBeWide(); got != c.want {
+			t.Errorf("over %s, order %+v: wide %t, want %t", c.trunk, c.order, got, c.want)
+		}
+	}
+}
+
 // Long before its INVITE is given up: nobody waits that long for a phone to ring.
 func TestCallGoesOverTheNextTrunkWhenTheBestOneIsDead(t *testing.T) {
 	t.Parallel()

@@ -249,9 +249,9 @@ func (a *actor) askPhone() {
 
 // rejoinCall brings the ghost back into the call that the process before had it in. A homeserver that is away is waited for:
 // the leg's deadline ends that.
-func (a *actor) rejoinCall(ctx context.Context) error {
+func (a *actor) rejoinCall(ctx context.Context, wide bool) error {
 	for pause := rejoinPause; ; pause = min(2*pause, longestRejoin) {
-		m, err := a.rejoin(ctx)
+		m, err := a.rejoin(ctx, wide)
 		if err == nil {
 			a.log.Info("ghost is back in the call", "after", time.Since(a.trace.begun).Round(time.Millisecond))
 			a.enteredCall(ctx, m)
@@ -272,7 +272,7 @@ func (a *actor) rejoinCall(ctx context.Context) error {
 	}
 }
 
-func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
+func (a *actor) rejoin(ctx context.Context, wide bool) (*matrixcall.Membership, error) {
 	ghost, err := a.bridge.matrix.Ghost(ctx, a.join.localpart, a.name)
 	if err != nil {
 		return nil, fmt.Errorf("find ghost: %w", err)
@@ -284,7 +284,7 @@ func (a *actor) rejoin(ctx context.Context) (*matrixcall.Membership, error) {
 		}
 	}
 	m, err := ghost.JoinCall(ctx, a.before.Room, matrixcall.CallOptions{
-		Rejoin: a.before, EntryLife: a.bridge.cfg.Calls.EntryLife, WideBand: a.bridge.wideBand[a.info.Trunk],
+		Rejoin: a.before, EntryLife: a.bridge.cfg.Calls.EntryLife, WideBand: wide,
 		OnEvent: a.fromRoom, OnPacket: a.fromPeer, Save: a.saveMembership, Unsure: a.bridge.unsure,
 	})
 	return m, err
