@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	gosip "github.com/emiago/sipgo/sip"
 )
 
 // world is a network in memory for a bubble: datagrams arrive at once, in order, and are never lost unless told so.
@@ -761,5 +763,44 @@ func TestResumedCallIsDismissedOnce(t *testing.T) {
 		}
 		synctest.Wait()
 		wantLines(t, "peer received", b.peer.lines(), []string{"0s BYE"})
+	})
+}
+
+// A phone that does not listen is called once at a time, however often the answer is due; what refuses it is never left out.
+func TestAnswerWaitsForOneConnectionAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		s := newStack(Config{}, nil, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		message, err := gosip.NewParser().ParseSIP([]byte(crlf(invite())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := message.(*gosip.Request)
+		req.SetTransport("TCP")
+		req.SetSource(peerAddr.String())
+		tx := &statelessTx{stack: s, request: req, listener: listener{transport: TCP, ready: make(chan struct{})}} // which no connection can be opened from
+		failed := func() int { return strings.Count(log.String(), "response not sent") }
+		for i, want := range []int{1, 2} {
+			for range 10 {
+				if err := tx.Respond(gosip.NewResponseFromRequest(req, 200, "OK", nil)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(connectTimeout)
+			synctest.Wait()
+			if n := failed(); n != want {
+				t.Errorf("round %d: %d attempts in all, want %d", i, n, want)
+			}
+		}
+		_ = tx.Respond(gosip.NewResponseFromRequest(req, 200, "OK", nil))
+		_ = tx.Respond(gosip.NewResponseFromRequest(req, 503, "Service Unavailable", nil))
+		time.Sleep(connectTimeout)
+		synctest.Wait()
+		if n := failed(); n != 4 {
+			t.Errorf("%d attempts in all, want 4: the refusal is sent beside an answer", n)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }

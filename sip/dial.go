@@ -193,7 +193,7 @@ func (s *Stack) admitOutgoing(c *Call) error {
 		return ErrFull
 	}
 	s.counters.dialled.Add(1)
-	s.byID[c.id] = c
+	s.enter(c)
 	s.calls.Go(c.run)
 	return nil
 }

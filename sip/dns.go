@@ -124,7 +124,7 @@ func exchangeDNS(ctx context.Context, network, server string, question *dns.Msg)
 
 // naptrsOf are the records of the name that was asked for, or of the one it is an alias of; none holds longer than the way to it.
 func naptrsOf(answer *dns.Msg) []*dns.NAPTR {
-	owner, holds := answer.Question[0].Name, uint32(math.MaxInt32)
+	owner, holds := answer.Question[0].Name, uint32(math.MaxUint32)
 	for range maxAliases {
 		i := slices.IndexFunc(answer.Answer, func(r dns.RR) bool {
 			alias, ok := r.(*dns.CNAME)
@@ -134,61 +134,100 @@ func naptrsOf(answer *dns.Msg) []*dns.NAPTR {
 			break
 		}
 		alias := answer.Answer[i].(*dns.CNAME)
-		owner, holds = alias.Target, min(holds, alias.Hdr.Ttl)
+		owner, holds = alias.Target, min(holds, ttlOf(alias))
 	}
 	var out []*dns.NAPTR
 	for _, r := range answer.Answer {
 		if n, ok := r.(*dns.NAPTR); ok && strings.EqualFold(n.Hdr.Name, owner) {
-			n.Hdr.Ttl = min(holds, n.Hdr.Ttl)
+			n.Hdr.Ttl = min(holds, ttlOf(n))
 			out = append(out, n)
 		}
 	}
 	return out
 }
 
+// ttlOf is how long a record holds, in seconds; RFC 2181 §8: what is no time is none.
+func ttlOf(r dns.RR) uint32 {
+	if ttl := r.Header().Ttl; ttl <= math.MaxInt32 {
+		return ttl
+	}
+	return 0
+}
+
 // naptrAnswers are what the domains of trunks said: as many as trunks have proxies.
 type naptrAnswers struct {
-	mu   sync.Mutex
-	said map[string]naptrAnswer // by name
+	mu    sync.Mutex
+	said  map[string]naptrAnswer    // by name
+	asked map[string]*naptrQuestion // those that are out
 }
 
 type naptrAnswer struct {
 	records []*dns.NAPTR
+	err     error     // nobody answered: the records are of before
 	until   time.Time // it is asked again
 }
 
-func (a *naptrAnswers) of(name string) naptrAnswer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.said[name]
+// naptrQuestion is asked once for all who want to know.
+type naptrQuestion struct {
+	before naptrAnswer
+	answer naptrAnswer   // set when done is closed
+	done   chan struct{} // closed by who asks
 }
 
-func (a *naptrAnswers) keep(name string, answer naptrAnswer) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.said == nil {
-		a.said = map[string]naptrAnswer{}
-	}
-	a.said[name] = answer
-}
-
-// naptrs are the records of a name: what was said before, as long as they hold, and while nobody answers. That there are none is not
-// remembered.
+// naptrs are the records of a name: what was said before, as long as they hold, and while nobody answers, which the error says.
+// That there are none is not remembered.
 func (s *Stack) naptrs(ctx context.Context, name string) ([]*dns.NAPTR, error) {
-	before := s.naptrAnswers.of(name)
-	if time.Now().Before(before.until) {
-		return before.records, nil
+	said, q := s.naptrQuestion(name)
+	if q == nil {
+		return said.records, said.err
 	}
+	select {
+	case <-q.done:
+		return q.answer.records, q.answer.err
+	case <-ctx.Done():
+		return said.records, ctx.Err()
+	}
+}
+
+// naptrQuestion is what was said of a name, and the question that is out, nil while that holds. It goes on when the call it was asked
+// for is given up: others wait for it.
+func (s *Stack) naptrQuestion(name string) (naptrAnswer, *naptrQuestion) {
+	a := &s.naptrAnswers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	said, q := a.said[name], a.asked[name]
+	if q != nil || time.Now().Before(said.until) {
+		return said, q
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		said.err = net.ErrClosed
+		return said, nil
+	}
+	if a.said == nil {
+		a.said, a.asked = map[string]naptrAnswer{}, map[string]*naptrQuestion{}
+	}
+	q = &naptrQuestion{before: said, done: make(chan struct{})}
+	a.asked[name] = q
+	s.calls.Go(func() { s.askNAPTR(name, q) })
+	return said, q
+}
+
+func (s *Stack) askNAPTR(name string, q *naptrQuestion) {
+	ctx, cancel := context.WithTimeout(s.root, naptrTimeout)
+	defer cancel()
 	records, err := s.config.resolver.LookupNAPTR(ctx, name)
-	switch {
-	case errors.Is(err, context.Canceled): // nobody waited for it
-	case err != nil:
-		s.naptrAnswers.keep(name, naptrAnswer{before.records, time.Now().Add(failureHeld)})
-		return before.records, err
-	default:
-		s.naptrAnswers.keep(name, naptrAnswer{records, time.Now().Add(held(records))})
+	q.answer = naptrAnswer{records, nil, time.Now().Add(held(records))}
+	if err != nil {
+		q.answer = naptrAnswer{q.before.records, err, time.Now().Add(failureHeld)}
 	}
-	return records, err
+	a := &s.naptrAnswers
+	a.mu.Lock()
+	a.said[name] = q.answer
+	delete(a.asked, name)
+	a.mu.Unlock()
+	close(q.done)
 }
 
 // held is how long an answer may be used.
@@ -198,11 +237,7 @@ func held(records []*dns.NAPTR) time.Duration {
 	}
 	least := longestHeld
 	for _, n := range records {
-		if ttl := n.Hdr.Ttl; ttl <= math.MaxInt32 { // RFC 2181 §8: else it is zero
-			least = min(least, time.Duration(ttl)*time.Second)
-		} else {
-			least = 0
-		}
+		least = min(least, time.Duration(ttlOf(n))*time.Second)
 	}
 	return least
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -85,6 +87,8 @@ func TestRecordsOfAnAlias(t *testing.T) {
 		{"its own", "[10]", []string{`Carrier.example. NAPTR 10 1 "s" "SIP+D2U" "" a.`, `other.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`}},
 		{"of an alias", "[20]", []string{`b.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`, `carrier.example. 60 CNAME a.example.`, `a.example. CNAME B.example.`}},
 		{"aliases in a circle", "[]", []string{`carrier.example. CNAME a.example.`, `a.example. CNAME b.example.`, `b.example. CNAME a.example.`, `c.example. NAPTR 20 1 "s" "SIP+D2U" "" a.`}},
+		{"for longer than there is time", "[10]", []string{`carrier.example. 4294967295 NAPTR 10 1 "s" "SIP+D2U" "" a.`}},
+		{"of an alias for longer than there is time", "[20]", []string{`carrier.example. 2147483648 CNAME a.example.`, `a.example. 60 NAPTR 20 1 "s" "SIP+D2U" "" a.`}},
 	} {
 		m := new(dns.Msg)
 		m.SetQuestion("carrier.example.", dns.TypeNAPTR)
@@ -232,6 +236,52 @@ func TestNAPTRThatIsNotAnsweredHoldsUpItsOwnCallOnly(t *testing.T) {
 			t.Errorf("after the answer: %q, dialog %+v", ack, held.Dialog())
 		}
 	})
+}
+
+// Calls that begin while a name server is asked wait for the same answer, also when the first of them is given up.
+func TestNAPTRIsAskedOnceAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := &slowZone{records: naptrs(t, `10 10 "s" "SIP+D2T" "" _sip._tcp.edge.example.`)}
+		s := newStack(Config{resolver: z}, nil, slog.New(slog.DiscardHandler))
+		var wg sync.WaitGroup
+		given, giveUp := context.WithCancel(t.Context())
+		wg.Go(func() {
+			if got, err := s.naptrs(given, "carrier.example"); len(got) != 0 || !errors.Is(err, context.Canceled) {
+				t.Errorf("the call that was given up has %v, %v", got, err)
+			}
+		})
+		time.Sleep(time.Second)
+		giveUp()
+		for range 10 {
+			wg.Go(func() {
+				if got, err := s.naptrs(t.Context(), "carrier.example"); len(got) != 1 || err != nil {
+					t.Errorf("a call that waited has %v, %v", got, err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := z.asked.Load(); n != 1 {
+			t.Errorf("asked %d times, want once", n)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// slowZone answers after three seconds.
+type slowZone struct {
+	zone
+	records []*dns.NAPTR
+	asked   atomic.Int32
+}
+
+func (z *slowZone) LookupNAPTR(ctx context.Context, _ string) ([]*dns.NAPTR, error) {
+	z.asked.Add(1)
+	if !pauseFor(ctx, 3*time.Second) {
+		return nil, ctx.Err()
+	}
+	return z.records, nil
 }
 
 func TestDeafNameServerIsLoggedOnceAMinute(t *testing.T) {

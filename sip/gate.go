@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"bytes"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -24,15 +25,18 @@ type gate struct {
 
 	known  func(*gosip.Request) bool // an INVITE of a call that is here
 	trunks map[string]*rate.Limiter  // new calls of those with a limit, by name
-	all    *rate.Limiter             // new calls of all together; nil = no limit
+	shares map[string]*rate.Limiter  // what each may have of all, by name, whatever the others do
+	all    *rate.Limiter             // the rest of all; nil = no limit
+
+	regulars regulars
 }
 
 func (s *Stack) newGate() *gate {
 	limits := s.config.Limits
 	g := &gate{
 		neighbours: s.neighbours, counters: s.counters, log: s.log, refusals: &s.refusals, known: s.invited,
-		trunks: map[string]*rate.Limiter{},
-		crowd:  &crowd{limits: limits, named: s.neighbours.named, spare: s.spare, log: s.log, sources: map[netip.Prefix]*source{}},
+		trunks: map[string]*rate.Limiter{}, shares: map[string]*rate.Limiter{},
+		crowd: &crowd{limits: limits, named: s.neighbours.named, spare: s.spare, log: s.log, sources: map[netip.Prefix]*source{}},
 	}
 	g.others = g.newPace()
 	for _, t := range s.config.Trunks {
@@ -41,6 +45,12 @@ func (s *Stack) newGate() *gate {
 		}
 	}
 	if n := limits.InvitesPerSecond; n > 0 {
+		callers := slices.DeleteFunc(slices.Clone(s.config.Trunks), func(t Trunk) bool { return t.OutOnly })
+		for _, t := range callers {
+			share := n / 2 / len(callers)
+			g.shares[t.Name] = rate.NewLimiter(rate.Limit(share), share)
+		}
+		n -= n / 2 / max(1, len(callers)) * len(callers)
 		g.all = rate.NewLimiter(rate.Limit(n), n)
 	}
 	return g
@@ -75,10 +85,16 @@ func (g *gate) admits(m gosip.Message, from netip.Addr) verdict {
 	if pace := g.trunks[trunk.Name]; pace != nil && !pace.Allow() {
 		return g.turnAway(trunk, awayRate, later)
 	}
-	if g.all != nil && !g.all.Allow() { // behind the trunk's own: what that refuses takes nobody else's turn
+	if !g.hasTurn(trunk) { // behind the trunk's own: what that refuses takes nobody else's turn
 		return g.turnAway(trunk, awayTotalRate, later)
 	}
 	return verdict{}
+}
+
+// hasTurn says that one more call of a trunk is within the limit of all: within its part, or within the rest.
+func (g *gate) hasTurn(trunk *Trunk) bool {
+	share := g.shares[trunk.Name]
+	return share != nil && share.Allow() || g.all == nil || g.all.Allow()
 }
 
 func (g *gate) turnAway(trunk *Trunk, why string, v verdict) verdict {
@@ -122,6 +138,68 @@ func (s *Stack) spare(a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// callPace is how many messages a second are heard of a call whatever comes from its address: more than a call has.
+const callPace = 20
+
+// regulars are the Call-IDs of the calls that are here, and of our own REGISTERs and OPTIONS. A datagram that has one of them is heard
+// also where too much comes from its address: whoever writes a trunk's address into datagrams does not know them.
+type regulars struct {
+	mu    sync.Mutex
+	known map[string]*regular
+}
+
+type regular struct {
+	calls int // that have the Call-ID: each leg of one that came by two ways is one
+	pace  *rate.Limiter
+}
+
+func (r *regulars) come(callID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.known == nil {
+		r.known = map[string]*regular{}
+	}
+	one := r.known[callID]
+	if one == nil {
+		one = &regular{pace: rate.NewLimiter(callPace, 2*callPace)}
+		r.known[callID] = one
+	}
+	one.calls++
+}
+
+func (r *regulars) leave(callID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if one := r.known[callID]; one != nil {
+		if one.calls--; one.calls == 0 {
+			delete(r.known, callID)
+		}
+	}
+}
+
+// have says that a message is of one of them, and not one of too many.
+func (r *regulars) have(message []byte) bool {
+	id := callIDIn(message)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	one := r.known[string(id)]
+	return one != nil && one.pace.Allow()
+}
+
+// callIDIn finds the Call-ID of a message that may be anything.
+func callIDIn(message []byte) []byte {
+	for line := range bytes.SplitSeq(message, []byte("\r\n")) {
+		if len(line) == 0 {
+			return nil
+		}
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		if name = bytes.TrimSpace(name); bytes.EqualFold(name, []byte("call-id")) || bytes.EqualFold(name, []byte("i")) {
+			return bytes.TrimSpace(value)
+		}
+	}
+	return nil
 }
 
 const (

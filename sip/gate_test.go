@@ -219,6 +219,84 @@ func TestConnectionThatFloodsIsReadSlowly(t *testing.T) {
 	}
 }
 
+// Calls in one trunk's name leave the others their part of the limit of all.
+func TestEachTrunkHasItsPartOfAllNewCalls(t *testing.T) {
+	change := func(c *Config) { lanAndCarrier(c); c.Trunks = c.Trunks[:2]; c.Limits.InvitesPerSecond = 8 }
+	inBubble(t, change, func(c *Call) { _ = c.Reject(486, "") }, func(b *bubble) {
+		carrier := b.newPeer(carrierAddr)
+		defer carrier.close()
+		for _, tt := range []struct {
+			peer *rawPeer
+			want int
+		}{{b.peer, 2 + 4}, {carrier, 2}} {
+			for i := range 20 {
+				tt.peer.send(another(fmt.Sprint(tt.peer.conn.addr.Addr(), i)))
+			}
+			got, _ := tt.peer.codes()
+			if n := strings.Count(strings.Join(got, " "), "486"); n != tt.want {
+				t.Errorf("%d of the calls of %v were heard of, want %d", n, tt.peer.conn.addr, tt.want)
+			}
+		}
+	})
+}
+
+// Whoever floods in a phone's name ends no call of it, whether it rings here or there or is up.
+func TestCallIsHeardDuringAFloodInItsName(t *testing.T) {
+	change := func(c *Config) { outbound(c); c.Limits.MediaTimeout, c.Limits.MessagesPerSecond = -1, 10 }
+	answer := func(c *Call) {
+		if c.Info().Dialled == "1000" {
+			answerAtOnce(c)
+		}
+	}
+	inBubble(t, change, answer, func(b *bubble) {
+		flood := func() {
+			for i := range 200 {
+				b.peer.send(asksWhat(fmt.Sprint(time.Now().UnixNano(), i)))
+			}
+			b.peer.forget()
+		}
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		bye := b.peer.within("BYE", "b1", 2, "", "Call-ID:", "i: call-1") // the short name is one, too
+		ringing := strings.Replace(another("ring"), "sip:1000@", "sip:1001@", 1)
+		b.peer.send(ringing)
+		called, inv := b.dials()
+		flood()
+		b.peer.send(another("stranger"))
+		if got := b.peer.lines(); len(got) != 0 {
+			t.Errorf("a new call beside the flood got %q: there is none", got)
+		}
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		if ack := b.peer.last(); !strings.HasPrefix(ack, "ACK ") || !called.Dialog().Confirmed {
+			t.Errorf("who was called answers, and gets %.40q", ack)
+		}
+		b.peer.send(request("CANCEL", strings.Fields(ringing)[1], bridgeTo, "ring", 1, "", "Call-ID: ring"))
+		b.peer.send(bye)
+		got := b.peer.lines()
+		for _, want := range []string{"0s 200 OK", "0s 487 Request Terminated"} {
+			if !slices.Contains(got, want) {
+				t.Errorf("CANCEL and BYE got %q, want %s, too", got, want)
+			}
+		}
+		if got := b.peer.last(); headerIn(got, "CSeq") != "2 BYE" {
+			t.Errorf("BYE got %.40q", got)
+		}
+		b.peer.forget()
+		for i := range 200 { // whoever is in a call knows its Call-ID
+			b.peer.send(b.peer.called(inv, "OPTIONS", fmt.Sprint("p", i), i+1, ""))
+		}
+		if n := len(b.peer.lines()); n < callPace || n > 2*callPace {
+			t.Errorf("%d of 200 messages of one call were heard in one moment, want no more than %d", n, 2*callPace)
+		}
+		time.Sleep(10 * time.Second)
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 1000, ""))
+		time.Sleep(time.Minute)
+		if n := len(b.stack.gate.regulars.known); n != 0 {
+			t.Errorf("%d Call-IDs are kept after the calls", n)
+		}
+	})
+}
+
 // streamed is a connection from an address that brings these octets and ends.
 type streamed struct {
 	net.Conn

@@ -197,9 +197,8 @@ func (c *Call) rename(t *transaction) {
 	s, was := c.stack, c.id
 	c.id = dialogID{c.dialog.CallID, c.dialog.LocalTag}
 	s.mu.Lock()
-	if s.byID[was] == c {
-		delete(s.byID, was)
-		s.byID[c.id] = c
+	if s.leave(c, was) {
+		s.enter(c)
 	}
 	if c.invite != nil {
 		delete(s.byInvite, inviteOf(c.invite.req))

@@ -104,7 +104,7 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 		c.heardAt = d.Remote.Addr().Unmap() // as before: the call must not wait for DNS
 		s.neighbours.hold(c.heardAt, trunk)
 	}
-	s.byID[c.id] = c
+	s.enter(c)
 	if c.invite != nil {
 		s.byInvite[inviteOf(c.invite.req)] = c
 	}

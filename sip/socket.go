@@ -100,7 +100,7 @@ func (p *guardedPackets) ReadFrom(b []byte) (int, net.Addr, error) {
 		if source := addrPortOf(from); g.trunkOf(source.Addr()) == nil {
 			g.stranger(source, b[:n])
 			continue
-		} else if why := g.gate.drops(source.Addr()); why != "" {
+		} else if why := g.gate.drops(source.Addr()); why != "" && !g.gate.regulars.have(b[:n]) {
 			g.counters.drop(why)
 			continue
 		}

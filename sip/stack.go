@@ -548,7 +548,7 @@ func (s *Stack) admit(c *Call, req *gosip.Request) *refusal {
 		return refuse(503, statusText(503), retry)
 	}
 	s.counters.invites.Add(1)
-	s.byID[c.id] = c
+	s.enter(c)
 	s.byInvite[id] = c
 	s.calls.Go(c.run)
 	return nil
@@ -640,12 +640,26 @@ func inviteOf(req *gosip.Request) inviteID {
 	return inviteID{req.CallID().Value(), tag, req.CSeq().SeqNo}
 }
 
+// enter makes a call known by its dialog; called with mu held.
+func (s *Stack) enter(c *Call) {
+	s.byID[c.id] = c
+	s.gate.regulars.come(c.id.callID)
+}
+
+// leave undoes that. It is false when the dialog is another call's, or nobody's; called with mu held.
+func (s *Stack) leave(c *Call, id dialogID) bool {
+	if s.byID[id] != c {
+		return false
+	}
+	delete(s.byID, id)
+	s.gate.regulars.leave(id.callID)
+	return true
+}
+
 // forget drops a call that has ended.
 func (s *Stack) forget(c *Call) {
 	s.mu.Lock()
-	if s.byID[c.id] == c {
-		delete(s.byID, c.id)
-	}
+	s.leave(c, c.id)
 	if c.invite != nil {
 		delete(s.byInvite, inviteOf(c.invite.req))
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
@@ -72,6 +73,7 @@ type statelessTx struct {
 	trunk                   *Trunk
 	listener                listener
 	request                 *gosip.Request
+	answering               atomic.Bool // a 2xx is on its way, perhaps over a connection that is being opened
 }
 
 // resend is when a refusal goes out: nobody hears its ACK, and over UDP one copy may be lost.
@@ -79,10 +81,16 @@ var resend = []time.Duration{0, t1, 2 * t1}
 
 func (tx *statelessTx) Respond(res *gosip.Response) error {
 	pauses := resend[:1] // a 2xx is repeated by the call
+	if res.IsSuccess() && !tx.answering.CompareAndSwap(false, true) {
+		return nil // the next one: a phone that does not listen is not called twice at a time
+	}
 	if res.StatusCode >= 300 && tx.listener.transport == UDP {
 		pauses = resend
 	}
 	tx.stack.calls.Go(func() {
+		if res.IsSuccess() {
+			defer tx.answering.Store(false)
+		}
 		for _, pause := range pauses {
 			if !pauseFor(tx.stack.root, pause) {
 				return

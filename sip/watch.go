@@ -74,6 +74,7 @@ func (w *watch) begin() error {
 		RemoteURI: "<" + address.String() + ">", RemoteTarget: domain.String(), Transport: l.transport, LocalSocket: l.addr,
 		Contact: w.contact(w.stack.contact(w.trunk, l.transport, l.addr)), Info: Info{Trunk: w.trunk.Name},
 	}
+	w.stack.gate.regulars.come(w.dialog.CallID)
 	return nil
 }
 

@@ -324,7 +324,7 @@ func TestTargetsOfAName(t *testing.T) { // RFC 3263 §4.1, §4.2
 		z.naptr = naptrs(t, tt.naptr...)
 		s := &Stack{
 			config: Config{RTP: RTPConfig{Advertise: bridgeAddr.Addr()}, resolver: z}, neighbours: &neighbours{trunks: []Trunk{{Name: "x"}}},
-			listeners: []listener{{transport: UDP}, {transport: TCP}, {transport: TLS}}, log: slog.New(slog.DiscardHandler),
+			listeners: []listener{{transport: UDP}, {transport: TCP}, {transport: TLS}}, log: slog.New(slog.DiscardHandler), root: t.Context(),
 		}
 		targets, err := s.locate(t.Context(), &Trunk{Name: "x", Proxy: tt.proxy, Transport: tt.transport})
 		var got []string
