@@ -291,8 +291,41 @@ func TestCallIsHeardDuringAFloodInItsName(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		b.peer.send(b.peer.called(inv, "BYE", "y1", 1000, ""))
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if n := len(b.stack.gate.regulars.known); n != 0 {
 			t.Errorf("%d Call-IDs are kept after the calls", n)
+		}
+	})
+}
+
+func TestWhatIsAnsweredToUsIsHeardDuringAFlood(t *testing.T) {
+	change := func(c *Config) {
+		registering(c)
+		c.Limits.MessagesPerSecond, c.Trunks[0].Networks = 10, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	}
+	inBubble(t, change, nil, func(b *bubble) {
+		flood := func() {
+			for i := range 100 {
+				b.peer.send(asksWhat(fmt.Sprint(time.Now().UnixNano(), i)))
+			}
+		}
+		register := b.peer.last()
+		call, inv := b.dials()
+		b.peer.answers(inv, "180 Ringing", "b1", "")
+		flood()
+		b.peer.answers(register, "200 OK", "r", "")
+		if s := b.stack.Trunks(); len(s) != 1 || time.Until(s[0].Registered) != time.Minute {
+			t.Errorf("after the answer to REGISTER: %+v", s)
+		}
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		b.peer.answers(b.peer.last(), "200 OK", "", "")         // to CANCEL
+		b.peer.answers(inv, "487 Request Terminated", "b1", "") // and yet
+		time.Sleep(time.Second)
+		flood()
+		b.peer.answers(inv, "200 OK", "b2", peerAnswer) // another phone was faster
+		if lines := strings.Join(b.peer.lines(), " "); !strings.HasSuffix(lines, "ACK 1s BYE") {
+			t.Errorf("who answers late is not hung up: %s", lines[max(0, len(lines)-100):])
 		}
 	})
 }

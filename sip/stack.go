@@ -609,6 +609,7 @@ func (s *Stack) part(c *Call) {
 	id, late := c.id, make(chan *gosip.Response, lateAnswers)
 	s.mu.Lock()
 	s.parted[id] = late
+	s.gate.regulars.come(id.callID)
 	s.mu.Unlock()
 	s.calls.Go(func() {
 		over := time.NewTimer(64 * t1)
@@ -617,6 +618,7 @@ func (s *Stack) part(c *Call) {
 		c.answerLate(late, over.C)
 		s.mu.Lock()
 		delete(s.parted, id)
+		s.gate.regulars.leave(id.callID)
 		s.mu.Unlock()
 	})
 }
