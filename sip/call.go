@@ -471,6 +471,9 @@ func (c *Call) probed(code int, err error) {
 		c.emit(MediaTimeout{silence})
 	default:
 		c.silent, c.nextProbe = false, now.Add(limit)
+		if c.asking {
+			return // that says it, too
+		}
 		if err := c.refresh(); err != nil {
 			c.log.Warn("silent phone is not asked further", "err", err)
 		}

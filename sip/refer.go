@@ -366,7 +366,7 @@ func (c *Call) transferAgain() error {
 			} else {
 				c.transferAnswered(res, err)
 			}
-			c.asking = c.refresh() == nil // a call that ended meanwhile needs none
+			_ = c.refresh() // a call that ended meanwhile needs none
 		})
 	})
 	return nil

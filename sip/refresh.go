@@ -38,7 +38,6 @@ func (c *Call) refreshInTurn() error {
 		}
 		c.inbox.put(func() {
 			if err := c.refresh(); err != nil {
-				c.asking = false
 				c.log.Info("phone not asked", "err", err)
 			}
 		})
@@ -71,7 +70,14 @@ func (s *Stack) awaitTurn(over <-chan struct{}) bool {
 	return false
 }
 
+// refresh asks at once.
 func (c *Call) refresh() error {
+	err := c.ask()
+	c.asking = err == nil
+	return err
+}
+
+func (c *Call) ask() error {
 	if c.state != confirmed {
 		return c.stateError()
 	}

@@ -159,7 +159,11 @@ func (c *Call) tickSession(now time.Time) {
 		if again := now.Add(refreshRetry + transactionTimeout); again.Before(c.nextRefresh) {
 			c.nextRefresh = again // if nothing comes of this one
 		}
-		if err := c.refreshInTurn(); err != nil {
+		ask := c.refresh // the pace is not for timers: those of many calls would never have their turn
+		if c.leap {
+			ask = c.refreshInTurn // after a restart all may be due at once
+		}
+		if err := ask(); err != nil {
 			c.log.Info("session not refreshed", "err", err)
 		}
 		return

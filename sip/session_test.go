@@ -495,3 +495,47 @@ func TestOverdueTimerOfAResumedCallWaitsForThePhone(t *testing.T) {
 		})
 	}
 }
+
+// Timers keep no pace: those of many calls, each due at half its time, would wait longer and longer.
+func TestTimerIsRefreshedWhoeverIsAskedAfterARestart(t *testing.T) {
+	inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+		for range 100 * refreshRate {
+			b.stack.turns.Reserve() // calls of before
+		}
+		b.peer.send(invite("Supported: timer", "Session-Expires: 90;refresher=uas", "Allow: INVITE, ACK, BYE, UPDATE"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		bye := b.peer.within("BYE", "y1", 9, "")
+		b.peer.forget()
+		b.passes(100*time.Second, func(string) (string, []string) { return "200 OK", []string{"Session-Expires: 90;refresher=uac"} })
+		wantLines(t, "peer received", b.peer.lines(), []string{"45s UPDATE", "1m30s UPDATE"})
+		b.peer.send(bye)
+	})
+}
+
+// Who is silent is asked whether it has the call, which asks for its time, too.
+func TestTimerOfAPhoneThatIsAskedForItsSilenceWaits(t *testing.T) {
+	change := func(c *Config) { outbound(c); c.Limits.MediaTimeout = 290 * time.Second }
+	inBubble(t, change, answerAtOnce, func(b *bubble) {
+		b.peer.send(invite("Supported: timer", "Session-Expires: 600;refresher=uas", "Allow: INVITE, ACK, BYE, UPDATE"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		bye := b.peer.within("BYE", "y1", 9, "")
+		b.peer.forget()
+		b.passes(310*time.Second, func(method string) (string, []string) {
+			if method == "OPTIONS" {
+				return "200 OK", nil
+			}
+			return "", nil // it is slow
+		})
+		numbers := map[string]bool{}
+		for _, m := range b.peer.messages() {
+			if strings.HasPrefix(m, "UPDATE ") {
+				numbers[headerIn(m, "CSeq")] = true
+			}
+		}
+		if len(numbers) != 1 {
+			t.Errorf("the peer received %v, want one UPDATE, again and again", b.peer.lines())
+		}
+		b.peer.answers(b.peer.last(), "200 OK", "", "", "Session-Expires: 600;refresher=uac")
+		b.peer.send(bye)
+	})
+}
