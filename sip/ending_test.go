@@ -104,6 +104,24 @@ func TestOutboxIsBoundedAndNothingFollowsEnded(t *testing.T) {
 	}
 }
 
+func TestNobodyWaitsForAnEventThatIsDropped(t *testing.T) {
+	var o outbox
+	early, late := make(chan struct{}), make(chan struct{})
+	o.put(DialogChanged{Saved: early})
+	for range outboxSize {
+		o.put(DialogChanged{})
+	}
+	o.put(Ended{})
+	o.put(DialogChanged{Saved: late})
+	for name, saved := range map[string]chan struct{}{"there was no room for": early, "followed Ended": late} {
+		select {
+		case <-saved:
+		default:
+			t.Errorf("who waits for a change that %s waits on", name)
+		}
+	}
+}
+
 func TestLateOfferWithoutUsableAnswerFails(t *testing.T) {
 	refused := strings.ReplaceAll(peerOffer, "m=audio 4000", "m=audio 0")
 	for name, body := range map[string]string{"none": "", "not SDP": "hello", "audio refused": refused} {

@@ -27,15 +27,24 @@ func (o *outbox) put(e Event) {
 	o.mu.Lock()
 	if o.closed {
 		o.mu.Unlock()
+		drop(e)
 		return
 	}
 	_, o.closed = e.(Ended)
 	if o.hear == nil && len(o.items) == outboxSize {
+		drop(o.items[0])
 		o.items = o.items[1:]
 	}
 	o.items = append(o.items, e)
 	o.mu.Unlock()
 	o.drain()
+}
+
+// drop lets nobody wait for an event that is not heard.
+func drop(e Event) {
+	if changed, ok := e.(DialogChanged); ok && changed.Saved != nil {
+		close(changed.Saved)
+	}
 }
 
 // drain hands events over without holding the lock. A listener that panics loses this event, not the next.
