@@ -46,17 +46,29 @@ func newRoutes(cfg config.Config, store *db.Store) *routes {
 	return r
 }
 
-// Find returns the route of a number. With an error that is about its options only, the room is there and the defaults hold.
-func (r *routes) Find(ctx context.Context, number string) (route, error) {
+// Find returns the route of a number, however it is written: that of the first way of writing it that has one, else the room that
+// has the first as its name. With an error that is about its options only, the room is there and the defaults hold.
+func (r *routes) Find(ctx context.Context, written ...string) (route, error) {
+	for _, number := range written {
+		if found, err := r.made(ctx, number); err != nil || found.room != "" {
+			return found, err
+		}
+	}
+	named := route{options: r.defaults}
+	if name := written[0]; r.domain != "" && name != "" {
+		named.room = "#" + name + ":" + r.domain
+	}
+	return named, nil
+}
+
+// made is the route that somebody has made for a number.
+func (r *routes) made(ctx context.Context, number string) (route, error) {
 	if fixed, ok := r.fixed[number]; ok {
 		return route{room: fixed.Room, options: fixed.Options.Over(r.defaults)}, nil
 	}
 	stored, err := r.store.Route(ctx, number)
 	if err != nil {
 		return route{}, fmt.Errorf("find route: %w", err)
-	}
-	if stored.Room == "" && r.domain != "" && number != "" {
-		return route{room: "#" + number + ":" + r.domain, options: r.defaults}, nil
 	}
 	options, err := config.ParseOptions(stored.Options)
 	return route{room: stored.Room, options: options.Over(r.defaults)}, err
@@ -168,13 +180,11 @@ func (b *Bridge) namesWithPINs(ctx context.Context, names []id.RoomAlias) (numbe
 	return numbers, nil
 }
 
-// routeOf is the route of a number as a trunk writes it.
+// routeOf is the route of a number as a trunk writes it. A route in E.164 goes before a room's name: with room names any number
+// may be one.
 func (b *Bridge) routeOf(ctx context.Context, trunk string, dialled sip.Number) (route, error) {
-	found, err := b.routes.Find(ctx, string(dialled))
-	if local := b.plan.Local(trunk, dialled); err == nil && found.room == "" && local != dialled {
-		found, err = b.routes.Find(ctx, string(local))
-	}
-	return found, err
+	written := []string{string(dialled), string(b.plan.Local(trunk, dialled))}
+	return b.routes.Find(ctx, slices.Compact(written)...)
 }
 
 // route finds the room of the dialled number; a call to nowhere is refused before it becomes a leg.
