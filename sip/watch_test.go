@@ -51,11 +51,17 @@ func TestRegistrationIsKept(t *testing.T) { // RFC 3261 §10
 		if s := b.stack.Trunks(); len(s) != 1 || time.Until(s[0].Registered) != 100*time.Second || s[0].Target != peerAddr {
 			t.Errorf("state = %+v", s)
 		}
+		refused, inv := b.dials()
+		if got := headersIn(inv, "Route"); got != "<sip:edge.carrier.example;lr>" {
+			t.Errorf("INVITE has Route %q, want the Service-Route that is in force", got)
+		}
+		b.peer.answers(inv, "486 Busy Here", "r", "")
+		<-refused.Done()
 		time.Sleep(75 * time.Second)
 		synctest.Wait()
 		fourth := b.peer.last()
 		wantLines(t, "peer received", b.peer.lines(), []string{
-			"0s REGISTER", "0s REGISTER", "0s REGISTER", "25s ", "50s ", "1m15s REGISTER",
+			"0s REGISTER", "0s REGISTER", "0s REGISTER", "0s INVITE", "0s ACK", "25s ", "50s ", "1m15s REGISTER",
 		})
 		b.peer.answers(fourth, "401 Unauthorized", "r", "", `WWW-Authenticate: Digest realm="carrier", nonce="n2", qop="auth", stale=true`)
 		b.peer.answers(b.peer.last(), "200 OK", "r", "") // no Contact, no Expires: as asked
