@@ -197,6 +197,7 @@ func (h *head) startLine(line string) bool {
 	if strings.HasPrefix(line, "SIP/") {
 		return true
 	}
+	line = strings.TrimRight(line, " \t") // RFC 4475 §3.1.2.10: tidy cuts it, too
 	method, rest, ok := strings.Cut(line, " ")
 	i := strings.LastIndexByte(rest, ' ')
 	if !ok || method == "" || i < 0 || !strings.HasPrefix(strings.ToUpper(rest[i+1:]), "SIP/") {

@@ -19,7 +19,12 @@ func tidy(data []byte) []byte {
 	if end <= start {
 		return data
 	}
-	out, rest := data[:start+2], data[start+2:end+2]
+	rest := data[start+2 : end+2]
+	out := data[:start]
+	if !bytes.HasPrefix(out, []byte("SIP/")) { // a response may end with the blank before an empty phrase
+		out = bytes.TrimRight(out, " \t")
+	}
+	out = append(out, "\r\n"...)
 	for len(rest) > 0 {
 		n := lineEnd(rest)
 		out = append(tidyLine(out, rest[:n]), "\r\n"...)
