@@ -28,7 +28,7 @@ const frame = 20 * time.Millisecond
 type audio struct {
 	conn *net.UDPConn
 	wg   sync.WaitGroup // send, receive
-	stop chan struct{}
+	stop chan struct{}  // closed with mu held
 
 	mu       sync.Mutex
 	started  time.Time
@@ -116,28 +116,35 @@ func (a *audio) agree(c codec, dtmf uint8, remote netip.AddrPort) {
 	a.dtmf, a.remote = dtmf, remote
 }
 
+// start may meet close: a BYE comes when it likes.
 func (a *audio) start(c codec, dtmf uint8, remote netip.AddrPort) {
 	a.mu.Lock()
-	running := !a.started.IsZero()
+	defer a.mu.Unlock()
 	a.agree(c, dtmf, remote)
-	if !running {
-		a.started = time.Now()
-		a.rec.began, a.rec.rate = a.started, c.rate
-	}
-	a.mu.Unlock()
-	if running {
+	if !a.started.IsZero() || a.closed() {
 		return
 	}
+	a.started = time.Now()
+	a.rec.began, a.rec.rate = a.started, c.rate
 	a.wg.Go(a.send)
 	a.wg.Go(a.receive)
 }
 
-func (a *audio) close() {
+func (a *audio) closed() bool {
 	select {
 	case <-a.stop:
+		return true
 	default:
+		return false
+	}
+}
+
+func (a *audio) close() {
+	a.mu.Lock() // so that nothing begins while it waits
+	if !a.closed() {
 		close(a.stop)
 	}
+	a.mu.Unlock()
 	_ = a.conn.Close()
 	a.wg.Wait()
 }
