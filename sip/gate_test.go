@@ -219,6 +219,20 @@ func TestConnectionThatFloodsIsReadSlowly(t *testing.T) {
 	}
 }
 
+func TestConnectionThatHasToWaitCanBeClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newGuardedConn(streamed{from: peerAddr, Reader: strings.NewReader(tcpOptions("late"))}, newStack(Config{Limits: Limits{MessagesPerSecond: 1}}, nil, nil).guard(), func() {})
+		for range 100 {
+			conn.guard.gate.slows(peerAddr.Addr())
+		}
+		began := time.Now()
+		time.AfterFunc(time.Second, func() { _ = conn.Close() })
+		if n, err := conn.Read(make([]byte, 32768)); !errors.Is(err, net.ErrClosed) || time.Since(began) != time.Second {
+			t.Errorf("Read = %d, %v after %v; want the end when it is closed", n, err, time.Since(began))
+		}
+	})
+}
+
 // Calls in one trunk's name leave the others their part of the limit of all.
 func TestEachTrunkHasItsPartOfAllNewCalls(t *testing.T) {
 	change := func(c *Config) { lanAndCarrier(c); c.Trunks = c.Trunks[:2]; c.Limits.InvitesPerSecond = 8 }

@@ -235,6 +235,7 @@ type guardedConn struct {
 	guard *guard
 	left  func()
 	once  sync.Once
+	over  chan struct{} // closed by once, like the connection
 
 	host  netip.Addr // of one that came in; since when
 	since time.Time
@@ -251,17 +252,23 @@ type guardedConn struct {
 }
 
 func newGuardedConn(conn net.Conn, g *guard, left func()) *guardedConn {
-	return &guardedConn{Conn: conn, guard: g, left: left, turn: make(chan struct{}, 1)}
+	return &guardedConn{Conn: conn, guard: g, left: left, over: make(chan struct{}), turn: make(chan struct{}, 1)}
 }
 
 func (c *guardedConn) Close() error {
-	c.once.Do(c.left)
+	c.once.Do(c.leave)
 	return c.Conn.Close()
+}
+
+// leave is called once, whoever ends the connection.
+func (c *guardedConn) leave() {
+	close(c.over)
+	c.left()
 }
 
 // cut ends the connection without a word, and at once: TLS would take its leave.
 func (c *guardedConn) cut() {
-	c.once.Do(c.left)
+	c.once.Do(c.leave)
 	conn := c.Conn
 	if secured, ok := conn.(*tls.Conn); ok {
 		conn = secured.NetConn()
@@ -320,8 +327,8 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 			}
 			continue
 		}
-		if wait := c.guard.gate.slows(addrPortOf(c.RemoteAddr()).Addr()); wait > 0 {
-			time.Sleep(wait)
+		if wait := c.guard.gate.slows(addrPortOf(c.RemoteAddr()).Addr()); wait > 0 && !c.pause(wait) {
+			return 0, net.ErrClosed
 		}
 		message, v := c.guard.judge(c.pending[:size], c.RemoteAddr(), true)
 		n := copy(b, message)
@@ -338,6 +345,18 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 			return 0, io.EOF
 		}
 		c.consume(size)
+	}
+}
+
+// pause is false when the connection was closed meanwhile.
+func (c *guardedConn) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-c.over:
+		return false
 	}
 }
 
