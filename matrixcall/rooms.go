@@ -236,7 +236,11 @@ func (s *Service) botMembership(e roomEvent) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 	defer cancel()
-	if _, err := s.bot.JoinRoomByID(ctx, e.Room); err != nil {
+	_, err := s.bot.JoinRoomByID(ctx, e.Room)
+	if errors.Is(err, mautrix.MForbidden) && s.registerBot(ctx) == nil { // invited before it was: transactions come as soon as we listen
+		_, err = s.bot.JoinRoomByID(ctx, e.Room)
+	}
+	if err != nil {
 		s.log.Warn("bot could not accept an invitation", "room", e.Room, "from", userName(e.Sender), "err", tidy(err))
 		return
 	}

@@ -267,3 +267,27 @@ func startCall(t *testing.T, p *person, room id.RoomID, confID string) {
 		t.Fatal(err)
 	}
 }
+
+// Transactions come as soon as somebody listens, and that is before the bot is registered.
+func TestBotThatIsInvitedBeforeItExistsJoins(t *testing.T) {
+	b := fakeBed(t)
+	s, err := New(b.config(), b.store, b.olm, b.opts, testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.service = s
+	t.Cleanup(func() { b.stop(s) })
+	b.handler.set(s.HTTPHandler())
+	alice := b.person("alice", false)
+	room := alice.room(s.Bot())
+	b.eventually(30*time.Second, func() string {
+		members, err := alice.client.JoinedMembers(t.Context(), room)
+		if err != nil {
+			return err.Error()
+		}
+		if _, joined := members.Joined[s.Bot()]; !joined {
+			return "the bot is not in the room"
+		}
+		return ""
+	})
+}
