@@ -35,13 +35,14 @@ func (b *Bridge) quotas() quota.Rules {
 }
 
 // keepSwitch brings the switch into the database, for the next process and for other nodes, which look when somebody there wants a
-// call. Where it was thrown again meanwhile, the last word must be there.
-func (b *Bridge) keepSwitch(ctx context.Context) error {
+// call. Where it was thrown again meanwhile, the last word must be there. put is [db.Store.SetNow], or PutSetting of a word that had to
+// wait: who has spoken since elsewhere has the last one.
+func (b *Bridge) keepSwitch(ctx context.Context, put func(ctx context.Context, name, value string, said time.Time) error) error {
 	ctx, cancel := context.WithTimeout(ctx, databasePatience)
 	defer cancel()
 	for {
 		s := b.stopped.Load()
-		if err := b.store.PutSetting(ctx, switchSetting, s.why, s.said); err != nil {
+		if err := put(ctx, switchSetting, s.why, s.said); err != nil {
 			return err
 		}
 		if b.stopped.CompareAndSwap(s, &killSwitch{why: s.why, said: s.said, kept: true}) {
@@ -53,7 +54,7 @@ func (b *Bridge) keepSwitch(ctx context.Context) error {
 // followSwitch does as the database says, unless an admin's word to this process has not got there yet.
 func (b *Bridge) followSwitch(ctx context.Context) error {
 	if s := b.stopped.Load(); s != nil && !s.kept {
-		if err := b.keepSwitch(ctx); err != nil {
+		if err := b.keepSwitch(ctx, b.store.PutSetting); err != nil {
 			return err
 		}
 	}
@@ -124,7 +125,7 @@ func (b *Bridge) startDialling(w http.ResponseWriter, r *http.Request) {
 
 // switched stores what an admin has done, and shows it.
 func (b *Bridge) switched(w http.ResponseWriter, r *http.Request, ended int) {
-	if err := b.keepSwitch(context.WithoutCancel(r.Context())); err != nil {
+	if err := b.keepSwitch(context.WithoutCancel(r.Context()), b.store.SetNow); err != nil {
 		b.log.Error("the database does not know how calls to telephones are switched; it is told when it is back", "err", err)
 	}
 	b.showDialling(w, ended)

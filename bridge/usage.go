@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -28,6 +27,7 @@ type meter struct {
 	look   chan struct{} // a call was counted; has room for one
 	latest atomic.Pointer[usedToday]
 	told   toldToday
+	unkept bool     // the database does not know all of that yet
 	unsaid []string // to the alarm room, oldest first
 }
 
@@ -97,44 +97,33 @@ func (b *Bridge) readUsage(ctx context.Context, now time.Time) error {
 		latest.most[string(s.Scope)] = float64(s.Percent) / 100
 	}
 	m.latest.Store(latest)
-	if err := b.alarm(attempt, day, shares); err != nil {
-		return err
-	}
+	err = b.alarm(attempt, day, shares)
 	b.sayAlarms(ctx)
-	return nil
+	return err
 }
 
-// alarm tells of each limit that has come to a percentage at which somebody wants to know, once a day, over restarts, too.
+// alarm tells of each limit that has come to a percentage at which somebody wants to know, once a day, over restarts and by one node,
+// unless two look in the same moment.
 func (b *Bridge) alarm(ctx context.Context, day string, shares []quota.Share) error {
-	m, before := b.meter, 0
+	m := b.meter
 	if m.told.Day != day {
-		text, err := b.store.Setting(ctx, alarmSetting)
-		if err != nil {
+		m.told, m.unkept = toldToday{day, make(map[string]int)}, false
+	}
+	due := func() bool {
+		return slices.ContainsFunc(shares, func(s quota.Share) bool { return b.alarmAt(s) > m.told.Percent[alarmKey(s)] })
+	}
+	if due() || m.unkept {
+		if err := b.readTold(ctx); err != nil {
 			return err
 		}
-		var stored toldToday
-		if json.Unmarshal([]byte(text), &stored) != nil || stored.Day != day { // of another day, or none
-			stored = toldToday{Day: day}
-		}
-		m.told = toldToday{day, maps.Clone(stored.Percent)}
 	}
-	if m.told.Percent == nil {
-		m.told.Percent = make(map[string]int)
-	}
-	before = len(m.unsaid)
-	changed := false
+	before := len(m.unsaid)
 	for _, s := range shares {
-		at := 0
-		for _, percent := range b.cfg.Dialling.Alarm.At {
-			if percent <= s.Percent {
-				at = max(at, percent)
-			}
-		}
-		key := fmt.Sprintf("%s %s of %s", s.Scope, s.What, s.Name)
+		at, key := b.alarmAt(s), alarmKey(s)
 		if at <= m.told.Percent[key] {
 			continue
 		}
-		m.told.Percent[key], changed = at, true
+		m.told.Percent[key], m.unkept = at, true
 		b.metrics.alarms.WithLabelValues(string(s.Scope), s.What, strconv.Itoa(at)).Inc()
 		b.log.Warn("a limit of today's calls is being used up", "scope", s.Scope, "name", s.Name, "what", s.What, "used", s.Used, "limit", s.Limit, "percent", s.Percent)
 		m.unsaid = append(m.unsaid, alarmText(s))
@@ -142,10 +131,43 @@ func (b *Bridge) alarm(ctx context.Context, day string, shares []quota.Share) er
 	if n := len(m.unsaid); n > max(before, maxUnsaid) {
 		m.unsaid = m.unsaid[n-maxUnsaid:]
 	}
-	if !changed {
+	if !m.unkept {
 		return nil
 	}
-	return b.store.PutSetting(ctx, alarmSetting, encode(m.told), time.Now())
+	if err := b.store.SetNow(ctx, alarmSetting, encode(m.told), time.Now()); err != nil {
+		return err
+	}
+	m.unkept = false
+	return nil
+}
+
+// alarmAt is the highest percentage at which somebody wants to know and that a limit has come to, 0 for none.
+func (b *Bridge) alarmAt(s quota.Share) (at int) {
+	for _, percent := range b.cfg.Dialling.Alarm.At {
+		if percent <= s.Percent {
+			at = max(at, percent)
+		}
+	}
+	return at
+}
+
+func alarmKey(s quota.Share) string { return fmt.Sprintf("%s %s of %s", s.Scope, s.What, s.Name) }
+
+// readTold learns what was told today by the process before, or by another node.
+func (b *Bridge) readTold(ctx context.Context) error {
+	m := b.meter
+	text, err := b.store.Setting(ctx, alarmSetting)
+	if err != nil {
+		return err
+	}
+	var stored toldToday
+	if json.Unmarshal([]byte(text), &stored) != nil || stored.Day != m.told.Day {
+		return nil // of another day, or none
+	}
+	for key, percent := range stored.Percent {
+		m.told.Percent[key] = max(m.told.Percent[key], percent)
+	}
+	return nil
 }
 
 func alarmText(s quota.Share) string {

@@ -28,3 +28,14 @@ func (s *Store) PutSetting(ctx context.Context, name, value string, set time.Tim
 	}
 	return nil
 }
+
+// SetNow is PutSetting of what is set at this moment: it replaces what a clock that was ahead has dated later, too.
+func (s *Store) SetNow(ctx context.Context, name, value string, now time.Time) error {
+	_, err := s.db.Exec(ctx, `INSERT INTO setting (name, value, updated_at) VALUES ($1, $2, $3)
+		ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated_at = CASE
+			WHEN setting.updated_at < excluded.updated_at THEN excluded.updated_at ELSE setting.updated_at + 1 END`, name, value, millis(now))
+	if err != nil {
+		return fmt.Errorf("save setting %s: %w", name, err)
+	}
+	return nil
+}

@@ -31,6 +31,11 @@ func TestASettingThatWasSetEarlierReplacesNone(t *testing.T) {
 			if got, err := s.Setting(ctx, "switch "+later); got != later || err != nil {
 				t.Errorf("Setting = %q, %v, want %q, which was set last", got, err, later)
 			}
+			must(t, s.SetNow(ctx, "switch "+later, "of now", morning.Add(-time.Hour))) // by a clock that was put right
+			must(t, s.PutSetting(ctx, "switch "+later, "of before", morning))
+			if got, err := s.Setting(ctx, "switch "+later); got != "of now" || err != nil {
+				t.Errorf("Setting = %q, %v, want what is set now", got, err)
+			}
 		}
 	})
 }

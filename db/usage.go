@@ -179,8 +179,13 @@ func (s *Store) readUsage(ctx context.Context, where string, args ...any) ([]Usa
 	return list, rows.Err()
 }
 
-// UsageOn reads what was used on a day, until now by calls that still run, by scope and name.
+// UsageOn reads what was used on a day, until now by calls that still run, by scope and name. A call that ends while it reads may be
+// missing, but counts never twice.
 func (s *Store) UsageOn(ctx context.Context, day string, now time.Time) ([]Usage, error) {
+	used, err := s.readUsage(ctx, "day = $1 ORDER BY scope, name", day)
+	if err != nil {
+		return nil, err
+	}
 	running := make(map[UsageKey]time.Duration)
 	rows, err := s.db.Query(ctx, "SELECT dialled_by, room_id, trunk, answered_at FROM leg WHERE usage_day = $1 AND answered_at > 0", day)
 	if err != nil {
@@ -201,11 +206,10 @@ func (s *Store) UsageOn(ctx context.Context, day string, now time.Time) ([]Usage
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read calls that run: %w", err)
 	}
-	used, err := s.readUsage(ctx, "day = $1 ORDER BY scope, name", day)
 	for i := range used {
 		used[i].Talked += running[used[i].UsageKey]
 	}
-	return used, err
+	return used, nil
 }
 
 // settle takes a leg that is about to be deleted out of what runs, and counts what it has talked. It is part of the deletion:
