@@ -203,12 +203,7 @@ func TestCallOutlivesAKilledProcess(t *testing.T) {
 func TestCallOverTCPOutlivesAKilledProcess(t *testing.T) {
 	t.Parallel()
 	b, doomed := doomedBed(t)
-	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", Transport: "tcp"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Close() })
-	w := b.talkersWith(member.Hydrogen, p)
+	w := b.talkersWith(member.Hydrogen, phoneOver(t, "tcp"))
 	kill(t, doomed)
 	w.silence()
 	begun := time.Now()
@@ -216,6 +211,17 @@ func TestCallOverTCPOutlivesAKilledProcess(t *testing.T) {
 	w.back(begun)
 	w.await("the phone to be asked", func() bool { return w.call.Reinvited() == 1 })
 	w.clean()
+}
+
+// phoneOver is a phone that speaks SIP over UDP or TCP.
+func phoneOver(t *testing.T, transport string) *phone.Phone {
+	t.Helper()
+	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), User: "+493012345678", Transport: transport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
 }
 
 // certified makes a certificate for 127.0.0.1 that is its own authority, and returns where it is.
@@ -443,14 +449,19 @@ func TestNoticeOfARingIsEditedAfterTheProcessDied(t *testing.T) {
 
 func TestPhoneThatHungUpMeanwhileIsNotResumed(t *testing.T) {
 	t.Parallel()
-	b, doomed := doomedBed(t)
-	w := b.talkers(member.Hydrogen) // js-sdk stays on a dead peer until ICE notices
-	kill(t, doomed)
-	w.call.Forget()
-	b.start()
-	b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
-	if err := w.alice.AwaitGone(b.ctx(), w.ghost); err != nil {
-		t.Error(err)
+	for _, transport := range []string{"udp", "tcp"} {
+		t.Run(transport, func(t *testing.T) {
+			t.Parallel()
+			b, doomed := doomedBed(t)
+			w := b.talkersWith(member.Hydrogen, phoneOver(t, transport)) // js-sdk stays on a dead peer until ICE notices
+			kill(t, doomed)
+			w.call.Forget()
+			b.start()
+			b.await("rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+			if err := w.alice.AwaitGone(b.ctx(), w.ghost); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
