@@ -8,9 +8,6 @@ import (
 	"trunkline/test/lab"
 )
 
-// A phone types its PIN while the process dies. What was typed is forgotten; the next process asks again.
-const typesPIN phase = "PIN is typed"
-
 // asking is what a round with a PIN needs.
 type asking struct {
 	pin   string

@@ -10,14 +10,7 @@ import (
 	"trunkline/test/lab"
 )
 
-// A call goes through a carrier that the bridge registers with, over TLS and encrypted, and the process dies.
-const (
-	carrierCalls    phase = "carrier calls"
-	carrierTalks    phase = "carrier's phone talks"
-	carrierIsCalled phase = "carrier is called"
-	carrierHangsUp  phase = "carrier hangs up"
-)
-
+// overCarrier tells whether Kamailio is between.
 func overCarrier(p phase) bool {
 	return slices.Contains([]phase{carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp}, p)
 }

@@ -9,9 +9,6 @@ import (
 	"trunkline/test/lab"
 )
 
-// A phone waits in the lobby until the room lets it in, and the process dies.
-const waitsInLobby phase = "phone waits in lobby"
-
 // lobby is what a round with it needs.
 type lobby struct {
 	let    time.Duration // from dialling until somebody lets the phone in, when nobody is killed

@@ -10,14 +10,6 @@ import (
 	"trunkline/test/lab"
 )
 
-// The room calls a phone, and the process dies.
-const (
-	isOrdered     phase = "call is ordered"
-	calleeRings   phase = "called phone rings"
-	calleeAnswers phase = "called phone answers"
-	calleeTalks   phase = "called phone talks"
-)
-
 // isCalled tells whether the room has called the phone.
 func isCalled(p phase) bool {
 	return slices.Contains([]phase{isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierIsCalled}, p)

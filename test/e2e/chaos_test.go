@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"regexp"
 	"slices"
@@ -20,7 +19,7 @@ import (
 // both ways; one that was not, or that somebody was leaving, may have ended, on both sides. Afterwards nothing is left of it.
 // `make chaos` asks for more rounds; a seed repeats a run as far as two processes that race can be made to.
 func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
-	rounds, seed := number("TRUNKLINE_CHAOS_ROUNDS", 10), number("TRUNKLINE_CHAOS_SEED", 1)
+	rounds, seed := number("TRUNKLINE_CHAOS_ROUNDS", len(sooner)), number("TRUNKLINE_CHAOS_SEED", 1)
 	some := wanted(t)
 	c := newChaos(t, time.Duration(rounds)*20*time.Second+2*time.Minute)
 	c.prepareAsking()
@@ -67,32 +66,6 @@ const (
 	quieter      = 15                     // dB by which the own voice must be below the right one
 )
 
-// phase is where in a call the process is killed.
-type phase string
-
-const (
-	beforeAnswer  phase = "before the answer"
-	whileAnswer   phase = "while answering"
-	roomIsRung    phase = "room is rung"
-	talking       phase = "talking"
-	onHold        phase = "on hold"
-	renegotiates  phase = "client renegotiates"
-	phoneHangsUp  phase = "phone hangs up"
-	clientHangsUp phase = "client hangs up"
-)
-
-var phases = []phase{
-	beforeAnswer, whileAnswer, roomIsRung, typesPIN, waitsInLobby, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp,
-	isTransferred, isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp,
-}
-
-// kill is one round: in which phase, how far in it (0 to 1), and who acts there: hydrogen, js-sdk or both.
-type kill struct {
-	phase  phase
-	moment float64
-	who    int
-}
-
 // wanted are the phases that `make chaos` asks for, all if it says nothing.
 func wanted(t *testing.T) []phase {
 	t.Helper()
@@ -105,17 +78,6 @@ func wanted(t *testing.T) []phase {
 		t.Fatalf("no phase is called like %s; there are %q", name, phases)
 	}
 	return some
-}
-
-// plan spreads the rounds over some phases, in an order and at moments that the seed decides.
-func plan(rounds int, seed uint64, some []phase) (all []kill) {
-	chance := rand.New(rand.NewPCG(seed, 3401))
-	for len(all) < rounds {
-		for _, i := range chance.Perm(len(some)) {
-			all = append(all, kill{some[i], chance.Float64(), chance.IntN(3)})
-		}
-	}
-	return all[:rounds]
 }
 
 // chaos is one long call of hydrogen and js-sdk to which a phone comes, round by round.

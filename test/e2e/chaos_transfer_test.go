@@ -10,9 +10,6 @@ import (
 	"trunkline/test/lab"
 )
 
-// The room sends the phone on to another one (the one of orders), and the process dies.
-const isTransferred phase = "phone is transferred"
-
 const (
 	ringsFor  = 700 * time.Millisecond // the other phone, before somebody picks up
 	arrivedIn = time.Second            // from the command, with time to spare, when nobody is killed
