@@ -40,7 +40,7 @@ func tool(t *testing.T, name string) string {
 	if err != nil {
 		path, err = exec.LookPath("/usr/sbin/" + name) // servers: not on everybody's path
 	}
-	if err != nil && name == "svmap" { // not every Debian has that one
+	if err != nil && name == "svmap" && os.Getenv("CI") == "" { // not every Debian has that one; the one that CI runs on does
 		t.Skipf("%s is not installed", name)
 	}
 	if err != nil {

@@ -23,26 +23,31 @@ const stranger = "127.0.77.1"
 
 func TestScannerFindsNothing(t *testing.T) {
 	svmap := tool(t, "svmap")
-	b := newBed(t, testConfig(sip.UDP), nil)
-	scan := func(from string) string {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, svmap, "-b", from, "-p", fmt.Sprint(b.stack.Addr(sip.UDP).Port()), "127.0.0.1")
-		cmd.Dir = t.TempDir()
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("svmap from %s: %v\n%s", from, err, tail(string(out), 2000))
-		}
-		return string(out)
-	}
-	if out := scan(stranger); !strings.Contains(out, "found nothing") {
-		t.Errorf("a stranger found us:\n%s", out)
-	}
-	if n := b.stack.Stats().Dropped["unknown source"]; n == 0 {
-		t.Error("the scan never reached us")
-	}
-	if out := scan("127.0.0.9"); !strings.Contains(out, b.addr(sip.UDP)) { // or the scan above has shown nothing
-		t.Errorf("the trunk's own address finds nothing:\n%s", out)
+	for i, method := range []string{"OPTIONS", "INVITE", "REGISTER"} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel() // svmap waits for most of the time; each has addresses of its own, for it always takes the same port
+			b := newBed(t, testConfig(sip.UDP), nil)
+			scan := func(from string) string {
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				cmd := exec.CommandContext(ctx, svmap, "-m", method, "-b", from, "-p", fmt.Sprint(b.stack.Addr(sip.UDP).Port()), "127.0.0.1")
+				cmd.Dir = t.TempDir()
+				out, err := cmd.CombinedOutput()
+				if err != nil {
+					t.Fatalf("svmap from %s: %v\n%s", from, err, tail(string(out), 2000))
+				}
+				return string(out)
+			}
+			if out := scan(fmt.Sprint("127.0.77.", i+1)); !strings.Contains(out, "found nothing") {
+				t.Errorf("a stranger found us:\n%s", out)
+			}
+			if n := b.stack.Stats().Dropped["unknown source"]; n == 0 {
+				t.Error("the scan never reached us")
+			}
+			if out := scan(fmt.Sprint("127.0.0.", i+9)); !strings.Contains(out, b.addr(sip.UDP)) { // or the scan above has shown nothing
+				t.Errorf("the trunk's own address finds nothing:\n%s", out)
+			}
+		})
 	}
 }
 
