@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
@@ -213,8 +214,9 @@ const (
 type crowd struct {
 	limits Limits
 	named  func(netip.Addr) bool // the config has that address: there is room for it
-	spare  func(netip.Addr) bool // that address is heard although it is banned; called without mu
+	spare  func(netip.Addr) bool // that address is heard although it is banned; looks at all calls; called without mu
 	log    *slog.Logger
+	calls  atomic.Uint64 // have come so far
 
 	mu      sync.Mutex
 	sources map[netip.Prefix]*source
@@ -229,6 +231,10 @@ type source struct {
 	failed int
 	since  time.Time // the first of these
 	until  time.Time // it is not heard
+
+	spared bool // what spare has said, at that time, when so many calls had come
+	asked  time.Time
+	calls  uint64
 }
 
 func (c *crowd) newPace() *rate.Limiter {
@@ -314,12 +320,28 @@ func (c *crowd) slows(a netip.Addr) time.Duration {
 	return pace.ReserveN(now, 1).DelayFrom(now)
 }
 
+// sparedFor is how long an address goes on being heard, or not, whatever calls end. One that comes counts at once.
+const sparedFor = 100 * time.Millisecond
+
+// banned is asked for each datagram, and the address of one may be forged: it does not look at all calls each time.
 func (c *crowd) banned(a netip.Addr) bool {
+	now, calls := time.Now(), c.calls.Load()
 	c.mu.Lock()
 	s := c.sources[c.key(a)]
-	banned := s != nil && time.Now().Before(s.until)
+	if s == nil || !now.Before(s.until) {
+		c.mu.Unlock()
+		return false
+	}
+	spared, known := s.spared, s.calls == calls && now.Sub(s.asked) < sparedFor
 	c.mu.Unlock()
-	return banned && !c.spare(a)
+	if known {
+		return !spared
+	}
+	spared = c.spare(a)
+	c.mu.Lock()
+	s.spared, s.asked, s.calls = spared, now, calls
+	c.mu.Unlock()
+	return !spared
 }
 
 // failed counts a message or handshake that a neighbour does not send: one now and then is nothing, many are somebody who searches.

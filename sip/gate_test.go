@@ -447,6 +447,40 @@ func TestNobodyIsBannedForWhatOthersSendOrDial(t *testing.T) {
 	}
 }
 
+// A flood in the name of a banned address must not have all calls looked at for each datagram.
+func TestFloodFromABannedAddressIsCheap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newStack(Config{}, nil, nil).newGate().crowd
+		c.log = slog.New(slog.DiscardHandler)
+		looks, call := 0, false
+		c.spare = func(netip.Addr) bool { looks++; return call }
+		from := peerAddr.Addr()
+		for range c.limits.FailuresPerMinute {
+			c.failed(from)
+		}
+		looks = 0
+		for range 1000 {
+			if !c.banned(from) {
+				t.Fatal("a banned address is heard")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if looks != 10 {
+			t.Errorf("looked %d times at all calls for 1000 datagrams in a second, want 10", looks)
+		}
+		c.banned(from)
+		call = true
+		c.calls.Add(1)
+		if c.banned(from) {
+			t.Error("a call that has just come is not heard")
+		}
+		call = false
+		if time.Sleep(sparedFor); !c.banned(from) {
+			t.Error("it is heard although its call is over")
+		}
+	})
+}
+
 // What a phone says of its call is heard, whatever was sent from its address or from a neighbour's.
 func TestCallIsHeardWhoeverWasBanned(t *testing.T) {
 	for name, answer := range map[string]func(*Call){"ringing": func(*Call) {}, "up": answerAtOnce} {

@@ -645,6 +645,7 @@ func inviteOf(req *gosip.Request) inviteID {
 // enter makes a call known by its dialog; called with mu held.
 func (s *Stack) enter(c *Call) {
 	s.byID[c.id] = c
+	s.gate.crowd.calls.Add(1)
 	s.gate.regulars.come(c.id.callID)
 }
 
