@@ -95,6 +95,11 @@ func tailFile(path string, n int) string {
 // freePorts returns n TCP and UDP ports that are free now, each at least two away from the others (baresip takes the
 // next one for TLS). All are held until all are found.
 func freePorts(n int) ([]int, error) {
+	return freePortsThat(n, func(int) bool { return true })
+}
+
+// freePortsThat is freePorts of those that fit.
+func freePortsThat(n int, fit func(port int) bool) ([]int, error) {
 	var held []interface{ Close() error }
 	defer func() {
 		for _, h := range held {
@@ -122,7 +127,9 @@ func freePorts(n int) ([]int, error) {
 			continue
 		}
 		held = append(held, next)
-		ports = append(ports, port)
+		if fit(port) {
+			ports = append(ports, port)
+		}
 	}
 	return nil, errors.New("find a free port: 127.0.0.1 has none left")
 }

@@ -26,13 +26,13 @@ func (l *Lab) NewSipp(name, number, scenario string, calls int, every, limit tim
 	if err := os.WriteFile(file, []byte(scenario), 0o600); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(2)
+	ports, err := freePortsThat(2, func(port int) bool { return port%2 == 0 }) // as RTP has them
 	if err != nil {
 		return nil, err
 	}
 	s := &Sipp{name: name, errors: filepath.Join(dir, "errors")}
 	cmd := exec.Command("sipp", l.SIPAddress(), "-sf", file, "-s", number, "-i", "127.0.0.1", "-p", fmt.Sprint(ports[0]), "-mi", "127.0.0.1",
-		"-mp", fmt.Sprint(ports[1]&^1), "-rtp_echo", "-m", fmt.Sprint(calls), "-l", fmt.Sprint(calls), "-r", "1", "-rp", fmt.Sprint(every.Milliseconds()), "-nostdin",
+		"-mp", fmt.Sprint(ports[1]), "-rtp_echo", "-m", fmt.Sprint(calls), "-l", fmt.Sprint(calls), "-r", "1", "-rp", fmt.Sprint(every.Milliseconds()), "-nostdin",
 		"-timeout", fmt.Sprintf("%ds", int(limit.Seconds())), "-timeout_error", "-trace_err", "-error_file", s.errors)
 	cmd.Dir = dir
 	if s.process, err = startProcess("sipp", filepath.Join(dir, "log"), cmd); err != nil {
