@@ -179,37 +179,50 @@ func (a *actor) step(ev leg.Event) {
 	}
 }
 
-// fromPhone translates what the call reports. It is called by the sip package and only puts.
+// listen takes what the call reports, as long as it is the leg's: a trunk that has refused it goes on to report its end.
+func (a *actor) listen() {
+	call := a.call
+	call.OnEvent(func(ev sip.Event) {
+		a.inbox.Put(func() {
+			if a.order == nil || a.order.over != call {
+				a.fromPhone(ev)
+			}
+		})
+	})
+}
+
+// fromPhone translates what the call reports. The actor calls it, and it puts nothing into the inbox again: what is reported later
+// would overtake that.
 func (a *actor) fromPhone(ev sip.Event) {
 	switch ev := ev.(type) {
 	case sip.Provisional, sip.Answered, sip.Refused:
 		a.fromDialled(ev)
 	case sip.Acked:
-		a.tell(leg.PhoneAcked)
+		a.step(leg.Event{Kind: leg.PhoneAcked})
 	case sip.Cancelled:
-		a.tellEvent(leg.Event{Kind: leg.PhoneCancelled, Cause: leg.WhyLeft(codes(ev.Cause))})
+		a.step(leg.Event{Kind: leg.PhoneCancelled, Cause: leg.WhyLeft(codes(ev.Cause))})
 	case sip.Bye:
-		a.tellEvent(leg.Event{Kind: leg.PhoneHungUp, Cause: leg.WhyLeft(codes(ev.Cause))})
+		a.step(leg.Event{Kind: leg.PhoneHungUp, Cause: leg.WhyLeft(codes(ev.Cause))})
 	case sip.NoAck, sip.MediaTimeout, sip.Failed:
-		a.tell(leg.PhoneFailed)
+		a.step(leg.Event{Kind: leg.PhoneFailed})
 	case sip.Ended:
-		a.tell(leg.PhoneReleased)
+		a.step(leg.Event{Kind: leg.PhoneReleased})
 	case sip.Digit:
-		a.key(ev.Key)
+		a.stepMenu(menu.Event{Kind: menu.Digit, Key: menu.Key(ev.Key)})
 	case sip.DialogChanged:
-		a.inbox.Put(func() { a.dialogChanged(ev.Saved) })
+		a.dialogChanged(ev.Saved)
 	case sip.TransferWanted:
-		a.inbox.Put(func() { a.wantsMove(ev) })
+		a.wantsMove(ev)
 	case sip.Transferring:
-		a.inbox.Put(func() { a.transferring(ev.Code) })
+		a.transferring(ev.Code)
 	case sip.IdentityChanged:
-		a.inbox.Put(func() { a.identify(ev.Caller) })
+		a.identify(ev.Caller)
 	case sip.MediaChanged:
-		a.inbox.Put(func() { a.setFormat(ev.Format) })
-		a.tell(leg.DialogChanged)
+		a.setFormat(ev.Format)
+		a.step(leg.Event{Kind: leg.DialogChanged})
 	case sip.Hold:
-		a.inbox.Put(func() { a.hold(ev.On) })
-		a.tell(leg.DialogChanged)
+		a.hold(ev.On)
+		a.step(leg.Event{Kind: leg.DialogChanged})
 	}
 }
 

@@ -395,7 +395,7 @@ func (b *Bridge) Invite(call *sip.Call) {
 		return
 	}
 	a := newActor(b, newLegID(), call)
-	call.OnEvent(a.fromPhone)
+	a.listen()
 	b.legs[a.id] = a
 	b.wg.Go(func() {
 		if !a.route() {

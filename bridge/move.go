@@ -149,7 +149,7 @@ func (a *actor) handOver(heir *actor) {
 	heir.dialin.menu.Rules = rules
 	a.step(leg.Event{Kind: leg.HandedOver})
 	heir.stream = a.stream // it goes on
-	a.call.OnEvent(heir.fromPhone)
+	heir.listen()
 	heir.step(leg.Event{Kind: leg.TakesOver})
 	heir.wg.Go(heir.watchCall)
 	b.wg.Go(heir.run)

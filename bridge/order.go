@@ -325,14 +325,14 @@ func (a *actor) fromDialled(ev sip.Event) {
 	switch ev := ev.(type) {
 	case sip.Provisional:
 		if ev.Early {
-			a.tell(leg.PhoneSounds)
+			a.step(leg.Event{Kind: leg.PhoneSounds})
 		}
 		if ev.Code >= 180 && ev.Code <= 182 {
-			a.tell(leg.PhoneRings)
+			a.step(leg.Event{Kind: leg.PhoneRings})
 		}
 	case sip.Answered:
-		a.inbox.Put(func() { a.setFormat(a.media.Format()) }) // it may differ from that of early media
-		a.tell(leg.PhoneAnswered)
+		a.setFormat(a.media.Format()) // it may differ from that of early media
+		a.step(leg.Event{Kind: leg.PhoneAnswered})
 	case sip.Refused:
 		a.refusedBy(ev)
 	}

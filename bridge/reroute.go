@@ -14,18 +14,6 @@ import (
 // A call that a trunk can't place goes over the next one: the same leg, row, notice and order, with another dialog. The machine
 // decides whether (leg.LineRefused), this file does it.
 
-// listen takes what the call reports, as long as it is the leg's: a trunk that has refused it goes on to report its end.
-func (a *actor) listen() {
-	call := a.call
-	call.OnEvent(func(ev sip.Event) {
-		a.inbox.Put(func() {
-			if a.order.over != call {
-				a.fromPhone(ev)
-			}
-		})
-	})
-}
-
 // refusedBy says what the refusal of a call of ours means, and whether another trunk could do better.
 func (a *actor) refusedBy(r sip.Refused) {
 	_, q850 := codes(r.Cause)

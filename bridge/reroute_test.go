@@ -183,6 +183,32 @@ func TestCallStaysWithItsTrunkWhenThePhoneIsTheReason(t *testing.T) {
 	}
 }
 
+// However busy its leg is, and however soon after its sound a phone is turned away.
+func TestCallStaysWithItsTrunkWhenRefusedRightAfterItsSound(t *testing.T) {
+	t.Parallel()
+	b, best, spare := spareBed(t, nil)
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip call "+berlin)
+	call := b.called(best)
+	a, busy, free := b.onlyLeg(), make(chan struct{}), make(chan struct{})
+	a.inbox.Put(func() { close(busy); <-free })
+	<-busy
+	ours := a.call // nobody writes it now
+	if err := call.ProgressReliably(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	if err := call.Refuse(503, "Service Unavailable"); err != nil {
+		t.Error(err)
+	}
+	<-ours.Done()
+	close(free)
+	b.told("Call to +493•••••••78: the telephone network is busy")
+	b.clear()
+	if n := spare.Rung(); n != 0 {
+		t.Errorf("the next trunk was asked %d times", n)
+	}
+}
+
 func TestRoomIsToldWhenNoTrunkCanPlaceItsCall(t *testing.T) {
 	t.Parallel()
 	b, best, spare := spareBed(t, nil)

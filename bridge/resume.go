@@ -172,11 +172,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	if begin == leg.Resumed {
 		a.resumeAway(state.Away)
 	}
-	if a.order != nil {
-		a.listen()
-	} else {
-		call.OnEvent(a.fromPhone)
-	}
+	a.listen()
 	b.mu.Lock()
 	b.legs[a.id] = a
 	b.mu.Unlock()
