@@ -111,8 +111,8 @@ func (a *actor) callInstead(ctx context.Context, wish sip.TransferWanted, o orde
 	}
 	_, dear := errors.AsType[*needsConfirmation](err)
 	switch {
-	case errors.Is(err, errGoesDown), errors.Is(err, errTooMany):
-		return 503
+	case errors.Is(err, errGoesDown), errors.Is(err, errDrains), errors.Is(err, errTooMany):
+		return 503 // later, or of another bridge
 	case dear, reason != "" && reason != string(leg.NotStored) && reason != string(leg.TrunkAway):
 		return 403
 	}

@@ -227,11 +227,15 @@ func TestPhoneStaysWhereNobodyComesInItsPlace(t *testing.T) {
 	}
 	b.isTold(call, "SIP/2.0 404 Not Found.")
 	b.await("the ghost of who did not come to go", func() bool { return len(b.ghosts()) == 1 })
+	b.process.bridge.Drain()
+	if got, want := b.refers(call, elsewhere), []string{"SIP/2.0 100 Trying", "SIP/2.0 503 Service Unavailable."}; !slices.Equal(got, want) {
+		t.Errorf("in a drain the phone was told %q, want %q", got, want)
+	}
 	if call.Ended() != "" {
 		t.Errorf("the call ended (%q): the phone should have stayed", call.Ended())
 	}
 	b.hangUp(call)
-	b.clear()
+	b.endsByItself()
 }
 
 func TestPhonesNeedPermissionToHaveOthersCalled(t *testing.T) {
