@@ -57,8 +57,11 @@ func (b *Bridge) tellSecret(ctx context.Context, room id.RoomID) {
 }
 
 // answerQuestion takes a reaction to the question whether an expensive number is to be called. The question may be on its way still to who
-// has read it already, so its answer waits for its turn.
+// has read it already, so its answer waits for its turn. Who may not answer gets none: turns are few.
 func (b *Bridge) answerQuestion(r matrixcall.RoomReaction, yes bool) {
+	if b.cfg.Permissions.Level(string(r.Sender), string(r.Room)) < (command.Command{Verb: command.Confirm}).Needs() {
+		return
+	}
 	who := speaker{r.Sender, r.Room}
 	b.mu.Lock()
 	_, asked := b.orders.pending[who]

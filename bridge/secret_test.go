@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,8 +11,10 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/bridge/command"
 	"trunkline/bridge/config"
 	"trunkline/internal/testbed/member"
+	"trunkline/matrixcall"
 )
 
 // whispers lets a member write something that only devices of the room can read.
@@ -107,5 +110,25 @@ func TestReactionSaysNoToAnExpensiveCall(t *testing.T) {
 	b.told("There is no call to confirm.")
 	if n := p.Rung(); n != 0 {
 		t.Errorf("the phone has rung %d times", n)
+	}
+}
+
+// While a command is carried out, a few reactions of anybody would else push the next ones out.
+func TestReactionsOfWhoMayNotCallWaitForNoTurn(t *testing.T) {
+	t.Parallel()
+	const room = id.RoomID("!busy:hs.test")
+	b := &Bridge{orders: newOrders()}
+	b.cfg.Permissions = command.Permissions{"@alice:hs.test": command.LevelCall, "@bob:hs.test": command.LevelView}
+	for _, c := range []struct {
+		who  id.UserID
+		want int
+	}{{"@bob:hs.test", 0}, {"@eve:hs.test", 0}, {"@alice:hs.test", 1}} {
+		for _, yes := range []bool{true, false} {
+			b.orders.waiting[room] = []func(context.Context){}
+			b.answerQuestion(matrixcall.RoomReaction{Sender: c.who, Room: room, Target: "$any"}, yes)
+			if n := len(b.orders.waiting[room]); n != c.want {
+				t.Errorf("%s, %t: %d wait, want %d", c.who, yes, n, c.want)
+			}
+		}
 	}
 }
