@@ -231,7 +231,13 @@ func (a *actor) reserve(ctx context.Context, q quota.Request) error {
 		a.bridge.journal.Report(err)
 		// It may have been counted all the same, or be yet: what the database does not hear of for 5 s it undoes by itself.
 		a.deleteRow(leg.NotStored)
-		time.AfterFunc(2*databasePatience, func() { a.deleteRow(leg.NotStored) })
+		a.bridge.refusals.Go(func() {
+			select {
+			case <-time.After(2 * databasePatience):
+				a.deleteRow(leg.NotStored)
+			case <-a.bridge.ctx.Done(): // the next process ends what has no leg
+			}
+		})
 		return fmt.Errorf("count the call: %w", err)
 	}
 	a.order.most = longest
