@@ -78,6 +78,8 @@ type Bridge struct {
 
 	performed func(leg.Effect) // hears of each effect that was begun; tests only
 
+	awayPatience time.Duration // at a stop, with a database that is away
+
 	stopped atomic.Pointer[killSwitch] // nil = calls are placed
 
 	commands sync.WaitGroup // of rooms; none begins once closing is set
@@ -122,7 +124,7 @@ func New(
 		legs:      make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}),
-		drain: drain{over: make(chan struct{})}, orders: newOrders(), meter: newMeter(),
+		drain: drain{over: make(chan struct{})}, awayPatience: awayPatience, orders: newOrders(), meter: newMeter(),
 		grammar: command.Grammar{Prefix: cfg.Commands.Prefix},
 	}
 	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -306,7 +308,7 @@ func (b *Bridge) letGo(err error) {
 		return
 	case b.cfg.Calls.OnStop == config.StopEnds:
 		b.endLegs()
-		b.flush(awayPatience) // nobody waits for the database any more but us
+		b.flush(b.awayPatience) // nobody waits for the database any more but us
 	default:
 		b.awaitDatabase()
 		b.suspendLegs()

@@ -47,7 +47,7 @@ func inLedger(t *testing.T, test func(l *ledger)) {
 		log := slog.New(slog.DiscardHandler)
 		b := &Bridge{
 			run: "ours", log: log, journal: db.NewJournal(nil, "ours", log), rows: l, lease: l, legs: make(map[leg.ID]*actor),
-			drain: drain{over: make(chan struct{})}, orders: newOrders(),
+			drain: drain{over: make(chan struct{})}, awayPatience: awayPatience, orders: newOrders(),
 		}
 		b.ctx, b.stop = context.WithCancelCause(t.Context())
 		b.metrics = &metrics{resumed: prometheus.NewCounter(prometheus.CounterOpts{Name: "resumed"})}

@@ -186,10 +186,10 @@ func (b *Bridge) awaitDatabase() {
 	if !b.journal.Away() {
 		return
 	}
-	b.log.Warn("calls are not let go yet, because the database is away", "for", awayPatience.String())
+	b.log.Warn("calls are not let go yet, because the database is away", "for", b.awayPatience.String())
 	ticker := time.NewTicker(renewEvery / 10)
 	defer ticker.Stop()
-	for begun := time.Now(); b.journal.Away() && time.Since(begun) < awayPatience; {
+	for begun := time.Now(); b.journal.Away() && time.Since(begun) < b.awayPatience; {
 		<-ticker.C
 	}
 }
