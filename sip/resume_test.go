@@ -17,12 +17,13 @@ type doomed struct {
 	*bed
 	config sip.Config
 	crash  func()
+	told   chan int // provisional statuses that the phone has heard
 }
 
 func newDoomed(t *testing.T, tr sip.Transport, until func(*served)) *doomed {
 	t.Helper()
 	config := testConfig(tr)
-	d := &doomed{bed: &bed{TB: t, calls: make(chan *served, 1), invite: until}}
+	d := &doomed{bed: &bed{TB: t, calls: make(chan *served, 1), invite: until}, told: make(chan int, 64)}
 	stack, err := sip.New(config, d.bed, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -81,10 +82,25 @@ func (d *doomed) dial(p *phone.Phone, tr sip.Transport) chan dialled {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 		defer cancel()
-		call, err := p.Dial(ctx, to, "1000")
+		call, err := p.DialWith(ctx, to, phone.Invite{Number: "1000", OnStatus: func(code int) { d.told <- code }})
 		result <- dialled{call, err}
 	}()
 	return result
+}
+
+// tells waits until the phone has heard this, or something later, and so repeats nothing any more.
+func (d *doomed) tells(status int) {
+	d.Helper()
+	for patience := time.After(20 * time.Second); ; {
+		select {
+		case code := <-d.told:
+			if code >= status {
+				return
+			}
+		case <-patience:
+			d.Fatalf("the phone has not heard %d", status)
+		}
+	}
 }
 
 func await(t *testing.T, what string, holds func() bool) {
@@ -170,7 +186,7 @@ func TestUnansweredCallIsRefusedAfterARestart(t *testing.T) {
 			d := newDoomed(t, tr, func(s *served) { _ = s.Ring() })
 			result := d.dial(d.phone(phone.Config{Transport: string(tr)}), tr)
 			s := d.call()
-			time.Sleep(100 * time.Millisecond) // the 180 is there: the phone repeats nothing any more
+			d.tells(180)
 			again := d.successor(s.Dialog(), nil)
 			if err := again.Reject(503, "", "Retry-After: 10"); err != nil {
 				t.Fatal(err)
@@ -187,16 +203,14 @@ func TestUnansweredCallIsRefusedAfterARestart(t *testing.T) {
 // The process may die between saving and sending, or before it knows that the answer got through: the successor answers
 // (again), and the phone is up either way.
 func TestAnswerIsSentAgainAfterARestart(t *testing.T) {
-	prepared := func(s *served) { _, _, _ = s.Accept() }
-	sent := func(s *served) { _, _, _ = s.Accept(); time.Sleep(100 * time.Millisecond); _ = s.SendAnswer() }
 	for name, tt := range map[string]struct {
 		transport sip.Transport
-		first     func(*served)
+		sent      bool
 	}{
-		"never sent": {sip.UDP, prepared}, "sent": {sip.UDP, sent}, "never sent, TCP": {sip.TCP, prepared}, "sent, TCP": {sip.TCP, sent},
+		"never sent": {sip.UDP, false}, "sent": {sip.UDP, true}, "never sent, TCP": {sip.TCP, false}, "sent, TCP": {sip.TCP, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newDoomed(t, tt.transport, tt.first)
+			d := newDoomed(t, tt.transport, func(s *served) { _, _, _ = s.Accept() })
 			result := d.dial(d.phone(phone.Config{Transport: string(tt.transport)}), tt.transport)
 			s := d.call()
 			await(t, "the answer to be made", func() bool { return s.Dialog().Media.LocalSDP != "" })
@@ -204,7 +218,14 @@ func TestAnswerIsSentAgainAfterARestart(t *testing.T) {
 			if saved.Confirmed {
 				t.Fatal("the dialog is confirmed too early for this test")
 			}
-			time.Sleep(300 * time.Millisecond) // so that a 200 has had its ACK
+			if tt.sent {
+				if err := s.SendAnswer(); err != nil {
+					t.Fatal(err)
+				}
+				s.wants(sip.Acked{})
+			} else {
+				d.tells(100)
+			}
 			again := d.successor(saved, nil)
 			m, err := again.OpenMedia()
 			if err != nil {
