@@ -308,11 +308,14 @@ func TestPromptsAreInTheLanguageOfTheRoute(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range b.cfg.Routes {
-		b.cfg.Routes[i].Language = "it"
+		if b.cfg.Routes[i].Number == pinNumber {
+			b.cfg.Routes[i].Language = "it"
+		}
 	}
 	b.start()
-	call := b.dial(b.phone("1"), pinNumber)
-	b.hears(call, "it/conf-getpin", 0)
+	italian, english := b.dial(b.phone("1"), pinNumber), b.dial(b.phone("2"), ownNumber)
+	b.hears(italian, "it/conf-getpin", 0)
+	b.hears(english, "conf-getpin", 0)
 }
 
 // awaitLobby waits until the room has been told of so many phones in its lobby, and returns the last notice.
