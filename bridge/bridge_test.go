@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -116,6 +117,14 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	p := b.phone("1")
+	keepAlive, err := net.Dial("udp", b.sip)
+	if err == nil {
+		_, err = keepAlive.Write([]byte("\r\n\r\n")) // read before the calls that come to the same socket
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keepAlive.Close()
 	for number, want := range map[string]struct {
 		code  int
 		cause string
@@ -134,6 +143,9 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 		t.Errorf("the bot said %q, want one sentence that names the missing right", said)
 	}
 	b.await("rows to go", func() bool { return b.rows() == 0 })
+	b.shows(`trunkline_sip_refused_total{code="403"} 1`)
+	b.shows(`trunkline_sip_refused_total{code="404"} 2`)
+	b.shows(`trunkline_sip_dropped_total{reason="keepalive"} 1`)
 }
 
 func TestNoticeThatCouldNotBeSentIsSentAtTheNextCall(t *testing.T) {

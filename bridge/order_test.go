@@ -352,6 +352,9 @@ func TestRoomIsToldWhyAPhoneIsNotToBeHad(t *testing.T) {
 	if got := b.history(); !slices.Equal(got, want) {
 		t.Errorf("history %q, want %q", got, want)
 	}
+	for _, code := range []int{404, 480, 486, 503, 603} {
+		b.shows(fmt.Sprintf(`trunkline_sip_dial_refused_total{code="%d"} 1`, code))
+	}
 }
 
 func TestRoomIsToldWhyThePhoneIsGone(t *testing.T) {

@@ -290,6 +290,8 @@ func TestEncryptedCallOutlivesAKilledProcess(t *testing.T) {
 		t.Errorf("the next process asked %v, want REGISTER first", asked)
 	}
 	w.clean()
+	b.shows(`trunkline_sip_trunk_registered{trunk="lab"} 1`)
+	b.shows(`trunkline_sip_trunk_up{trunk="lab"} 1`)
 }
 
 // A phone with Opus and a member hear tones of each other that the telephone network does not carry, before and after: the
