@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -38,6 +37,7 @@ type bed struct {
 	sip  string
 	room id.RoomID
 	log  *slog.Logger
+	said *lines // in the log
 	wire wire
 
 	process *process
@@ -73,7 +73,8 @@ func makeBed(t *testing.T) *bed { return makeBedAt(t, homeserver.Config{}) }
 
 func makeBedAt(t *testing.T, hs homeserver.Config) *bed {
 	t.Helper()
-	b := &bed{t: t, hs: homeserver.StartLoopback(t, hs), log: testLog(t)}
+	b := &bed{t: t, hs: homeserver.StartLoopback(t, hs)}
+	b.log, b.said = keptLog(t)
 	ports := freePorts(t, 2)
 	b.sip = fmt.Sprintf("127.0.0.1:%d", ports[1])
 	text := fmt.Sprintf(`
@@ -282,25 +283,20 @@ func (b *bed) rows() int {
 
 // testLog shows the bridge's log when the test fails.
 func testLog(t *testing.T) *slog.Logger {
-	var mu sync.Mutex
-	var text strings.Builder
-	t.Cleanup(func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if t.Failed() {
-			t.Logf("the bridge's log:\n%s", text.String())
-		}
-	})
-	return slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return text.Write(b)
-	}), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log, _ := keptLog(t)
+	return log
 }
 
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+// keptLog is testLog, and what it has said.
+func keptLog(t *testing.T) (*slog.Logger, *lines) {
+	said := &lines{}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the bridge's log:\n%s", said)
+		}
+	})
+	return slog.New(slog.NewTextHandler(said, &slog.HandlerOptions{Level: slog.LevelDebug})), said
+}
 
 // freePorts returns n ports of 127.0.0.1 that are free for TCP and UDP now. They are below those that the system gives to
 // whoever asks for any port (else a connection made meanwhile may get one), and below those of RTP.

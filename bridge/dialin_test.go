@@ -156,6 +156,9 @@ func TestCallerEntersWithAPIN(t *testing.T) {
 				t.Fatal(err)
 			}
 			b.await("everything to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+			if keys := b.said.count("event=digit"); keys < len(pin) || b.said.count(pin) > 0 {
+				t.Errorf("the log has %d keys of the PIN's %d, which they are must not be in it", keys, len(pin))
+			}
 		})
 	}
 }
