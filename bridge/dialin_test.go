@@ -21,6 +21,7 @@ import (
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
+	"trunkline/bridge/menu"
 	"trunkline/bridge/sound"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
@@ -51,7 +52,7 @@ func (b *bed) dialInRoutes() []config.Route {
 // promptNames are what the tests listen for.
 var promptNames = []string{
 	"conf-getpin", "conf-invalidpin", "conf-onlyperson", "conf-onlyone", "conf-thereare", "conf-otherinparty", "conf-muted", "conf-unmuted",
-	"conf-waitforleader", "vm-goodbye", "please-try-call-later", "hold",
+	"conf-waitforleader", "vm-goodbye", "please-try-call-later", "hold", "digits/2",
 }
 
 // jingle is a sound that is not taken for another one: 24 notes, picked by its name.
@@ -73,7 +74,7 @@ func jingle(name string) []int16 {
 func writePrompts(t *testing.T) string {
 	t.Helper()
 	top := t.TempDir()
-	if err := os.Mkdir(filepath.Join(top, "en"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(top, "en", "digits"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range promptNames {
@@ -441,6 +442,26 @@ func TestKeysDuringTheCall(t *testing.T) {
 	}
 }
 
+func TestKeysAreThoseOfTheRoute(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	b.cfg.Routes[0].Keys = &config.Keys{"#": menu.LeaveCall}
+	b.start()
+	t.Cleanup(b.stop)
+	call, _ := b.talkWith(b.person("alice", member.JSSDK, true))
+	b.await("the leg to talk", func() bool { return b.onlyLeg().talksNow() })
+	call.Press("*6#") // of these, *6 is of the routes that say nothing about keys
+	b.hears(call, "vm-goodbye", 0)
+	b.await("the phone to be hung up on", func() bool { return call.Ended() != "" })
+	if _, like := listen.Find(call.Heard(), jingle("conf-muted")); like > 0.8 {
+		t.Error("a key of other routes has muted the phone")
+	}
+	b.await("the leg to go", func() bool { return b.rows() == 0 })
+	if got := b.history(); !slices.Equal(got, []string{"left by key"}) {
+		t.Errorf("history %q", got)
+	}
+}
+
 func TestAPhoneThatMutedItselfStaysMutedOverAKill(t *testing.T) {
 	t.Parallel()
 	b, doomed := doomedBed(t)
@@ -477,6 +498,17 @@ func TestTheRoomAndTheCallerAreTold(t *testing.T) {
 	b.await("the room to be told", said("+493•••••••78 has joined the call by telephone."))
 	second := b.dial(b.phone("+493087654321"), tellNumber)
 	b.hears(second, "conf-onlyone", 0)
+	third := b.dial(b.phone("+493011223344"), tellNumber)
+	asks := 5 * sound.Rate
+	b.await("the third to hear that there are two", func() bool {
+		heard := third.Heard()
+		if len(heard) > asks { // what stutters on a busy machine can't be told from others
+			third.Press("*4")
+			asks += 5 * sound.Rate
+		}
+		_, like := listen.Find(heard, jingle("digits/2"))
+		return like > 0.8
+	})
 	if err := second.Hangup(b.ctx()); err != nil {
 		t.Fatal(err)
 	}
