@@ -192,8 +192,11 @@ try_image_alone() {
     expect 2 "wrote /data/registration.yaml" alone
     expect 1 "registration.yaml fits the config" alone -doctor
     expect 0 "uid=1337(trunkline) gid=1337(trunkline)" docker run --rm --entrypoint id trunkline
+    # shellcheck disable=SC2016 # the shell in the image says which language it is
+    expect 0 "all five" docker run --rm --entrypoint sh trunkline -c 'for language in en es fr it ru; do
+        ls /usr/share/asterisk/sounds/"$language"_*/conf-getpin.wav >/dev/null || exit 1; done; echo all five'
     docker volume rm trunkline-alone >/dev/null
-    say "the image alone: writes config and registration at its first starts; user 1337, read-only, no capability"
+    say "the image alone: has the voices of five languages, writes config and registration at its first starts; user 1337, read-only, no capability"
 }
 
 # ---- compose ----------------------------------------------------------------------------------------------------------
