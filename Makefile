@@ -71,6 +71,12 @@ lint: need-build ## vet, staticcheck, gofumpt, import table
 	@git ls-files -co --exclude-standard '*.sh' .ci/run | xargs -n1 bash -n
 	go test ./internal/archtest
 
+.PHONY: vuln
+vuln: need-build ## known vulnerabilities that our code can reach, of modules and of Go (needs vuln.go.dev)
+	@mkdir -p build
+	GOBIN=$(CURDIR)/build go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+	@build/govulncheck $(PACKAGES) || { code=$$?; [ $$code = 3 ] || echo "Nothing was checked: it needs https://vuln.go.dev, and a module tree that builds." >&2; exit $$code; }
+
 .PHONY: bench
 bench: need-build ## costs per frame, as ratios
 	go test -run '^$$' -bench . -benchmem ./transcode/... ./matrixcall/... ./bridge/...
