@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -28,14 +29,35 @@ type refusal struct {
 	code    int
 	reason  string
 	headers []gosip.Header
+	why     string // for the log, where the phrase does not say it
 }
 
 func refuse(code int, reason string, headers ...gosip.Header) *refusal {
-	return &refusal{code, reason, headers}
+	return &refusal{code: code, reason: reason, headers: headers}
 }
 
+// because has the log say more than the phone is told.
+func (r *refusal) because(why string) *refusal {
+	r.why = why
+	return r
+}
+
+// cause is what the log says.
+func (r *refusal) cause() string { return cmp.Or(r.why, r.reason) }
+
 // notNow refuses what may be asked again in a moment (RFC 3261 §14.2, RFC 3311 §5.2).
-func notNow() *refusal { return refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")) }
+func notNow(why string) *refusal {
+	return refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2")).because(why)
+}
+
+// Why requests within a call are refused.
+const (
+	whyUnanswered = "the call is not answered yet"
+	whyNoMedia    = "the call was resumed without its sound"
+	whyOurOffer   = "an offer of ours waits for its answer"
+	whyEnding     = "the call is being hung up"
+	whyNoDialog   = "no such call"
+)
 
 func allowHeader() gosip.Header {
 	names := make([]string, len(allow))

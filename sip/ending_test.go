@@ -503,29 +503,62 @@ func TestRefusalsAreLoggedButNotAllOfAFlood(t *testing.T) {
 	})
 }
 
-// What the guard itself refuses, and what is refused within a call, has a line for whoever looks for it.
+// What the guard itself refuses, and what is refused within a call, has a line in the log as it is by default, which says why.
 func TestRefusalsOfTheGuardAndWithinACallHaveAReason(t *testing.T) {
-	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+	inBubble(t, nil, nil, func(b *bubble) {
 		var log strings.Builder
-		b.stack.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		b.stack.log = slog.New(slog.NewTextHandler(&log, nil))
 		b.stack.listeners[0].packets.(*guardedPackets).guard.log = b.stack.log
 		var many []string
 		for i := range 200 {
 			many = append(many, fmt.Sprintf("X%d: y", i))
 		}
-		b.peer.send(invite(many...))
 		b.peer.send(invite())
-		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
-		b.peer.send(b.peer.within("INVITE", "r1", 2, strings.ReplaceAll(peerOffer, "AVP 0", "AVP 9")))
-		for code, want := range map[int]string{
-			400: `msg="message refused" code=400 why="Too many header lines" source=192.0.2.20:5060`,
-			488: `method=INVITE code=488 why="Not Acceptable Here"`,
+		call := <-b.calls
+		_ = call.Ring()
+		synctest.Wait()
+		ack := func(branch string, n int) { b.peer.send(b.peer.within("ACK", branch, n, "")) }
+		for i, tt := range []struct {
+			method, body, from string
+			code               int
+			want               string
+		}{
+			{"INVITE", peerOffer, "", 500, `method=INVITE code=500 why="the call is not answered yet"`},
+			{"INVITE", strings.ReplaceAll(peerOffer, "AVP 0", "AVP 9"), "", 488, `method=INVITE code=488 why="offer not acceptable: 305 `},
+			{"INFO", "hello", "Content-Type: text/plain", 415, `method=INFO code=415 why="Unsupported Media Type"`},
+			{"MESSAGE", "hello", "Content-Type: text/plain", 405, `method=MESSAGE code=405 why="Method Not Allowed"`},
+			{"BYE", "", "From: <sip:2001@192.0.2.20>;tag=wrong", 481, `method=BYE code=481 why="no such call"`},
+			{"INVITE", "", "", 0, ""}, // the 200 has an offer of ours
+			{"UPDATE", peerOffer, "", 491, `method=UPDATE code=491 why="an offer of ours waits for its answer"`},
+			{"", "", "", 400, `msg="message refused" code=400 why="Too many header lines" source=192.0.2.20:5060`},
 		} {
-			if !strings.Contains(log.String(), want) {
-				t.Errorf("no line %s in the log:\n%s", want, tailOf(log.String()))
+			branch, n := fmt.Sprint("x", i), i+2
+			var headers []string
+			if tt.from != "" {
+				headers = append(headers, tt.from)
 			}
-			if n := b.stack.Stats().Refused[code]; n != 1 {
-				t.Errorf("%d times %d counted, want once", n, code)
+			log.Reset()
+			if tt.method == "" {
+				b.peer.send(invite(many...))
+			} else {
+				b.peer.send(b.peer.within(tt.method, branch, n, tt.body, headers...))
+			}
+			if tt.method == "INVITE" && tt.code != 0 {
+				ack(branch, n)
+			}
+			if tt.code == 500 { // and now it is answered
+				answerAtOnce(call)
+				synctest.Wait()
+				ack("k1", 1)
+			}
+			if tt.code == 0 {
+				continue
+			}
+			if strings.Count(log.String(), tt.want) != 1 || strings.Count(log.String(), " refused\" ") != 1 {
+				t.Errorf("no line %s, or more than one, in the log:\n%s", tt.want, tailOf(log.String()))
+			}
+			if n := b.stack.Stats().Refused[tt.code]; n != 1 {
+				t.Errorf("%d times %d counted, want once", n, tt.code)
 			}
 		}
 	})

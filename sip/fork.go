@@ -167,7 +167,7 @@ func (c *Call) settle(f *fork, body []byte) bool {
 func (o *outgoing) checkEarly(tag string, req *gosip.Request) *refusal {
 	f := o.forks[tag]
 	if tag == "" || f == nil {
-		return refuse(481, statusText(481))
+		return refuse(481, statusText(481)).because(whyNoDialog)
 	}
 	seq := req.CSeq().SeqNo
 	if seq <= f.cseq {
@@ -188,9 +188,9 @@ func (c *Call) handleEarly(t *transaction) {
 	case gosip.INFO:
 		c.handleInfo(t)
 	case gosip.INVITE, gosip.REFER: // §14.2: later
-		c.send(t, notNow())
+		c.send(t, notNow(whyUnanswered))
 	case gosip.BYE, gosip.PRACK, gosip.NOTIFY: // §15: not from who is called; and we have sent nothing they could be about
-		c.send(t, refuse(481, statusText(481)))
+		c.send(t, refuse(481, statusText(481)).because(whyUnanswered))
 	default:
 		c.send(t, refuse(405, "Method Not Allowed", allowHeader()))
 	}
@@ -211,10 +211,10 @@ func (c *Call) handleEarlyUpdate(t *transaction) {
 		c.send2xx(t, nil)
 		return
 	case !f.agreed: // §5.2: our offer waits for an answer that comes for sure; what an unreliable 183 says is none yet
-		c.send(t, refuse(491, statusText(491)))
+		c.send(t, refuse(491, statusText(491)).because(whyOurOffer))
 		return
 	case m == nil: // resumed without media
-		c.send(t, notNow())
+		c.send(t, notNow(whyNoMedia))
 		return
 	}
 	own, n, r := c.negotiate(offer, c.localIn(c.described(f), m.LocalAddr().Port()))

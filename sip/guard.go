@@ -39,7 +39,9 @@ func (g *guard) stranger(from netip.AddrPort, data []byte) {
 // refused counts a message that is answered by the guard itself.
 func (g *guard) refused(from net.Addr, v verdict) {
 	g.counters.refuse(v.code)
-	g.log.Debug("message refused", "code", v.code, "why", v.why, "source", addrPortOf(from))
+	if !v.told {
+		g.gate.refusals.Do(func() { g.log.Info("message refused", "code", v.code, "why", v.why, "source", addrPortOf(from)) })
+	}
 	if failing(v.code) {
 		g.failed(from)
 	}
@@ -66,6 +68,7 @@ type verdict struct {
 	why   string        // reason phrase of the refusal; ours, never text of others
 	fatal bool          // on a stream: no message boundary to go on from
 	again time.Duration // when the sender may try again; 0 = it is not told
+	told  bool          // the log has it, with the trunk
 }
 
 // tooLarge is about a message that is whole, or whose end is known.
@@ -79,6 +82,7 @@ func (g *guard) judge(data []byte, from net.Addr, stream bool) ([]byte, verdict)
 	data, m, v := g.inspect(data, stream)
 	if v.pass() {
 		v = g.gate.admits(m, addrPortOf(from).Addr())
+		v.told = true
 	}
 	return data, v
 }

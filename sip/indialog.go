@@ -14,7 +14,7 @@ import (
 func (c *Call) serve(req *gosip.Request, tx *gosip.ServerTx) {
 	t := newTransaction(req, tx)
 	if !c.inbox.put(func() { c.handle(t) }) {
-		c.stack.respond(req, tx, refuse(481, statusText(481)))
+		c.stack.respond(req, tx, refuse(481, statusText(481)).because(whyEnding))
 		return
 	}
 	c.attend(t, tx)
@@ -85,7 +85,7 @@ func (c *Call) checkInDialog(req *gosip.Request) *refusal {
 		return c.out.checkEarly(tag, req)
 	}
 	if c.state == ended || tag != c.dialog.RemoteTag {
-		return refuse(481, statusText(481))
+		return refuse(481, statusText(481)).because(whyNoDialog)
 	}
 	seq := req.CSeq().SeqNo
 	// What a re-INVITE or UPDATE changes is saved before its answer leaves: who dies in between is asked again (§17.1), and the same
@@ -117,14 +117,14 @@ func (c *Call) handleBye(t *transaction) {
 func (c *Call) handleReinvite(t *transaction) bool {
 	switch c.state {
 	case dialling, proceeding, accepted: // §14.2: the first INVITE is not answered yet
-		c.send(t, notNow())
+		c.send(t, notNow(whyUnanswered))
 		return false
 	case ending:
-		c.send(t, refuse(481, statusText(481)))
+		c.send(t, refuse(481, statusText(481)).because(whyEnding))
 		return false
 	}
 	if c.offering || c.answer != nil && c.answer.offer { // §14.2: an offer of ours waits for its answer
-		c.send(t, refuse(491, statusText(491)))
+		c.send(t, refuse(491, statusText(491)).because(whyOurOffer))
 		return false
 	}
 	if r := tooBrief(t.req); r != nil {
@@ -133,7 +133,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 	}
 	m := c.media.Load()
 	if m == nil { // resumed without media: we cannot say where we hear
-		c.send(t, notNow())
+		c.send(t, notNow(whyNoMedia))
 		return false
 	}
 	body, n, r := c.negotiate(t.req.Body(), c.local(m.LocalAddr().Port()))
@@ -168,10 +168,13 @@ func (c *Call) handleUpdate(t *transaction) {
 		c.send2xx(t, nil)
 		return
 	case c.offering, c.answer != nil && c.answer.offer, c.rel.waits() && c.rel.offer: // §5.2: our own offer waits for its answer
-		c.send(t, refuse(491, statusText(491)))
+		c.send(t, refuse(491, statusText(491)).because(whyOurOffer))
 		return
-	case c.state < answered && !c.rel.settled, m == nil: // §5.2: the offer of the INVITE is not answered yet
-		c.send(t, notNow())
+	case c.state < answered && !c.rel.settled: // §5.2: the offer of the INVITE is not answered yet
+		c.send(t, notNow(whyUnanswered))
+		return
+	case m == nil:
+		c.send(t, notNow(whyNoMedia))
 		return
 	}
 	own, r := c.answerOffer(m, body)

@@ -75,7 +75,11 @@ func (c *Call) send(t *transaction, r *refusal) {
 	}
 	if r.code >= 300 {
 		c.stack.counters.refuse(r.code)
-		c.log.Debug("request refused", "method", string(t.req.Method), "code", r.code, "why", r.reason)
+		if t != c.invite { // of that one the call's end tells, and who has refused it
+			c.stack.refusals.Do(func() {
+				c.log.Info("request refused", "method", string(t.req.Method), "code", r.code, "why", r.cause())
+			})
+		}
 	}
 	_ = c.respond(t, res) // it is logged; the phone asks again
 }
@@ -225,11 +229,9 @@ func (c *Call) negotiate(body []byte, local LocalState) ([]byte, *Negotiated, *r
 		return own, n, nil
 	case warning(err, "") != "":
 		host, _ := c.stack.sentBy(c.trunk, c.dialog.LocalSocket)
-		c.log.Info("offer not acceptable", "err", err)
-		return nil, nil, refuse(488, statusText(488), gosip.NewHeader("Warning", warning(err, host)))
+		return nil, nil, refuse(488, statusText(488), gosip.NewHeader("Warning", warning(err, host))).because(err.Error())
 	default:
-		c.log.Info("offer not understood", "err", err)
-		return nil, nil, refuse(400, "Malformed SDP")
+		return nil, nil, refuse(400, "Malformed SDP").because(err.Error())
 	}
 }
 

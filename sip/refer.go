@@ -94,11 +94,11 @@ func (c *Call) handleRefer(t *transaction) bool {
 	wish, r := c.referTarget(t.req)
 	switch {
 	case c.state == ending:
-		r = refuse(481, statusText(481))
+		r = refuse(481, statusText(481)).because(whyEnding)
 	case c.state < answered:
-		r = refuse(500, statusText(500), gosip.NewHeader("Retry-After", "2"))
+		r = notNow(whyUnanswered)
 	case c.referral != nil && !c.referral.over:
-		r = refuse(491, statusText(491))
+		r = refuse(491, statusText(491)).because("another REFER is not done")
 	}
 	if r != nil {
 		c.send(t, r)
@@ -449,7 +449,7 @@ func (c *Call) handleNotify(t *transaction) {
 		c.send(t, refuse(489, "Bad Event", gosip.NewHeader("Allow-Events", "refer"))) // RFC 6665 §8.3.2
 		return
 	case !c.referring:
-		c.send(t, refuse(481, statusText(481)))
+		c.send(t, refuse(481, statusText(481)).because("no REFER of ours"))
 		return
 	case state == nil:
 		c.send(t, refuse(400, "Missing Subscription-State"))
@@ -510,7 +510,7 @@ func (c *Call) tickRefer(now time.Time) {
 // dropReferral lets go of a REFER that will not be followed any more.
 func (c *Call) dropReferral() {
 	if r := c.referral; r != nil && r.t != nil {
-		c.answerRefer(refuse(481, statusText(481)))
+		c.answerRefer(refuse(481, statusText(481)).because(whyEnding))
 	}
 	c.referral = nil
 }

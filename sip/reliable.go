@@ -89,7 +89,7 @@ func (c *Call) handlePrack(t *transaction) {
 	r := &c.rel
 	h := headerOf(t.req, "RAck", "")
 	if c.invite == nil || h == nil || !r.waits() && !r.late || strings.Join(strings.Fields(h.Value()), " ") != fmt.Sprintf("%d %d INVITE", r.seq, c.dialog.InviteCSeq) {
-		c.send(t, refuse(481, statusText(481)))
+		c.send(t, refuse(481, statusText(481)).because("nothing waits for this PRACK"))
 		return
 	}
 	body := t.req.Body()
@@ -98,7 +98,7 @@ func (c *Call) handlePrack(t *transaction) {
 	}
 	if r.offer {
 		if !c.takeOfferAnswer(body) {
-			c.send(t, refuse(488, statusText(488)))
+			c.send(t, refuse(488, statusText(488)).because("no answer to our offer"))
 			return
 		}
 		r.agreed, r.offer, body = true, false, nil
@@ -126,7 +126,7 @@ func (c *Call) answerPrack(t *transaction, offer []byte) {
 	}
 	m := c.media.Load()
 	if !c.rel.settled || m == nil { // an offer inside an offer
-		c.send(t, refuse(488, statusText(488)))
+		c.send(t, refuse(488, statusText(488)).because("an offer while another waits"))
 		return
 	}
 	own, r := c.answerOffer(m, offer)

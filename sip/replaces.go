@@ -83,7 +83,7 @@ func (s *Stack) replace(r *replaces, trunks []*Trunk, source netip.AddrPort, req
 		return
 	case c == nil:
 		s.mu.Unlock()
-		s.respond(req, tx, refuse(481, statusText(481)))
+		s.respond(req, tx, refuse(481, statusText(481)).because(whyNoDialog))
 		return
 	}
 	s.byInvite[id] = c
@@ -173,21 +173,21 @@ func (c *Call) mayReplace(r *replaces, trunk *Trunk, req *gosip.Request) *refusa
 	early := c.state == dialling && c.out.forks[r.fromTag] != nil && !c.out.cancel
 	switch h := req.Contact(); {
 	case !early && r.fromTag != c.dialog.RemoteTag, c.state == dialling && !early:
-		return refuse(481, statusText(481))
+		return refuse(481, statusText(481)).because(whyNoDialog)
 	case c.state == ending, c.state == ended:
-		return refuse(603, statusText(603))
+		return refuse(603, statusText(603)).because(whyEnding)
 	case c.trunk != trunk: // who sends from elsewhere is not the one who is replaced
-		return refuse(403, statusText(403))
+		return refuse(403, statusText(403)).because("a call of another trunk is not replaced")
 	case c.state == proceeding, c.state == accepted: // §3: an early dialog that we did not begin
-		return refuse(481, statusText(481))
+		return refuse(481, statusText(481)).because(whyUnanswered)
 	case r.earlyOnly && c.state != dialling:
-		return refuse(486, statusText(486))
+		return refuse(486, statusText(486)).because("only an early dialog was to be replaced")
 	case c.state == answered, c.answer != nil, c.offering:
-		return notNow()
+		return notNow("an exchange of ours is not done")
 	case h == nil || h.Address.Host == "":
 		return refuse(400, "Missing Contact")
 	case c.media.Load() == nil:
-		return notNow()
+		return notNow(whyNoMedia)
 	}
 	return tooBrief(req)
 }

@@ -411,7 +411,7 @@ func (s *Stack) route(req *gosip.Request, tx *gosip.ServerTx) {
 	case c != nil:
 		c.serve(req, tx)
 	case inDialog(req):
-		s.respond(req, tx, refuse(481, statusText(481)))
+		s.respond(req, tx, refuse(481, statusText(481)).because(whyNoDialog))
 	case req.IsInvite():
 		s.newCall(req, tx)
 	case req.Method == gosip.OPTIONS:
@@ -458,7 +458,7 @@ func (s *Stack) respond(req *gosip.Request, tx gosip.ServerTransaction, r *refus
 			s.gate.failed(source.Addr())
 		}
 		s.refusals.Do(func() {
-			s.log.Info("request refused", "method", string(req.Method), "code", r.code, "why", r.reason, "source", req.Source())
+			s.log.Info("request refused", "method", string(req.Method), "code", r.code, "why", r.cause(), "source", req.Source())
 		})
 	}
 	if err := tx.Respond(s.response(req, r.code, r.reason, r.headers...)); err != nil {
