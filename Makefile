@@ -48,7 +48,7 @@ test: need-test ## everything that needs no lab, with the race detector
 .PHONY: e2e
 e2e: need-lab build ## real clients, real homeserver, real phone; RUN=regexp picks cases
 	TRUNKLINE_BRIDGE=$(CURDIR)/build/bridge go test -tags "goolm,nolibopusfile,e2e" -count=1 -timeout 1800s -v $(if $(RUN),-run '$(RUN)') ./test/e2e
-	$(if $(RUN),,TRUNKLINE_LAB=1 go test -count=1 -timeout 280s -p 1 -run 'Baresip|Sipp|Sipsak|Kamailio|Scanner|Flood' -v ./sip ./bridge)
+	$(if $(RUN),,TRUNKLINE_LAB=1 go test -count=1 -timeout 280s -p 1 -run 'Baresip|Sipp|Sipsak|Kamailio|Scanner|Flood|BackAtOnce|PauseOfAPlannedRestart' -v ./sip ./bridge)
 	$(if $(RUN),,TRUNKLINE_SYNAPSE=1 go test -p 1 -timeout 280s ./matrixcall ./internal/testbed/...)
 
 .PHONY: chaos

@@ -188,36 +188,50 @@ func stunServer(t *testing.T) string {
 
 // SIGTERM and the next start, sockets kept: the pause is that of the new connections in the room.
 func TestPauseOfAPlannedRestart(t *testing.T) {
+	most := 5 * time.Second
+	if alone() {
+		most = 500 * time.Millisecond
+	}
 	for _, kind := range []member.Kind{member.Hydrogen, member.JSSDK} {
 		t.Run(kind.String(), func(t *testing.T) {
-			b := newBedAt(t, homeserver.Config{TURN: map[string]any{"ttl": 3600, "uris": []string{stunServer(t)}}})
-			k := b.keep(0)
-			w := b.talkers(kind)
-			if n := k.Held(); n != 5 {
-				t.Errorf("%d sockets are kept, want SIP twice, HTTP, RTP and RTCP", n)
+			longest := time.Hour
+			for n := 0; n < triesAlone && longest > most; n++ {
+				longest = restartedAsPlanned(t, kind)
 			}
-			begun := time.Now()
-			k.Restart()
-			var toPhone, toRoom time.Duration
-			w.await("both to hear each other again", func() bool {
-				toPhone, toRoom = pause(w.call.Heard(), aliceHz, 8000), pause(w.alice.Heard(w.ghost).PCM, phoneHz, 48000)
-				return min(toPhone, toRoom) > shortestPause && w.hearing()
-			})
-			w.await("the phone to be asked", func() bool { return w.call.Reinvited() == 1 })
-			t.Logf("the pause: the phone %v, alice %v", toPhone, toRoom)
-			if testing.Verbose() {
-				k.timeline(begun, max(toPhone, toRoom)+200*time.Millisecond)
+			if longest > most {
+				t.Errorf("the pause is %v and more, want %v at most", longest, most)
 			}
-			if most := 5 * time.Second; max(toPhone, toRoom) > most {
-				t.Errorf("the pause is longer than %v, which no busy machine explains", most)
-			}
-			if err := w.call.Hangup(b.ctx()); err != nil {
-				t.Error(err)
-			}
-			b.await("ghosts and rows to go", func() bool { return len(b.ghosts()) == 0 && b.stored() == 0 })
-			b.await("the call's sockets to be kept no more", func() bool { return k.Held() == 3 })
 		})
 	}
+}
+
+// restartedAsPlanned is one restart in mid-call. It returns the longer of both pauses.
+func restartedAsPlanned(t *testing.T, kind member.Kind) time.Duration {
+	t.Helper()
+	b := newBedAt(t, homeserver.Config{TURN: map[string]any{"ttl": 3600, "uris": []string{stunServer(t)}}})
+	k := b.keep(0)
+	w := b.talkers(kind)
+	if n := k.Held(); n != 5 {
+		t.Errorf("%d sockets are kept, want SIP twice, HTTP, RTP and RTCP", n)
+	}
+	begun := time.Now()
+	k.Restart()
+	var toPhone, toRoom time.Duration
+	w.await("both to hear each other again", func() bool {
+		toPhone, toRoom = pause(w.call.Heard(), aliceHz, 8000), pause(w.alice.Heard(w.ghost).PCM, phoneHz, 48000)
+		return min(toPhone, toRoom) > shortestPause && w.hearing()
+	})
+	w.await("the phone to be asked", func() bool { return w.call.Reinvited() == 1 })
+	t.Logf("the pause: the phone %v, alice %v", toPhone, toRoom)
+	if testing.Verbose() {
+		k.timeline(begun, max(toPhone, toRoom)+200*time.Millisecond)
+	}
+	if err := w.call.Hangup(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	b.await("ghosts and rows to go", func() bool { return len(b.ghosts()) == 0 && b.stored() == 0 })
+	b.await("the call's sockets to be kept no more", func() bool { return k.Held() == 3 })
+	return max(toPhone, toRoom)
 }
 
 // once sends a request in a single datagram, from a socket that hears when the port is closed, and returns the answers.

@@ -610,15 +610,25 @@ func (b *bed) killedAfter(t *testing.T, alice *member.Member, at time.Duration) 
 	}
 }
 
-// Of the time until a call is back, most is what connections in the room take. This is the bridge's own share. The best of three
-// restarts counts, and far more is allowed than it takes, for a machine may be busy; yet less than the bridge ever waits for somebody
-// else.
+// alone tells whether nothing else runs beside the test (`make e2e`): only there are times held to the limits that are promised. Else it
+// is to what no busy machine explains.
+func alone() bool { return os.Getenv("TRUNKLINE_LAB") != "" }
+
+// triesAlone is how often something may be tried until it is as fast as promised.
+const triesAlone = 6
+
+// Of the time until a call is back, most is what connections in the room take. This is the bridge's own share.
 func TestResumedCallIsBackAtOnceAsFarAsItIsOurs(t *testing.T) {
 	b := newBed(t)
 	w := b.talkers(member.JSSDK)
+	mostPacket, mostGhost := 2*time.Second, 2*time.Second
+	if alone() {
+		mostPacket, mostGhost = 500*time.Millisecond, time.Second
+	}
 	packet, ghost := time.Hour, time.Hour
-	for range 3 {
+	for n := 0; n < triesAlone && (packet > mostPacket || ghost > mostGhost); n++ {
 		b.stop()
+		w.silence()
 		streams := w.call.Streams() // each process begins its own
 		begun := time.Now()
 		var watch sync.WaitGroup
@@ -636,8 +646,8 @@ func TestResumedCallIsBackAtOnceAsFarAsItIsOurs(t *testing.T) {
 		watch.Wait()
 	}
 	t.Logf("after the start: first packet to the phone after %v, ghost in its call after %v", packet, ghost)
-	if most := 2500 * time.Millisecond; packet > most || ghost > most {
-		t.Errorf("the phone hears the first packet %v after the start, and the ghost is back in its call after %v; want %v at most", packet, ghost, most)
+	if packet > mostPacket || ghost > mostGhost {
+		t.Errorf("the phone hears the first packet %v after the start, and the ghost is back in its call after %v; want %v and %v at most", packet, ghost, mostPacket, mostGhost)
 	}
 	w.await("both to hear each other again", w.hearing)
 	w.clean()
