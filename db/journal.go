@@ -386,8 +386,8 @@ func (j *Journal) fenced(do func(context.Context, *Store) error) func(context.Co
 	}
 }
 
-// Write does a write of tables that the Store does not know, in a transaction that is in the context do is given. While the database is away, or when a write of the same row waits, it
-// is done some time.
+// Write does a write of tables that the Store does not know, in a transaction that is in the context do is given. While the database
+// is away, or when a write of the same row waits, it is done some time.
 func (j *Journal) Write(ctx context.Context, row string, do func(context.Context) error) error {
 	fenced := j.fenced(func(ctx context.Context, _ *Store) error { return do(ctx) })
 	if !j.Away() && !j.holds(row) {

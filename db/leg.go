@@ -131,6 +131,8 @@ const unnumbered = 0
 func (s *Store) PutLeg(ctx context.Context, l Leg) error { return s.putLeg(ctx, l, unnumbered) }
 
 // putLeg is PutLeg, unless the owner has done a later write of the leg, or removed something, since: then the leg is as it should be.
+// [Store.Reserve] holds rows of usage when it writes, so its put must stay unnumbered: a numbered one waits for removals, which wait for
+// those rows.
 func (s *Store) putLeg(ctx context.Context, l Leg, number int64) error {
 	result, err := s.db.Exec(ctx, upsertLeg[s.db.Dialect], append(legFields(&l), number)...)
 	return s.done(ctx, result, err, l.hold(), "leg", "id = $3", l.ID)
