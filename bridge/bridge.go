@@ -138,7 +138,7 @@ func New(
 	b.rows = b.store
 	own := cfg
 	err = b.store.Patiently(ctx, func(ctx context.Context) (err error) {
-		cfg, err = withStoredTrunks(ctx, own, b.store, func(name string, err error) {
+		cfg, err = withStoredTrunks(ctx, own, b.store, b.vault, func(name string, err error) {
 			log.Error("a trunk of the database is not used", "trunk", name, "err", err)
 		})
 		if err != nil {

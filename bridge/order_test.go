@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -716,11 +715,16 @@ func TestAServerThatIsAwayDoesNotHideNumbersWithPINs(t *testing.T) {
 // shows looks for a line of the metrics.
 func (b *bed) shows(line string) {
 	b.t.Helper()
-	w := httptest.NewRecorder()
-	b.process.bridge.admin().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	if !strings.Contains(w.Body.String(), "\n"+line+"\n") {
+	if !b.counts(line) {
 		b.t.Errorf("/metrics lacks %q", line)
 	}
+}
+
+// counts tells whether /metrics has a line.
+func (b *bed) counts(line string) bool {
+	b.t.Helper()
+	_, text := b.admin("GET", "/metrics", "")
+	return strings.Contains(text, "\n"+line+"\n")
 }
 
 func TestQuotaIsCountedAndRefuses(t *testing.T) {

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,8 +19,8 @@ import (
 const longestSettings = 64 << 10
 
 // withStoredTrunks returns cfg with the trunks of the database behind its own. One that cannot be used is left out and told of:
-// a row must not keep the others from their calls.
-func withStoredTrunks(ctx context.Context, cfg config.Config, store *db.Store, complain func(name string, err error)) (config.Config, error) {
+// a row must not keep the others from their calls. Passwords that stand there in clear are sealed.
+func withStoredTrunks(ctx context.Context, cfg config.Config, store *db.Store, v *vault, complain func(name string, err error)) (config.Config, error) {
 	stored, err := store.Trunks(ctx)
 	if err != nil {
 		return config.Config{}, err
@@ -27,9 +28,16 @@ func withStoredTrunks(ctx context.Context, cfg config.Config, store *db.Store, c
 	own := cfg.SIP.Trunks
 	cfg.SIP.Trunks = slices.Clone(own)
 	for _, row := range stored {
-		trunk, err := usableTrunk(cfg, own, row.Name, row.Settings)
+		trunk, err := storedTrunk(cfg, own, v, row)
 		if err != nil {
 			complain(row.Name, err)
+		}
+		if sealed, unread := v.sealTrunk(row.Name, row.Settings); unread == nil && sealed != row.Settings {
+			if err := store.ReplaceTrunk(ctx, row.Name, row.Settings, sealed); err != nil {
+				return config.Config{}, err
+			}
+		}
+		if err != nil {
 			continue
 		}
 		cfg.SIP.Trunks = append(cfg.SIP.Trunks, trunk)
@@ -41,6 +49,13 @@ var errInConfig = errors.New("the config has one of that name, and it counts")
 
 func named(trunks []config.Trunk, name string) bool {
 	return slices.ContainsFunc(trunks, func(t config.Trunk) bool { return t.Name == name })
+}
+
+// storedTrunk is usableTrunk for a row. With an error it is as much of the trunk as can be shown.
+func storedTrunk(cfg config.Config, own []config.Trunk, v *vault, row db.Trunk) (config.Trunk, error) {
+	settings, locked := v.openTrunk(row.Name, row.Settings)
+	trunk, err := usableTrunk(cfg, own, row.Name, settings)
+	return trunk, cmp.Or(locked, err)
 }
 
 // usableTrunk reads the settings of a stored trunk, and tells what keeps it from being used beside those of the config.
@@ -82,7 +97,7 @@ func (b *Bridge) listTrunks(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, row := range stored {
 		v := trunkView{Name: row.Name, From: "database"}
-		trunk, err := usableTrunk(b.cfg, b.ownTrunks, row.Name, row.Settings)
+		trunk, err := storedTrunk(b.cfg, b.ownTrunks, b.vault, row)
 		if err != nil {
 			v.Problem = err.Error()
 		}
@@ -101,6 +116,11 @@ func (b *Bridge) putTrunk(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if _, err := usableTrunk(b.cfg, b.ownTrunks, name, settings); err != nil {
+		refuseSettings(w, err)
+		return
+	}
+	settings, err := b.vault.sealTrunk(name, settings)
+	if err != nil {
 		refuseSettings(w, err)
 		return
 	}

@@ -14,24 +14,34 @@ import (
 	"trunkline/sip"
 )
 
-// vault seals the keys of encrypted calls, which must be in their rows, so that who reads the database, or a copy of it, can't listen to
-// what was recorded on the way. Its own key is made of the registration, which all nodes have and no database.
-type vault struct{ aead cipher.AEAD }
+// vault seals what must be in rows and is a secret, so that who reads the database, or a copy of it, can't listen to encrypted calls that
+// were recorded on the way, nor call at our cost. Its own keys are made of the registration, which all nodes have and no database.
+type vault struct{ dialogs, trunks cipher.AEAD }
 
 func newVault(secret string) (*vault, error) {
-	key, err := hkdf.Key(sha256.New, []byte(secret), nil, "trunkline: keys of stored dialogs", 32)
+	dialogs, err := derive(secret, "keys of stored dialogs")
 	if err != nil {
-		return nil, fmt.Errorf("derive the key of stored dialogs: %w", err)
+		return nil, err
+	}
+	trunks, err := derive(secret, "passwords of stored trunks")
+	return &vault{dialogs, trunks}, err
+}
+
+// derive makes what seals one kind of secrets.
+func derive(secret, purpose string) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, []byte(secret), nil, "trunkline: "+purpose, 32)
+	if err != nil {
+		return nil, fmt.Errorf("derive the key of %s: %w", purpose, err)
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
-		return nil, fmt.Errorf("derive the key of stored dialogs: %w", err)
+		return nil, fmt.Errorf("derive the key of %s: %w", purpose, err)
 	}
 	aead, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
-		return nil, fmt.Errorf("derive the key of stored dialogs: %w", err)
+		return nil, fmt.Errorf("derive the key of %s: %w", purpose, err)
 	}
-	return &vault{aead}, nil
+	return aead, nil
 }
 
 // storedDialog is a dialog as its row has it. Without keys it is the dialog itself, which is also how all were written once.
@@ -53,7 +63,7 @@ func (v *vault) dialog(leg string, d sip.Dialog) string {
 	s := secrets{m.Crypto, m.LocalSDP, m.RemoteSDP}
 	if s.Crypto.Local+s.Crypto.Remote != "" || strings.Contains(s.LocalSDP+s.RemoteSDP, "a=crypto:") {
 		m.Crypto.Local, m.Crypto.Remote, m.LocalSDP, m.RemoteSDP = "", "", "", ""
-		stored.Sealed = v.aead.Seal(nil, nil, []byte(encode(s)), []byte(leg))
+		stored.Sealed = v.dialogs.Seal(nil, nil, []byte(encode(s)), []byte(leg))
 	}
 	return encode(stored)
 }
@@ -70,7 +80,7 @@ func (v *vault) dialogOf(l db.Leg) (sip.Dialog, error) {
 	if len(stored.Sealed) == 0 {
 		return stored.Dialog, nil
 	}
-	text, err := v.aead.Open(nil, nil, stored.Sealed, []byte(l.ID))
+	text, err := v.dialogs.Open(nil, nil, stored.Sealed, []byte(l.ID))
 	if err != nil {
 		return stored.Dialog, fmt.Errorf("read dialog of leg %s: %w", l.ID, errSealed)
 	}
@@ -81,4 +91,63 @@ func (v *vault) dialogOf(l db.Leg) (sip.Dialog, error) {
 	m := &stored.Media
 	m.Crypto, m.LocalSDP, m.RemoteSDP = s.Crypto, s.LocalSDP, s.RemoteSDP
 	return stored.Dialog, nil
+}
+
+// Of a stored trunk's settings one is a secret. Its row has the other instead, which no trunk of the config can have.
+const (
+	clearPassword  = "password"
+	sealedPassword = "sealed_password"
+)
+
+// errPassword says that a password was sealed by another registration, or for another trunk.
+var errPassword = errors.New("its password can't be opened: the registration's token is another one by now, or it was sealed for a trunk of another name; " +
+	"store the trunk again, with its password")
+
+// sealTrunk is a stored trunk's settings without a password in clear. A password that somebody has put in beside a sealed one is the newer.
+func (v *vault) sealTrunk(name, settings string) (string, error) {
+	options, err := optionsOf(settings)
+	if err != nil {
+		return "", err
+	}
+	password, clear := options[clearPassword]
+	if !clear {
+		return settings, nil
+	}
+	delete(options, clearPassword)
+	options[sealedPassword] = json.RawMessage(encode(v.trunks.Seal(nil, nil, password, []byte(name))))
+	return encode(options), nil
+}
+
+// openTrunk undoes sealTrunk. With [errPassword] the settings are all but the password.
+func (v *vault) openTrunk(name, settings string) (string, error) {
+	options, err := optionsOf(settings)
+	if err != nil {
+		return settings, nil // who reads it next says what is wrong
+	}
+	stored, sealed := options[sealedPassword]
+	if !sealed {
+		return settings, nil
+	}
+	delete(options, sealedPassword)
+	if options[clearPassword] != nil {
+		return encode(options), nil
+	}
+	var box []byte
+	if err := json.Unmarshal(stored, &box); err != nil {
+		return encode(options), errPassword
+	}
+	password, err := v.trunks.Open(nil, nil, box, []byte(name))
+	if err != nil {
+		return encode(options), errPassword
+	}
+	options[clearPassword] = password
+	return encode(options), nil
+}
+
+// optionsOf reads a trunk's settings as far as is needed to find a password.
+func optionsOf(settings string) (options map[string]json.RawMessage, err error) {
+	if err := json.Unmarshal([]byte(settings), &options); err != nil {
+		return nil, fmt.Errorf("read the settings of a trunk: %w", err)
+	}
+	return options, nil
 }

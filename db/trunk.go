@@ -9,7 +9,7 @@ import (
 // Trunk is one that an admin added without editing the config.
 type Trunk struct {
 	Name     string
-	Settings string // a JSON object with the options the trunk has in the config
+	Settings string // a JSON object with the options the trunk has in the config; a password is sealed by who writes it
 	Created  time.Time
 }
 
@@ -42,6 +42,14 @@ func (s *Store) PutTrunk(ctx context.Context, t Trunk) error {
 		query, args = "DELETE FROM trunk WHERE name = $1", []any{t.Name}
 	}
 	if _, err := s.db.Exec(ctx, query, args...); err != nil {
+		return fmt.Errorf("save trunk: %w", err)
+	}
+	return nil
+}
+
+// ReplaceTrunk writes settings in place of those that were read, unless somebody has stored others meanwhile.
+func (s *Store) ReplaceTrunk(ctx context.Context, name, was, settings string) error {
+	if _, err := s.db.Exec(ctx, "UPDATE trunk SET settings = $1 WHERE name = $2 AND settings = $3", settings, name, was); err != nil {
 		return fmt.Errorf("save trunk: %w", err)
 	}
 	return nil

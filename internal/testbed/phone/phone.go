@@ -18,6 +18,7 @@ import (
 
 	"github.com/emiago/sipgo"
 	"github.com/emiago/sipgo/sip"
+	"github.com/icholy/digest"
 )
 
 // Config says what kind of phone it is. The zero value, with Local set, is a UDP phone that offers PCMU and PCMA.
@@ -29,6 +30,7 @@ type Config struct {
 	Codecs    []string   // in order of preference, default PCMU, PCMA
 	NoDTMF    bool       // does not offer telephone-event
 	WideBand  bool       // plays and hears at 16 kHz; its codec is Opus
+	Password  string     // of who registers with it (digest); "" = anybody may
 
 	TLS  *tls.Config // for "tls": its certificate, and whose it believes
 	SRTP bool        // encrypts its sound, with keys in the description (RFC 4568)
@@ -301,9 +303,16 @@ func (p *Phone) onBye(req *sip.Request, tx sip.ServerTransaction) {
 	c.end(reason)
 }
 
-// onRegister takes every binding, for as long as is asked.
+// onRegister takes every binding, for as long as is asked, of who knows the password.
 func (p *Phone) onRegister(req *sip.Request, tx sip.ServerTransaction) {
 	p.note(req)
+	if !p.knows(req) {
+		res := sip.NewResponseFromRequest(req, 401, "Unauthorized", nil)
+		chal := digest.Challenge{Realm: "testbed", Nonce: rand.Text(), Algorithm: "SHA-256", QOP: []string{"auth"}}
+		res.AppendHeader(sip.NewHeader("WWW-Authenticate", chal.String()))
+		_ = tx.Respond(res)
+		return
+	}
 	res := sip.NewResponseFromRequest(req, 200, "OK", nil)
 	for _, name := range []string{"Contact", "Expires"} {
 		if h := req.GetHeader(name); h != nil {
@@ -311,6 +320,25 @@ func (p *Phone) onRegister(req *sip.Request, tx sip.ServerTransaction) {
 		}
 	}
 	_ = tx.Respond(res)
+}
+
+// knows tells whether a request was made with the phone's password.
+func (p *Phone) knows(req *sip.Request) bool {
+	if p.config.Password == "" {
+		return true
+	}
+	h := req.GetHeader("Authorization")
+	if h == nil {
+		return false
+	}
+	said, err := digest.ParseCredentials(h.Value())
+	if err != nil {
+		return false
+	}
+	want, err := digest.Digest(&digest.Challenge{Realm: said.Realm, Nonce: said.Nonce, Algorithm: said.Algorithm, QOP: []string{said.QOP}}, digest.Options{
+		Method: string(req.Method), URI: said.URI, Count: said.Nc, Cnonce: said.Cnonce, Username: said.Username, Password: p.config.Password,
+	})
+	return err == nil && want.Response == said.Response
 }
 
 func (p *Phone) note(req *sip.Request) {
