@@ -66,7 +66,7 @@ type actor struct {
 	before    *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
 	held      bool                       // the phone is on hold
 	displaced bool                       // another process has taken the leg over
-	unsaved   []chan<- struct{}          // each closed once the next save is done, for the phone waits
+	unsaved   []func()                   // each called once the next save is done, for the phone waits
 	stream    transcode.PhoneConfig      // towards the phone, when it has begun
 	answered  time.Time
 	saves     int    // how many were begun
@@ -179,21 +179,33 @@ func (a *actor) step(ev leg.Event) {
 	}
 }
 
-// listen takes what the call reports, as long as it is the leg's: a trunk that has refused it goes on to report its end.
+// listen takes what the call reports.
 func (a *actor) listen() {
 	call := a.call
-	call.OnEvent(func(ev sip.Event) {
-		a.inbox.Put(func() {
-			if a.order == nil || a.order.over != call {
-				a.fromPhone(ev)
-			}
-		})
+	call.OnEvent(func(ev sip.Event) { a.hear(call, ev) })
+}
+
+// hear takes an event, as long as the call is the leg's: a trunk that has refused it goes on to report its end. What is reported when the
+// leg has been let go is not read any more. Either way nobody waits for it.
+func (a *actor) hear(call *sip.Call, ev sip.Event) {
+	saved := func() {}
+	if changed, ok := ev.(sip.DialogChanged); ok && changed.Saved != nil {
+		done := sync.OnceFunc(func() { close(changed.Saved) })
+		forget := context.AfterFunc(a.ctx, done)
+		saved = func() { forget(); done() }
+	}
+	a.inbox.Put(func() {
+		if a.order != nil && a.order.over == call {
+			saved()
+			return
+		}
+		a.fromPhone(ev, saved)
 	})
 }
 
-// fromPhone translates what the call reports. The actor calls it, and it puts nothing into the inbox again: what is reported later
-// would overtake that.
-func (a *actor) fromPhone(ev sip.Event) {
+// fromPhone translates what the call reports; saved is to be called when a change is in the row, or can't be. The actor calls it, and
+// it puts nothing into the inbox again: what is reported later would overtake that.
+func (a *actor) fromPhone(ev sip.Event, saved func()) {
 	switch ev := ev.(type) {
 	case sip.Provisional, sip.Answered, sip.Refused:
 		a.fromDialled(ev)
@@ -210,7 +222,7 @@ func (a *actor) fromPhone(ev sip.Event) {
 	case sip.Digit:
 		a.stepMenu(menu.Event{Kind: menu.Digit, Key: menu.Key(ev.Key)})
 	case sip.DialogChanged:
-		a.dialogChanged(ev.Saved)
+		a.dialogChanged(saved)
 	case sip.TransferWanted:
 		a.wantsMove(ev)
 	case sip.Transferring:

@@ -8,6 +8,7 @@ import (
 	"trunkline/bridge/leg"
 	"trunkline/db"
 	"trunkline/internal/testbed/member"
+	"trunkline/sip"
 )
 
 // sql changes the database behind the bridge's back.
@@ -121,6 +122,50 @@ func TestRowThatMeetsABugEndsItsLegOnly(t *testing.T) {
 			b.await("the ports to be given back", func() bool { return b.process.bridge.phones.Stats().RTPPorts == 0 })
 			if n := len(b.process.bridge.liveLegs()); n != 0 {
 				t.Errorf("%d legs are left", n)
+			}
+		})
+	}
+}
+
+// A phone waits for the change of its call to be saved, but not for a leg that will not read of it.
+func TestNobodyWaitsForALegThatDoesNotHear(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		before, after func(*bed, *actor) // what the leg does before the event and after it; it reads all at once
+	}{
+		"that goes on": {func(*bed, *actor) {}, func(*bed, *actor) {}},
+		"that another process has taken over": {
+			func(_ *bed, a *actor) { a.inbox.Put(func() { a.displaced = true }) }, func(*bed, *actor) {},
+		},
+		"whose trunk has refused the call": {
+			func(_ *bed, a *actor) { a.inbox.Put(func() { a.order = &order{over: a.call} }) },
+			func(_ *bed, a *actor) { a.inbox.Put(func() { a.order = nil }) },
+		},
+		"of a process that is stopped": {
+			func(b *bed, a *actor) { b.process.stop(); <-b.process.bridge.suspended }, func(*bed, *actor) {},
+		},
+		"that ends": {
+			func(_ *bed, a *actor) { a.tell(leg.PhoneHungUp) }, func(*bed, *actor) {},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBed(t)
+			b.person("alice", member.JSSDK, true)
+			b.dial(b.phone("2"), goodNumber)
+			a := b.onlyLeg()
+			reads, waits := make(chan struct{}), make(chan struct{})
+			a.inbox.Put(func() { close(waits); <-reads })
+			<-waits
+			c.before(b, a)
+			saved := make(chan struct{})
+			a.hear(a.call, sip.DialogChanged{Saved: saved})
+			c.after(b, a)
+			close(reads)
+			select {
+			case <-saved:
+			case <-time.After(patience):
+				t.Error("the phone waits")
 			}
 		})
 	}

@@ -423,11 +423,9 @@ func (a *actor) hold(on bool) {
 	a.mutePhone()
 }
 
-// dialogChanged saves the dialog, and closes saved when that is done or there is nothing to save.
-func (a *actor) dialogChanged(saved chan<- struct{}) {
-	if saved != nil {
-		a.unsaved = append(a.unsaved, saved)
-	}
+// dialogChanged saves the dialog, and calls saved when that is done or there is nothing to save.
+func (a *actor) dialogChanged(saved func()) {
+	a.unsaved = append(a.unsaved, saved)
 	a.step(leg.Event{Kind: leg.DialogChanged})
 	a.whoWaits()()
 }
@@ -438,7 +436,7 @@ func (a *actor) whoWaits() (tell func()) {
 	a.unsaved = nil
 	return func() {
 		for _, saved := range waiting {
-			close(saved)
+			saved()
 		}
 	}
 }

@@ -305,6 +305,7 @@ func (a *actor) abandon() {
 func (a *actor) yield() {
 	a.log.Warn("another process has taken the leg over while the database could not be reached from here")
 	a.abandon()
+	a.stop(errForgotten) // else the call would wait for its last change to be saved
 	a.call.Abandon()
 	a.bridge.scatter(a)
 }
