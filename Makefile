@@ -70,6 +70,7 @@ lint: need-build ## vet, staticcheck, gofumpt, import table
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs go tool gofumpt -l); [ -z "$$bad" ] || { echo "not gofumpt'ed:"; echo "$$bad"; exit 1; }
 	@git ls-files -co --exclude-standard '*.sh' .ci/run | xargs -n1 bash -n
 	go test ./internal/archtest
+	@scripts/check-unit.sh deploy/trunkline.service
 
 .PHONY: vuln
 vuln: need-build ## known vulnerabilities that our code can reach, of modules and of Go; VULNDB=file:///folder of a copy instead of vuln.go.dev

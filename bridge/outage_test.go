@@ -50,8 +50,8 @@ func TestCallsOutliveTheDatabase(t *testing.T) {
 	begun := time.Now()
 	_, err := b.phone("3").Dial(b.ctx(), b.sip, goodNumber)
 	var refused *phone.StatusError
-	if !errors.As(err, &refused) || refused.Code != 503 {
-		t.Errorf("a new call while the database is away = %v, want 503", err)
+	if !errors.As(err, &refused) || refused.Code != 503 || refused.RetryAfter == "" {
+		t.Errorf("a new call while the database is away = %v, %q; want 503 with Retry-After", err, refused.RetryAfter)
 	}
 	if took := time.Since(begun); took > databasePatience+patience/4 {
 		t.Errorf("it was refused after %v", took)
@@ -89,6 +89,58 @@ func TestCallsOutliveTheDatabase(t *testing.T) {
 	b.start()
 	b.await("bob to hear the phone again", bobHears)
 	w.leave()
+}
+
+// Who orders a call meanwhile is told why there is none, and it comes to no phone later.
+func TestNoCallIsPlacedWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	c, address := newDatabase(t)
+	b, p := dialBed(t, func(c *config.Config) { c.Database.Address = address })
+	alice := b.person("alice", member.JSSDK, true)
+	b.says(alice, "!sip who") // so that the bot is in the room
+	b.told("There is no phone here.")
+	if err := c.StopServer(); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the bridge not to be ready", func() bool { return b.process.bridge.Ready(b.ctx()) != nil })
+	b.says(alice, "!sip call 1001")
+	b.told("can't reach its database")
+	if err := c.StartServer(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	b.await("the bridge to be ready again", func() bool { return b.process.bridge.Ready(b.ctx()) == nil })
+	b.says(alice, "!sip call 1002")
+	if to := b.called(p).Invite().Recipient.User; to != "1002" || p.Rung() != 1 {
+		t.Errorf("%d calls, one for %s; want the one that was ordered after the outage", p.Rung(), to)
+	}
+}
+
+// The database goes again when a starting process has opened it, and has not yet read whose calls it resumes.
+func TestStartWaitsForADatabaseThatGoesAgain(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	c := b.onPostgres()
+	w := b.talkers(member.JSSDK)
+	b.stop()
+	w.silence()
+	began := make(chan error, 1)
+	b.startWith(func(*Bridge) {
+		if err := c.StopServer(); err != nil {
+			t.Fatal(err)
+		}
+		before := b.said.count("waiting for the database")
+		go func() {
+			for b.said.count("waiting for the database") < before+2 && b.ctx().Err() == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+			began <- c.StartServer(b.ctx())
+		}()
+	})
+	if err := <-began; err != nil {
+		t.Fatal(err)
+	}
+	w.back(time.Now())
+	w.clean()
 }
 
 // What happened while the database was away is not lost because an admin restarts the bridge in the middle of it.

@@ -283,3 +283,54 @@ func TestFlushInAnOutageEndsAtItsTime(t *testing.T) {
 		}
 	})
 }
+
+// A start asks again after pauses that double up to two seconds, gives a server that hangs a minute each time, and waits for nothing that
+// waiting does not cure.
+func TestStartAsksForTheDatabaseAtItsTimes(t *testing.T) {
+	refused, broken := errors.New("connection refused"), fmt.Errorf("look: %w", ErrNewer)
+	for name, c := range map[string]struct {
+		server bool
+		answer func(ctx context.Context, now time.Duration) error
+		asked  string
+		gives  error
+		until  time.Duration // when the start is given up
+	}{
+		"away for ten seconds": {true, func(_ context.Context, now time.Duration) error {
+			if now < 10*time.Second {
+				return refused
+			}
+			return nil
+		}, "0s 100ms 300ms 700ms 1.5s 3.1s 5.1s 7.1s 9.1s 11.1s", nil, time.Hour},
+		"hangs": {true, func(ctx context.Context, now time.Duration) error {
+			if now > 0 {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}, "0s 1m0.1s", nil, time.Hour},
+		"too new": {true, func(_ context.Context, now time.Duration) error {
+			if now == 0 {
+				return refused
+			}
+			return broken
+		}, "0s 100ms", broken, time.Hour},
+		"a file":                     {false, func(context.Context, time.Duration) error { return refused }, "0s", refused, time.Hour},
+		"is not waited for any more": {true, func(context.Context, time.Duration) error { return refused }, "0s 100ms 300ms 700ms 1.5s 3.1s 5.1s 7.1s", refused, 8 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), c.until)
+				defer cancel()
+				begun := time.Now()
+				var asked []string
+				err := patiently(ctx, c.server, slog.New(slog.DiscardHandler), func(ctx context.Context) error {
+					asked = append(asked, time.Since(begun).String())
+					return c.answer(ctx, time.Since(begun))
+				})
+				if got := strings.Join(asked, " "); got != c.asked || !errors.Is(err, c.gives) {
+					t.Errorf("asked at %s, and returned %v; want %s and %v", got, err, c.asked, c.gives)
+				}
+			})
+		})
+	}
+}
