@@ -37,6 +37,8 @@ type actor struct {
 	stop context.CancelCauseFunc
 	wg   sync.WaitGroup // goroutines of this leg: joining, leaving
 
+	sounding <-chan struct{} // closed once a phone that was answered by the process before is sent sound again; nil = it is not
+
 	voice  atomic.Pointer[voice]                 // set by the actor, read by whoever brings packets
 	outlet atomic.Pointer[matrixcall.Membership] // where sound for the room goes; nil while the ghost is on its way
 
@@ -62,6 +64,7 @@ type actor struct {
 	state     leg.State
 	dialin    dialin
 	media     *sip.Media
+	sounds    func()                     // called when the phone is sent its first packet; nil = nobody waits for it
 	early     *voice                     // at a desk of its own, while the phone hears tones of ours
 	before    *matrixcall.MembershipInfo // of the process before; nil = the leg is ours from the beginning
 	held      bool                       // the phone is on hold

@@ -78,7 +78,8 @@ type Bridge struct {
 
 	performed func(leg.Effect) // hears of each effect that was begun; tests only
 
-	awayPatience time.Duration // at a stop, with a database that is away
+	awayPatience  time.Duration // at a stop, with a database that is away
+	soundPatience time.Duration // at a start, for resumed calls
 
 	stopped atomic.Pointer[killSwitch] // nil = calls are placed
 
@@ -124,7 +125,8 @@ func New(
 		legs:      make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
 		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}),
-		drain: drain{over: make(chan struct{})}, awayPatience: awayPatience, orders: newOrders(), meter: newMeter(),
+		drain: drain{over: make(chan struct{})}, awayPatience: awayPatience, soundPatience: soundPatience,
+		orders: newOrders(), meter: newMeter(),
 		grammar: command.Grammar{Prefix: cfg.Commands.Prefix},
 	}
 	b.ctx, b.stop = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -223,6 +225,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		b.sockets.Sweep() // what calls need was asked for
 		startIn(&upkeep, "adopt legs", func() error { return b.adoptLegs(upkeepCtx) })
 		upkeep.Go(func() { b.keepHouse(upkeepCtx) })
+		b.awaitSound(beginCtx)
 		// Phones first: those of resumed calls should not wait for the homeserver. New calls get 503 until the bridge is ready.
 		start("serve phones", func() error { return b.phones.Run(phonesCtx) })
 		// The homeserver may be away for long. Should the lease be lost meanwhile, the resumed calls must be let go at once.

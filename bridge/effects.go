@@ -353,7 +353,7 @@ func (a *actor) sit(where voiceOptions) bool {
 		a.stream = phoneConfig(a.media.Format())
 	}
 	media := a.media
-	where.Phone, where.ToPhone = a.stream, media.WriteRTP
+	where.Phone, where.ToPhone, where.Sounds = a.stream, media.WriteRTP, a.sounds
 	where.Press = func(digit rune) { media.SendDigit(byte(digit)) }
 	where.Phone.InBandDigits = a.keysInSound(media.Format())
 	where.Key = func(digit rune) { a.key(byte(digit)) }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -26,6 +27,7 @@ const (
 	rejoinPause     = 250 * time.Millisecond
 	longestRejoin   = 5 * time.Second
 	suspendPatience = 2 * time.Second
+	soundPatience   = 50 * time.Millisecond // for the first packets of all resumed calls
 )
 
 // resumeLegs makes legs of adopted rows. Those that cannot go on are ended on both sides.
@@ -71,6 +73,27 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	b.metrics.resumed.Add(float64(resumed))
 	b.log.Info("legs resumed", "legs", resumed, "lost", len(rows)-resumed, "after", time.Since(begun).Round(time.Millisecond))
 	return nil
+}
+
+// awaitSound waits until every resumed call has been sent its first packet, or for soundPatience in all.
+func (b *Bridge) awaitSound(ctx context.Context) {
+	begun := time.Now()
+	patience := time.NewTimer(b.soundPatience)
+	defer patience.Stop()
+	for _, a := range b.liveLegs() {
+		if a.sounding == nil {
+			continue
+		}
+		select {
+		case <-a.sounding:
+		case <-a.ctx.Done(): // it has ended meanwhile
+		case <-ctx.Done():
+			return
+		case <-patience.C:
+			b.log.Warn("SIP is served before all resumed calls have sound", "after", time.Since(begun).Round(time.Millisecond))
+			return
+		}
+	}
 }
 
 // bugError is a panic of ours.
@@ -164,6 +187,9 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	a.dialin.parked = begin == leg.ResumedAsking && a.join.localpart != ""
 	if begin == leg.Interrupted {
 		close(a.join.over) // there is no attempt to join
+	} else {
+		sounding := make(chan struct{})
+		a.sounding, a.sounds = sounding, sync.OnceFunc(func() { close(sounding) })
 	}
 	if !state.Out {
 		a.resumeRing(state.Notice, id.RoomID(cmp.Or(string(before.Room), row.RoomID)), ringEnd(begin))

@@ -82,6 +82,7 @@ type voiceOptions struct {
 	Phone   transcode.PhoneConfig
 	ToPhone func(*rtp.Packet) error // called by the worker every 20 ms, or as the phone likes its packets
 	ToPeers func(*rtp.Packet) error // Opus, while the phone is heard
+	Sounds  func()                  // called by the worker once ToPhone was; nil = nobody waits for it
 	Press   func(digit rune)        // presses a key for the phone; must not block
 	Key     func(digit rune)        // takes keys that are heard in the phone's sound; must not block; nil = nobody listens for them
 }

@@ -298,6 +298,10 @@ func (c *conference) ToPhone(p *transcode.Phone, packet *rtp.Packet) {
 		if err := v.opts.ToPhone(packet); err != nil {
 			v.unsent.Add(1)
 		}
+		if v.opts.Sounds != nil {
+			v.opts.Sounds()
+			v.opts.Sounds = nil
+		}
 		if v.told != nil && !p.Saying() {
 			v.toldAll()
 		}

@@ -186,6 +186,12 @@ func (b *bubble) event(i int) Event {
 // inBubble runs a test on virtual time with a running stack. invite is what the application does with a call.
 func inBubble(t *testing.T, change func(*Config), invite func(*Call), test func(*bubble)) {
 	t.Helper()
+	inBubbleThatRuns(t, 0, change, invite, test)
+}
+
+// inBubbleThatRuns is inBubble with a stack that begins to run after a while.
+func inBubbleThatRuns(t *testing.T, after time.Duration, change func(*Config), invite func(*Call), test func(*bubble)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		config := Config{
 			Listen: []Listen{{UDP, bridgeAddr}},
@@ -204,7 +210,10 @@ func inBubble(t *testing.T, change func(*Config), invite func(*Call), test func(
 		b.peer = b.newPeer(peerAddr)
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error)
-		go func() { ended <- b.stack.Run(ctx) }()
+		go func() {
+			time.Sleep(after)
+			ended <- b.stack.Run(ctx)
+		}()
 		synctest.Wait()
 		test(b)
 		cancel()

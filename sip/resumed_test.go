@@ -1,7 +1,11 @@
 package sip
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -297,4 +301,86 @@ func TestUnansweredCallOfAKilledProcess(t *testing.T) {
 			wantLines(t, "application heard", withoutChanges(b.said()), []string{"32s NoAck", "33s Ended"})
 		})
 	})
+}
+
+// The application lets phones hear something before it has the stack run: until then they get no message of ours.
+func TestNothingIsSaidBeforeTheStackRuns(t *testing.T) {
+	var rang Dialog
+	inBubble(t, quiet10h, func(c *Call) { _ = c.Ring() }, func(b *bubble) {
+		b.peer.send(invite())
+		rang = (<-b.calls).Dialog()
+	})
+	answered, _ := usedUp(t, 1)
+	for _, tt := range []struct {
+		name  string
+		saved Dialog
+		does  func(*Call) error
+		want  string
+	}{
+		{"a refusal", rang, func(c *Call) error { return c.Reject(503, "") }, "3s 503 Service Unavailable"},
+		{"BYE", answered, func(c *Call) error { return c.Hangup(CauseNormal) }, "3s BYE"},
+		{"whether it has the call", answered, func(c *Call) error { return c.Refresh() }, "3s UPDATE"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubbleThatRuns(t, 3*time.Second, quiet10h, nil, func(b *bubble) {
+				call, err := b.stack.Resume(tt.saved)
+				if err == nil {
+					b.Invite(call)
+					err = tt.does(call)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				time.Sleep(3 * time.Second)
+				synctest.Wait()
+				wantLines(t, "peer received", b.peer.lines(), []string{tt.want})
+			})
+		})
+	}
+}
+
+func TestNoConnectionIsOpenedBeforeTheStackRuns(t *testing.T) {
+	phone, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer phone.Close()
+	s, err := New(Config{
+		Listen: []Listen{{TCP, netip.MustParseAddrPort("127.0.0.1:0")}}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")},
+		Trunks: []Trunk{{Name: "lab", Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/24")}}},
+	}, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call, err := s.Resume(Dialog{
+		CallID: "c", LocalTag: "l", RemoteTag: "r", LocalURI: "<sip:1000@127.0.0.1>", RemoteURI: "<sip:x@127.0.0.1>",
+		RemoteTarget: fmt.Sprintf("sip:x@%v;transport=tcp", phone.Addr()), Transport: TCP, Role: UAS, Confirmed: true, Info: Info{Trunk: "lab"},
+	})
+	if err == nil {
+		err = call.Hangup(CauseNormal)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	accept := func(within time.Duration) error {
+		_ = phone.SetDeadline(time.Now().Add(within))
+		conn, err := phone.Accept()
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+	if err := accept(100 * time.Millisecond); err == nil {
+		t.Error("connected before the stack runs")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx) }()
+	if err := accept(20 * time.Second); err != nil {
+		t.Errorf("not connected although the stack runs: %v", err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }

@@ -81,7 +81,7 @@ type listener struct {
 	addr      netip.AddrPort
 	packets   net.PacketConn // UDP
 	conns     net.Listener   // TCP
-	ready     chan struct{}  // closed when requests can be sent from it
+	ready     chan struct{}  // closed when messages can be sent from it: nothing leaves before Run
 	caughtUp  chan struct{}  // closed when nothing waits in it that came before it was read
 }
 
@@ -165,7 +165,7 @@ func (s *Stack) bind(l Listen) error {
 			return fmt.Errorf("sip: listen: %w", err)
 		}
 		s.listeners = append(s.listeners, listener{
-			transport: l.Transport, addr: addrPortOf(ln.Addr()), ready: closedChannel(),
+			transport: l.Transport, addr: addrPortOf(ln.Addr()), ready: make(chan struct{}),
 			caughtUp: closedChannel(), conns: &guardedListener{Listener: ln, guard: s.guard(), secure: s.securer(l.Transport)},
 		})
 		if s.outgoing[l.Transport] == nil {
@@ -219,6 +219,9 @@ func (s *Stack) Run(ctx context.Context) error {
 	var listening sync.WaitGroup
 	failed := make(chan error, len(s.listeners)) // each listener fills at most one
 	for _, l := range s.listeners {
+		if l.conns != nil { // that of datagrams is when the first one is read
+			close(l.ready)
+		}
 		listening.Go(func() {
 			if err := s.listen(l); err != nil && !errors.Is(err, net.ErrClosed) {
 				failed <- fmt.Errorf("sip: %s %v: %w", l.transport, l.addr, err)

@@ -111,16 +111,16 @@ func (tx *statelessTx) write(res *gosip.Response) error {
 	if err != nil {
 		return err
 	}
-	if tx.listener.transport == UDP {
-		_, err = tx.listener.packets.WriteTo([]byte(res.String()), net.UDPAddrFromAddrPort(to))
-		return err
-	}
 	ctx, cancel := context.WithTimeout(tx.stack.root, connectTimeout)
 	defer cancel()
 	select {
 	case <-tx.listener.ready:
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if tx.listener.transport == UDP {
+		_, err = tx.listener.packets.WriteTo([]byte(res.String()), net.UDPAddrFromAddrPort(to))
+		return err
 	}
 	if !tx.stack.joined(tx.listener.transport, to.String()) {
 		if to, err = tx.joinAgain(ctx, to.Addr()); err != nil {
