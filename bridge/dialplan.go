@@ -125,11 +125,15 @@ func (p *dialPlan) address(uri string) (destination, error) {
 	return destination{}, &command.Error{Text: "No telephone line leads to that address. Ask who runs this bridge."}
 }
 
-// MayRedirect judges the number that a trunk says a call should go to instead: it must be one that could be called, and without
-// a second word.
-func (p *dialPlan) MayRedirect(trunk string, to sip.Number) bool {
-	text, ok := p.rules[trunk].FromTrunk(string(to))
-	return ok && p.policy.Check(number.E164(text)) == nil && longestPrefix(p.quotas.Expensive, text) <= 0
+// Redirected judges the number that a trunk says a call should go to instead, and writes it for that trunk: it must be one that could
+// be called, and without a second word; else it is "". What is asked for is the number that was judged, not what was written.
+func (p *dialPlan) Redirected(trunk string, to sip.Number) sip.Number {
+	rules := p.rules[trunk]
+	text, ok := rules.FromTrunk(string(to))
+	if !ok || p.policy.Check(number.E164(text)) != nil || longestPrefix(p.quotas.Expensive, text) > 0 {
+		return ""
+	}
+	return sip.Number(rules.ToTrunk(number.E164(text)))
 }
 
 // Referred is where a call goes that a phone of a trunk asks for: over that trunk, to a number, written as that does, to an

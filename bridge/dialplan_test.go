@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -82,15 +83,64 @@ func TestWhatMayNotBeCalledSaysWhy(t *testing.T) {
 
 func TestRedirectionsAreJudgedLikeOrders(t *testing.T) {
 	plan := planOf(t)
-	for to, want := range map[string]bool{
-		"+49301234567": true, "030 1234567": true, "0301234567": true,
-		"+49891234567": false, "+49401234567": false, "112": false, "123": false, "+442079460958": false, "anna": false,
+	for to, want := range map[sip.Number]sip.Number{
+		"+49301234567": "0049301234567", "030 1234567": "0049301234567", "0301234567": "0049301234567", "+49(0)301234567": "0049301234567",
+		"+49891234567": "", "+49401234567": "", "112": "", "123": "", "+442079460958": "", "anna": "",
 	} {
-		if got := plan.MayRedirect("carrier", sip.Number(to)); got != want {
-			t.Errorf("MayRedirect(%s) = %t, want %t", to, got, want)
+		if got := plan.Redirected("carrier", to); got != want {
+			t.Errorf("Redirected(%s) = %q, want %q", to, got, want)
 		}
 	}
 }
+
+// A number that may not be called is refused in whatever way it is written: by a person, by a trunk that redirects a call, and by a phone
+// that hands its call over. What is let through anyhow asks the trunk for a number that may be called.
+func TestNumbersInDisguiseAreRefused(t *testing.T) {
+	plan := planOf(t)
+	const premium, denied, abroad = "9001234567", "891234567", "2079460958" // of a kind, of a range, of a country
+	var written []string
+	for code, national := range map[string]string{"49": premium, "49 ": denied, "44": abroad} {
+		code = strings.TrimSpace(code)
+		international := code + national
+		written = append(written, "+"+international, "00"+international, "00 "+code+" (0) "+national, "+"+code+"0"+national, "+"+code+"00"+national,
+			"0000"+international, "011"+international, "+00"+international, "++"+international, "+"+code+"/"+national, "tel:+"+international,
+			"*67"+"00"+international, "*31#00"+international, "#31#+"+international, "*#00"+international, "00"+international+"#",
+			"010330"+"0"+international, "0101300"+international, "101033300"+international, "+4901033"+"00"+international, "9,00"+international, "9p00"+international, "9w00"+international,
+			"+"+international+";ext=1", "+"+international+";phone-context=+49", "00"+international+";isub=7", "+"+international+" ext. 1", "+"+international+"x1",
+			"%2B"+international, "%30"+"0"+international, "+"+strings.Map(fullWidth, international), strings.Map(fullWidth, "00"+international),
+			"+"+strings.Map(arabic, international), "+\u200b"+international, "+"+code+"\u00a0"+national, "+"+code+"\t"+national, "0\r\n0"+international)
+		if code == "49" {
+			written = append(written, "0"+national, "(0)"+national, "0-"+national, "0."+national, "*31#0"+national, "010330"+national, "01013 0"+national)
+		}
+	}
+	for _, w := range written {
+		check := func(how string, to destination, err error) {
+			for _, over := range to.ways {
+				t.Errorf("%s %q asks %s for %q, as %q", how, w, over.trunk.Name, over.dial, to.number)
+			}
+			if (err == nil) != (len(to.ways) > 0) {
+				t.Errorf("%s %q: %v", how, w, err)
+			}
+		}
+		to, err := plan.Find(w)
+		check("ordered as", to, err)
+		for _, domain := range []string{"pbx.example.org", "PBX.example.org", "pbx.example.org:5060", "192.0.2.2", "pbx.example.org;user=phone", "pbx.example.org?Replaces=a"} {
+			to, err = plan.Find("sip:" + w + "@" + domain)
+			check("ordered at "+domain+" as", to, err)
+		}
+		for _, trunk := range []string{"carrier", "berlin", "pbx"} {
+			to, err = plan.Referred(trunk, sip.Number(w))
+			check("referred to "+trunk+" as", to, err)
+			if dial := plan.Redirected(trunk, sip.Number(w)); dial != "" {
+				t.Errorf("redirected by %s as %q asks for %q", trunk, w, dial)
+			}
+		}
+	}
+}
+
+func fullWidth(digit rune) rune { return digit - '0' + '０' }
+
+func arabic(digit rune) rune { return digit - '0' + '٠' }
 
 func TestTrunkTakesOnlySoManyCallsPerSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

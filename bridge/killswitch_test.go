@@ -146,7 +146,7 @@ func TestKillSwitchStopsRedirectsAndTransfersUnderWay(t *testing.T) {
 	b.says(alice, "!sip call "+berlin)
 	forwards := b.called(p)
 	b.switches("POST", "/dialling/stop", diallingView{Stopped: stoppedByAdmin})
-	if !b.process.bridge.plan.MayRedirect("lab", berlin) {
+	if b.process.bridge.plan.Redirected("lab", berlin) == "" {
 		t.Error("the call could not be forwarded anyway")
 	}
 	if err := forwards.Refuse(302, "Moved Temporarily"); err != nil { // to the phone's own number

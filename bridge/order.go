@@ -170,7 +170,12 @@ func (b *Bridge) prepare(ctx context.Context, ways []way) (*sip.Call, []way, err
 			RingTimeout: b.cfg.Dialling.RingTimeout + sipGrace,
 			HoldAck:     true,
 			Replaces:    w.replaces, ReferredBy: w.referredBy,
-			AllowRedirect: func(n sip.Number) bool { return b.quotas().Stopped == "" && b.plan.MayRedirect(w.trunk.Name, n) },
+			Redirect: func(to sip.Number) sip.Number {
+				if b.quotas().Stopped != "" {
+					return ""
+				}
+				return b.plan.Redirected(w.trunk.Name, to)
+			},
 		})
 		if err == nil {
 			return call, ways[i+1:], nil

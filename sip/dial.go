@@ -26,9 +26,9 @@ type DialRequest struct {
 	// Silence ends a call whose trunk says nothing at all, not even 100, so that another one can be tried: 408, as when nobody answers;
 	// should it say something yet, it hears CANCEL, or ACK and BYE. 0 = the INVITE's transaction does, after 32 s.
 	Silence time.Duration
-	// AllowRedirect judges the number a 3xx names; the call then goes there, over the same trunk. nil refuses them all:
-	// who pays for a call must have said where it may go. It must not block.
-	AllowRedirect func(Number) bool
+	// Redirect judges the number a 3xx names, and says what the trunk is to be asked for then; "" refuses it, and nil refuses
+	// them all: who pays for a call must have said where it may go. It must not block.
+	Redirect func(Number) Number
 	// HoldAck keeps the ACK of the answer back until [Call.Acknowledge], so that the dialog can be saved first: who dies in between
 	// is told of the answer again (RFC 3261 §13.3.1.4), for 32 s.
 	HoldAck bool
@@ -567,11 +567,14 @@ func (c *Call) inviteAgain() {
 func (c *Call) redirected(res *gosip.Response) bool {
 	o := c.out
 	contact := res.Contact()
-	if contact == nil || o.request.AllowRedirect == nil || o.redirects == maxRedirects {
+	if contact == nil || o.request.Redirect == nil || o.redirects == maxRedirects {
 		return false
 	}
 	number := userPart(&contact.Address)
-	if number == "" || !o.request.AllowRedirect(number) {
+	if number != "" {
+		number = o.request.Redirect(number)
+	}
+	if number == "" {
 		return false
 	}
 	o.redirects++

@@ -478,11 +478,14 @@ func TestRedirectionByPolicy(t *testing.T) {
 	inBubble(t, outbound, nil, func(b *bubble) {
 		asked := []Number{}
 		_, inv := b.dials(func(r *DialRequest) {
-			r.AllowRedirect = func(n Number) bool { asked = append(asked, n); return n != "900" }
+			r.Redirect = func(n Number) Number {
+				asked = append(asked, n)
+				return map[Number]Number{"300": "+49300"}[n]
+			}
 		})
 		b.peer.answers(inv, "302 Moved Temporarily", "b1", "", "Contact: <sip:300@elsewhere.example>")
 		second := b.peer.last()
-		if !strings.HasPrefix(second, "INVITE sip:300@carrier.example SIP/2.0\r\n") || headerIn(second, "CSeq") != "2 INVITE" ||
+		if !strings.HasPrefix(second, "INVITE sip:+49300@carrier.example SIP/2.0\r\n") || headerIn(second, "CSeq") != "2 INVITE" ||
 			headerIn(second, "Call-ID") != headerIn(inv, "Call-ID") || headerIn(second, "Via") == headerIn(inv, "Via") {
 			t.Errorf("after 302: %q", second)
 		}

@@ -220,7 +220,8 @@ func TestSIPAddressesOfNamedDomainsMayBeCalled(t *testing.T) {
 		"sip:anna@example.org": "", "sips:anna@pbx.example.org:5061": "", "sip:101@example.org": "",
 		"sip:anna@pbx.example.org": NotAllowed, "sip:anna@evil.org": NotAllowed, "sip:anna@example.org.evil.org": NotAllowed,
 		"sip:+499001234567@example.org": NotAllowed, "sip:00499001234567@example.org": NotAllowed, "sip:9*0900-1234567@example.org": NotAllowed,
-		"sip:112@example.org": EmergencyNumber, "sip:110@example.org": EmergencyNumber,
+		"sip:112@example.org": EmergencyNumber, "sip:110@example.org": EmergencyNumber, "sip:*31#112@example.org": EmergencyNumber, "sip:#31#110@example.org": EmergencyNumber,
+		"sip:anna.1234567@example.org": "", "sip:*97@example.org": "", "sip:anna;ext=1@example.org": NotAllowed, "sip:anna:secret@example.org": NotAllowed,
 		"tel:101": NotAllowed, "sip:@example.org": NotAllowed, "sip:example.org": NotAllowed, "": NotAllowed,
 	} {
 		err := p.CheckAddress(uri)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/nyaruka/phonenumbers"
 )
@@ -118,19 +119,54 @@ func (p Policy) Check(n E164) error {
 func (p Policy) CheckAddress(uri string) error {
 	scheme, rest, _ := strings.Cut(uri, ":")
 	user, domain, found := strings.Cut(rest, "@")
-	if !found || user == "" || scheme != "sip" && scheme != "sips" {
+	if !found || user == "" || scheme != "sip" && scheme != "sips" || strings.ContainsFunc(user, notInUser) {
 		return &Refusal{NotAllowed, "That is not a SIP address."}
 	}
-	if err := p.Emergency(user); err != nil && strings.Trim(user, "+0123456789*#-.()") == "" {
-		return err
+	if !strings.ContainsFunc(user, unicode.IsLetter) {
+		for _, part := range append(strings.FieldsFunc(user, isKey), user) { // *31# hides who calls, and the rest is dialled
+			if err := p.Emergency(part); err != nil {
+				return err
+			}
+		}
 	}
-	if number := strings.Trim(user, "*#"); len(number) > 6 && strings.Trim(number, "+0123456789*#-.()") == "" {
+	if digits := count(user, isDigit); digits > longestExtension && !unicode.IsLetter(firstOf(user)) {
 		return &Refusal{NotAllowed, "Write the telephone number without sip: and domain."}
 	}
 	if !slices.Contains(p.Domains, domain) {
 		return &Refusal{NotAllowed, "SIP addresses of this domain may not be called."}
 	}
 	return nil
+}
+
+// longestExtension is how many digits an address may have that does not begin with a letter; with more it is a telephone number.
+const longestExtension = 6
+
+// notInUser finds what makes of the beginning of an address another one than is read here: parameters (RFC 3261 §19.1.6: 0900…;ext=1 is a
+// telephone number), passwords, what is escaped, pauses in dialling, and digits of other scripts.
+func notInUser(r rune) bool {
+	return !isDigit(r) && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && !strings.ContainsRune("-_.!~*'()+#", r)
+}
+
+// isKey finds the keys of a telephone that are no digits.
+func isKey(r rune) bool { return r == '*' || r == '#' }
+
+func count(text string, is func(rune) bool) (n int) {
+	for _, r := range text {
+		if is(r) {
+			n++
+		}
+	}
+	return n
+}
+
+// firstOf is the first letter or digit of a text, 0 if there is none.
+func firstOf(text string) rune {
+	for _, r := range text {
+		if isDigit(r) || unicode.IsLetter(r) {
+			return r
+		}
+	}
+	return 0
 }
 
 // CheckPolicy says, in words for an admin, what is wrong with the policy.
