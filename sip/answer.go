@@ -71,17 +71,32 @@ func Answer(offer []byte, local LocalState) ([]byte, *Negotiated, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	body, version := local.render(func(b *strings.Builder) {
+	return local.answer(o, n), n, nil
+}
+
+// Decline answers an offer that has nothing for us where it cannot be refused as a whole, by switching all its streams off
+// (RFC 3264 §6).
+func Decline(offer []byte, local LocalState) ([]byte, *Negotiated, error) {
+	o, err := ParseSDP(offer)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := local.switchedOff()
+	return local.answer(o, n), n, nil
+}
+
+// answer writes what was agreed, and counts its version.
+func (l LocalState) answer(o *SDP, n *Negotiated) (body []byte) {
+	body, n.SDPVersion = l.render(func(b *strings.Builder) {
 		for i := range o.Media {
 			if i == n.MediaIndex && !n.off() {
-				writeAudio(b, &o.Media[i], n, local.Addr.Port())
+				writeAudio(b, &o.Media[i], n, l.Addr.Port())
 			} else {
 				writeRejected(b, &o.Media[i])
 			}
 		}
 	})
-	n.SDPVersion = version
-	return body, n, nil
+	return body
 }
 
 // settle agrees on what an offer has for us.

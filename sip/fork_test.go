@@ -483,12 +483,6 @@ func TestOffersBeforeOurAnswer(t *testing.T) { // RFC 3311 §5.2
 			b.peer.send(b.peer.within("PRACK", "p1", 2, "", rackOf(b.peer)))
 		}, func(b *bubble) string { return b.peer.within("UPDATE", "u1", 5, bad) }, "488 Not Acceptable Here"},
 		{
-			"PRACK with an offer that has nothing for us", peerOffer,
-			[]string{"Supported: 100rel"},
-			func(_ *bubble, c *Call) { _, _, _ = c.Progress() },
-			func(b *bubble) string { return b.peer.within("PRACK", "p1", 5, bad, rackOf(b.peer)) }, "488 Not Acceptable Here",
-		},
-		{
 			"PRACK with an offer inside the INVITE's", peerOffer,
 			[]string{"Require: 100rel"},
 			func(_ *bubble, c *Call) { _ = c.Ring() },
@@ -528,6 +522,70 @@ func TestOffersBeforeOurAnswer(t *testing.T) { // RFC 3311 §5.2
 				if said := strings.Join(withoutChanges(b.said()), ", "); said != "0s Acked, 0s Bye, 0s Ended" {
 					t.Errorf("said %s", said)
 				}
+			})
+		})
+	}
+}
+
+// RFC 3262 §3 wants a 2xx for each PRACK that acknowledges something, RFC 6337 §3.1 an answer for each offer: one that has nothing for us
+// is answered with port 0, and the call goes on without sound until the next one.
+func TestPrackWithAnOfferThatHasNothingForUs(t *testing.T) {
+	for _, tt := range []struct{ name, offer, want string }{
+		{"no codec of ours", serverAt("192.0.2.30", 5000, 18), "m=audio 0 RTP/AVP 18\r\n"},
+		{"keys that we do not take", strings.ReplaceAll(serverAt("192.0.2.30", 5000, 0), "RTP/AVP", "RTP/SAVP"), "m=audio 0 RTP/SAVP 0\r\n"},
+		{"a fax and pictures", sdpHead + "m=image 4002 udptl t38\nm=video 4004 RTP/AVP 96\n", "m=image 0 udptl t38\r\nm=video 0 RTP/AVP 96\r\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				far := b.soundAt(peerRTP.String())
+				call, m, rack := b.hearsProgress(peerOffer)
+				if !far.hears(m) {
+					t.Error("there is no ringback before the PRACK")
+				}
+				b.peer.send(b.peer.within("PRACK", "p1", 2, tt.offer, rack))
+				ok := b.peer.last()
+				if !strings.HasPrefix(ok, "SIP/2.0 200") || headerIn(ok, "CSeq") != "2 PRACK" || !strings.HasSuffix(ok, "t=0 0\r\n"+tt.want) || versionOf(ok) != "2" {
+					t.Errorf("the PRACK got %q, want 200 with all streams off", ok)
+				}
+				if far.hears(m) {
+					t.Error("there is sound although there is no stream")
+				}
+				answerAtOnce(call)
+				synctest.Wait()
+				if final := b.peer.last(); !strings.HasPrefix(final, "SIP/2.0 200") || strings.Contains(final, "v=0") {
+					t.Errorf("200 = %q, want no description", final)
+				}
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				b.peer.send(b.peer.within("UPDATE", "u1", 3, peerOffer))
+				if ok := b.peer.last(); !strings.HasPrefix(ok, "SIP/2.0 200") || versionOf(ok) != "3" {
+					t.Errorf("the next offer got %q", ok)
+				}
+				if !far.hears(m) {
+					t.Error("there is no sound after the next offer")
+				}
+				b.peer.send(b.peer.within("BYE", "y1", 4, ""))
+				if said := strings.Join(withoutChanges(b.said()), ", "); !strings.Contains(said, "0s Hold, 0s Acked") || !strings.HasSuffix(said, "0s Hold, 0s Bye, 0s Ended") {
+					t.Errorf("said %s, want hold until there is sound", said)
+				}
+			})
+		})
+	}
+}
+
+// Our offer in a reliable response wants its answer in the PRACK; without one the call could never have sound.
+func TestPrackWithoutAUsableAnswerEndsTheCall(t *testing.T) {
+	for name, body := range map[string]string{"none": "", "no codec of ours": serverAt("192.0.2.30", 5000, 18), "sound refused": sdpHead + "m=audio 0 RTP/AVP 0\n"} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				_, _, rack := b.hearsProgress("")
+				prack := b.peer.within("PRACK", "p1", 2, body, rack)
+				ack := b.peer.within("ACK", "i1", 1, "")
+				b.peer.forget()
+				b.peer.send(prack)
+				b.peer.send(ack)
+				time.Sleep(time.Minute)
+				wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s 488 Not Acceptable Here"})
+				wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Failed", "0s Ended"})
 			})
 		})
 	}

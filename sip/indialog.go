@@ -193,11 +193,16 @@ func (c *Call) answerOffer(m *Media, offer []byte) ([]byte, *refusal) {
 	if r != nil {
 		return nil, r
 	}
+	c.agreed(m, own, offer, n)
+	return own, nil
+}
+
+// agreed makes the answer to such an offer effective.
+func (c *Call) agreed(m *Media, own, offer []byte, n *Negotiated) {
 	c.renegotiated(m, own, offer, n)
 	if c.state < answered {
 		c.prepared, c.rel.agreed = own, true
 	}
-	return own, nil
 }
 
 // changed shows the new dialog and asks for it to be saved, before the phone can know that anything changed.

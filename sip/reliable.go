@@ -97,8 +97,11 @@ func (c *Call) handlePrack(t *transaction) {
 		body = nil
 	}
 	if r.offer {
-		if !c.takeOfferAnswer(body) {
-			c.send(t, refuse(488, statusText(488)).because("no answer to our offer"))
+		if !c.takeOfferAnswer(body) { // as an ACK with none ends a call: what comes next would have no sound
+			r.next = time.Time{}
+			c.send(t, refuse(200, statusText(200)))
+			c.emit(Failed{Cause{"SIP", 488, "No usable answer in PRACK"}})
+			_ = c.reject(refuse(488, statusText(488)))
 			return
 		}
 		r.agreed, r.offer, body = true, false, nil
@@ -117,8 +120,8 @@ func (c *Call) handlePrack(t *transaction) {
 	}
 }
 
-// answerPrack answers a PRACK that has acknowledged something, and the offer it may bring (§5). §3 wants a 2xx for each; but one with
-// an offer that we cannot take would change the session, so that gets a refusal, and what it acknowledges is not sent again.
+// answerPrack answers a PRACK that has acknowledged something, and the offer it may bring (§5). §3 wants a 2xx for each: one with an
+// offer that has nothing for us can't be refused as an INVITE or UPDATE is (488), but its streams are switched off, until a later offer.
 func (c *Call) answerPrack(t *transaction, offer []byte) {
 	if len(offer) == 0 {
 		c.send(t, refuse(200, statusText(200)))
@@ -131,8 +134,14 @@ func (c *Call) answerPrack(t *transaction, offer []byte) {
 	}
 	own, r := c.answerOffer(m, offer)
 	if r != nil {
-		c.send(t, r)
-		return
+		declined, n, err := Decline(offer, c.local(m.LocalAddr().Port()))
+		if err != nil { // it is no description, and has no answer
+			c.send(t, r)
+			return
+		}
+		c.log.Info("offer of a PRACK is answered without sound", "why", r.cause())
+		c.agreed(m, declined, offer, n)
+		own = declined
 	}
 	c.send2xx(t, own)
 }
