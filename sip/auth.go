@@ -1,7 +1,9 @@
 package sip
 
 import (
+	"bytes"
 	"cmp"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -107,9 +109,10 @@ func (a *auth) apply(req *gosip.Request, who Credentials) {
 		cred, err := digest.Digest(c.Challenge, digest.Options{
 			Method: string(req.Method), URI: req.Recipient.String(), Count: c.count,
 			Username: who.login(), Password: who.Password,
+			GetBody: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(req.Body())), nil }, // auth-int, where auth is not offered
 		})
 		if err != nil {
-			continue // auth-int needs a body reader; nobody asks for it alone
+			continue // a challenge is kept only if it can be answered
 		}
 		name := "Authorization"
 		if c.proxy {

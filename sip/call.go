@@ -43,28 +43,29 @@ type Call struct {
 	nextRTCP    time.Time
 	silent      bool // the phone was asked whether it is there, or MediaTimeout was said
 	nextProbe   time.Time
-	hold        bool      // Hold was said
-	goodbye     Cause     // why the call ends
-	byeWhen     bool      // hang up as soon as the answer is acknowledged
-	failed      bool      // Failed was said after a panic
-	hasMoved    bool      // resumed with other addresses than the phone knows
-	glares      int       // how often in a row the phone was offering, too, when we refreshed (491)
-	rebuffs     int       // how often in a row the phone has refused our new addresses
-	lastBefore  uint32    // the phone's last sequence number of before a restart, whose answer may not have left; 0 = none
-	leap        bool      // resumed, and the phone has not taken a sequence number of ours yet
-	keys        infoKeys  // keys to be sent as INFO
-	keyWay      keyWay    // which of the phone's keys are copies
-	rel         reliable  // provisional responses that wait for PRACK
-	nextRefresh time.Time // of the session timer; zero = none
-	offering    bool      // a re-INVITE of ours is on its way
-	asking      bool      // the phone is asked whether it has the call, or will be when its turn comes
-	asked       time.Time // when it was sent that last
-	srtpKeys    []string  // ours, one for each suite
-	auth        auth      // who has challenged us
-	referral    *referral // the phone's wish to be elsewhere
-	referred    bool      // it had one before
-	referring   bool      // a REFER of ours was sent
-	unsure      bool      // resumed, and whether the phone has our REFER is not known
+	hold        bool          // Hold was said
+	goodbye     Cause         // why the call ends
+	byeWhen     bool          // hang up as soon as the answer is acknowledged
+	failed      bool          // Failed was said after a panic
+	hasMoved    bool          // resumed with other addresses than the phone knows
+	glares      int           // how often in a row the phone was offering, too, when we refreshed (491)
+	rebuffs     int           // how often in a row the phone has refused our new addresses
+	lastBefore  uint32        // the phone's last sequence number of before a restart, whose answer may not have left; 0 = none
+	leap        bool          // resumed, and the phone has not taken a sequence number of ours yet
+	keys        infoKeys      // keys to be sent as INFO
+	keyWay      keyWay        // which of the phone's keys are copies
+	rel         reliable      // provisional responses that wait for PRACK
+	nextRefresh time.Time     // of the session timer; zero = none
+	least       time.Duration // the session timer that the phone wants at least, as long as it has not taken one; 0 = it has not said
+	offering    bool          // a re-INVITE of ours is on its way
+	asking      bool          // the phone is asked whether it has the call, or will be when its turn comes
+	asked       time.Time     // when it was sent that last
+	srtpKeys    []string      // ours, one for each suite
+	auth        auth          // who has challenged us
+	referral    *referral     // the phone's wish to be elsewhere
+	referred    bool          // it had one before
+	referring   bool          // a REFER of ours was sent
+	unsure      bool          // resumed, and whether the phone has our REFER is not known
 }
 
 // state of a call; the diagram is in doc.go.

@@ -531,7 +531,7 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 		c.inviteAgain()
 	case code == 422 && o.longer(res):
 		c.inviteAgain()
-	case code >= 300 && code < 400 && c.redirected(res):
+	case (code == 300 || code == 301 || code == 302) && c.redirected(res): // 305 names a proxy, 380 something else than this call
 		c.inviteAgain()
 	case code == 503 && len(o.targets) > 1: // RFC 3263 §4.3
 		o.targets = o.targets[1:]

@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"crypto/md5"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/icholy/digest"
 	"github.com/pion/rtp"
 )
 
@@ -204,6 +206,21 @@ func TestDialledPhoneRefuses(t *testing.T) {
 		{"603 Decline", nil, Refused{Code: 603, Reason: "Decline"}},
 		{"302 Moved", []string{"Contact: <sip:900@premium.example>"}, Refused{Code: 302, Reason: "Moved"}},
 		{"401 Unauthorized", []string{`WWW-Authenticate: Digest realm="x", nonce="y"`}, Refused{Code: 401, Reason: "Unauthorized"}},
+		{"380 Alternative Service", []string{"Contact: <sip:200@emergency.example>"}, Refused{Code: 380, Reason: "Alternative Service"}},
+		{"403 Forbidden", nil, Refused{Code: 403, Reason: "Forbidden"}},
+		{"413 Request Entity Too Large", nil, Refused{Code: 413, Reason: "Request Entity Too Large"}},
+		{"414 Request-URI Too Long", nil, Refused{Code: 414, Reason: "Request-URI Too Long"}},
+		{"415 Unsupported Media Type", []string{"Accept: application/isup"}, Refused{Code: 415, Reason: "Unsupported Media Type"}},
+		{"420 Bad Extension", []string{"Unsupported: timer"}, Refused{Code: 420, Reason: "Bad Extension"}},
+		{"421 Extension Required", []string{"Require: precondition"}, Refused{Code: 421, Reason: "Extension Required"}},
+		{"422 Session Interval Too Small", nil, Refused{Code: 422, Reason: "Session Interval Too Small"}}, // without Min-SE
+		{"480 Temporarily Unavailable", []string{"Retry-After: 30"}, Refused{Code: 480, Reason: "Temporarily Unavailable", RetryAfter: 30 * time.Second}},
+		{"482 Loop Detected", nil, Refused{Code: 482, Reason: "Loop Detected"}},
+		{"483 Too Many Hops", nil, Refused{Code: 483, Reason: "Too Many Hops"}},
+		{"484 Address Incomplete", nil, Refused{Code: 484, Reason: "Address Incomplete"}},
+		{"488 Not Acceptable Here", []string{`Warning: 305 carrier.example "No common codec"`}, Refused{Code: 488, Reason: "Not Acceptable Here"}},
+		{"491 Request Pending", nil, Refused{Code: 491, Reason: "Request Pending"}},
+		{"606 Not Acceptable", []string{`Warning: 399 carrier.example "Bandwidth"`}, Refused{Code: 606, Reason: "Not Acceptable"}},
 	} {
 		t.Run(tt.status, func(t *testing.T) {
 			inBubble(t, outbound, nil, func(b *bubble) {
@@ -496,6 +513,13 @@ func TestRedirectionByPolicy(t *testing.T) {
 			t.Errorf("asked for %v", asked)
 		}
 	})
+	for _, status := range []string{"305 Use Proxy", "380 Alternative Service"} { // what they name is not where this call may go
+		inBubble(t, outbound, nil, func(b *bubble) {
+			_, inv := b.dials(func(r *DialRequest) { r.AllowRedirect = func(Number) bool { return true } })
+			b.peer.answers(inv, status, "b1", "", "Contact: <sip:300@elsewhere.example>")
+			wantLines(t, status+": peer received", b.peer.lines(), []string{"0s INVITE", "0s ACK"})
+		})
+	}
 }
 
 func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
@@ -539,6 +563,21 @@ func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
 		}
 		b.peer.answers(bye, "200 OK", "", "")
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "0s Ended"})
+	})
+	inBubble(t, change, nil, func(b *bubble) { // the body counts, too, where nothing less will do
+		_, inv := b.dials()
+		b.peer.answers(inv, "401 Unauthorized", "f", "", `WWW-Authenticate: Digest realm="f", nonce="n1", qop="auth-int"`)
+		again := b.peer.last()
+		got, err := digest.ParseCredentials(headerIn(again, "Authorization"))
+		if err != nil || got.QOP != "auth-int" {
+			t.Fatalf("Authorization: %s, %v", headerIn(again, "Authorization"), err)
+		}
+		sum := func(parts ...string) string { return fmt.Sprintf("%x", md5.Sum([]byte(strings.Join(parts, ":")))) }
+		_, body, _ := strings.Cut(again, "\r\n\r\n")
+		want := sum(sum("bob", "f", "secret"), "n1", "00000001", got.Cnonce, "auth-int", sum("INVITE", got.URI, sum(body)))
+		if got.Response != want {
+			t.Errorf("response = %s, want %s", got.Response, want)
+		}
 	})
 	otherName := func(c *Config) { change(c); c.Trunks[0].Auth.Login = "customer 7" }
 	inBubble(t, otherName, nil, func(b *bubble) {

@@ -184,7 +184,7 @@ func (c *Call) handleEarly(t *transaction) {
 	case gosip.UPDATE:
 		c.handleEarlyUpdate(t)
 	case gosip.OPTIONS:
-		c.send(t, c.stack.options())
+		c.send(t, capabilities(200))
 	case gosip.INFO:
 		c.handleInfo(t)
 	case gosip.INVITE, gosip.REFER: // §14.2: later

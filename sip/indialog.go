@@ -72,7 +72,7 @@ func (c *Call) handle(t *transaction) {
 	case gosip.NOTIFY:
 		c.handleNotify(t)
 	case gosip.OPTIONS:
-		c.send(t, c.stack.options())
+		c.send(t, capabilities(200))
 	default:
 		c.send(t, refuse(405, "Method Not Allowed", allowHeader()))
 	}

@@ -109,7 +109,7 @@ func (c *Call) ask() error {
 				c.prolonged(res)
 				c.changed()
 			}
-			c.refreshed(res.StatusCode, nil)
+			c.refreshedBy(res)
 		})
 	})
 	return nil
@@ -207,7 +207,7 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 		return
 	}
 	if !res.IsSuccess() || res.CSeq() == nil {
-		c.refreshed(res.StatusCode, nil)
+		c.refreshedBy(res)
 		return
 	}
 	c.refreshTarget(res)
@@ -231,6 +231,37 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 	c.refreshed(res.StatusCode, nil)
 }
 
+// refreshedBy is refreshed with the whole answer, which may say how the phone wants to be asked.
+func (c *Call) refreshedBy(res *gosip.Response) {
+	if c.state != confirmed || !c.asksOtherwise(res) {
+		c.refreshed(res.StatusCode, nil)
+		return
+	}
+	c.offering, c.asking = false, false
+	if err := c.refresh(); err != nil {
+		c.log.Info("phone not asked again", "err", err)
+	}
+}
+
+// asksOtherwise says that a refusal of a refresh leaves another way: a re-INVITE where UPDATE is not known (any more: the phone may be
+// another one), or a longer time (RFC 4028 §7.4), once.
+func (c *Call) asksOtherwise(res *gosip.Response) bool {
+	switch code := res.StatusCode; {
+	case code == 422 && c.least == 0 && c.dialog.Session.Interval > 0:
+		h := headerOf(res, "Min-SE", "")
+		if h == nil {
+			return false
+		}
+		c.least = retryAfter(h.Value())
+		c.dialog.Session.Interval = max(c.dialog.Session.Interval, c.least)
+		return true
+	case (code == 405 || code == 501) && res.CSeq() != nil && res.CSeq().MethodName == gosip.UPDATE:
+		c.dialog.PeerAllow = slices.DeleteFunc(c.dialog.PeerAllow, func(m string) bool { return strings.EqualFold(m, "UPDATE") })
+		return true
+	}
+	return false
+}
+
 // refreshed judges what the phone says to a refresh.
 func (c *Call) refreshed(code int, err error) {
 	c.offering, c.asking = false, false
@@ -243,7 +274,7 @@ func (c *Call) refreshed(code int, err error) {
 		c.log.Info("phone has lost the call", "code", code, "err", err)
 		c.emit(Failed{Cause{"SIP", 481, "Dialog lost"}})
 	case code < 300:
-		c.glares, c.rebuffs = 0, 0
+		c.glares, c.rebuffs, c.least = 0, 0, 0
 	case code == 491 && c.glares < glareTries: // it is offering, too
 		c.glares++
 		c.refreshIn(c.glarePause())

@@ -187,7 +187,7 @@ func (c *Call) prolong(req *gosip.Request) {
 		refresher = ";refresher=uac"
 	}
 	req.AppendHeader(gosip.NewHeader("Session-Expires", seconds(s.Interval)+refresher))
-	req.AppendHeader(gosip.NewHeader("Min-SE", seconds(minSession)))
+	req.AppendHeader(gosip.NewHeader("Min-SE", seconds(max(minSession, c.least))))
 }
 
 // prolonged takes the timer of a 2xx to such a request.

@@ -539,3 +539,72 @@ func TestTimerOfAPhoneThatIsAskedForItsSilenceWaits(t *testing.T) {
 		b.peer.send(bye)
 	})
 }
+
+// A refresh that is refused because of how it was asked is asked otherwise, at once: else the timer runs out, and with it the call.
+func TestRefreshIsAskedAsThePhoneWants(t *testing.T) {
+	for _, tt := range []struct {
+		name, allow, status string
+		headers             []string
+		want                string // method, Session-Expires and Min-SE of what follows
+		next                string // method of the next refresh, at half of the new time
+	}{
+		{"UPDATE, too brief", "Allow: UPDATE", "422 Session Interval Too Small", []string{"Min-SE: 1200"}, "UPDATE 1200;refresher=uac 1200", "UPDATE"},
+		{"re-INVITE, too brief", "Allow: INVITE", "422 Session Interval Too Small", []string{"Min-SE: 1200"}, "INVITE 1200;refresher=uac 1200", "INVITE"},
+		{"UPDATE is not known any more", "Allow: UPDATE", "405 Method Not Allowed", []string{"Allow: INVITE, ACK, BYE"}, "INVITE 600;refresher=uac 90", "INVITE"},
+		{"UPDATE is not known at all", "Allow: UPDATE", "501 Not Implemented", nil, "INVITE 600;refresher=uac 90", "INVITE"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				call, inv := b.dials()
+				b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac", tt.allow)
+				time.Sleep(300 * time.Second)
+				synctest.Wait()
+				refused := b.peer.last()
+				b.peer.answers(refused, tt.status, "", "", tt.headers...)
+				again := b.peer.last()
+				expires := headerIn(again, "Session-Expires")
+				if got := strings.Join([]string{methodOf(again), expires, headerIn(again, "Min-SE")}, " "); got != tt.want || cseqOf(t, again) <= cseqOf(t, refused) {
+					t.Fatalf("after %s: %q, CSeq %s; want %s", tt.status, got, headerIn(again, "CSeq"), tt.want)
+				}
+				body := ""
+				if methodOf(again) == "INVITE" {
+					body = peerAnswer
+				}
+				b.peer.answers(again, "200 OK", "", body, "Session-Expires: "+expires, tt.allow)
+				b.peer.forget()
+				s := call.Dialog().Session
+				if left := time.Until(s.Until); left != s.Interval || !strings.HasPrefix(expires, seconds(left)) {
+					t.Errorf("session = %+v, with %v left", s, left)
+				}
+				time.Sleep(s.Interval / 2)
+				synctest.Wait()
+				if got := b.peer.last(); methodOf(got) != tt.next {
+					t.Errorf("the next refresh is %.60q, want %s", got, tt.next)
+				}
+				b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
+			})
+		})
+	}
+	inBubble(t, quiet10h, nil, func(b *bubble) { // whatever time it is offered
+		_, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac", "Allow: UPDATE")
+		time.Sleep(300 * time.Second)
+		synctest.Wait()
+		asked := 0
+		for ; asked < 10 && methodOf(b.peer.last()) == "UPDATE"; asked++ {
+			update := b.peer.last()
+			b.peer.forget()
+			b.peer.answers(update, "422 Session Interval Too Small", "", "", fmt.Sprint("Min-SE: ", 1000+100*asked))
+		}
+		if asked != 2 {
+			t.Errorf("a phone that never finds the time long enough was asked %d times at once, want 2", asked)
+		}
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
+	})
+}
+
+// methodOf is what a request asks for.
+func methodOf(m string) string {
+	method, _, _ := strings.Cut(m, " ")
+	return method
+}

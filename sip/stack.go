@@ -426,13 +426,18 @@ func (s *Stack) route(req *gosip.Request, tx *gosip.ServerTx) {
 	}
 }
 
-// options answers a capability query or a trunk's keep-alive (§11.2).
+// options answers a capability query or a trunk's keep-alive (§11.2). Who asks within a call asks for that one ([capabilities] 200): it
+// goes on however full or near its end the process is.
 func (s *Stack) options() *refusal {
-	code := 200
 	if s.full() {
-		code = 503
+		return capabilities(503)
 	}
-	return refuse(code, statusText(code), allowHeader(), gosip.NewHeader("Accept", sdpType),
+	return capabilities(200)
+}
+
+// capabilities are what an INVITE may make use of.
+func capabilities(code int) *refusal {
+	return refuse(code, statusText(code), allowHeader(), supportedHeader(), gosip.NewHeader("Accept", sdpType),
 		gosip.NewHeader("Accept-Encoding", "identity"), gosip.NewHeader("Accept-Language", "en"))
 }
 
