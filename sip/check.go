@@ -1,7 +1,11 @@
 package sip
 
 import (
+	"bytes"
 	"cmp"
+	"io"
+	"mime"
+	"mime/multipart"
 	"slices"
 	"strings"
 
@@ -175,6 +179,43 @@ func contentType(m gosip.Message) string {
 		v, _, _ = strings.Cut(h.Value(), ";")
 	}
 	return strings.ToLower(strings.TrimSpace(v))
+}
+
+// maxParts is how many parts of a body are looked at.
+const maxParts = 16
+
+// describe makes a session description that is one part of several the body (RFC 5621 §3.1): carriers send signalling of their own
+// beside it (ISUP), or where the caller is, of which we have no use. Everybody else finds what others send alone.
+func describe(m interface {
+	gosip.Message
+	RemoveHeader(name string) bool
+}) {
+	if !strings.HasPrefix(contentType(m), "multipart/") {
+		return
+	}
+	_, params, err := mime.ParseMediaType(headerOf(m, "Content-Type", "c").Value())
+	if err != nil || params["boundary"] == "" {
+		return
+	}
+	parts := multipart.NewReader(bytes.NewReader(m.Body()), params["boundary"])
+	for range maxParts {
+		part, err := parts.NextRawPart()
+		if err != nil {
+			return
+		}
+		if kind, _, _ := strings.Cut(part.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(kind), sdpType) {
+			continue
+		}
+		body, err := io.ReadAll(part)
+		if err != nil {
+			return
+		}
+		m.RemoveHeader("Content-Type")
+		m.RemoveHeader("c")
+		m.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
+		m.SetBody(body)
+		return
+	}
 }
 
 // headerOf finds a header by its long or compact name; sipgo keeps names as they came.

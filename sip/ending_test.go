@@ -588,3 +588,62 @@ func TestPortsGiveUpWhenNoOtherWouldDoBetter(t *testing.T) {
 		}
 	}
 }
+
+// inParts is a description beside what carriers send with it (RFC 5621, RFC 3204).
+func inParts(description string) (body, contentType string) {
+	return "--u1\nContent-Type: application/isup;version=etsi356;base=etsi121\nContent-Disposition: signal;handling=optional\n\n" +
+		"\x01\x00\x49\x00\x00\x03\x02\x00\x07\n--u1\nContent-Type: Application/SDP ; charset=utf-8\n\n" + description +
+		"\n--u1\nContent-Type: application/pidf+xml\n\n<presence/>\n--u1--\n", `Content-Type: multipart/mixed;boundary="u1"`
+}
+
+func TestDescriptionsBesideOtherPartsAreRead(t *testing.T) {
+	t.Run("of who calls", func(t *testing.T) {
+		inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+			far := b.soundAt(peerRTP.String())
+			body, kind := inParts(peerOffer)
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, body, kind))
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200") || headerIn(got, "Content-Type") != sdpType {
+				t.Fatalf("the INVITE got %q", got)
+			}
+			b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+			m := (<-b.calls).Media()
+			if !far.hears(m) {
+				t.Error("the phone hears nothing")
+			}
+			other := b.soundAt("192.0.2.30:5000")
+			body, kind = inParts(serverAt("192.0.2.30", 5000, 0))
+			b.peer.send(b.peer.within("UPDATE", "u1", 2, body, kind))
+			if !other.hears(m) {
+				t.Errorf("after an UPDATE the sound does not follow: %q", b.peer.last())
+			}
+			b.peer.send(b.peer.within("BYE", "y1", 3, ""))
+		})
+	})
+	t.Run("of who is called", func(t *testing.T) {
+		inBubble(t, quiet10h, nil, func(b *bubble) {
+			far := b.soundAt(peerRTP.String())
+			call, inv := b.dials()
+			body, kind := inParts(peerAnswer)
+			ok := strings.TrimSuffix(replyTo(inv, "200 OK"), "\n")
+			ok = strings.Replace(ok, "Content-Length: 0\n", "", 1)
+			b.peer.send(ok + "Contact: <sip:200@192.0.2.20>\n" + kind + fmt.Sprintf("\nContent-Length: %d\n\n", len(crlf(body))) + body)
+			if got := strings.Join(withoutChanges(b.said()), ", "); got != "0s Answered" || !far.hears(call.Media()) {
+				t.Errorf("said %s, and the phone is to hear us", got)
+			}
+			b.peer.send(b.peer.called(inv, "BYE", "y1", 9, "", "To: "+headerIn(inv, "From")))
+		})
+	})
+	for name, body := range map[string]string{ // none of them has a description
+		"no description": "--u1\nContent-Type: application/isup\n\nx\n--u1--\n",
+		"no end":         "--u1\nContent-Type: application/sdp\n\n" + peerOffer,
+		"no parts":       peerOffer,
+		"too many parts": strings.Repeat("--u1\nContent-Type: text/plain\n\nx\n", maxParts) + "--u1\nContent-Type: application/sdp\n\n" + peerOffer + "\n--u1--\n",
+	} {
+		inBubble(t, nil, answerAtOnce, func(b *bubble) {
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, body, "Content-Type: multipart/mixed;boundary=u1"))
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 415") || headerIn(got, "Accept") != sdpType {
+				t.Errorf("%s: %.60q, want 415", name, got)
+			}
+		})
+	}
+}

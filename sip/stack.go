@@ -344,9 +344,10 @@ const unmarked = "new"
 
 // prepare runs on the read loop before a transaction sees the message; later changes would race with it. It adds the
 // tag of our side to requests outside a dialog, so that sipgo's own 487 carries the same one as our 180 (§8.2.6.2), and
-// the received parameter (§18.2.1).
+// the received parameter (§18.2.1), and leaves of a body what is for us.
 func (s *Stack) prepare(m gosip.Message) {
 	if res, ok := m.(*gosip.Response); ok {
+		describe(res)
 		s.tooLate(res)
 		return
 	}
@@ -354,6 +355,7 @@ func (s *Stack) prepare(m gosip.Message) {
 	if !ok {
 		return
 	}
+	describe(req)
 	req.Laddr = gosip.Addr{}
 	if to := req.To(); to != nil && !req.IsAck() && req.Method != gosip.CANCEL && !to.Params.Has("tag") {
 		to.Params.Add("tag", newTag())

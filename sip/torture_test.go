@@ -386,6 +386,7 @@ func TestOverloadIsRefused(t *testing.T) {
 			b.peer.send(request("INVITE", bridgeURI, bridgeTo, fmt.Sprint("n", i), 1, peerOffer, fmt.Sprint("Call-ID: n", i)))
 		}
 		got, last := b.peer.codes()
+		tagged := headerIn(b.peer.messages()[0], "To")
 		if want := []string{"200", "200", "503", "503"}; !slices.Equal(got, want) || headerIn(last, "Retry-After") == "" {
 			t.Errorf("got %v, want %v with Retry-After", got, want)
 		}
@@ -393,6 +394,10 @@ func TestOverloadIsRefused(t *testing.T) {
 		b.peer.send(request("OPTIONS", bridgeURI, bridgeTo, "o", 1, "", "Call-ID: o"))
 		if got, _ := b.peer.codes(); got[len(got)-1] != "503" {
 			t.Errorf("OPTIONS while draining got %v", got)
+		}
+		b.peer.send(request("OPTIONS", "sip:trunkline@192.0.2.1:5060", tagged, "p", 2, "", "Call-ID: n0")) // a session border controller looks whether its call is up
+		if got, last := b.peer.codes(); got[len(got)-1] != "200" || !strings.Contains(headerIn(last, "Supported"), "timer") {
+			t.Errorf("OPTIONS within a call while draining got %v: %q", got, last)
 		}
 	})
 }
