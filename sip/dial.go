@@ -220,6 +220,8 @@ func (c *Call) sendInvite() error {
 	return nil
 }
 
+var errResting = errors.New("it has asked for no calls for a while (503 with Retry-After)")
+
 // locate asks where the trunk is and sends the INVITE there. Names may take their time.
 func (c *Call) locate() {
 	c.stack.calls.Go(func() {
@@ -229,11 +231,15 @@ func (c *Call) locate() {
 		c.inbox.put(func() {
 			if c.out.resumed && c.dialog.Remote.IsValid() { // where the process before has sent it, whatever DNS says by now
 				targets, err = startingWith(targets, target{c.dialog.Remote, c.dialog.Transport}), nil
+			} else if err == nil {
+				if targets = c.stack.neighbours.awake(targets); len(targets) == 0 {
+					err = errResting
+				}
 			}
 			switch {
 			case c.state != dialling:
 			case err != nil:
-				c.log.Warn("trunk not found", "err", err)
+				c.log.Warn("trunk is not called", "err", err)
 				c.refused(503, "", nil)
 			default:
 				c.out.targets = targets
@@ -523,6 +529,11 @@ func (c *Call) endFork(res *gosip.Response, tag string) {
 // phoneRefused decides on a final refusal: try otherwise, or give up.
 func (c *Call) phoneRefused(res *gosip.Response) {
 	o := c.out
+	if h := headerOf(res, "Retry-After", ""); h != nil && res.StatusCode == 503 && reasonOf(res).Protocol != "Q.850" { // else it is about the number
+		if d := retryAfter(h.Value()); d > 0 {
+			c.stack.neighbours.leave(o.targets[0].addr, d)
+		}
+	}
 	switch code := res.StatusCode; {
 	case o.cancel:
 		c.end()

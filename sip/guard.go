@@ -89,7 +89,7 @@ func (g *guard) judge(data []byte, from net.Addr, stream bool) ([]byte, verdict)
 
 // inspect says whether a message is well formed, tidies it, and reads it.
 func (g *guard) inspect(data []byte, stream bool) (tidied []byte, m gosip.Message, v verdict) {
-	if len(bytes.Trim(data, "\r\n\x00 ")) == 0 {
+	if len(bytes.Trim(data, "\r\n\x00 ")) == 0 || isSTUN(data) {
 		return data, nil, verdict{drop: dropKeepalive}
 	}
 	h, ok := readHead(data)
@@ -114,6 +114,12 @@ func (g *guard) inspect(data []byte, stream bool) (tidied []byte, m gosip.Messag
 		return data, nil, verdict{drop: dropMalformed}
 	}
 	return data, m, v
+}
+
+// isSTUN says that something is a STUN message (RFC 8489 §5): with those, too, a way through a NAT is kept open (RFC 5626 §4.4.2). We
+// ask for none and answer none, but who sends them does nothing wrong.
+func isSTUN(data []byte) bool {
+	return len(data) >= 20 && data[0]&0xc0 == 0 && bytes.Equal(data[4:8], []byte{0x21, 0x12, 0xa4, 0x42})
 }
 
 // parse asks the parser itself; a message that makes it panic must not reach its read loop.

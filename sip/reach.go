@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -34,8 +35,9 @@ type neighbours struct {
 	trunks []Trunk
 
 	mu    sync.RWMutex
-	found map[string][]netip.Addr // by name of the trunk, the latest last
-	held  map[netip.Addr][]*Trunk // by where they were heard, the trunks of resumed calls, one for each call
+	rests map[netip.AddrPort]time.Time // servers that want no calls until then
+	found map[string][]netip.Addr      // by name of the trunk, the latest last
+	held  map[netip.Addr][]*Trunk      // by where they were heard, the trunks of resumed calls, one for each call
 }
 
 // maxFound is how many addresses of one trunk's proxy are remembered: a few more than a name has.
@@ -102,6 +104,29 @@ func (n *neighbours) find(trunk *Trunk, targets []target) {
 		list = append(list, t.addr.Addr())
 	}
 	n.found[trunk.Name] = list[max(0, len(list)-maxFound):]
+}
+
+// longestRest is for how long a server is left alone at most, whatever it says: who dials would rather be refused once more.
+const longestRest = 5 * time.Minute
+
+// leave notes that a server wants no more calls for a while (503 with Retry-After, RFC 3261 §21.5.4).
+func (n *neighbours) leave(server netip.AddrPort, d time.Duration) {
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.rests, func(_ netip.AddrPort, until time.Time) bool { return !now.Before(until) })
+	if n.rests == nil {
+		n.rests = map[netip.AddrPort]time.Time{}
+	}
+	n.rests[server] = now.Add(min(d, longestRest))
+}
+
+// awake are those targets that take calls now.
+func (n *neighbours) awake(targets []target) []target {
+	now := time.Now()
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return slices.DeleteFunc(targets, func(t target) bool { return now.Before(n.rests[t.addr]) })
 }
 
 // hold lets an address be heard for a call of this trunk, until release.

@@ -244,6 +244,8 @@ type guardedConn struct {
 	reading   func()                      // called at each read: sipgo knows the connection by then
 	handshake func(context.Context) error // still to be made, by the first read; nil = none
 
+	pongs atomic.Uint32 // single CRLFs: answers to our keep-alives
+
 	turn chan struct{} // cap 1, full during a write: one that waits must not get the next one's deadline
 
 	skip    int       // bytes still to come of a refused message
@@ -413,13 +415,15 @@ func (c *guardedConn) consume(n int) {
 	c.begun = time.Now()
 }
 
-// keepAlive answers a double CRLF with one and skips others (RFC 5626 §3.5.1).
+// keepAlive answers a double CRLF with one, and counts single ones, which answer ours (RFC 5626 §3.5.1).
 func (c *guardedConn) keepAlive() {
 	for bytes.HasPrefix(c.pending, []byte("\r\n")) {
 		n := 2
 		if bytes.HasPrefix(c.pending, []byte("\r\n\r\n")) {
 			n = 4
 			_, _ = c.Write([]byte("\r\n"))
+		} else {
+			c.pongs.Add(1)
 		}
 		c.consume(n)
 	}

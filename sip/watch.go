@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -31,6 +30,7 @@ const (
 	lastBackoff  = 10 * time.Minute
 	keepUDP      = 25 * time.Second // most NATs forget after 30 s
 	keepStream   = 100 * time.Second
+	pongTime     = 10 * time.Second // RFC 5626 §4.4.1
 )
 
 // watch keeps us registered with one trunk, asks it whether it lives, and keeps the way to it open. One goroutine runs
@@ -43,7 +43,11 @@ type watch struct {
 	auth     auth
 	expires  time.Duration
 	keep     time.Duration // between keep-alives over a connection
+	pong     time.Duration // in which each is answered by who answers them
 	failures int
+	kept     *guardedConn  // over which a keep-alive was sent that may be answered; nil = none
+	ponged   uint32        // how many had been by then
+	ponging  bool          // the other side answers them
 	asked    chan struct{} // closed when the first REGISTER has had its answer, or none
 
 	mu    sync.Mutex
@@ -53,7 +57,7 @@ type watch struct {
 }
 
 func (s *Stack) newWatch(trunk *Trunk) *watch {
-	w := &watch{stack: s, trunk: trunk, expires: trunk.RegisterFor, keep: keepStream, asked: make(chan struct{})}
+	w := &watch{stack: s, trunk: trunk, expires: trunk.RegisterFor, keep: keepStream, pong: pongTime, asked: make(chan struct{})}
 	if w.expires <= 0 {
 		w.expires = registerFor
 	}
@@ -90,7 +94,7 @@ func (w *watch) run() {
 		return
 	}
 	registered := sync.OnceFunc(func() { close(w.asked) })
-	var register, ping, keep time.Time // when next; zero = never
+	var register, ping, keep, pong time.Time // when next; zero = never
 	now := time.Now()
 	if w.trunk.Register {
 		register = now
@@ -120,9 +124,16 @@ func (w *watch) run() {
 		if !keep.IsZero() && !now.Before(keep) {
 			if keep = w.nextKeep(); !w.keepAlive() {
 				register = now // the connection is gone, and with it the way to us
+			} else if pong.IsZero() && w.kept != nil {
+				pong = now.Add(w.pong)
 			}
 		}
-		timer.Reset(time.Until(earliest(register, ping, keep)))
+		if !pong.IsZero() && !now.Before(pong) {
+			if pong = (time.Time{}); !w.heardPong() {
+				register = now
+			}
+		}
+		timer.Reset(time.Until(earliest(register, ping, keep, pong)))
 	}
 }
 
@@ -146,7 +157,7 @@ func (w *watch) targets() ([]target, error) {
 // register makes or renews our binding, and says when to come back.
 func (w *watch) register() time.Duration {
 	targets, err := w.targets()
-	code := 0
+	code, asked := 0, time.Duration(0)
 	for _, t := range targets {
 		var res *gosip.Response
 		if res, err = w.ask(t); err != nil {
@@ -155,13 +166,16 @@ func (w *watch) register() time.Duration {
 		if code = res.StatusCode; code < 300 {
 			return w.registered(res, t)
 		}
+		if h := headerOf(res, "Retry-After", ""); h != nil {
+			asked = retryAfter(h.Value())
+		}
 		if code != 503 && code != 408 {
 			break // another server would say the same
 		}
 	}
 	w.failures++
 	w.stack.counters.registerFailures.Add(1)
-	wait := min(firstBackoff<<min(w.failures-1, 10), lastBackoff)
+	wait := min(max(firstBackoff<<min(w.failures-1, 10), asked), lastBackoff) // RFC 3261 §21.5.4
 	w.stack.log.Warn("registration refused or unanswered", "trunk", w.trunk.Name, "code", code, "err", err, "again", wait)
 	w.mu.Lock()
 	w.state.Code = code
@@ -328,12 +342,37 @@ func (w *watch) keepAlive() bool {
 		return false
 	}
 	defer func() { _, _ = conn.TryClose() }() // it gives back what GetConnection took
-	stream, ok := conn.(io.Writer)
+	stream, ok := conn.(*gosip.TCPConnection)
 	if !ok {
 		return true
 	}
+	if guarded, ok := stream.Conn.(*guardedConn); ok && w.kept == nil {
+		w.kept, w.ponged = guarded, guarded.pongs.Load()
+	}
 	_, err = stream.Write([]byte(ping))
 	return err == nil
+}
+
+// heardPong looks for the answer to a keep-alive. It is false when there is none although the other side answers them: the connection
+// is dead, whatever our socket says, and is given up (RFC 5626 §4.4.1). Many registrars never answer one; of those nothing is expected.
+func (w *watch) heardPong() bool {
+	conn := w.kept
+	w.kept = nil
+	switch {
+	case conn == nil:
+		return true
+	case conn.pongs.Load() != w.ponged:
+		w.ponging = true
+		return true
+	case !w.ponging:
+		return true
+	}
+	w.ponging = false
+	w.stack.log.Warn("connection to a registrar is dead: a keep-alive got no answer", "trunk", w.trunk.Name, "peer", addrPortOf(conn.RemoteAddr()))
+	conn.cut()
+	for w.stack.joined(w.good.transport, addrPortOf(conn.RemoteAddr()).String()) && pauseFor(w.stack.root, settle) {
+	}
+	return false
 }
 
 // prefer puts the target that answered last first: the others are for when it fails.

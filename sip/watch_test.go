@@ -82,6 +82,22 @@ func TestRegistrationIsKept(t *testing.T) { // RFC 3261 §10
 	})
 }
 
+func TestRegistrarThatAsksForAWhileIsLeftAlone(t *testing.T) { // RFC 3261 §21.5.4
+	for said, wait := range map[string]time.Duration{"Retry-After: 120": 2 * time.Minute, "Retry-After: 5": firstBackoff, "Retry-After: 86400": lastBackoff} {
+		inBubble(t, registering, nil, func(b *bubble) {
+			b.peer.answers(b.peer.last(), "503 Service Unavailable", "r", "", said)
+			b.peer.forget()
+			time.Sleep(wait - time.Millisecond)
+			wantLines(t, said+": before its time the registrar received", b.peer.lines(), nil)
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			if got := b.peer.last(); methodOf(got) != "REGISTER" {
+				t.Errorf("%s: after %v came %q", said, wait, got)
+			}
+		})
+	}
+}
+
 func TestRegistrationThatFailsIsTriedAgain(t *testing.T) {
 	inBubble(t, registering, nil, func(b *bubble) {
 		for i, status := range []string{"403 Forbidden", "500 Server Error", "403 Forbidden"} {
@@ -226,6 +242,58 @@ func TestRegistrationFollowsALostConnection(t *testing.T) { // RFC 5626 §3.5.1,
 	defer again.Close()
 	if headerIn(second, "Call-ID") != headerIn(first, "Call-ID") || headerIn(second, "CSeq") != "2 REGISTER" {
 		t.Errorf("over the next connection came %q after %q", second, first)
+	}
+}
+
+// A NAT or a firewall that has forgotten a connection tells nobody: what is sent over it is lost, for minutes. A registrar that has
+// answered keep-alives, and does not any more, is registered with anew; of one that never did nothing is expected.
+func TestRegistrationFollowsAConnectionThatDiedWithoutAWord(t *testing.T) { // RFC 5626 §4.4.1
+	t.Parallel() // it waits
+	far, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	s, err := New(Config{
+		Listen: []Listen{{TCP, addr("127.0.0.1:0")}}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")},
+		Trunks: []Trunk{{
+			Name: "lab", Proxy: far.Addr().String(), Transport: TCP, Register: true, RegisterFor: time.Hour,
+			Auth: Credentials{Username: "bob"},
+		}},
+	}, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.watches["lab"].keep, s.watches["lab"].pong = 50*time.Millisecond, 2*time.Second
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+	}()
+	ping := make([]byte, 4)
+	conn, in, _ := registrar(t, far)
+	defer conn.Close()
+	for began := time.Now(); time.Since(began) < 2500*time.Millisecond; { // until it must have been seen to answer
+		if _, err := io.ReadFull(in, ping); err != nil || string(ping) != "\r\n\r\n" {
+			t.Fatalf("on the connection came %q, %v; want a keep-alive", ping, err)
+		}
+		if _, err := io.WriteString(conn, "\r\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, in, second := registrar(t, far) // the first is open, and says nothing any more
+	defer again.Close()
+	if headerIn(second, "CSeq") != "2 REGISTER" {
+		t.Errorf("over the next connection came %q", second)
+	}
+	for began := time.Now(); time.Since(began) < 4500*time.Millisecond; { // it never answers, and keeps its connection
+		if _, err := io.ReadFull(in, ping); err != nil {
+			t.Fatalf("the connection of a registrar that answers no keep-alives: %v", err)
+		}
 	}
 }
 
@@ -382,6 +450,62 @@ func TestNextTargetWhenOneFails(t *testing.T) { // RFC 3263 §4.3
 			})
 		})
 	}
+}
+
+func TestServerThatAsksForAWhileIsLeftAlone(t *testing.T) { // RFC 3261 §21.5.4
+	for _, tt := range []struct {
+		status string
+		said   []string
+		rests  time.Duration
+	}{
+		{"503 Service Unavailable", []string{"Retry-After: 60 (maintenance)"}, time.Minute},
+		{"503 Service Unavailable", []string{"Retry-After: 86400"}, longestRest},
+		{"503 Service Unavailable", []string{"Retry-After: soon"}, 0},
+		{"503 Service Unavailable", nil, 0},
+		{"503 Service Unavailable", []string{"Retry-After: 60", "Reason: Q.850;cause=17"}, 0}, // who is called is busy, not the server
+		{"480 Temporarily Unavailable", []string{"Retry-After: 60"}, 0},
+	} {
+		t.Run(fmt.Sprint(tt.status[:3], tt.said), func(t *testing.T) {
+			inBubble(t, outbound, nil, func(b *bubble) {
+				_, inv := b.dials()
+				b.peer.answers(inv, tt.status, "b1", "", tt.said...)
+				b.peer.forget()
+				if tt.rests > 0 {
+					time.Sleep(tt.rests - time.Millisecond)
+					before := len(b.said())
+					b.dials()
+					wantLines(t, "peer received", b.peer.lines(), nil)
+					if got, ok := b.event(before).(Refused); !ok || got.Code != 503 || !got.Local { // so that another trunk is tried
+						t.Errorf("said %v", b.said()[before:])
+					}
+					time.Sleep(time.Millisecond)
+				}
+				if _, inv := b.dials(); methodOf(inv) != "INVITE" {
+					t.Errorf("after %v the peer got %q, want the next call", tt.rests, inv)
+				}
+			})
+		})
+	}
+	change := func(c *Config) {
+		outbound(c)
+		c.Trunks[0].Proxy = "carrier.example"
+		c.resolver = zone{
+			srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
+			hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
+		}
+	}
+	inBubble(t, change, nil, func(b *bubble) { // where there is another one, calls go there at once
+		other := b.newPeer(addr("192.0.2.21:5060"))
+		defer other.close()
+		_, inv := b.dials()
+		b.peer.answers(inv, "503 Service Unavailable", "b1", "", "Retry-After: 60")
+		other.answers(other.last(), "486 Busy Here", "b2", "")
+		b.peer.forget()
+		other.forget()
+		b.dials()
+		wantLines(t, "who has asked for a while received", b.peer.lines(), nil)
+		wantLines(t, "the other received", other.lines(), []string{"0s INVITE"})
+	})
 }
 
 // Anybody else would take it for another call, and DNS names servers of one rank in any order.
