@@ -199,6 +199,8 @@ func TestTrunksHaveAddressesOfTheirOwn(t *testing.T) {
 		{config.Trunk{Advertise: "10.0.0.5", AdvertiseRTP: "10.0.0.6"}, "10.0.0.5", "10.0.0.6"},
 		{config.Trunk{Advertise: "voip.example.org"}, "voip.example.org", ""},
 		{config.Trunk{AdvertiseRTP: "10.0.0.6"}, "", "10.0.0.6"},
+		{config.Trunk{Advertise: "10.0.0.5:15060"}, "10.0.0.5:15060", "10.0.0.5"},
+		{config.Trunk{Advertise: "voip.example.org:15060"}, "voip.example.org:15060", ""},
 	} {
 		cfg.SIP.Trunks = []config.Trunk{tt.trunk}
 		settings, err := sipConfig(cfg)

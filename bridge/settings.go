@@ -65,7 +65,7 @@ func sipConfig(c config.Config) (sip.Config, error) {
 		}
 	case addr.IsUnspecified():
 		out.RTP.Advertise = own
-		if public, err := netip.ParseAddr(c.SIP.Advertise); err == nil { // else a name, which is no address of sound
+		if public, err := netip.ParseAddr(config.HostOf(c.SIP.Advertise)); err == nil { // else a name, which is no address of sound
 			out.RTP.Advertise = public
 		}
 	}
@@ -128,8 +128,9 @@ func sipTrunk(t config.Trunk, ours *tls.Config) (sip.Trunk, error) {
 	}
 	trunk.Advertise = t.Advertise
 	where := t.AdvertiseRTP
-	if _, err := netip.ParseAddr(t.Advertise); err == nil {
-		where = cmp.Or(where, t.Advertise) // a name is no address of sound
+	host := config.HostOf(t.Advertise)
+	if _, err := netip.ParseAddr(host); err == nil {
+		where = cmp.Or(where, host) // a name is no address of sound
 	}
 	if where != "" {
 		if trunk.AdvertiseRTP, err = netip.ParseAddr(where); err != nil {

@@ -2,7 +2,10 @@ package sip
 
 import (
 	"cmp"
+	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -42,13 +45,37 @@ func (s *Stack) hostPort(trunk *Trunk, local netip.AddrPort) string {
 	return host + ":" + strconv.Itoa(port)
 }
 
-// sentBy is the host and port under which a trunk's signalling reaches us.
+// sentBy is the host and port under which a trunk's signalling reaches us by way of this listener.
 func (s *Stack) sentBy(trunk *Trunk, local netip.AddrPort) (string, int) {
-	host := cmp.Or(s.config.Advertise, local.Addr().String())
-	if trunk != nil {
-		host = cmp.Or(trunk.Advertise, host)
+	host, port := advertised(s.config.Advertise)
+	if trunk != nil && trunk.Advertise != "" {
+		host, port = advertised(trunk.Advertise)
+		if own, err := s.outlet(trunk); err == nil && own.addr.Port() != local.Port() {
+			port = 0 // it is another socket's
+		}
 	}
-	return strings.Trim(host, "[]"), int(local.Port())
+	return cmp.Or(host, local.Addr().String()), int(cmp.Or(port, local.Port()))
+}
+
+// advertised splits an advertised host from its port, 0 = that of the listener.
+func advertised(s string) (host string, port uint16) {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return s, 0
+	}
+	return hostAndPort(s)
+}
+
+// checkAdvertised says what is wrong with an advertised host, or with its port where that would stand for several of these sockets.
+func checkAdvertised(s string, sockets []Listen) error {
+	host, port := advertised(s)
+	_, written, err := net.SplitHostPort(s)
+	switch {
+	case !validHost(host), err == nil && (host == "" || port == 0 || strconv.Itoa(int(port)) != written):
+		return fmt.Errorf("advertise %q is not a host name or address, with a port or without", s)
+	case port != 0 && slices.ContainsFunc(sockets, func(l Listen) bool { return l.Addr.Port() != sockets[0].Addr.Port() }):
+		return fmt.Errorf("advertise %q: one port cannot stand for sockets of several", s)
+	}
+	return nil
 }
 
 // soundHost is where sound of a trunk's phones reaches us. Its family is the one in which the trunk is spoken to.

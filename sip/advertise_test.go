@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"crypto/tls"
 	"net/netip"
 	"strings"
 	"testing"
@@ -196,13 +197,93 @@ func TestAdvertisedAddressesOfTrunksAreChecked(t *testing.T) {
 		{Trunk{AdvertiseRTP: netip.IPv6Unspecified()}, "no sound that is sent to ::"},
 		{Trunk{AdvertiseRTP: netip.MustParseAddr("2001:db8::1")}, "no sound that is sent to 2001:db8::1 comes to rtp address 127.0.0.1"},
 		{Trunk{Advertise: "2001:db8::1", AdvertiseRTP: netip.MustParseAddr("203.0.113.1")}, ""},
+		{Trunk{Advertise: "203.0.113.1:15060"}, ""},
+		{Trunk{Advertise: "voip.example.org:15060"}, ""},
+		{Trunk{Advertise: "[2001:db8::1]:15060"}, ""},
+		{Trunk{Advertise: "voip.example.org:15061", Transport: TLS}, ""},
+		{Trunk{Advertise: "voip.example.org:0"}, `advertise "voip.example.org:0" is not a host name`},
+		{Trunk{Advertise: "voip.example.org:70000"}, `advertise "voip.example.org:70000" is not a host name`},
+		{Trunk{Advertise: "voip.example.org:sip"}, `advertise "voip.example.org:sip" is not a host name`},
+		{Trunk{Advertise: ":15060"}, `advertise ":15060" is not a host name`},
+		{Trunk{Advertise: "voip.example.org:15060", Transport: Auto}, "one port cannot stand for sockets of several"},
 	} {
 		tt.trunk.Name, tt.trunk.Proxy = "x", "192.0.2.1"
 		err := Config{
-			Listen: []Listen{{UDP, addr("127.0.0.1:0")}}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")}, Trunks: []Trunk{tt.trunk},
+			Listen: []Listen{{UDP, addr("127.0.0.1:5060")}, {TCP, addr("127.0.0.1:5060")}, {TLS, addr("127.0.0.1:5061")}},
+			TLS:    &tls.Config{Certificates: make([]tls.Certificate, 1)}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")}, Trunks: []Trunk{tt.trunk},
 		}.check()
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("check of %+v = %v, want %q", tt.trunk, err, tt.want)
 		}
 	}
+}
+
+// A NAT, or Docker, leads another port of the outer address to our socket: who is told the inner one reaches nobody.
+func TestPortsOfSignallingMayBeOthersOutside(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"of all": func(c *Config) { c.Advertise = "203.0.113.5:15060" },
+		"of the trunk": func(c *Config) {
+			c.Advertise = "203.0.113.9:19999"
+			c.Trunks[0].Advertise = "203.0.113.5:15060"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(c *Config) {
+				registering(c)
+				c.Trunks[0].Ping = time.Hour
+				change(c)
+			}, answerAtOnce, func(b *bubble) {
+				const uri, via = "sip:trunkline@203.0.113.5:15060", "SIP/2.0/UDP 203.0.113.5:15060;"
+				register := b.peer.last()
+				if headerIn(register, "Contact") != "<sip:bob@203.0.113.5:15060>" || !strings.HasPrefix(headerIn(register, "Via"), via) {
+					t.Errorf("REGISTER = %q", register)
+				}
+				b.peer.answers(register, "200 OK", "r", "", "Contact: <sip:bob@203.0.113.5:15060>;expires=100", "Expires: 3600")
+				if left := time.Until(b.stack.Trunks()[0].Registered); left != 100*time.Second {
+					t.Errorf("registered for %v, want 100s: that binding is ours", left)
+				}
+				b.peer.answers(b.peer.last(), "200 OK", "o", "") // the ping
+				_, inv := b.dials()
+				if headerIn(inv, "Contact") != "<"+uri+">" || !strings.HasPrefix(headerIn(inv, "Via"), via) || !strings.Contains(headerIn(inv, "From"), "@carrier.example>") {
+					t.Errorf("INVITE = %q", inv)
+				}
+				b.peer.answers(inv, "486 Busy Here", "b1", "")
+
+				b.peer.forget()
+				b.peer.send(invite())
+				ok := b.peer.last()
+				if headerIn(ok, "Contact") != "<"+uri+">" || !strings.Contains(ok, "c=IN IP4 192.0.2.1\r\n") {
+					t.Errorf("200 = %q", ok)
+				}
+				b.peer.send(request("ACK", uri, headerIn(ok, "To"), "k1", 1, ""))
+				b.peer.send(request("INVITE", uri, headerIn(ok, "To"), "r1", 2, peerOffer))
+				if again := b.peer.last(); headerIn(again, "Contact") != "<"+uri+">" {
+					t.Errorf("answer to a re-INVITE = %q", again)
+				}
+				b.peer.send(request("ACK", uri, headerIn(ok, "To"), "k2", 2, ""))
+				b.peer.send(request("BYE", uri, headerIn(ok, "To"), "y1", 3, ""))
+			})
+		})
+	}
+	t.Run("of one of several sockets", func(t *testing.T) {
+		s := &Stack{
+			config:    Config{Advertise: "198.51.100.1"},
+			listeners: []listener{{transport: UDP, addr: addr("192.0.2.1:5060")}, {transport: TLS, addr: addr("192.0.2.1:5061")}},
+		}
+		trunk := &Trunk{Transport: TLS, Advertise: "[2001:db8::1]:15061"}
+		for _, tt := range []struct {
+			trunk *Trunk
+			local string
+			want  string
+		}{
+			{trunk, "192.0.2.1:5061", "[2001:db8::1]:15061"},
+			{trunk, "192.0.2.1:5060", "[2001:db8::1]:5060"}, // its calls over UDP: no port outside is known for that
+			{&Trunk{}, "192.0.2.1:5061", "198.51.100.1:5061"},
+			{nil, "192.0.2.1:5060", "198.51.100.1:5060"},
+		} {
+			if got := s.hostPort(tt.trunk, addr(tt.local)); got != tt.want {
+				t.Errorf("by way of %s we are %s, want %s", tt.local, got, tt.want)
+			}
+		}
+	})
 }

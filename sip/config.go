@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -39,7 +40,7 @@ type Listen struct {
 type Config struct {
 	Listen    []Listen
 	TLS       *tls.Config // of our TLS sockets: at least a certificate
-	Advertise string      // host put into Contact and Via; "" = the address of the listener
+	Advertise string      // host, or host:port, put into Contact and Via; "" = the address of the listener
 	RTP       RTPConfig
 	Trunks    []Trunk
 	UserAgent string // "" = "Trunkline"
@@ -128,8 +129,8 @@ type Trunk struct {
 	RegisterFor time.Duration
 	Ping        time.Duration
 
-	// Advertise is the host under which its signalling reaches us, in Contact and Via; "" = [Config].Advertise. AdvertiseRTP is the
-	// address in our descriptions; zero = that of [RTPConfig].
+	// Advertise is the host under which its signalling reaches us, in Contact and Via; "" = [Config].Advertise. A port is that of the
+	// socket for its transport. AdvertiseRTP is the address in our descriptions; zero = that of [RTPConfig].
 	Advertise    string
 	AdvertiseRTP netip.Addr
 
@@ -220,8 +221,8 @@ func (c Config) check() error {
 			errs = append(errs, fmt.Errorf("sip: listening on %v needs an advertised host", l.Addr))
 		}
 	}
-	if !validHost(c.Advertise) {
-		errs = append(errs, fmt.Errorf("sip: advertise %q is not a host name or address", c.Advertise))
+	if err := checkAdvertised(c.Advertise, c.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("sip: %w", err))
 	}
 	errs = append(errs, c.RTP.check()...)
 	names := map[string]bool{}
@@ -236,8 +237,9 @@ func (c Config) check() error {
 		if host, _ := hostAndPort(t.Proxy); !validHost(host) || !validHost(t.Domain) {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: proxy %q or domain %q is not a host name or address", t.Name, t.Proxy, t.Domain))
 		}
-		if !validHost(t.Advertise) {
-			errs = append(errs, fmt.Errorf("sip: trunk %q: advertise %q is not a host name or address", t.Name, t.Advertise))
+		own := slices.DeleteFunc(slices.Clone(c.Listen), func(l Listen) bool { return t.Transport != Auto && l.Transport != t.transport() })
+		if err := checkAdvertised(t.Advertise, own); err != nil {
+			errs = append(errs, fmt.Errorf("sip: trunk %q: %w", t.Name, err))
 		}
 		if a := t.AdvertiseRTP; a.IsUnspecified() || a.IsValid() && !c.RTP.Addr.IsUnspecified() && a.Unmap().Is4() != c.RTP.Addr.Unmap().Is4() {
 			errs = append(errs, fmt.Errorf("sip: trunk %q: no sound that is sent to %v comes to rtp address %v", t.Name, a, c.RTP.Addr))

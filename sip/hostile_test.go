@@ -144,6 +144,22 @@ func TestHostileDatagrams(t *testing.T) {
 	}
 }
 
+// Others keep their NAT's mind with STUN on the SIP port (RFC 5626 §4.4.2), as they do with CRLF; whoever forges it gains nothing.
+func TestKeepAlivesAreNoBadMessages(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bubble) {
+		request := append([]byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42}, "twelve bytes"...)
+		response := append([]byte{1, 1, 0, 12, 0x21, 0x12, 0xa4, 0x42}, "twelve bytes\x00\x20\x00\x08\x00\x01\x13\xc4\xc0\x00\x02\x01"...)
+		for _, m := range [][]byte{request, response, []byte("\r\n\r\n"), []byte("\r\n"), {0}, request[:10]} {
+			_, _ = b.peer.conn.WriteToUDPAddrPort(m, bridgeAddr)
+		}
+		synctest.Wait()
+		if d := b.stack.Stats().Dropped; d[dropKeepalive] != 5 || d[dropMalformed] != 1 {
+			t.Errorf("dropped %v, want 5 keep-alives and the one that is cut off", d)
+		}
+		wantLines(t, "peer received", b.peer.lines(), nil)
+	})
+}
+
 func TestHostileStreams(t *testing.T) {
 	s := realStack(t, Limits{})
 	for _, tt := range []struct{ name, stream, want string }{

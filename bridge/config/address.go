@@ -27,3 +27,14 @@ func OwnAddress() netip.Addr {
 	}
 	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
 }
+
+// HostOf is an advertised address without its port, where it has one.
+func HostOf(advertised string) string {
+	if _, err := netip.ParseAddr(advertised); err == nil {
+		return advertised
+	}
+	if host, _, err := net.SplitHostPort(advertised); err == nil {
+		return host
+	}
+	return advertised
+}

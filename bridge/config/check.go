@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -121,7 +122,7 @@ func (c *checker) sip(s *SIP) {
 			c.wrong(key+".address", "%s is in this list already; tcp and tls need ports of their own", l.Address)
 		}
 	}
-	c.host("sip.advertise", s.Advertise)
+	c.advertised("sip.advertise", s.Advertise, s.Listen)
 	c.pair("sip.tls", s.TLS)
 	c.notNegative("sip.limits.invites_per_second", s.Limits.InvitesPerSecond)
 	c.notNegative("sip.limits.messages_per_second", s.Limits.MessagesPerSecond)
@@ -141,6 +142,9 @@ func (c *checker) sip(s *SIP) {
 
 func (c *checker) socketFor(key string, s *SIP, t Trunk) {
 	transport := cmp.Or(t.Transport, "udp")
+	c.advertised(key+".advertise", t.Advertise, slices.DeleteFunc(slices.Clone(s.Listen), func(l Listen) bool {
+		return transport != transportAuto && l.Transport != transport
+	}))
 	if t.Proxy != "" && transport != transportAuto && !slices.ContainsFunc(s.Listen, func(l Listen) bool { return l.Transport == transport }) {
 		c.wrong(key+".transport", "calls to this trunk need a %s socket in sip.listen", transport)
 	}
@@ -200,7 +204,6 @@ func (c *checker) trunk(key string, t Trunk) {
 	}
 	c.host(key+".proxy", host)
 	c.host(key+".domain", t.Domain)
-	c.host(key+".advertise", t.Advertise)
 	if a, err := netip.ParseAddr(t.AdvertiseRTP); t.AdvertiseRTP != "" && (err != nil || a.IsUnspecified()) {
 		c.wrong(key+".advertise_rtp", "%q is not an IP address that sound can be sent to", t.AdvertiseRTP)
 	}
@@ -387,6 +390,32 @@ func (c *checker) addrPort(key, value string) {
 func (c *checker) host(key, value string) {
 	if _, err := netip.ParseAddr(value); value != "" && err != nil && !hostName.MatchString(value) {
 		c.wrong(key, "%q is not a host name or IP address", value)
+	}
+}
+
+// advertised checks a host that signalling is to be sent to. Its port, if it has one, stands for that of the sockets.
+func (c *checker) advertised(key, value string, sockets []Listen) {
+	host := HostOf(value)
+	if value != "" && host == "" {
+		c.wrong(key, "%q has no host", value)
+		return
+	}
+	c.host(key, host)
+	if host == value {
+		return
+	}
+	_, port, _ := net.SplitHostPort(value)
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		c.wrong(key, "%q is not a port", port)
+	}
+	ports := map[string]bool{}
+	for _, l := range sockets {
+		if _, own, err := net.SplitHostPort(l.Address); err == nil {
+			ports[own] = true
+		}
+	}
+	if len(ports) > 1 {
+		c.wrong(key, "one port cannot stand for the sockets of several; name it at each trunk, whose transport has one")
 	}
 }
 

@@ -153,6 +153,33 @@ func TestOptionsOfTheDatabaseAreJSON(t *testing.T) {
 	}
 }
 
+func TestAdvertisedPortsStandForOneSocket(t *testing.T) {
+	const udpAndTLS = "listen: [{transport: udp, address: '0.0.0.0:5060'}, {transport: tls, address: '0.0.0.0:5061'}], tls: {certificate: a, key: b}"
+	for _, tt := range []struct{ sip, want string }{
+		{"advertise: 203.0.113.5:15060", ""}, // the default has one port
+		{"advertise: 'voip.example.org:15060'", ""},
+		{"advertise: '[2001:db8::1]:15060'", ""},
+		{"advertise: '2001:db8::1'", ""},
+		{"advertise: 'voip.example.org:'", `sip.advertise: "" is not a port`},
+		{"advertise: 'voip.example.org:99999'", `sip.advertise: "99999" is not a port`},
+		{"advertise: ':15060'", `sip.advertise: ":15060" has no host`},
+		{"advertise: 203.0.113.5:15060, " + udpAndTLS, "sip.advertise: one port cannot stand for the sockets of several"},
+		{udpAndTLS + ", trunks: [{name: x, proxy: 192.0.2.1, transport: tls, advertise: '203.0.113.5:15061'}]", ""},
+		{udpAndTLS + ", trunks: [{name: x, proxy: example.org, transport: auto, advertise: '203.0.113.5:15061'}]", "sip.trunks[0].advertise: one port cannot"},
+	} {
+		_, err := Parse("config.yaml", []byte("sip: {"+tt.sip+"}\n"))
+		about := "" // the homeserver is missing, too
+		for line := range strings.SplitSeq(fmt.Sprint(err), "\n") {
+			if strings.Contains(line, "advertise") {
+				about += line
+			}
+		}
+		if !strings.Contains(about, tt.want) || (about == "") != (tt.want == "") {
+			t.Errorf("%s: %q, want %q", tt.sip, about, tt.want)
+		}
+	}
+}
+
 func TestAllProblemsAreReportedAtOnce(t *testing.T) {
 	text := `homeserver:
   address: matrix.example.org

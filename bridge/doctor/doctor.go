@@ -286,12 +286,12 @@ func (p *patient) checkAdvertised(context.Context) []finding {
 	own := ownAddresses()
 	signalling, sound := hostOf(p.cfg.SIP.Listen[0].Address), p.cfg.RTP.Address
 	list = append(list,
-		plausible("sip.advertise", p.cfg.SIP.Advertise, signalling, own),
+		plausible("sip.advertise", config.HostOf(p.cfg.SIP.Advertise), signalling, own),
 		plausible("rtp.advertise", p.cfg.RTP.Advertise, sound, own),
 		plausible("webrtc.advertise", p.cfg.WebRTC.Advertise, "", own))
 	for _, t := range p.cfg.SIP.Trunks { // those of the others hold where a trunk names none
 		if t.Advertise != "" {
-			list = append(list, plausible("advertise of trunk "+t.Name, t.Advertise, signalling, own))
+			list = append(list, plausible("advertise of trunk "+t.Name, config.HostOf(t.Advertise), signalling, own))
 		}
 		if t.AdvertiseRTP != "" {
 			list = append(list, plausible("advertise_rtp of trunk "+t.Name, t.AdvertiseRTP, sound, own))
