@@ -100,6 +100,9 @@ func payloads(m *MediaLine) []payload {
 				break
 			}
 		}
+		if p.pt == g722.number && strings.EqualFold(p.name, g722.name) {
+			p.rate = g722.rate // some phones write the 16000 that it really has
+		}
 		if p.name != "" {
 			out = append(out, p)
 		}

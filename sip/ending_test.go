@@ -381,6 +381,111 @@ func TestSoundIsSwitchedOffAndOnAgain(t *testing.T) {
 	})
 }
 
+// Whatever else a description has in it, sound goes where it says, in the codec that it says, both ways.
+func TestDescriptionsOfEveryKindAreHeard(t *testing.T) {
+	const browser = "a=group:BUNDLE 0 1\na=msid-semantic: WMS *\na=ice-options:trickle\na=fingerprint:sha-256 AA:BB\n"
+	const candidates = "a=ice-ufrag:u\na=ice-pwd:p\na=candidate:1 1 udp 1 10.0.0.9 9999 typ host\na=setup:actpass\na=mid:0\n"
+	for _, tt := range []struct {
+		name, offer string
+		answered    string // the m= lines, without our port
+		at          string
+		codec       string
+		number      uint8
+		events      bool
+	}{
+		{"two streams of audio", sdpHead + "m=audio 4000 RTP/AVP 8\nm=audio 4002 RTP/AVP 0\n", "audio RTP/AVP 8|audio off", "192.0.2.20:4000", "PCMA", 8, false},
+		{"the first stream is off", sdpHead + "m=audio 0 RTP/AVP 0\nm=audio 4002 RTP/AVP 0\n", "audio off|audio RTP/AVP 0", "192.0.2.20:4002", "PCMU", 0, false},
+		{"pictures first", sdpHead + "m=video 4004 RTP/AVP 96\na=rtpmap:96 H264/90000\nm=audio 4002 RTP/AVP 0\n", "video off|audio RTP/AVP 0", "192.0.2.20:4002", "PCMU", 0, false},
+		{
+			"a browser's stream, and one for telephones", sdpHead + browser + "m=audio 4006 UDP/TLS/RTP/SAVPF 111 0\n" + candidates + "m=audio 4002 RTP/AVP 0 101\na=rtpmap:101 telephone-event/8000\n",
+			"audio off|audio RTP/AVP 0 101", "192.0.2.20:4002", "PCMU", 0, true,
+		},
+		{"attributes of browsers", sdpHead + browser + "m=audio 4000 RTP/AVP 0\n" + candidates, "audio RTP/AVP 0", "192.0.2.20:4000", "PCMU", 0, false},
+		{"with feedback, and without", sdpHead + "m=audio 4006 RTP/AVPF 0\nm=audio 4002 RTP/AVP 8\n", "audio off|audio RTP/AVP 8", "192.0.2.20:4002", "PCMA", 8, false},
+		{"a fax beside the sound", sdpHead + "m=audio 4000 RTP/AVP 0\nm=image 4008 udptl t38\n", "audio RTP/AVP 0|image off", "192.0.2.20:4000", "PCMU", 0, false},
+		{"codecs that nobody here knows first", sdpHead + "m=audio 4000 RTP/AVP 18 4 97 8\na=rtpmap:97 AMR/8000\na=fmtp:18 annexb=no\n", "audio RTP/AVP 8", "192.0.2.20:4000", "PCMA", 8, false},
+		{"G.722 by the clock it really has", sdpHead + "m=audio 4000 RTP/AVP 9\na=rtpmap:9 G722/16000\n", "audio RTP/AVP 9", "192.0.2.20:4000", "G722", 9, false},
+	} {
+		wide := func(c *Config) { quiet10h(c); c.Trunks[0].Codecs = []string{"PCMU", "PCMA", "G722"} }
+		check := func(t *testing.T, b *bubble, m *Media, far *sound, answer string) {
+			t.Helper()
+			var lines []string
+			for line := range strings.SplitSeq(answer, "\r\n") {
+				if f := strings.Fields(strings.TrimPrefix(line, "m=")); strings.HasPrefix(line, "m=") && f[1] == "0" {
+					lines = append(lines, f[0]+" off")
+				} else if strings.HasPrefix(line, "m=") {
+					lines = append(lines, strings.Join(slices.Delete(f, 1, 2), " "))
+				}
+			}
+			if got := strings.Join(lines, "|"); got != tt.answered {
+				t.Errorf("answered with %s, want %s", got, tt.answered)
+			}
+			heard := 0
+			m.OnPacket(func(p *rtp.Packet) { heard++ })
+			far.talksTo(m, tt.number)
+			if f := m.Format(); f.Codec != tt.codec || f.PayloadType != tt.number || f.DTMF != 0 != tt.events || heard != 5 || !far.hears(m) {
+				t.Errorf("format %+v, %d packets heard of 5; and the phone is to hear us at %s", f, heard, tt.at)
+			}
+		}
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, wide, answerAtOnce, func(b *bubble) {
+				far := b.soundAt(tt.at)
+				b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, tt.offer))
+				answer := b.peer.last()
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				check(t, b, (<-b.calls).Media(), far, answer)
+				b.peer.send(b.peer.within("BYE", "y1", 2, ""))
+			})
+			inBubble(t, wide, answerAtOnce, func(b *bubble) { // in a call that is up, by a description that says it is the same (o=)
+				far := b.soundAt(tt.at)
+				b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, serverAt("192.0.2.40", 5000, 0)))
+				b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+				m := (<-b.calls).Media()
+				if far.hears(m) {
+					t.Error("the sound is there before the offer")
+				}
+				b.peer.send(b.peer.within("UPDATE", "u1", 2, strings.Replace(tt.offer, "o=- 1 1 IN IP4 192.0.2.20", "o=- 9 2 IN IP4 192.0.2.40", 1)))
+				answer := b.peer.last()
+				if tt.codec == "PCMU" || !strings.Contains(tt.answered, "off") { // else the codec in use stays
+					check(t, b, m, far, answer)
+				}
+				b.peer.send(b.peer.within("BYE", "y1", 3, ""))
+			})
+		})
+	}
+}
+
+// RFC 6337 §5.3: what we offer is what we want, not what the phone has wanted before. So PBXs take calls back that they have connected
+// with their own music.
+func TestEmptyReinviteTakesACallBackFromHold(t *testing.T) {
+	inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+		far := b.soundAt(peerRTP.String())
+		b.peer.send(invite())
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		m := (<-b.calls).Media()
+		for i, hold := range []string{peerOffer + "a=sendonly\n", peerOffer + "a=inactive\n", strings.ReplaceAll(peerOffer, "c=IN IP4 192.0.2.20", "c=IN IP4 0.0.0.0")} {
+			n := 10 * (i + 1)
+			b.peer.send(b.peer.within("INVITE", fmt.Sprint("h", i), n, hold))
+			b.peer.send(b.peer.within("ACK", fmt.Sprint("hk", i), n, ""))
+			if far.hears(m) {
+				t.Errorf("hold %d: the phone hears us", i)
+			}
+			b.peer.send(b.peer.within("INVITE", fmt.Sprint("e", i), n+1, ""))
+			if offer := b.peer.last(); !strings.Contains(offer, " RTP/AVP 0 8 101\r\n") || !strings.Contains(offer, "\r\na=sendrecv\r\n") {
+				t.Errorf("hold %d: an empty re-INVITE got %q, want everything again", i, offer)
+			}
+			b.peer.send(b.peer.within("ACK", fmt.Sprint("ek", i), n+1, peerOffer))
+			heard := 0
+			m.OnPacket(func(*rtp.Packet) { heard++ })
+			far.talksTo(m, 0)
+			if !far.hears(m) || heard != 5 {
+				t.Errorf("hold %d: taken back, but the phone does not hear us, or we have %d packets of 5", i, heard)
+			}
+		}
+		b.peer.send(b.peer.within("BYE", "y1", 99, ""))
+	})
+}
+
 func TestPhoneOnHoldIsAskedNowAndThen(t *testing.T) {
 	inBubble(t, nil, answerAtOnce, func(b *bubble) {
 		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, peerOffer+"a=inactive\n"))

@@ -521,6 +521,7 @@ func (d *Dialog) address(s *Stack, req *gosip.Request, target gosip.Uri, routes 
 		}
 	}
 	port := cmpPort(uint16(next.Port), d.Transport)
+	req.SetSource(d.Remote.String()) // where the phone is, should the name lead nowhere ([Stack.destination])
 	req.SetDestination(strings.Trim(next.Host, "[]") + ":" + strconv.Itoa(int(port)))
 	if a, err := netip.ParseAddr(strings.Trim(next.Host, "[]")); err == nil {
 		req.SetDestination(netip.AddrPortFrom(a, port).String())

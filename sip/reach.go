@@ -375,11 +375,8 @@ func (s *Stack) connect(ctx context.Context, trunk *Trunk, req *gosip.Request) e
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if t == UDP {
-		return nil
-	}
 	addr, err := s.destination(ctx, trunk, req, t)
-	if err != nil {
+	if err != nil || t == UDP {
 		return err
 	}
 	return s.join(ctx, trunk, t, addr)
@@ -403,20 +400,20 @@ func (s *Stack) joined(t Transport, addr string) bool {
 	return true
 }
 
-// destination resolves where a request goes.
+// destination resolves where a request goes. A name that leads nowhere is one of the phone's own network (PBXs and session border
+// controllers in containers put such into Contact): it is where it was last heard from.
 func (s *Stack) destination(ctx context.Context, trunk *Trunk, req *gosip.Request, t Transport) (netip.AddrPort, error) {
 	host, port := hostAndPort(req.Destination())
 	if a, err := netip.ParseAddr(host); err == nil {
 		return netip.AddrPortFrom(a.Unmap(), cmpPort(port, t)), nil
 	}
 	addrs, err := s.addresses(ctx, trunk, host)
-	if err != nil {
-		return netip.AddrPort{}, err
+	var addr netip.AddrPort
+	if err == nil && len(addrs) > 0 {
+		addr = netip.AddrPortFrom(addrs[0], cmpPort(port, t))
+	} else if addr, _ = netip.ParseAddrPort(req.MessageData.Source()); !addr.IsValid() {
+		return netip.AddrPort{}, cmp.Or(err, fmt.Errorf("%s has no address for us", clip(host)))
 	}
-	if len(addrs) == 0 {
-		return netip.AddrPort{}, fmt.Errorf("%s has no address for us", clip(host))
-	}
-	addr := netip.AddrPortFrom(addrs[0], cmpPort(port, t))
 	req.SetDestination(addr.String())
 	return addr, nil
 }

@@ -317,6 +317,33 @@ func TestPhoneBehindNATIsReachedWhereItIs(t *testing.T) {
 	}
 }
 
+// A PBX in a container names itself as its own network knows it. Whoever could not tell it that a call is over would leave it up.
+func TestPhoneWhoseNameLeadsNowhereIsReachedWhereItIs(t *testing.T) {
+	inBubble(t, func(c *Config) { c.resolver = zone{hosts: map[string][]string{"pbx.example": {"192.0.2.30"}}} }, answerAtOnce, func(b *bubble) {
+		other := b.newPeer(addr("192.0.2.30:5070"))
+		defer other.close()
+		b.peer.send(invite("Contact: <sip:2001@asterisk-7d9f.pbx.svc:5060>"))
+		b.peer.send(b.peer.within("ACK", "k1", 1, ""))
+		first := <-b.calls
+		_ = first.Hangup(CauseNormal)
+		synctest.Wait()
+		bye := b.peer.last()
+		if !strings.HasPrefix(bye, "BYE sip:2001@asterisk-7d9f.pbx.svc:5060 ") {
+			t.Fatalf("the phone got %q, want BYE", bye)
+		}
+		b.peer.send(replyTo(bye, "200 OK"))
+		b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i2", 1, peerOffer, "Call-ID: c2", "Contact: <sip:2001@pbx.example:5070>"))
+		b.peer.send(b.peer.within("ACK", "k2", 1, "", "Call-ID: c2"))
+		second := <-b.calls
+		_ = second.Hangup(CauseNormal)
+		synctest.Wait()
+		if bye := other.last(); methodOf(bye) != "BYE" { // a name that leads somewhere counts
+			t.Fatalf("where its name leads, the phone got %q, want BYE", bye)
+		}
+		other.send(replyTo(other.last(), "200 OK"))
+	})
+}
+
 func TestTargetRefreshAndRoutes(t *testing.T) {
 	inBubble(t, nil, answerAtOnce, func(b *bubble) {
 		proxy := b.newPeer(addr("192.0.2.9:5070"))
