@@ -515,7 +515,7 @@ func TestRedirectionByPolicy(t *testing.T) {
 	})
 	for _, status := range []string{"305 Use Proxy", "380 Alternative Service"} { // what they name is not where this call may go
 		inBubble(t, outbound, nil, func(b *bubble) {
-			_, inv := b.dials(func(r *DialRequest) { r.AllowRedirect = func(Number) bool { return true } })
+			_, inv := b.dials(func(r *DialRequest) { r.Redirect = func(n Number) Number { return n } })
 			b.peer.answers(inv, status, "b1", "", "Contact: <sip:300@elsewhere.example>")
 			wantLines(t, status+": peer received", b.peer.lines(), []string{"0s INVITE", "0s ACK"})
 		})
