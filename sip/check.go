@@ -189,7 +189,8 @@ const maxParts = 16
 func describe(m interface {
 	gosip.Message
 	RemoveHeader(name string) bool
-}) {
+},
+) {
 	if !strings.HasPrefix(contentType(m), "multipart/") {
 		return
 	}
