@@ -41,6 +41,15 @@ type challenge struct {
 	tries int // refused in a row
 }
 
+// clone is what is known now, for another goroutine.
+func (a *auth) clone() *auth {
+	known := &auth{challenges: make([]*challenge, len(a.challenges))}
+	for i, c := range a.challenges {
+		known.challenges[i] = new(*c)
+	}
+	return known
+}
+
 // maxTries: a second challenge of one realm is an expired nonce, the third is a wrong password.
 const maxTries = 2
 
@@ -48,8 +57,8 @@ const maxTries = 2
 // a proxy, the far end, and a stale nonce of each need five.
 const maxAsk = 6
 
-// challenged takes a 401 or 407 and says whether it is worth to ask again.
-func (a *auth) challenged(res *gosip.Response, who Credentials) bool {
+// challenged takes a 401 or 407 to a request and says whether it is worth to ask again.
+func (a *auth) challenged(req *gosip.Request, res *gosip.Response, who Credentials) bool {
 	if who.login() == "" {
 		return false
 	}
@@ -71,19 +80,36 @@ func (a *auth) challenged(res *gosip.Response, who Credentials) bool {
 			continue
 		}
 		seen[chal.Realm] = true
-		usable = a.note(chal, proxy) || usable
+		usable = a.note(chal, proxy, nonceIn(req, chal.Realm, proxy)) || usable
 	}
 	return usable
 }
 
-// note remembers a challenge; it is false when the answer to one of this realm was just refused.
-func (a *auth) note(chal *digest.Challenge, proxy bool) bool {
+// nonceIn is the nonce that a request has answered for a realm, "" if none.
+func nonceIn(req *gosip.Request, realm string, proxy bool) string {
+	name := "Authorization"
+	if proxy {
+		name = "Proxy-Authorization"
+	}
+	for _, h := range req.GetHeaders(name) {
+		if cred, err := digest.ParseCredentials(h.Value()); err == nil && cred.Realm == realm {
+			return cred.Nonce
+		}
+	}
+	return ""
+}
+
+// note remembers a challenge; it is false when the answer to the one before, with that nonce, was just refused. A refusal of an older
+// answer says nothing of us: the request was on its way when another one brought the newer challenge.
+func (a *auth) note(chal *digest.Challenge, proxy bool, nonce string) bool {
 	for _, old := range a.challenges {
 		if old.proxy != proxy || old.Realm != chal.Realm {
 			continue
 		}
-		if old.tries++; old.tries > maxTries || old.count == 1 && !chal.Stale {
-			return false // a fresh nonce was answered, and that was not good enough
+		if old.Nonce == nonce {
+			if old.tries++; old.tries > maxTries || old.count == 1 && !chal.Stale {
+				return false // a fresh nonce was answered, and that was not good enough
+			}
 		}
 		old.Challenge, old.count = chal, 0
 		return true

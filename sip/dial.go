@@ -80,6 +80,7 @@ type outgoing struct {
 	forks     map[string]*fork // by remote tag
 	speaking  *fork            // whose descriptions the dialog has; nil = those of the offer alone
 	replaced  *Dialog          // of an INVITE whose place another phone's call has taken
+	spent     uint32           // the last sequence number used for that one
 	session   time.Duration    // the timer we ask for
 	minSE     time.Duration
 }
@@ -507,7 +508,8 @@ func (c *Call) write(req *gosip.Request) {
 	}
 }
 
-// endFork acknowledges and hangs up one answer too many.
+// endFork acknowledges and hangs up one answer too many. Its dialog has had the INVITE, and perhaps PRACKs; but whichever of ours it had
+// last, a later number is no repeated one (§12.2.2).
 func (c *Call) endFork(res *gosip.Response, tag string) {
 	d := c.dialog.clone()
 	if c.out.replaced != nil {
@@ -518,12 +520,38 @@ func (c *Call) endFork(res *gosip.Response, tag string) {
 		c.write(ack)
 	}
 	c.log.Info("a second phone answered")
-	bye, err := d.request(c.stack, gosip.BYE, res.CSeq().SeqNo+1)
+	c.stack.counters.forks.Add(1)
+	c.hangUpBeside(&d, max(res.CSeq().SeqNo, c.cseq, c.out.spent)+1)
+}
+
+// hangUpBeside ends a dialog that is not the call's, or not any more. The call may be over before it is: so challenges are answered
+// with a copy of what the call knows.
+func (c *Call) hangUpBeside(d *Dialog, cseq uint32) {
+	bye, err := d.request(c.stack, gosip.BYE, cseq)
 	if err != nil {
+		c.log.Warn("no BYE possible", "err", err)
 		return
 	}
-	c.stack.counters.forks.Add(1)
-	c.stack.calls.Go(func() { _, _ = c.stack.exchange(c.trunk, bye) })
+	var who Credentials
+	if c.trunk != nil {
+		who = c.trunk.Auth
+	}
+	c.auth.apply(bye, who)
+	known := c.auth.clone()
+	c.stack.calls.Go(func() {
+		for range maxAsk {
+			res, err := c.stack.exchange(c.trunk, bye)
+			switch {
+			case err != nil:
+				c.log.Info("BYE to another phone is unanswered", "err", err)
+				return
+			case res.StatusCode != 401 && res.StatusCode != 407, !known.challenged(bye, res, who):
+				c.log.Debug("BYE to another phone answered", "code", res.StatusCode)
+				return
+			}
+			bye = known.again(bye, bye.CSeq().SeqNo+1, who)
+		}
+	})
 }
 
 // phoneRefused decides on a final refusal: try otherwise, or give up.
@@ -537,7 +565,7 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 	switch code := res.StatusCode; {
 	case o.cancel:
 		c.end()
-	case (code == 401 || code == 407) && o.asked < maxAsk-1 && c.auth.challenged(res, o.trunk.Auth):
+	case (code == 401 || code == 407) && o.asked < maxAsk-1 && c.auth.challenged(o.req, res, o.trunk.Auth):
 		o.asked++
 		c.inviteAgain()
 	case code == 422 && o.longer(res):

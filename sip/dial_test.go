@@ -396,6 +396,66 @@ func TestSecondAnswerIsHungUp(t *testing.T) { // RFC 3261 §13.2.2.4: a proxy ha
 	})
 }
 
+// Both have had PRACKs, whose numbers the BYE must not repeat (RFC 3261 §12.2.2); and each hop may ask who we are.
+func TestSecondAnswerOfAPhoneThatHasHadPracksIsHungUp(t *testing.T) {
+	change := func(c *Config) { outbound(c); c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"} }
+	for _, tt := range []struct {
+		name string
+		end  func(b *bubble, call *Call, inv string) // why only b2's answer counts no more
+	}{
+		{"the other one has answered", func(b *bubble, _ *Call, inv string) { b.peer.answers(inv, "200 OK", "b1", peerAnswer) }},
+		{"the call is over", func(b *bubble, call *Call, inv string) {
+			_ = call.Hangup(CauseNormal)
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "200 OK", "b1", "")
+			b.peer.answers(inv, "487 Request Terminated", "b1", "")
+			<-call.Done()
+		}},
+		{"another phone has the call", func(b *bubble, call *Call, _ string) {
+			next := b.successor()
+			d := call.Dialog()
+			next.send(wantsPlace(fmt.Sprintf("%s;to-tag=%s;from-tag=b1", d.CallID, d.LocalTag)))
+			b.peer.answers(b.peer.last(), "200 OK", "b1", "")
+			next.send(next.its("ACK", "k2", 1))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, change, nil, func(b *bubble) {
+				call, inv := b.dials()
+				last, rseq := map[string]uint32{}, map[string]int{}
+				for _, tag := range []string{"b1", "b2", "b1", "b2", "b2"} {
+					rseq[tag]++
+					b.peer.answers(inv, "180 Ringing", tag, "", "Require: 100rel", fmt.Sprint("RSeq: ", rseq[tag]))
+					prack := b.peer.last()
+					if !strings.HasPrefix(prack, "PRACK ") {
+						t.Fatalf("180 of %s got %q", tag, prack)
+					}
+					last[tag] = cseqOf(t, prack)
+					b.peer.answers(prack, "200 OK", "", "")
+				}
+				tt.end(b, call, inv)
+				b.peer.answers(inv, "200 OK", "b2", peerAnswer)
+				bye := b.peer.last()
+				if !strings.HasPrefix(bye, "BYE ") || !strings.HasSuffix(headerIn(bye, "To"), ";tag=b2") || cseqOf(t, bye) <= last["b2"] {
+					t.Fatalf("after PRACK %d the second phone got %q", last["b2"], bye)
+				}
+				b.peer.answers(bye, "407 Proxy Authentication Required", "", "", `Proxy-Authenticate: Digest realm="p", nonce="n1"`)
+				again := b.peer.last()
+				if !strings.HasPrefix(again, "BYE ") || !strings.Contains(headerIn(again, "Proxy-Authorization"), `nonce="n1"`) || cseqOf(t, again) <= cseqOf(t, bye) {
+					t.Errorf("challenged, it got %q", again)
+				}
+				b.peer.answers(again, "407 Proxy Authentication Required", "", "", `Proxy-Authenticate: Digest realm="p", nonce="n2"`)
+				if refused := b.peer.last(); refused != again {
+					t.Errorf("a BYE whose credentials are refused is sent again: %q", refused)
+				}
+				b.peer.forget()
+				_ = call.Hangup(CauseNormal)
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
 // A proxy has had two phones ring, and our CANCEL came too late for one of them.
 func TestAnswerAfterTheEndIsHungUp(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -599,6 +659,45 @@ func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
 		}
 		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "0s ACK", "0s INVITE", "0s ACK"})
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Refused", "0s Ended"})
+	})
+}
+
+// Requests that are under way together are each challenged, by a trunk whose nonces hold for one request and that calls none stale.
+func TestRequestsUnderWayTogetherAreEachChallenged(t *testing.T) {
+	change := func(c *Config) {
+		quiet10h(c)
+		c.Trunks[0].DTMF = DTMFInfo
+		c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"}
+	}
+	inBubble(t, change, nil, func(b *bubble) {
+		nonces := 0
+		challenge := func(req string) string {
+			nonces++
+			b.peer.answers(req, "401 Unauthorized", "b1", "", fmt.Sprintf(`WWW-Authenticate: Digest realm="x", nonce="n%d"`, nonces))
+			return b.peer.last()
+		}
+		call, inv := b.dials()
+		inv = challenge(inv)
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		call.Media().SendDigit('5')
+		synctest.Wait()
+		info := b.peer.last()
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		bye := b.peer.last()
+		if !strings.HasPrefix(info, "INFO ") || !strings.HasPrefix(bye, "BYE ") {
+			t.Fatalf("under way are %q and %q", info, bye)
+		}
+		for _, req := range []string{info, bye} {
+			again := challenge(req)
+			method, _, _ := strings.Cut(req, " ")
+			if !strings.HasPrefix(again, method) || !strings.Contains(headerIn(again, "Authorization"), fmt.Sprintf(`nonce="n%d"`, nonces)) {
+				t.Errorf("challenged, %s is followed by %q", method, again)
+			}
+			bye = again
+		}
+		challenge(bye) // its own answer is refused
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "0s Ended"})
 	})
 }
 

@@ -396,7 +396,7 @@ func (c *Call) accepted() {
 
 // authorise is req again with an answer to the challenge in res; nil if we have none.
 func (c *Call) authorise(req *gosip.Request, res *gosip.Response) *gosip.Request {
-	if c.trunk == nil || !c.auth.challenged(res, c.trunk.Auth) {
+	if c.trunk == nil || !c.auth.challenged(req, res, c.trunk.Auth) {
 		return nil
 	}
 	return c.auth.again(req, c.nextCSeq(), c.trunk.Auth)

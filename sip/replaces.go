@@ -217,7 +217,7 @@ func (c *Call) rename(t *transaction) {
 func (c *Call) partWith(old Dialog, state state) {
 	c.dropReferral()
 	if state == dialling {
-		c.out.replaced = &old
+		c.out.replaced, c.out.spent = &old, c.cseq
 		c.goodbye = Cause{}
 		c.sendCancel()
 		c.out.final, c.out.giveUp = true, time.Time{}
@@ -225,19 +225,7 @@ func (c *Call) partWith(old Dialog, state state) {
 	}
 	c.releaseAck() // RFC 3261 §15: no BYE before it
 	c.cseq++
-	bye, err := old.request(c.stack, gosip.BYE, c.cseq)
-	if err != nil {
-		c.log.Warn("no BYE possible", "err", err)
-		return
-	}
-	if c.trunk != nil {
-		c.auth.apply(bye, c.trunk.Auth)
-	}
-	c.stack.calls.Go(func() {
-		if _, err := c.stack.exchange(c.trunk, bye); err != nil {
-			c.log.Info("BYE to the phone that was replaced is unanswered", "err", err)
-		}
-	})
+	c.hangUpBeside(&old, c.cseq)
 }
 
 // cancelledReplacement: who wanted the call has given up in the moment it got it, and who had it is gone.

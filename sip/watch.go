@@ -200,7 +200,7 @@ func (w *watch) ask(t target) (*gosip.Response, error) {
 			return nil, err
 		}
 		switch code := res.StatusCode; {
-		case (code == 401 || code == 407) && w.auth.challenged(res, w.trunk.Auth):
+		case (code == 401 || code == 407) && w.auth.challenged(req, res, w.trunk.Auth):
 		case code == 423 && w.longer(res):
 			req.RemoveHeader("Expires")
 			req.AppendHeader(gosip.NewHeader("Expires", strconv.Itoa(int(w.expires.Seconds()))))
