@@ -126,40 +126,62 @@ func (p *dialPlan) address(uri string) (destination, error) {
 }
 
 // Redirected judges the number that a trunk says a call should go to instead, and writes it for that trunk: it must be one that could
-// be called, and without a second word; else it is "". What is asked for is the number that was judged, not what was written.
+// be called over it, and without a second word; else it is "". What is asked for is the number that was judged, not what was written.
 func (p *dialPlan) Redirected(trunk string, to sip.Number) sip.Number {
-	rules := p.rules[trunk]
-	text, ok := rules.FromTrunk(string(to))
-	if !ok || p.policy.Check(number.E164(text)) != nil || longestPrefix(p.quotas.Expensive, text) > 0 {
+	t, err := p.trunk(trunk)
+	if err != nil {
 		return ""
 	}
-	return sip.Number(rules.ToTrunk(number.E164(text)))
+	text, ok := t.Numbers.FromTrunk(string(to))
+	if !ok || longestPrefix(p.quotas.Expensive, text) > 0 {
+		return ""
+	}
+	dial, err := p.over(t, number.E164(text))
+	if err != nil {
+		return ""
+	}
+	return dial
+}
+
+// trunk finds one that calls can be sent to.
+func (p *dialPlan) trunk(name string) (config.Trunk, error) {
+	i := slices.IndexFunc(p.trunks, func(t config.Trunk) bool { return t.Name == name })
+	if i < 0 {
+		return config.Trunk{}, fmt.Errorf("trunk %s: %w", name, sip.ErrNoTrunk)
+	}
+	return p.trunks[i], nil
+}
+
+// over judges a number that is to be called over one trunk and no other, and writes it for that.
+func (p *dialPlan) over(t config.Trunk, n number.E164) (sip.Number, error) {
+	if err := p.policy.Check(n); err != nil {
+		return "", err
+	}
+	if longestPrefix(t.Dials, string(n)) < 0 {
+		return "", &number.Refusal{Reason: number.NotAllowed, Text: "That telephone line does not lead to this number."}
+	}
+	return sip.Number(t.Numbers.ToTrunk(n)), nil
 }
 
 // Referred is where a call goes that a phone of a trunk asks for: over that trunk, to a number, written as that does, to an
 // extension there, or an address in its domain. What nobody in a room could order, it may not, either.
 func (p *dialPlan) Referred(trunk string, to sip.Number) (destination, error) {
-	i := slices.IndexFunc(p.trunks, func(t config.Trunk) bool { return t.Name == trunk })
-	if i < 0 {
-		return destination{}, fmt.Errorf("trunk %s: %w", trunk, sip.ErrNoTrunk)
+	t, err := p.trunk(trunk)
+	if err != nil {
+		return destination{}, err
 	}
-	t := p.trunks[i]
-	over := way{trunk: t, dial: to}
 	if err := p.policy.Emergency(string(to)); err != nil {
 		return destination{}, err
 	}
 	if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, string(to)) }) {
-		return destination{string(to), []way{over}}, nil
+		return destination{string(to), []way{{trunk: t, dial: to}}}, nil
 	}
-	if text, ok := p.rules[trunk].FromTrunk(string(to)); ok {
-		if err := p.policy.Check(number.E164(text)); err != nil {
+	if text, ok := t.Numbers.FromTrunk(string(to)); ok {
+		dial, err := p.over(t, number.E164(text))
+		if err != nil {
 			return destination{}, err
 		}
-		if longestPrefix(t.Dials, text) < 0 {
-			return destination{}, &number.Refusal{Reason: number.NotAllowed, Text: "That telephone line does not lead to this number."}
-		}
-		over.dial = sip.Number(t.Numbers.ToTrunk(number.E164(text)))
-		return destination{text, []way{over}}, nil
+		return destination{text, []way{{trunk: t, dial: dial}}}, nil
 	}
 	host, _, err := net.SplitHostPort(t.Proxy)
 	if err != nil {
@@ -169,7 +191,7 @@ func (p *dialPlan) Referred(trunk string, to sip.Number) (destination, error) {
 	if err := p.policy.CheckAddress("sip:" + address); err != nil {
 		return destination{}, err
 	}
-	return destination{address, []way{over}}, nil
+	return destination{address, []way{{trunk: t, dial: to}}}, nil
 }
 
 // Local writes a number of a trunk as the bridge does: in E.164 if the trunk's rules say how.

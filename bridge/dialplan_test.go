@@ -91,6 +91,30 @@ func TestRedirectionsAreJudgedLikeOrders(t *testing.T) {
 			t.Errorf("Redirected(%s) = %q, want %q", to, got, want)
 		}
 	}
+	for _, c := range []struct{ trunk, to, want sip.Number }{
+		{"berlin", "+493099887766", "03099887766"},
+		{"berlin", "+49211234567", ""}, // nobody could have ordered that over this trunk
+		{"pbx", "+49301234567", "+49301234567"},
+		{"pbx", "+493099887766", ""},
+		{"inward", "+49301234567", ""}, // no calls are placed over these
+		{"nowhere", "+49301234567", ""},
+	} {
+		if got := plan.Redirected(string(c.trunk), c.to); got != c.want {
+			t.Errorf("%s: Redirected(%s) = %q, want %q", c.trunk, c.to, got, c.want)
+		}
+	}
+}
+
+// What is judged is what is called, also where a trunk's rules make another number of what it writes.
+func TestRedirectedNumbersAreCalledAsTheyWereJudged(t *testing.T) {
+	plan := planOf(t)
+	plan.policy.Deny = nil
+	plan.trunks[0].Numbers.In = []number.Rule{{Prefix: "0", Replace: "+49"}}
+	plan.rules["carrier"] = plan.trunks[0].Numbers
+	const worldwide = "008821300000" // read by these rules it is a number in Garmisch, and that is what is called
+	if got := plan.Redirected("carrier", worldwide); got != "00498821300000" {
+		t.Errorf("Redirected(%s) = %q", worldwide, got)
+	}
 }
 
 // A number that may not be called is refused in whatever way it is written: by a person, by a trunk that redirects a call, and by a phone
