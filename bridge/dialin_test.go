@@ -22,6 +22,7 @@ import (
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
 	"trunkline/bridge/menu"
+	"trunkline/bridge/pin"
 	"trunkline/bridge/sound"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
@@ -185,6 +186,36 @@ func TestWrongPINsEndTheCall(t *testing.T) {
 			t.Errorf("the room has an event of the phone: %s", ev.Type)
 		}
 	}
+}
+
+// A crash gives nobody new tries, nor does another way of writing the same number.
+func TestGuessesAreCountedOverARestart(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.cfg.SIP.Trunks[0].Numbers.Country = "DE"
+	once := func(made *Bridge) {
+		one := pin.Rate{Burst: 1, Every: time.Hour}
+		made.pins.budget = pin.NewBudget(pin.Rates{Number: one, Trunk: pin.Rate{Burst: 9, Every: time.Hour}, All: pin.Rate{Burst: 9, Every: time.Hour}})
+	}
+	b.stop()
+	b.startWith(once)
+	right := b.pin()
+	guess := b.dial(b.phone("+493012345678"), pinNumber)
+	b.hears(guess, "conf-getpin", 0)
+	guess.Press("482915#")
+	b.hears(guess, "conf-invalidpin", 0)
+	b.hangUp(guess)
+	b.clear()
+	b.stop()
+	b.startWith(once)
+	thief := b.dial(b.phone("03012345678"), pinNumber)
+	b.hears(thief, "conf-getpin", 0)
+	thief.Press(right + "#")
+	b.hears(thief, "conf-invalidpin", 0)
+	honest := b.dial(b.phone("+493087654321"), pinNumber)
+	b.hears(honest, "conf-getpin", 0)
+	honest.Press(right + "#")
+	b.await("another caller to come in", func() bool { return len(b.ghosts()) == 1 })
 }
 
 // Nobody can tell a room that does not exist, or a PIN that leads elsewhere, from a wrong PIN.

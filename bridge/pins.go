@@ -76,7 +76,8 @@ func NewPIN(c config.Config) (made, option string, err error) {
 
 // checkPIN asks whether the PIN leads to a room; the answer is the menu's next event. Who may not guess hears that it is wrong.
 func (a *actor) checkPIN(typed menu.Secret) {
-	b, trunk, number := a.bridge, a.info.Trunk, string(a.info.Caller.Number)
+	b, trunk := a.bridge, a.info.Trunk
+	number := string(b.plan.Local(trunk, a.info.Caller.Number)) // however the trunk has written it this time
 	a.bridge.mu.Lock()
 	target := a.target
 	a.bridge.mu.Unlock()
@@ -84,14 +85,15 @@ func (a *actor) checkPIN(typed menu.Secret) {
 		b.metrics.pins.WithLabelValues(result).Inc()
 		a.inbox.Put(func() { a.stepMenu(menu.Event{Kind: kind}) })
 	}
-	if !b.pins.budget.Take(time.Now(), trunk, number) {
-		a.log.Warn("a PIN is not even checked: too many wrong ones")
-		verdict(menu.PINWrong, "over budget")
-		return
-	}
 	a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 		defer cancel()
+		a.kept(func() error { return b.pins.recall(ctx, trunk, number) })
+		if !b.pins.budget.Take(time.Now(), trunk, number) {
+			a.log.Warn("a PIN is not even checked: too many wrong ones")
+			verdict(menu.PINWrong, "over budget")
+			return
+		}
 		room, err := a.roomOfPIN(ctx, target, typed.Reveal())
 		switch {
 		case err != nil:
@@ -100,13 +102,43 @@ func (a *actor) checkPIN(typed menu.Secret) {
 			verdict(menu.PINFailed, "failed")
 		case room == "":
 			a.log.Info("wrong PIN")
+			a.kept(func() error { return b.pins.wrong(ctx, trunk, number) }) // first: a crash must not give the try back
 			verdict(menu.PINWrong, "wrong")
 		default:
-			b.pins.budget.Right(time.Now(), trunk, number)
+			if name, until := b.pins.budget.Right(time.Now(), trunk, number); name != "" {
+				a.kept(func() error { return b.store.KnowNumber(ctx, name, until) })
+			}
 			a.inbox.Put(func() { a.setTarget(room) })
 			verdict(menu.PINRight, "right")
 		}
 	})
+}
+
+// kept keeps account of who guesses in the database. While that is away this process alone knows.
+func (a *actor) kept(do func() error) {
+	if a.bridge.journal.Away() {
+		return
+	}
+	a.note("keep account of PINs", do())
+}
+
+// recall learns what was guessed before this process, or beside it.
+func (p *pins) recall(ctx context.Context, trunk, number string) error {
+	stored, err := p.store.PINBudget(ctx, p.budget.Names(trunk, number))
+	if err == nil {
+		p.budget.Learn(time.Now(), trunk, number, stored)
+	}
+	return err
+}
+
+// wrong stores what a wrong PIN has cost.
+func (p *pins) wrong(ctx context.Context, trunk, number string) error {
+	now := time.Now()
+	var spend []db.PINSpending
+	for _, c := range p.budget.Costs(now, trunk, number) {
+		spend = append(spend, db.PINSpending(c))
+	}
+	return p.store.SpendPINBudget(ctx, now, spend)
 }
 
 // roomOfPIN finds where a PIN leads from the leg's route, "" for nowhere. The route's own room is looked up for every PIN, so that

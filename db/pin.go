@@ -69,3 +69,53 @@ func (s *Store) DeletePINs(ctx context.Context, room string) error {
 	}
 	return nil
 }
+
+// PINBudget returns what is stored of the limits of guessing under names: when each is as it was before anybody guessed.
+func (s *Store) PINBudget(ctx context.Context, names []string) (map[string]time.Time, error) {
+	stored := make(map[string]time.Time)
+	for _, name := range names {
+		var until int64
+		err := s.db.QueryRow(ctx, "SELECT until FROM pin_budget WHERE name = $1", name).Scan(&until)
+		switch {
+		case err == nil:
+			stored[name] = instant(until)
+		case !errors.Is(err, sql.ErrNoRows):
+			return nil, fmt.Errorf("read how often PINs were guessed: %w", err)
+		}
+	}
+	return stored, nil
+}
+
+// SpendPINBudget puts off each name's moment, from now if it is over. Names must always come in the same order.
+func (s *Store) SpendPINBudget(ctx context.Context, now time.Time, spend []PINSpending) error {
+	err := s.db.DoTxn(ctx, nil, func(ctx context.Context) error {
+		for _, one := range spend {
+			_, err := s.db.Exec(ctx, `INSERT INTO pin_budget (name, until) VALUES ($1, CAST($2 AS BIGINT) + CAST($3 AS BIGINT))
+				ON CONFLICT (name) DO UPDATE SET until = CASE WHEN pin_budget.until > $2 THEN pin_budget.until + $3 ELSE excluded.until END`,
+				one.Name, millis(now), one.Later.Milliseconds())
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("save how often PINs were guessed: %w", err)
+	}
+	return nil
+}
+
+// PINSpending is how much later a moment is for one wrong PIN.
+type PINSpending struct {
+	Name  string
+	Later time.Duration
+}
+
+// KnowNumber stores until when a number counts as one that knows a PIN.
+func (s *Store) KnowNumber(ctx context.Context, name string, until time.Time) error {
+	_, err := s.db.Exec(ctx, "INSERT INTO pin_budget (name, until) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET until = excluded.until", name, millis(until))
+	if err != nil {
+		return fmt.Errorf("save who knows a PIN: %w", err)
+	}
+	return nil
+}

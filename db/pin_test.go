@@ -1,8 +1,11 @@
 package db
 
 import (
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestAPINLeadsToOneRoomUntilItIsTakenAway(t *testing.T) {
@@ -58,5 +61,36 @@ func TestAPINLeadsToOneRoomUntilItIsTakenAway(t *testing.T) {
 		}
 		leads("d", "")
 		leads("c", "!two")
+	})
+}
+
+// Each wrong PIN counts, however many calls guess at once, and on whichever node; what is over counts no more.
+func TestGuessesAddUpInTheDatabase(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		nodes := []*Store{open(t, address), open(t, address)}
+		now := time.UnixMilli(1_800_000_000_000)
+		spend := []PINSpending{{"number", time.Minute}, {"trunk", time.Second}}
+		var group sync.WaitGroup
+		for i := range 20 {
+			group.Go(func() {
+				if err := nodes[i%2].SpendPINBudget(t.Context(), now, spend); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		must(t, nodes[0].KnowNumber(t.Context(), "known", now.Add(time.Hour)))
+		want := func(stored map[string]time.Time) {
+			t.Helper()
+			got, err := nodes[1].PINBudget(t.Context(), []string{"number", "trunk", "known", "nobody"})
+			if diff := cmp.Diff(stored, got); diff != "" || err != nil {
+				t.Errorf("PINBudget: %v (-want +got):\n%s", err, diff)
+			}
+		}
+		want(map[string]time.Time{"number": now.Add(20 * time.Minute), "trunk": now.Add(20 * time.Second), "known": now.Add(time.Hour)})
+		must(t, nodes[0].SpendPINBudget(t.Context(), now.Add(time.Minute), spend))
+		want(map[string]time.Time{"number": now.Add(21 * time.Minute), "trunk": now.Add(61 * time.Second), "known": now.Add(time.Hour)})
+		must(t, nodes[0].Forget(t.Context(), now, now.Add(30*time.Minute)))
+		want(map[string]time.Time{"known": now.Add(time.Hour)})
 	})
 }

@@ -35,6 +35,9 @@ func (s *Store) Forget(ctx context.Context, keepHistory, now time.Time) error {
 	if _, err := s.db.Exec(ctx, "DELETE FROM usage WHERE running = 0 AND day < $1", keepHistory.Format(time.DateOnly)); err != nil {
 		return fmt.Errorf("forget usage: %w", err)
 	}
+	if _, err := s.db.Exec(ctx, "DELETE FROM pin_budget WHERE until < $1", millis(now)); err != nil {
+		return fmt.Errorf("forget who guessed PINs: %w", err)
+	}
 	if _, err := s.db.Exec(ctx, "DELETE FROM removal WHERE owner NOT IN (SELECT owner FROM lease)"); err != nil {
 		return fmt.Errorf("forget removals: %w", err)
 	}

@@ -2,6 +2,7 @@ package pin
 
 import (
 	"container/list"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -9,7 +10,7 @@ import (
 // Rate is a token bucket: so many wrong PINs at once, and one more after each Every.
 type Rate struct {
 	Burst int
-	Every time.Duration
+	Every time.Duration // more than 0
 }
 
 // Rates are how often PINs may be guessed.
@@ -31,28 +32,41 @@ func DefaultRates() Rates {
 // most is how many buckets are remembered. Forging more numbers than that empties the trunk's bucket long before.
 const most = 10_000
 
-// Budget limits guessing. All legs share one; its methods may be called from any goroutine. Time is an argument.
+// KnownFor is how long a number counts as one that knows a PIN.
+const KnownFor = 30 * 24 * time.Hour
+
+// Budget limits guessing. All legs share one; its methods may be called from any goroutine. Time is an argument. What it must
+// remember when the process dies it says, and is told again: of each bucket when it will be full.
+//
+//	budget.Learn(now, what is stored under budget.Names(trunk, number))
+//	if !budget.Take(now, trunk, number) { … }
+//	// wrong: each of budget.Costs(trunk, number) is stored before the caller is told
+//	// right: budget.Right(now, trunk, number), and what it returns is stored
 type Budget struct {
 	rates Rates
 
 	mu      sync.Mutex
-	buckets map[source]*list.Element
-	used    *list.List // of *bucket, least lately used first
+	buckets map[string]*list.Element // by name
+	used    *list.List               // of *bucket, least lately used first
 }
 
-type source struct{ trunk, number string }
-
+// bucket has what is missing since it was last full as the moment when it will be full.
 type bucket struct {
-	source source
-	rate   Rate
-	tokens float64
-	at     time.Time
-	known  bool // the number has entered a right PIN
+	name  string
+	rate  Rate
+	full  time.Time
+	known time.Time // until then the number is one that has entered a right PIN
+}
+
+// Cost is what a wrong PIN takes from a bucket: it will be full so much later.
+type Cost struct {
+	Name  string
+	Later time.Duration
 }
 
 // NewBudget is full.
 func NewBudget(rates Rates) *Budget {
-	return &Budget{rates: rates, buckets: make(map[source]*list.Element), used: list.New()}
+	return &Budget{rates: rates, buckets: make(map[string]*list.Element), used: list.New()}
 }
 
 // Take takes one try from each bucket that counts, or none if one of them is empty. It is taken before the check, not after
@@ -62,12 +76,12 @@ func (b *Budget) Take(now time.Time, trunk, number string) bool {
 	defer b.mu.Unlock()
 	counting := b.counting(now, trunk, number)
 	for _, k := range counting {
-		if k.tokens < 1 {
+		if k.full.Sub(now) > time.Duration(k.rate.Burst-1)*k.rate.Every {
 			return false
 		}
 	}
 	for _, k := range counting {
-		k.tokens--
+		k.full = later(k.full, now).Add(k.rate.Every)
 	}
 	return true
 }
@@ -76,62 +90,100 @@ func (b *Budget) Take(now time.Time, trunk, number string) bool {
 func (b *Budget) Return(now time.Time, trunk, number string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.giveBack(now, trunk, number)
+}
+
+// giveBack is called with mu held.
+func (b *Budget) giveBack(now time.Time, trunk, number string) {
 	for _, k := range b.counting(now, trunk, number) {
-		k.tokens = min(k.tokens+1, float64(k.rate.Burst))
+		k.full = k.full.Add(-k.rate.Every)
 	}
 }
 
 // Right gives a try back and remembers the number: who knew a PIN once is not shut out when somebody else guesses on the
-// same trunk. A thief who forges that number still has only its bucket.
-func (b *Budget) Right(now time.Time, trunk, number string) {
-	b.Return(now, trunk, number)
+// same trunk. A thief who forges that number still has only its bucket. It returns the name under which the end of that is to be stored, ""
+// for nobody's.
+func (b *Budget) Right(now time.Time, trunk, number string) (name string, until time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if number != "" {
-		b.ofNumber(now, trunk, number).known = true
+	b.giveBack(now, trunk, number)
+	if number == "" {
+		return "", time.Time{}
+	}
+	until = now.Add(KnownFor)
+	b.bucket(nameOfNumber(trunk, number), b.rates.Number).known = until
+	return nameOfKnown(trunk, number), until
+}
+
+// Costs is what a wrong PIN of a caller takes.
+func (b *Budget) Costs(now time.Time, trunk, number string) (costs []Cost) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, k := range b.counting(now, trunk, number) {
+		costs = append(costs, Cost{k.name, k.rate.Every})
+	}
+	return costs
+}
+
+// Names are those under which something may be stored that counts for a caller.
+func (b *Budget) Names(trunk, number string) []string {
+	return []string{nameOfNumber(trunk, number), nameOfTrunk(trunk), nameOfAll, nameOfKnown(trunk, number)}
+}
+
+// Learn takes what is stored under the Names of a caller, by processes before and beside this one. It makes no bucket fuller, and none emptier than empty:
+// a clock may have been wrong.
+func (b *Budget) Learn(now time.Time, trunk, number string, stored map[string]time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	own := b.bucket(nameOfNumber(trunk, number), b.rates.Number)
+	if until := stored[nameOfKnown(trunk, number)]; number != "" && !until.After(now.Add(KnownFor)) {
+		own.known = later(own.known, until)
+	}
+	for _, k := range []*bucket{own, b.bucket(nameOfTrunk(trunk), b.rates.Trunk), b.bucket(nameOfAll, b.rates.All)} {
+		if full, empty := stored[k.name], now.Add(time.Duration(k.rate.Burst)*k.rate.Every); full.After(empty) {
+			k.full = later(k.full, empty)
+		} else {
+			k.full = later(k.full, full)
+		}
 	}
 }
 
-// counting returns the buckets that count for a caller, refilled. Called with mu held.
+// counting returns the buckets that count for a caller. Called with mu held.
 func (b *Budget) counting(now time.Time, trunk, number string) []*bucket {
-	own := b.ofNumber(now, trunk, number)
-	if own.known {
+	own := b.bucket(nameOfNumber(trunk, number), b.rates.Number)
+	if own.known.After(now) {
 		return []*bucket{own}
 	}
-	return []*bucket{
-		own,
-		b.bucket(now, source{"trunk " + trunk, ""}, b.rates.Trunk),
-		b.bucket(now, source{"all", ""}, b.rates.All),
-	}
+	return []*bucket{own, b.bucket(nameOfTrunk(trunk), b.rates.Trunk), b.bucket(nameOfAll, b.rates.All)}
 }
 
-func (b *Budget) ofNumber(now time.Time, trunk, number string) *bucket {
-	return b.bucket(now, source{"number " + trunk, number}, b.rates.Number)
-}
+// Names are quoted, so that no number that somebody makes up is another trunk's.
+const nameOfAll = "all"
 
-func (b *Budget) bucket(now time.Time, of source, rate Rate) *bucket {
-	if e := b.buckets[of]; e != nil {
+func nameOfTrunk(trunk string) string { return fmt.Sprintf("trunk %q", trunk) }
+
+func nameOfNumber(trunk, number string) string { return fmt.Sprintf("number %q %q", trunk, number) }
+
+func nameOfKnown(trunk, number string) string { return fmt.Sprintf("known %q %q", trunk, number) }
+
+func (b *Budget) bucket(name string, rate Rate) *bucket {
+	if e := b.buckets[name]; e != nil {
 		b.used.MoveToBack(e)
-		k := e.Value.(*bucket)
-		k.refill(now)
-		return k
+		return e.Value.(*bucket)
 	}
 	if b.used.Len() >= most {
 		oldest := b.used.Front()
-		delete(b.buckets, oldest.Value.(*bucket).source)
+		delete(b.buckets, oldest.Value.(*bucket).name)
 		b.used.Remove(oldest)
 	}
-	k := &bucket{source: of, rate: rate, tokens: float64(rate.Burst), at: now}
-	b.buckets[of] = b.used.PushBack(k)
+	k := &bucket{name: name, rate: rate}
+	b.buckets[name] = b.used.PushBack(k)
 	return k
 }
 
-// refill adds what time brought. Calls may be a little out of order; the same time never fills a bucket twice.
-func (k *bucket) refill(now time.Time) {
-	since := now.Sub(k.at)
-	if since <= 0 || k.rate.Every <= 0 {
-		return
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
 	}
-	k.tokens = min(k.tokens+float64(since)/float64(k.rate.Every), float64(k.rate.Burst))
-	k.at = now
+	return b
 }

@@ -197,3 +197,65 @@ func TestATryThatFailsAtOneBucketIsTakenFromNone(t *testing.T) {
 		}
 	}
 }
+
+// What is stored of one process's budget is what the next one begins with, and no clock that was wrong shuts anybody out for longer than
+// an empty bucket takes to fill.
+func TestABudgetIsRememberedByTheNextProcess(t *testing.T) {
+	rates := Rates{Number: Rate{2, time.Hour}, Trunk: Rate{3, time.Minute}, All: Rate{9, time.Minute}}
+	stored := map[string]time.Time{}
+	first := NewBudget(rates)
+	wrong := func(number string) {
+		t.Helper()
+		if !first.Take(epoch, "carrier", number) {
+			t.Fatalf("%s may not guess", number)
+		}
+		for _, c := range first.Costs(epoch, "carrier", number) {
+			stored[c.Name] = later(stored[c.Name], epoch).Add(c.Later)
+		}
+	}
+	wrong("thief")
+	wrong("thief")
+	first.Take(epoch, "carrier", "anna")
+	name, until := first.Right(epoch, "carrier", "anna")
+	stored[name] = until
+	wrong("ben")
+	stored[`number "carrier" "carl"`] = epoch.AddDate(50, 0, 0)
+	stored[`known "carrier" "dora"`] = epoch.AddDate(50, 0, 0)
+	stored[`known "carrier" ""`] = epoch.Add(time.Hour) // callers without a number are nobody
+	for _, c := range []struct {
+		number string
+		after  time.Duration
+		want   int // guesses at once
+	}{
+		{"thief", 0, 0},
+		{"thief", time.Hour, 1},
+		{"thief", 2 * time.Hour, 2},
+		{"anna", 0, 2},
+		{"anna", KnownFor + time.Second, 2},
+		{"ben", 0, 0},
+		{"ben", time.Minute, 1}, // the trunk's bucket is empty
+		{"carl", 0, 0},
+		{"carl", 2 * time.Hour, 0},
+		{"dora", 0, 0},
+		{"", 0, 0},
+		{"eve", 2 * time.Minute, 2},
+	} {
+		next, now, got := NewBudget(rates), epoch.Add(c.after), 0
+		read := map[string]time.Time{}
+		for _, name := range next.Names("carrier", c.number) {
+			if at, ok := stored[name]; ok {
+				read[name] = at
+			}
+		}
+		next.Learn(now, "carrier", c.number, read)
+		for next.Take(now, "carrier", c.number) {
+			got++
+		}
+		if got != c.want {
+			t.Errorf("%q may guess %d times %v after the restart, want %d", c.number, got, c.after, c.want)
+		}
+		if c.number == "carl" && !next.Take(now.Add(time.Hour), "carrier", "carl") {
+			t.Error("a wrong clock shuts a number out for longer than a thief")
+		}
+	}
+}
