@@ -3,6 +3,7 @@ package sip
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -181,42 +182,77 @@ func contentType(m gosip.Message) string {
 	return strings.ToLower(strings.TrimSpace(v))
 }
 
-// maxParts is how many parts of a body are looked at.
-const maxParts = 16
-
-// describe makes a session description that is one part of several the body (RFC 5621 §3.1): carriers send signalling of their own
-// beside it (ISUP), or where the caller is, of which we have no use. Everybody else finds what others send alone.
+// describe leaves of a body the session description: carriers send signalling of their own beside it or in its place (ISUP), or where
+// the caller is, of which we have no use. Everybody else finds what others send alone. What must be understood, and is not, stays, to be
+// refused; a response cannot be.
 func describe(m interface {
 	gosip.Message
 	RemoveHeader(name string) bool
 },
 ) {
-	if !strings.HasPrefix(contentType(m), "multipart/") {
+	kind := contentType(m)
+	if kind == "" || kind == sdpType || m.CSeq() == nil || !slices.Contains(describing, m.CSeq().MethodName) {
 		return
 	}
-	_, params, err := mime.ParseMediaType(headerOf(m, "Content-Type", "c").Value())
-	if err != nil || params["boundary"] == "" {
+	_, response := m.(*gosip.Response)
+	body, needless := descriptionIn(headerOf(m, "Content-Type", "c").Value(), m.Body(), maxNested)
+	if h := headerOf(m, "Content-Disposition", ""); h != nil && optional(h.Value()) || response {
+		needless = true
+	}
+	if body == nil && !needless {
 		return
 	}
-	parts := multipart.NewReader(bytes.NewReader(m.Body()), params["boundary"])
-	for range maxParts {
+	m.RemoveHeader("Content-Type")
+	m.RemoveHeader("c")
+	if body != nil {
+		m.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
+	}
+	m.SetBody(body)
+}
+
+// describing are the methods whose messages may have a description.
+var describing = []gosip.RequestMethod{gosip.INVITE, gosip.ACK, gosip.PRACK, gosip.UPDATE}
+
+const (
+	maxParts  = 16 // of a body are looked at
+	maxNested = 2  // of them within each other
+)
+
+// descriptionIn finds the description in a body of several parts (RFC 5621 §3.1); without one, needless says that none of them must be
+// understood.
+func descriptionIn(contentType string, body []byte, depth int) (description []byte, needless bool) {
+	kind, params, err := mime.ParseMediaType(contentType)
+	if err != nil || !strings.HasPrefix(kind, "multipart/") || params["boundary"] == "" || depth == 0 {
+		return nil, false
+	}
+	parts := multipart.NewReader(bytes.NewReader(body), params["boundary"])
+	needless = true
+	for i := range maxParts {
 		part, err := parts.NextRawPart()
 		if err != nil {
-			return
+			return nil, needless && i > 0 && errors.Is(err, io.EOF)
 		}
-		if kind, _, _ := strings.Cut(part.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(kind), sdpType) {
-			continue
-		}
-		body, err := io.ReadAll(part)
+		content, err := io.ReadAll(part)
 		if err != nil {
-			return
+			return nil, false
 		}
-		m.RemoveHeader("Content-Type")
-		m.RemoveHeader("c")
-		m.AppendHeader(gosip.NewHeader("Content-Type", sdpType))
-		m.SetBody(body)
-		return
+		of := part.Header.Get("Content-Type")
+		if kind, _, _ := strings.Cut(of, ";"); strings.EqualFold(strings.TrimSpace(kind), sdpType) {
+			return content, false
+		}
+		inner, inside := descriptionIn(of, content, depth-1)
+		if inner != nil {
+			return inner, false
+		}
+		needless = needless && (inside || optional(part.Header.Get("Content-Disposition")))
 	}
+	return nil, false
+}
+
+// optional says that a body may be left alone (RFC 3261 §20.11).
+func optional(disposition string) bool {
+	_, params, err := mime.ParseMediaType(disposition)
+	return err == nil && strings.EqualFold(params["handling"], "optional")
 }
 
 // headerOf finds a header by its long or compact name; sipgo keeps names as they came.

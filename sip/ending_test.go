@@ -697,7 +697,8 @@ func TestPortsGiveUpWhenNoOtherWouldDoBetter(t *testing.T) {
 // inParts is a description beside what carriers send with it (RFC 5621, RFC 3204).
 func inParts(description string) (body, contentType string) {
 	return "--u1\nContent-Type: application/isup;version=etsi356;base=etsi121\nContent-Disposition: signal;handling=optional\n\n" +
-		"\x01\x00\x49\x00\x00\x03\x02\x00\x07\n--u1\nContent-Type: Application/SDP ; charset=utf-8\n\n" + description +
+		"\x01\x00\x49\x00\x00\x03\x02\x00\x07\n--u1\nContent-Type: multipart/alternative;boundary=u2\n\n--u2\nContent-Type: text/plain\n\nx\n" +
+		"--u2\nContent-Type: Application/SDP ; charset=utf-8\n\n" + description + "\n--u2--\n" +
 		"\n--u1\nContent-Type: application/pidf+xml\n\n<presence/>\n--u1--\n", `Content-Type: multipart/mixed;boundary="u1"`
 }
 
@@ -738,7 +739,43 @@ func TestDescriptionsBesideOtherPartsAreRead(t *testing.T) {
 			b.peer.send(b.peer.called(inv, "BYE", "y1", 9, "", "To: "+headerIn(inv, "From")))
 		})
 	})
+	for name, tt := range map[string]struct{ body, kind, disposition string }{ // RFC 3261 §20.11: to be ignored, so the offer is ours
+		"a body that need not be understood": {"\x01\x00", "application/isup;version=etsi356", "signal;handling=optional"},
+		"parts that need not be":             {"--u1\nContent-Type: text/plain\nContent-Disposition: render; handling=\"Optional\"\n\nx\n--u1--\n", "multipart/mixed;boundary=u1", ""},
+		"all of the parts":                   {"--u1\nContent-Type: text/plain\n\nx\n--u1--\n", "multipart/mixed;boundary=u1", "render;handling=optional"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, quiet10h, answerAtOnce, func(b *bubble) {
+				edit := []string{"Content-Type: " + tt.kind}
+				if tt.disposition != "" {
+					edit = append(edit, "Content-Disposition: "+tt.disposition)
+				}
+				b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, tt.body, edit...))
+				if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 200") || !strings.Contains(got, "m=audio 20") {
+					t.Errorf("got %q, want our offer", got)
+				}
+				b.peer.send(b.peer.within("ACK", "k1", 1, peerAnswer))
+				b.peer.send(b.peer.within("BYE", "y1", 2, ""))
+				wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Acked", "0s Bye", "0s Ended"})
+			})
+		})
+	}
+	t.Run("of who was heard before its answer", func(t *testing.T) { // which needs none any more, and may say other things
+		inBubble(t, quiet10h, nil, func(b *bubble) {
+			far := b.soundAt(peerRTP.String())
+			call, inv := b.dials()
+			b.peer.answers(inv, "183 Session Progress", "b1", peerAnswer, "Require: 100rel", "RSeq: 1")
+			b.peer.answers(b.peer.last(), "200 OK", "", "")
+			ok := strings.Replace(replyTo(inv, "200 OK"), "To: "+headerIn(inv, "To"), "To: "+headerIn(inv, "To")+";tag=b1", 1)
+			b.peer.send(strings.Replace(ok, "Content-Length: 0\n\n", "Contact: <sip:200@192.0.2.20>\nContent-Type: application/isup\nContent-Length: 2\n\n\x09\x00", 1))
+			if got := strings.Join(withoutChanges(b.said()), ", "); got != "0s Provisional, 0s Answered" || !far.hears(call.Media()) {
+				t.Errorf("said %s, and the phone is to hear us", got)
+			}
+			b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
+		})
+	})
 	for name, body := range map[string]string{ // none of them has a description
+		"one that must be understood, beside one that need not": "--u1\nContent-Type: text/plain\nContent-Disposition: render;handling=optional\n\nx\n--u1\nContent-Type: application/isup\n\nx\n--u1--\n",
 		"no description": "--u1\nContent-Type: application/isup\n\nx\n--u1--\n",
 		"no end":         "--u1\nContent-Type: application/sdp\n\n" + peerOffer,
 		"no parts":       peerOffer,
