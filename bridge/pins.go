@@ -88,7 +88,7 @@ func (a *actor) checkPIN(typed menu.Secret) {
 	a.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 		defer cancel()
-		a.kept(func() error { return b.pins.recall(ctx, trunk, number) })
+		a.keepAccount(func(ctx context.Context) error { return b.pins.recall(ctx, trunk, number) })
 		if !b.pins.budget.Take(time.Now(), trunk, number) {
 			a.log.Warn("a PIN is not even checked: too many wrong ones")
 			verdict(menu.PINWrong, "over budget")
@@ -102,11 +102,11 @@ func (a *actor) checkPIN(typed menu.Secret) {
 			verdict(menu.PINFailed, "failed")
 		case room == "":
 			a.log.Info("wrong PIN")
-			a.kept(func() error { return b.pins.wrong(ctx, trunk, number) }) // first: a crash must not give the try back
+			a.keepAccount(func(ctx context.Context) error { return b.pins.wrong(ctx, trunk, number) }) // first: a crash must not give the try back
 			verdict(menu.PINWrong, "wrong")
 		default:
 			if name, until := b.pins.budget.Right(time.Now(), trunk, number); name != "" {
-				a.kept(func() error { return b.store.KnowNumber(ctx, name, until) })
+				a.keepAccount(func(ctx context.Context) error { return b.store.KnowNumber(ctx, name, until) })
 			}
 			a.inbox.Put(func() { a.setTarget(room) })
 			verdict(menu.PINRight, "right")
@@ -114,12 +114,17 @@ func (a *actor) checkPIN(typed menu.Secret) {
 	})
 }
 
-// kept keeps account of who guesses in the database. While that is away this process alone knows.
-func (a *actor) kept(do func() error) {
+// accountPatience is how long the account of who guesses may take: the PIN itself has to be checked, too.
+const accountPatience = time.Second
+
+// keepAccount does what keeps account in the database of who guesses. While that is away this process alone knows.
+func (a *actor) keepAccount(do func(context.Context) error) {
 	if a.bridge.journal.Away() {
 		return
 	}
-	a.note("keep account of PINs", do())
+	ctx, cancel := context.WithTimeout(a.ctx, accountPatience)
+	defer cancel()
+	a.note("keep account of PINs", do(ctx))
 }
 
 // recall learns what was guessed before this process, or beside it.
