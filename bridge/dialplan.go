@@ -67,7 +67,7 @@ func (p *dialPlan) Find(typed string) (destination, error) {
 	}
 	extension := destination{number: typed}
 	for _, t := range p.trunks {
-		if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, typed) }) {
+		if hasExtension(t, typed) {
 			extension.ways = append(extension.ways, way{trunk: t, dial: sip.Number(typed)})
 		}
 	}
@@ -110,19 +110,27 @@ func (p *dialPlan) address(uri string) (destination, error) {
 	_, address, _ := strings.Cut(uri, ":")
 	user, domain, _ := strings.Cut(address, "@")
 	d := destination{number: address}
+	var refused error = &command.Error{Text: "No telephone line leads to that address. Ask who runs this bridge."}
 	for _, t := range p.trunks {
-		host := t.Proxy
-		if h, _, err := net.SplitHostPort(t.Proxy); err == nil {
-			host = h
+		if !strings.EqualFold(domain, t.Domain) && !strings.EqualFold(domain, hostOf(t)) {
+			continue
 		}
-		if strings.EqualFold(domain, t.Domain) || strings.EqualFold(domain, host) {
-			d.ways = append(d.ways, way{trunk: t, dial: sip.Number(user)})
+		if number.LeadsOut(user) && !hasExtension(t, user) {
+			refused = errLeadsOut
+			continue
 		}
+		d.ways = append(d.ways, way{trunk: t, dial: sip.Number(user)})
 	}
 	if len(d.ways) > 0 {
 		return d, nil
 	}
-	return destination{}, &command.Error{Text: "No telephone line leads to that address. Ask who runs this bridge."}
+	return destination{}, refused
+}
+
+// errLeadsOut refuses what a PBX would take for 0 or 9 and a number behind it: what that costs, nothing here has judged.
+var errLeadsOut = &number.Refusal{
+	Reason: number.NotAllowed,
+	Text:   "This would lead out of that telephone system. If it is one of its extensions, who runs this bridge must name it.",
 }
 
 // Redirected judges the number that a trunk says a call should go to instead, and writes it for that trunk: it must be one that could
@@ -173,7 +181,7 @@ func (p *dialPlan) Referred(trunk string, to sip.Number) (destination, error) {
 	if err := p.policy.Emergency(string(to)); err != nil {
 		return destination{}, err
 	}
-	if slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, string(to)) }) {
+	if hasExtension(t, string(to)) {
 		return destination{string(to), []way{{trunk: t, dial: to}}}, nil
 	}
 	if text, ok := t.Numbers.FromTrunk(string(to)); ok {
@@ -183,13 +191,12 @@ func (p *dialPlan) Referred(trunk string, to sip.Number) (destination, error) {
 		}
 		return destination{text, []way{{trunk: t, dial: dial}}}, nil
 	}
-	host, _, err := net.SplitHostPort(t.Proxy)
-	if err != nil {
-		host = t.Proxy
-	}
-	address := string(to) + "@" + cmp.Or(t.Domain, host)
+	address := string(to) + "@" + cmp.Or(t.Domain, hostOf(t))
 	if err := p.policy.CheckAddress("sip:" + address); err != nil {
 		return destination{}, err
+	}
+	if number.LeadsOut(string(to)) {
+		return destination{}, errLeadsOut
 	}
 	return destination{address, []way{{trunk: t, dial: to}}}, nil
 }
@@ -229,6 +236,19 @@ func (p *dialPlan) AwaitTurn(ctx context.Context, trunk string) bool {
 
 // longestTurn is how long an order may wait for a trunk that takes only so many calls per second.
 const longestTurn = 2 * time.Second
+
+// hostOf is where the trunk's proxy is, without its port.
+func hostOf(t config.Trunk) string {
+	host, _, err := net.SplitHostPort(t.Proxy)
+	if err != nil {
+		return t.Proxy
+	}
+	return host
+}
+
+func hasExtension(t config.Trunk, typed string) bool {
+	return slices.ContainsFunc(t.Extensions, func(pattern string) bool { return fits(pattern, typed) })
+}
 
 // fits compares an extension with its pattern, in which x is any digit.
 func fits(pattern, typed string) bool {

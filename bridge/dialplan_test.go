@@ -24,7 +24,7 @@ func planOf(t *testing.T) *dialPlan {
 		{Name: "registered", Proxy: "away.example.org", Direction: config.DirectionIn},
 		{Name: "carrier", Proxy: "sip.example.net", Numbers: number.Rules{Country: "DE", Out: []number.Rule{{Prefix: "+", Replace: "00"}}}},
 		{Name: "berlin", Proxy: "192.0.2.1:5060", Dials: []string{"+4930", "+4931"}, Numbers: number.Rules{Out: []number.Rule{{Prefix: "+49", Replace: "0"}}}},
-		{Name: "pbx", Proxy: "192.0.2.2", Domain: "pbx.example.org", Dials: []string{"+4930123"}, Extensions: []string{"1xx", "*9x"}, CallsPerSecond: 1},
+		{Name: "pbx", Proxy: "192.0.2.2", Domain: "pbx.example.org", Dials: []string{"+4930123"}, Extensions: []string{"1xx", "*9x", "90x"}, CallsPerSecond: 1},
 	}
 	return newDialPlan(c)
 }
@@ -41,6 +41,8 @@ func TestNumbersGoOverTheTrunkThatFitsBest(t *testing.T) {
 		{"123", "123", []string{"pbx 123"}},
 		{"*97", "*97", []string{"pbx *97"}},
 		{"sip:anna@pbx.example.org", "anna@pbx.example.org", []string{"pbx anna"}},
+		{"sip:901@pbx.example.org", "901@pbx.example.org", []string{"pbx 901"}}, // the trunk names it
+		{"sip:201@pbx.example.org", "201@pbx.example.org", []string{"pbx 201"}},
 	} {
 		got, err := plan.Find(c.typed)
 		if err != nil {
@@ -60,15 +62,20 @@ func TestNumbersGoOverTheTrunkThatFitsBest(t *testing.T) {
 func TestWhatMayNotBeCalledSaysWhy(t *testing.T) {
 	plan := planOf(t)
 	for typed, want := range map[string]string{
-		"112":                       "Emergency numbers can't be called from here. Use a telephone.",
-		"110":                       "Emergency numbers can't be called from here. Use a telephone.", // although it looks like an extension
-		"+49 89 1234567":            "Numbers of this range may not be called.",
-		"+44 20 7946 0958":          "Numbers of this country or range may not be called from here.",
-		"0900 1234567":              "Numbers of this kind (premium) may not be called.",
-		"12":                        "That is not a number that I can call. Write it with its country: +49 30 123456.",
-		"sip:anna@away.example.org": "No telephone line leads to that address. Ask who runs this bridge.",
-		"sip:anna@example.com":      "SIP addresses of this domain may not be called.",
-		"sip:112@pbx.example.org":   "Emergency numbers can't be called from here. Use a telephone.",
+		"112":                         "Emergency numbers can't be called from here. Use a telephone.",
+		"110":                         "Emergency numbers can't be called from here. Use a telephone.", // although it looks like an extension
+		"+49 89 1234567":              "Numbers of this range may not be called.",
+		"+44 20 7946 0958":            "Numbers of this country or range may not be called from here.",
+		"0900 1234567":                "Numbers of this kind (premium) may not be called.",
+		"12":                          "That is not a number that I can call. Write it with its country: +49 30 123456.",
+		"sip:anna@away.example.org":   "No telephone line leads to that address. Ask who runs this bridge.",
+		"sip:anna@example.com":        "SIP addresses of this domain may not be called.",
+		"sip:112@pbx.example.org":     "Emergency numbers can't be called from here. Use a telephone.",
+		"sip:112w@pbx.example.org":    "Emergency numbers can't be called from here. Use a telephone.",
+		"sip:011833@pbx.example.org":  "This would lead out of that telephone system. If it is one of its extensions, who runs this bridge must name it.",
+		"sip:9112@pbx.example.org":    "This would lead out of that telephone system. If it is one of its extensions, who runs this bridge must name it.",
+		"sip:+118.33@pbx.example.org": "This would lead out of that telephone system. If it is one of its extensions, who runs this bridge must name it.",
+		"sip:9w110@pbx.example.org":   "This would lead out of that telephone system. If it is one of its extensions, who runs this bridge must name it.",
 	} {
 		_, err := plan.Find(typed)
 		if err == nil {

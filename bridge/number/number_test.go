@@ -221,7 +221,13 @@ func TestSIPAddressesOfNamedDomainsMayBeCalled(t *testing.T) {
 		"sip:anna@pbx.example.org": NotAllowed, "sip:anna@evil.org": NotAllowed, "sip:anna@example.org.evil.org": NotAllowed,
 		"sip:+499001234567@example.org": NotAllowed, "sip:00499001234567@example.org": NotAllowed, "sip:9*0900-1234567@example.org": NotAllowed,
 		"sip:112@example.org": EmergencyNumber, "sip:110@example.org": EmergencyNumber, "sip:*31#112@example.org": EmergencyNumber, "sip:#31#110@example.org": EmergencyNumber,
-		"sip:anna.1234567@example.org": "", "sip:*97@example.org": "", "sip:anna;ext=1@example.org": NotAllowed, "sip:anna:secret@example.org": NotAllowed,
+		"sip:anna.1234567@example.org": NotAllowed, "sip:anna.123456@example.org": "", "sip:anna15@example.org": "", "sip:*97@example.org": "",
+		// What a switch dials of these once it has cut them, or taken their letters for pauses, is a number.
+		"sip:0900123456w@example.org": NotAllowed, "sip:0900123456,@example.org": NotAllowed, "sip:000882131234567!@example.org": NotAllowed,
+		"sip:w0900123456@example.org": NotAllowed, "sip:ww.0900.123456@example.org": NotAllowed, "sip:anna-0900123456@example.org": NotAllowed,
+		"sip:112w@example.org": EmergencyNumber, "sip:w112@example.org": EmergencyNumber, "sip:pW1-1-0@example.org": EmergencyNumber, "sip:a112@example.org": EmergencyNumber,
+		"sip:.112.@example.org": EmergencyNumber, "sip:+112@example.org": EmergencyNumber, "sip:1w12@example.org": EmergencyNumber, "sip:*31#112w@example.org": EmergencyNumber,
+		"sip:110,@example.org": NotAllowed, "sip:anna(1)@example.org": NotAllowed, "sip:101&102@example.org": NotAllowed, "sip:101!@example.org": NotAllowed, "sip:10'1@example.org": NotAllowed, "sip:anna;ext=1@example.org": NotAllowed, "sip:anna:secret@example.org": NotAllowed,
 		"tel:101": NotAllowed, "sip:@example.org": NotAllowed, "sip:example.org": NotAllowed, "": NotAllowed,
 	} {
 		err := p.CheckAddress(uri)

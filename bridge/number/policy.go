@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/nyaruka/phonenumbers"
 )
@@ -122,14 +121,14 @@ func (p Policy) CheckAddress(uri string) error {
 	if !found || user == "" || scheme != "sip" && scheme != "sips" || strings.ContainsFunc(user, notInUser) {
 		return &Refusal{NotAllowed, "That is not a SIP address."}
 	}
-	if !strings.ContainsFunc(user, unicode.IsLetter) {
-		for _, part := range append(strings.FieldsFunc(user, isKey), user) { // *31# hides who calls, and the rest is dialled
+	if dialled := keysOf(user); dialled != "" {
+		for _, part := range append(strings.FieldsFunc(dialled, isKey), dialled) { // *31# hides who calls, and the rest is dialled
 			if err := p.Emergency(part); err != nil {
 				return err
 			}
 		}
 	}
-	if digits := count(user, isDigit); digits > longestExtension && !unicode.IsLetter(firstOf(user)) {
+	if count(user, isDigit) > longestExtension {
 		return &Refusal{NotAllowed, "Write the telephone number without sip: and domain."}
 	}
 	if !slices.Contains(p.Domains, domain) {
@@ -138,14 +137,35 @@ func (p Policy) CheckAddress(uri string) error {
 	return nil
 }
 
-// longestExtension is how many digits an address may have that does not begin with a letter; with more it is a telephone number.
+// longestExtension is how many digits an address may have; with more it is a telephone number, whatever else stands there: some gateways
+// cut it at the first letter, some leave letters out, and to some they are pauses.
 const longestExtension = 6
 
 // notInUser finds what makes of the beginning of an address another one than is read here: parameters (RFC 3261 §19.1.6: 0900…;ext=1 is a
-// telephone number), passwords, what is escaped, pauses in dialling, and digits of other scripts.
+// telephone number), passwords, what is escaped, digits of other scripts, and what means something in a dial plan.
 func notInUser(r rune) bool {
-	return !isDigit(r) && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && !strings.ContainsRune("-_.!~*'()+#", r)
+	return !isDigit(r) && !isLetter(r) && !strings.ContainsRune("-_.*+#", r)
 }
+
+// keysOf is what a switch may dial of the beginning of an address: nothing of a name, that is of what begins with two letters that are
+// no pauses (w, p), else whatever there is on a telephone.
+func keysOf(user string) string {
+	name := strings.TrimLeft(user, "-_.*+#wWpP")
+	if len(name) > 1 && isLetter(rune(name[0])) && isLetter(rune(name[1])) {
+		return ""
+	}
+	return strings.Map(func(r rune) rune {
+		if isDigit(r) || isKey(r) || r == '+' {
+			return r
+		}
+		return -1
+	}, user)
+}
+
+// LeadsOut says that the beginning of an address looks like a way out of a PBX (0, 9, +) and not like one of its extensions.
+func LeadsOut(user string) bool { return strings.IndexAny(keysOf(user), "+09") == 0 }
+
+func isLetter(r rune) bool { return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' }
 
 // isKey finds the keys of a telephone that are no digits.
 func isKey(r rune) bool { return r == '*' || r == '#' }
@@ -157,16 +177,6 @@ func count(text string, is func(rune) bool) (n int) {
 		}
 	}
 	return n
-}
-
-// firstOf is the first letter or digit of a text, 0 if there is none.
-func firstOf(text string) rune {
-	for _, r := range text {
-		if isDigit(r) || unicode.IsLetter(r) {
-			return r
-		}
-	}
-	return 0
 }
 
 // CheckPolicy says, in words for an admin, what is wrong with the policy.
