@@ -22,7 +22,8 @@ type guard struct {
 	counters *counters
 	log      *slog.Logger
 	parser   *gosip.Parser
-	unknown  *rate.Sometimes // lets some calls of strangers into the log, of all sockets together
+	calls    func(netip.AddrPort) bool // somebody is spoken with there
+	unknown  *rate.Sometimes           // lets some calls of strangers into the log, of all sockets together
 }
 
 // stranger counts what comes from an address of no trunk. A call is worth a line now and then: it may be the admin's own trunk,

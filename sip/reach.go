@@ -400,6 +400,21 @@ func (s *Stack) joined(t Transport, addr string) bool {
 	return true
 }
 
+// streamTo is the connection over which a target is reached, nil if there is none.
+func (s *Stack) streamTo(t target) *guardedConn {
+	conn, err := s.transports.GetConnection(string(t.transport), t.addr.String())
+	if err != nil {
+		return nil
+	}
+	_, _ = conn.TryClose() // it gives back what GetConnection took
+	stream, ok := conn.(*gosip.TCPConnection)
+	if !ok {
+		return nil
+	}
+	guarded, _ := stream.Conn.(*guardedConn)
+	return guarded
+}
+
 // destination resolves where a request goes. A name that leads nowhere is one of the phone's own network (PBXs and session border
 // controllers in containers put such into Contact): it is where it was last heard from.
 func (s *Stack) destination(ctx context.Context, trunk *Trunk, req *gosip.Request, t Transport) (netip.AddrPort, error) {

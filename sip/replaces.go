@@ -210,7 +210,7 @@ func (c *Call) rename(t *transaction) {
 	c.cseq = 0
 	c.rel, c.keys, c.keyWay, c.prepared, c.early, c.ringing = reliable{}, infoKeys{}, keyWay{}, nil, nil, time.Time{}
 	c.hasMoved, c.referred, c.referring, c.unsure, c.asking = false, false, false, false, false
-	c.nextRefresh = time.Time{}
+	c.nextRefresh, c.least = time.Time{}, 0
 }
 
 // partWith ends the dialog that is replaced: with BYE, or CANCEL if its phone had not answered.

@@ -2,6 +2,7 @@ package sip
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -130,6 +131,7 @@ type guardedListener struct {
 	conns  map[netip.Addr]int
 	total  int
 	silent []*guardedConn // those that have brought no message yet, the oldest first
+	spoken []*guardedConn // the others
 }
 
 func (l *guardedListener) Accept() (net.Conn, error) {
@@ -188,39 +190,56 @@ func (l *guardedListener) enter(host netip.Addr) bool {
 			l.mu.Unlock()
 			return true
 		}
-		i := slices.IndexFunc(l.silent, func(c *guardedConn) bool {
-			return time.Since(c.since) >= silentTime && (!ownFull || c.host == host)
-		})
-		if i < 0 {
-			l.mu.Unlock()
-			return false
+		rival := func(c *guardedConn) bool { return !ownFull || c.host == host }
+		var idle *guardedConn
+		if i := slices.IndexFunc(l.silent, func(c *guardedConn) bool { return time.Since(c.since) >= silentTime && rival(c) }); i >= 0 {
+			idle = l.silent[i]
 		}
-		idle := l.silent[i]
+		candidates := slices.DeleteFunc(slices.Clone(l.spoken), func(c *guardedConn) bool { return c.silence() < idleTime || !rival(c) })
 		l.mu.Unlock()
+		if idle == nil {
+			slices.SortFunc(candidates, func(a, b *guardedConn) int { return cmp.Compare(b.silence(), a.silence()) })
+			i := slices.IndexFunc(candidates, func(c *guardedConn) bool { return !l.guard.calls(addrPortOf(c.RemoteAddr())) })
+			if i < 0 {
+				return false
+			}
+			idle = candidates[i]
+		}
 		l.guard.counters.drop(dropSilent)
 		idle.cut()
 	}
 }
 
-// heard says that a connection has brought a message: it stays.
+// heard says that a connection has brought its first message.
 func (l *guardedListener) heard(c *guardedConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.silent = slices.DeleteFunc(l.silent, func(other *guardedConn) bool { return other == c })
+	if slices.Contains(l.silent, c) { // else it is closed already
+		l.silent = without(l.silent, c)
+		l.spoken = append(l.spoken, c)
+	}
+}
+
+func without(list []*guardedConn, c *guardedConn) []*guardedConn {
+	return slices.DeleteFunc(list, func(other *guardedConn) bool { return other == c })
 }
 
 func (l *guardedListener) leave(c *guardedConn) {
-	l.heard(c)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.silent, l.spoken = without(l.silent, c), without(l.spoken, c)
 	l.total--
 	if l.conns[c.host]--; l.conns[c.host] == 0 {
 		delete(l.conns, c.host)
 	}
 }
 
-// silentTime is how long a connection may say nothing at all before it gives way to others.
-const silentTime = 10 * time.Second
+// Where there is no room, connections give way to others: those that have not said anything for silentTime since they were made, then
+// those without a call that have been idle for idleTime. Where there is room, all stay: PBXs keep theirs between two calls.
+const (
+	silentTime = 10 * time.Second
+	idleTime   = 5 * time.Minute
+)
 
 // messageTimeout is how long a begun message may take to arrive over TCP.
 const messageTimeout = 30 * time.Second
@@ -239,7 +258,8 @@ type guardedConn struct {
 
 	host  netip.Addr // of one that came in; since when
 	since time.Time
-	spoke func() // called for each message it brings; nil for one that we have opened
+	last  atomic.Int64 // when something came last, in Unix nanoseconds
+	spoke func()       // called for each message it brings; nil for one that we have opened
 
 	reading   func()                      // called at each read: sipgo knows the connection by then
 	handshake func(context.Context) error // still to be made, by the first read; nil = none
@@ -256,6 +276,9 @@ type guardedConn struct {
 func newGuardedConn(conn net.Conn, g *guard, left func()) *guardedConn {
 	return &guardedConn{Conn: conn, guard: g, left: left, over: make(chan struct{}), turn: make(chan struct{}, 1)}
 }
+
+// silence is for how long nothing has come.
+func (c *guardedConn) silence() time.Duration { return time.Since(time.Unix(0, c.last.Load())) }
 
 func (c *guardedConn) Close() error {
 	c.once.Do(c.leave)
@@ -335,6 +358,7 @@ func (c *guardedConn) Read(b []byte) (int, error) {
 		message, v := c.guard.judge(c.pending[:size], c.RemoteAddr(), true)
 		n := copy(b, message)
 		if v.pass() {
+			c.last.Store(time.Now().UnixNano())
 			if c.spoke != nil {
 				c.spoke()
 			}
@@ -418,6 +442,7 @@ func (c *guardedConn) consume(n int) {
 // keepAlive answers a double CRLF with one, and counts single ones, which answer ours (RFC 5626 §3.5.1).
 func (c *guardedConn) keepAlive() {
 	for bytes.HasPrefix(c.pending, []byte("\r\n")) {
+		c.last.Store(time.Now().UnixNano())
 		n := 2
 		if bytes.HasPrefix(c.pending, []byte("\r\n\r\n")) {
 			n = 4

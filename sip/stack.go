@@ -193,7 +193,19 @@ func closedChannel() chan struct{} {
 func (s *Stack) guard() *guard {
 	parser := gosip.NewParser()
 	parser.MaxMessageLength = s.config.Limits.MessageBytes
-	return &guard{neighbours: s.neighbours, gate: s.gate, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser, unknown: &s.unknown}
+	return &guard{neighbours: s.neighbours, gate: s.gate, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser, calls: s.callAt, unknown: &s.unknown}
+}
+
+// callAt says that there is a call with who is at an address.
+func (s *Stack) callAt(a netip.AddrPort) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.byID {
+		if c.snapshot.Load().Remote == a {
+			return true
+		}
+	}
+	return false
 }
 
 // Addr is the bound address of the first listener with this transport.

@@ -337,19 +337,14 @@ func (w *watch) keepAlive() bool {
 		}
 		return true
 	}
-	conn, err := w.stack.transports.GetConnection(string(to.transport), to.addr.String())
-	if err != nil {
+	conn := w.stack.streamTo(to)
+	if conn == nil {
 		return false
 	}
-	defer func() { _, _ = conn.TryClose() }() // it gives back what GetConnection took
-	stream, ok := conn.(*gosip.TCPConnection)
-	if !ok {
-		return true
+	if w.kept == nil {
+		w.kept, w.ponged = conn, conn.pongs.Load()
 	}
-	if guarded, ok := stream.Conn.(*guardedConn); ok && w.kept == nil {
-		w.kept, w.ponged = guarded, guarded.pongs.Load()
-	}
-	_, err = stream.Write([]byte(ping))
+	_, err := conn.Write([]byte(ping))
 	return err == nil
 }
 
@@ -359,7 +354,7 @@ func (w *watch) heardPong() bool {
 	conn := w.kept
 	w.kept = nil
 	switch {
-	case conn == nil:
+	case conn == nil || w.stack.streamTo(w.good) != conn: // there is another one by now
 		return true
 	case conn.pongs.Load() != w.ponged:
 		w.ponging = true
@@ -370,7 +365,7 @@ func (w *watch) heardPong() bool {
 	w.ponging = false
 	w.stack.log.Warn("connection to a registrar is dead: a keep-alive got no answer", "trunk", w.trunk.Name, "peer", addrPortOf(conn.RemoteAddr()))
 	conn.cut()
-	for w.stack.joined(w.good.transport, addrPortOf(conn.RemoteAddr()).String()) && pauseFor(w.stack.root, settle) {
+	for w.stack.streamTo(w.good) == conn && pauseFor(w.stack.root, settle) { // until sipgo has noticed
 	}
 	return false
 }

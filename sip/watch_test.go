@@ -290,11 +290,31 @@ func TestRegistrationFollowsAConnectionThatDiedWithoutAWord(t *testing.T) { // R
 	if headerIn(second, "CSeq") != "2 REGISTER" {
 		t.Errorf("over the next connection came %q", second)
 	}
-	for began := time.Now(); time.Since(began) < 4500*time.Millisecond; { // it never answers, and keeps its connection
+	for began := time.Now(); time.Since(began) < 2500*time.Millisecond; { // it never answers, and keeps its connection
 		if _, err := io.ReadFull(in, ping); err != nil {
 			t.Fatalf("the connection of a registrar that answers no keep-alives: %v", err)
 		}
 	}
+}
+
+// The connection has gone, and there may be another one to the same place: of that nothing was asked yet.
+func TestKeepAliveOfAConnectionThatIsGoneIsForgotten(t *testing.T) {
+	inBubble(t, registering, nil, func(b *bubble) {
+		near, far := net.Pipe()
+		defer far.Close()
+		w := b.stack.watches["lab"]
+		conn := newGuardedConn(near, b.stack.guard(), func() {})
+		defer conn.Close()
+		w.kept, w.ponging, w.good = conn, true, target{peerAddr, TCP}
+		if !w.heardPong() || !w.ponging || w.kept != nil {
+			t.Error("a connection that nobody uses any more is waited for")
+		}
+		select {
+		case <-conn.over:
+			t.Error("it was closed")
+		default:
+		}
+	})
 }
 
 func TestTrunkThatDoesNotAnswerIsDown(t *testing.T) {
