@@ -684,6 +684,44 @@ type from struct {
 
 func (f from) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(addr(f.addr)) }
 
+// idleOnesGiveWay goes on with connections of a phone (192.0.2.1), and of a2, a4 and again, which fill the listener.
+func idleOnesGiveWay(t *testing.T, s *Stack, open map[string]net.Conn, opens func(name, address string), speaks func(string), isOpen func(map[string]bool)) {
+	s.mu.Lock() // the phone has a call
+	call := &Call{}
+	call.snapshot.Store(&Dialog{Remote: addr("192.0.2.1:1")})
+	s.byID[dialogID{"c", "t"}] = call
+	s.mu.Unlock()
+	for _, name := range []string{"a4", "again"} {
+		_ = open[name].Close()
+	}
+	synctest.Wait()
+	opens("b1", "192.0.2.3:1")
+	speaks("b1")
+	time.Sleep(idleTime - time.Second)
+	opens("b2", "192.0.2.3:2")
+	speaks("b2")
+	opens("b3", "192.0.2.3:3") // a2 has been idle for longest
+	speaks("b3")
+	isOpen(map[string]bool{"phone": true, "a2": false, "b1": true, "b2": true, "b3": true})
+	opens("b4", "192.0.2.4:1") // nobody else has been idle for long but the phone
+	isOpen(map[string]bool{"phone": true, "b1": true, "b2": true, "b3": true, "b4": false})
+	_ = open["b1"].SetWriteDeadline(time.Now().Add(time.Second))
+	if _, err := io.WriteString(open["b1"], "\r\n"); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(time.Second)
+	opens("b5", "192.0.2.4:2") // b1 has been kept alive
+	isOpen(map[string]bool{"phone": true, "b1": true, "b2": true, "b3": true, "b5": false})
+	time.Sleep(idleTime)
+	opens("b6", "192.0.2.4:3") // and b2 is the oldest now
+	isOpen(map[string]bool{"phone": true, "b1": true, "b2": false, "b3": true, "b6": true})
+	s.mu.Lock()
+	delete(s.byID, dialogID{"c", "t"})
+	s.mu.Unlock()
+	opens("b7", "192.0.2.4:4")
+	isOpen(map[string]bool{"phone": false, "b1": true, "b3": true, "b6": true, "b7": true})
+}
+
 // Whoever opens connections and says nothing keeps nobody else out for long; who has said something stays, however idle, while there is
 // room, and where there is none, as long as there is a call.
 func TestSilentConnectionsGiveWay(t *testing.T) {
@@ -747,40 +785,7 @@ func TestSilentConnectionsGiveWay(t *testing.T) {
 		isOpen(map[string]bool{"phone": true, "a2": true, "a3": false, "a4": true, "again": true})
 		time.Sleep(10 * time.Hour)
 		isOpen(map[string]bool{"phone": true, "a2": true})
-		s.mu.Lock() // the phone has a call
-		call := &Call{}
-		call.snapshot.Store(&Dialog{Remote: addr("192.0.2.1:1")})
-		s.byID[dialogID{"c", "t"}] = call
-		s.mu.Unlock()
-		for _, name := range []string{"a4", "again"} {
-			_ = open[name].Close()
-		}
-		synctest.Wait()
-		opens("b1", "192.0.2.3:1")
-		speaks("b1")
-		time.Sleep(idleTime - time.Second)
-		opens("b2", "192.0.2.3:2")
-		speaks("b2")
-		opens("b3", "192.0.2.3:3") // a2 has been idle for longest
-		speaks("b3")
-		isOpen(map[string]bool{"phone": true, "a2": false, "b1": true, "b2": true, "b3": true})
-		opens("b4", "192.0.2.4:1") // nobody else has been idle for long but the phone
-		isOpen(map[string]bool{"phone": true, "b1": true, "b2": true, "b3": true, "b4": false})
-		_ = open["b1"].SetWriteDeadline(time.Now().Add(time.Second))
-		if _, err := io.WriteString(open["b1"], "\r\n"); err != nil {
-			t.Error(err)
-		}
-		time.Sleep(time.Second)
-		opens("b5", "192.0.2.4:2") // b1 has been kept alive
-		isOpen(map[string]bool{"phone": true, "b1": true, "b2": true, "b3": true, "b5": false})
-		time.Sleep(idleTime)
-		opens("b6", "192.0.2.4:3") // and b2 is the oldest now
-		isOpen(map[string]bool{"phone": true, "b1": true, "b2": false, "b3": true, "b6": true})
-		s.mu.Lock()
-		delete(s.byID, dialogID{"c", "t"})
-		s.mu.Unlock()
-		opens("b7", "192.0.2.4:4")
-		isOpen(map[string]bool{"phone": false, "b1": true, "b3": true, "b6": true, "b7": true})
+		idleOnesGiveWay(t, s, open, opens, speaks, isOpen)
 		if d := s.Stats().Dropped; d[dropSilent] != 5 || d[dropConnections] != 3 {
 			t.Errorf("dropped %v", d)
 		}

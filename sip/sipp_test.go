@@ -276,6 +276,25 @@ func TestSippCallsAndChecks(t *testing.T) {
 	}
 }
 
+// sipp offers in PRACK what we do not have, and then what we have (RFC 3262 §3, §5).
+func TestSippOffersInPrack(t *testing.T) {
+	talk := func(n int) string { return media(n, "sendrecv") }
+	b := newBed(t, testConfig(sip.UDP), func(s *served) {
+		if _, _, err := s.Progress(); err == nil {
+			s.answer()
+		}
+	})
+	over := plays(t, []string{
+		asks("INVITE", 1, talk(1), "Require: 100rel", "Supported: 100rel"), may(100), gets(183, "rseq=RSeq: [0-9]+", "body: m=audio"),
+		asks("PRACK", 2, strings.Replace(talk(2), "RTP/AVP 0", "RTP/AVP 18", 1), "RAck:[$rseq] 1 INVITE"), gets(200, "body: m=audio 0 RTP/AVP 18"),
+		gets(200), asks("ACK", 1, ""), asks("UPDATE", 3, talk(3)), gets(200, "body: m=audio [1-9][0-9]+ RTP/AVP 0"),
+		asks("BYE", 4, ""), gets(200),
+	}, b.addr(sip.UDP))
+	s := b.call()
+	over()
+	<-s.Done()
+}
+
 func TestSippIsCalledAndChecks(t *testing.T) {
 	const digest = `Digest realm="lab", nonce="6d5f", qop="auth", algorithm=MD5`
 	// verified takes the INVITE's digest apart, which the check before cannot.
