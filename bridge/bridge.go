@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime"
 	"slices"
 	"strconv"
@@ -237,7 +238,8 @@ func (b *Bridge) Run(ctx context.Context) error {
 		upkeep.Go(func() { b.watchUsage(upkeepCtx) })
 		b.setReady(true)
 		b.sockets.Ready()
-		b.log.Info("bridge is up", "run", b.run)
+		b.log.Info("bridge is up", "run", b.run, "sip", b.cfg.SIP.Listen, "trunks", len(b.cfg.SIP.Trunks), "routes", len(b.cfg.Routes),
+			"database", databaseName(b.cfg.Database.Address))
 		select {
 		case <-ctx.Done():
 		case err = <-failed:
@@ -262,6 +264,18 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.refusals.Wait()
 	b.drains.Wait()
 	return errors.Join(err, b.close())
+}
+
+// databaseName is an address without its password.
+func databaseName(address string) string {
+	if u, err := url.Parse(address); err == nil && u.User != nil {
+		return u.Redacted()
+	}
+	scheme, path, _ := strings.Cut(address, ":")
+	if scheme == "sqlite" {
+		return path
+	}
+	return scheme
 }
 
 // begin connects the Matrix side and clears up after the process before.

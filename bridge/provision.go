@@ -67,6 +67,7 @@ func usableTrunk(cfg config.Config, own []config.Trunk, name, settings string) (
 	if err != nil {
 		return config.Trunk{}, err
 	}
+	cfg.LocateFiles(&trunk)
 	cfg.SIP.Trunks = []config.Trunk{trunk}
 	if _, err := sipConfig(cfg); err != nil { // its certificates, for one
 		return config.Trunk{}, err

@@ -205,12 +205,47 @@ func (a *actor) route() bool {
 		found.room = ""
 	}
 	if found.room == "" {
-		a.log.Info("number leads nowhere", "dialled", a.info.Dialled)
+		a.log.Info("number leads nowhere", "dialled", form(a.info.Dialled), "characters", len(a.info.Dialled))
+		if cause == leg.NoSuchRoom && a.bridge.routes.otherwise(a.info.Dialled) {
+			a.log.Warn("a route has that number written otherwise: write it there as the trunk does, or say by the trunk's option numbers what it means")
+		}
 		a.bridge.refuse(a.call, cause)
 		return false
 	}
 	a.follow(found)
 	return true
+}
+
+// form shows how a number is written, which is what a route must have too, but not the number: "+493…67".
+func form(n sip.Number) string {
+	head, tail := min(4, len(n)/2), 0
+	if len(n) > 6 {
+		tail = 2
+	}
+	return string(n[:head]) + "…" + string(n[len(n)-tail:])
+}
+
+// leastDigits of two numbers must agree, from their ends, to be called the same: as many as the numbers of subscribers have.
+const leastDigits = 6
+
+// otherwise says whether the config has a route of the same number in another way of writing it: with another prefix, or with none.
+func (r *routes) otherwise(dialled sip.Number) bool {
+	digits := func(s string) string {
+		return strings.TrimLeft(strings.Map(func(r rune) rune {
+			if r < '0' || r > '9' {
+				return -1
+			}
+			return r
+		}, s), "0")
+	}
+	want := digits(string(dialled))
+	for number := range r.fixed {
+		have := digits(number)
+		if min(len(want), len(have)) >= leastDigits && (strings.HasSuffix(want, have) || strings.HasSuffix(have, want)) {
+			return true
+		}
+	}
+	return false
 }
 
 // follow takes a route's options and room.

@@ -55,3 +55,25 @@ func TestRouteOfANumberIsFoundHoweverTheTrunkWritesIt(t *testing.T) {
 		}
 	}
 }
+
+func TestNumberThatLeadsNowhereIsShownAsItIsWritten(t *testing.T) {
+	t.Parallel()
+	r := &routes{fixed: map[string]config.Route{"+49301234567": {}, "1000": {}}}
+	for dialled, want := range map[sip.Number]struct {
+		form      string
+		otherwise bool
+	}{
+		"0301234567":    {"0301…67", true},
+		"0049301234567": {"0049…67", true},
+		"49301234567":   {"4930…67", true},
+		"+49301234568":  {"+493…68", false},
+		"01000":         {"01…", false}, // too short to be sure
+		"1001":          {"10…", false},
+		"meeting":       {"mee…ng", false},
+		"":              {"…", false},
+	} {
+		if got := form(dialled); got != want.form || r.otherwise(dialled) != want.otherwise {
+			t.Errorf("%s is shown as %s, otherwise written: %t; want %v", dialled, got, r.otherwise(dialled), want)
+		}
+	}
+}

@@ -16,8 +16,8 @@ stop() { # nothing can run yet: exit code 2, as for any other fault of the confi
 if [ ! -e /data/config.yaml ]; then
     [ -w /data ] || stop "/data must belong to user 1337: chown -R 1337:1337 the folder or volume that is mounted there."
     bridge -e >/data/config.yaml
-    stop "Wrote /data/config.yaml, the example with every option explained. Set at least homeserver, appservice.listen," \
-        "appservice.url, sip.advertise, rtp.advertise and sip.trunks in it, then start the container again."
+    stop "Wrote /data/config.yaml, the example with every option explained. Set at least homeserver.domain, sip.trunks" \
+        "and routes in it, and behind NAT the advertise options; then start the container again."
 fi
 # Succeeds only where there is no registration yet; every other fault is told by the bridge itself.
 if said=$(bridge -c /data/config.yaml -g 2>/dev/null); then

@@ -216,6 +216,7 @@ port_is_free() { [ -z "$(ss --no-header --listening --tcp --udp --numeric "sport
 choose_ports() {
     port_is_free 5060 || echo "SIP_PORT=${sip_port:=15060}"
     port_is_free 8008 || echo "SYNAPSE_PORT=${synapse_port:=18008}"
+    port_is_free 29401 || echo "ADMIN_PORT=${admin_port:=19401}"
 }
 
 healthy() { # healthy SERVICE
@@ -256,6 +257,16 @@ call() {
     say "a call through $1: both sides heard each other"
 }
 
+# admin_answers asks for the metrics, as docs/deployment.md says an admin may.
+admin_answers() {
+    exec 3<>"/dev/tcp/127.0.0.1/${admin_port:-29401}" || return
+    printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
+    timeout 10 cat <&3 | grep -q '^trunkline_'
+    local found=$?
+    exec 3>&-
+    return $found
+}
+
 # A homeserver that was not given the registration: waiting cannot help, so the bridge must say so and end.
 try_unknown_registration() {
     docker volume rm --force trunkline-alone >/dev/null
@@ -276,12 +287,13 @@ try_compose() {
     choose_ports >"$scratch/env"
     [ ! -s "$scratch/env" ] || say "taken here, so other ports: $(tr '\n' ' ' <"$scratch/env")"
     . "$scratch/env"
-    sip_port=${SIP_PORT:-} synapse_port=${SYNAPSE_PORT:-}
-    unset SIP_PORT SYNAPSE_PORT
+    sip_port=${SIP_PORT:-} synapse_port=${SYNAPSE_PORT:-} admin_port=${ADMIN_PORT:-}
+    unset SIP_PORT SYNAPSE_PORT ADMIN_PORT
 
     say "first the fresh checkout: nothing configured, reachable from this machine only"
     up
     call 127.0.0.1
+    admin_answers || die "the admin's port does not answer on 127.0.0.1"
 
     local address
     address=$(ip -4 -oneline address show scope global up | awk '$2 !~ /^(docker0$|br-|veth)/ {sub("/.*", "", $4); print $4; exit}')

@@ -3,6 +3,7 @@ package command
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -77,25 +78,31 @@ func (p Permissions) OfRoom(room string) Level {
 	return p[room]
 }
 
-// Check says, in words for an admin, which key can't be meant.
-func (p Permissions) Check() error {
+// serverName is a host name or an address, with a port or without.
+var serverName = regexp.MustCompile(`^([a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
+
+// Check says, in words for an admin, which keys can't be meant.
+func (p Permissions) Check() (wrong []string) {
 	for _, key := range slices.Sorted(maps.Keys(p)) {
-		localpart, server, isID := strings.Cut(key, ":")
+		localpart, server, _ := strings.Cut(key, ":")
 		switch {
 		case key == "*":
 		case strings.HasPrefix(key, "#"):
-			return fmt.Errorf("%q is an alias, which may move; write the room's id (!…)", key)
+			wrong = append(wrong, fmt.Sprintf("%q is an alias, which may move; write the room's id (!…)", key))
 		case strings.HasPrefix(key, "@"):
-			if !isID || len(localpart) < 2 || server == "" {
-				return fmt.Errorf("%q is not a user id like @user:example.org", key)
+			if len(localpart) < 2 || !serverName.MatchString(server) {
+				wrong = append(wrong, fmt.Sprintf("%q is not a user id like @user:example.org", key))
 			}
-		case strings.HasPrefix(key, "!"): // of newer rooms without a server
-			if len(localpart) < 2 {
-				return fmt.Errorf("%q is not a room id like !room:example.org", key)
+		case strings.HasPrefix(key, "!"): // of newer rooms without a server, but then long
+			if len(localpart) < 2 || server == "" && len(key) < shortestRoom {
+				wrong = append(wrong, fmt.Sprintf("%q is not a room id like !room:example.org", key))
 			}
-		case key == "" || strings.ContainsAny(key, "@!*/ ") || strings.ToLower(key) != key:
-			return fmt.Errorf("%q is not \"*\", a server, a room id or a user id", key)
+		case !serverName.MatchString(key):
+			wrong = append(wrong, fmt.Sprintf("%q is not \"*\", a server, a room id (!…) or a user id (@…)", key))
 		}
 	}
-	return nil
+	return wrong
 }
+
+// shortestRoom is the length of a room id without a server: "!" and a hash of 32 octets in base64 (room version 12).
+const shortestRoom = 44

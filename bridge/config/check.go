@@ -198,11 +198,7 @@ func (c *checker) trunk(key string, t Trunk) {
 	if t.Ping != 0 && t.Ping < time.Second || t.RegisterFor != 0 && t.RegisterFor < 30*time.Second {
 		c.wrong(key+".ping", "must be at least 1s, register_for at least 30s")
 	}
-	host := t.Proxy
-	if h, _, err := net.SplitHostPort(t.Proxy); err == nil {
-		host = h
-	}
-	c.host(key+".proxy", host)
+	c.proxy(key+".proxy", t.Proxy)
 	c.host(key+".domain", t.Domain)
 	if a, err := netip.ParseAddr(t.AdvertiseRTP); t.AdvertiseRTP != "" && (err != nil || a.IsUnspecified()) {
 		c.wrong(key+".advertise_rtp", "%q is not an IP address that sound can be sent to", t.AdvertiseRTP)
@@ -225,6 +221,21 @@ func (c *checker) trunk(key string, t Trunk) {
 	if t.Transfers == "trunk" && (t.Proxy == "" || t.Direction == DirectionIn) {
 		c.wrong(key+".transfers", "trunk takes one that calls can be placed over: with a proxy, and not only for calls to us")
 	}
+}
+
+func (c *checker) proxy(key, value string) {
+	if scheme, rest, isURI := strings.Cut(value, ":"); isURI && (scheme == "sip" || scheme == "sips") {
+		c.wrong(key, "write %q, without %s:", strings.TrimLeft(rest, "/"), scheme)
+		return
+	}
+	host, port, err := net.SplitHostPort(value)
+	if err != nil {
+		host, port = value, "5060"
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		c.wrong(key, "%q is not a port", port)
+	}
+	c.host(key, host)
 }
 
 func (c *checker) networks(key string, list []string) {

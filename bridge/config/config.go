@@ -9,6 +9,8 @@ import (
 	_ "embed"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -40,6 +42,8 @@ type Config struct {
 	Log        Log        `yaml:"log"`
 
 	Permissions command.Permissions `yaml:"permissions"`
+
+	Folder string `yaml:"-"` // of the file; relative paths begin there
 }
 
 type Homeserver struct {
@@ -226,4 +230,36 @@ func Load(path string) (Config, error) {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	}
 	return Parse(path, text)
+}
+
+// locateFiles brings the paths of files that the config names into its folder.
+func (c *Config) locateFiles() {
+	if scheme, file, _ := strings.Cut(c.Database.Address, ":"); scheme == "sqlite" {
+		c.Database.Address = scheme + ":" + c.within(file)
+	}
+	c.DialIn.PINKey = c.within(c.DialIn.PINKey)
+	for i, folder := range c.DialIn.Sounds {
+		c.DialIn.Sounds[i] = c.within(folder)
+	}
+	c.SIP.TLS = c.filesOf(c.SIP.TLS)
+	for i := range c.SIP.Trunks {
+		c.LocateFiles(&c.SIP.Trunks[i])
+	}
+}
+
+// within is where a file lies that the config names: in the folder of the config, unless the path is absolute.
+func (c *Config) within(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(c.Folder, path)
+}
+
+func (c *Config) filesOf(t TLS) TLS {
+	return TLS{Certificate: c.within(t.Certificate), Key: c.within(t.Key), CA: c.within(t.CA)}
+}
+
+// LocateFiles brings the paths that a trunk names into the folder of the config, unless they are absolute.
+func (c *Config) LocateFiles(t *Trunk) {
+	t.TLS, t.ClientCA = c.filesOf(t.TLS), c.within(t.ClientCA)
 }

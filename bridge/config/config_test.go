@@ -59,7 +59,11 @@ func keysOf(typ reflect.Type, path string) []string {
 		var keys []string
 		for f := range typ.Fields() {
 			name := path
-			if tag := f.Tag.Get("yaml"); tag != ",inline" {
+			tag := f.Tag.Get("yaml")
+			if tag == "-" { // no option
+				continue
+			}
+			if tag != ",inline" {
 				name = strings.TrimPrefix(path+"."+tag, ".")
 			}
 			keys = append(keys, keysOf(f.Type, name)...)
@@ -287,6 +291,29 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+func TestPathsBeginInTheFolderOfTheConfig(t *testing.T) {
+	c, err := Parse("/etc/trunkline/config.yaml", []byte(smallest+`
+sip:
+  tls: {certificate: cert.pem, key: /keys/key.pem}
+  trunks: [{name: a, networks: [192.0.2.0/24], client_ca: ../ca.pem, tls: {ca: ca.pem}}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := Trunk{ClientCA: "b.pem", TLS: TLS{CA: "/b.pem"}}
+	c.LocateFiles(&stored)
+	for got, want := range map[string]string{
+		c.Database.Address: "sqlite:/etc/trunkline/trunkline.db", c.DialIn.PINKey: "/etc/trunkline/pin.key",
+		c.SIP.TLS.Certificate: "/etc/trunkline/cert.pem", c.SIP.TLS.Key: "/keys/key.pem", c.SIP.TLS.CA: "",
+		c.SIP.Trunks[0].ClientCA: "/etc/ca.pem", c.SIP.Trunks[0].TLS.CA: "/etc/trunkline/ca.pem",
+		stored.ClientCA: "/etc/trunkline/b.pem", stored.TLS.CA: "/b.pem",
+	} {
+		if got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
 func TestRegistrationFitsTheConfigItCameFrom(t *testing.T) {
 	c, err := Parse("config.yaml", []byte(smallest))
 	if err != nil {
@@ -364,6 +391,34 @@ sip: {trunks: [{name: carrier, networks: [192.0.2.0/24], %s}]}
 		if got := fmt.Sprint(err); (want == "") != (err == nil) || !strings.Contains(got, want) {
 			t.Errorf("%s: %v, want %q", options, err, want)
 		}
+	}
+}
+
+func TestWhatYAMLMakesOfMatrixNamesIsToldInWords(t *testing.T) {
+	const head = "homeserver: {address: \"http://127.0.0.1:8008\", domain: example.org}\n"
+	for text, want := range map[string]string{
+		"permissions:\n  example.org: view\n  @anna:example.org: call": "config.yaml:4: put what begins with \"@\" into quotes",
+		"permissions:\n  *: call":                                      "config.yaml:3: put what begins with \"*\" into quotes",
+		"permissions:\n  !desk:example.org: call":                      "config.yaml:3: put what begins with \"!\" into quotes",
+		"dialling:\n  alarm:\n    room: @anna:example.org":             "config.yaml:4: put what begins with \"@\" into quotes",
+		"rtp:\n\tport_min: 5000":                                       "config.yaml:3: indent with spaces, not with tabs",
+		"permissions: {anna: call, \"#a:example.org\": call, \"!desk\": view, \"b:example.org\": call}": "config.yaml:2: permissions: \"b:example.org\" is not",
+		"rtp: {port_min: 30000}\nhomeserver: {domain: example.com}":                                     "config.yaml:3: homeserver stands in line 1 already: change that",
+		"sip: {trunks: [{name: a, proxy: \"sip:pbx.example.org\"}]}":                                    "sip.trunks[0].proxy: write \"pbx.example.org\", without sip:",
+		"sip: {trunks: [{name: a, proxy: \"pbx.example.org:http\"}]}":                                   "sip.trunks[0].proxy: \"http\" is not a port",
+	} {
+		_, err := Parse("config.yaml", []byte(head+text))
+		got := fmt.Sprint(err)
+		if !strings.Contains(got, want) {
+			t.Errorf("%s\nis refused with %s\nwant %s", text, got, want)
+		}
+		if strings.Contains(want, "already") && strings.Contains(got, "\n") {
+			t.Errorf("%s\nis refused with more than what stands there twice: %s", text, got)
+		}
+	}
+	_, err := Parse("config.yaml", []byte("homeserver: {domain: example.org}\nsip: {trunks: [{name: a, proxy: \"[2001:db8::1]:5070\"}, {name: b, proxy: \"2001:db8::1\"}]}"))
+	if err != nil {
+		t.Errorf("addresses of IPv6: %v", err)
 	}
 }
 

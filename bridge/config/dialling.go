@@ -182,8 +182,8 @@ func (c *checker) trunkNumbers(key string, t Trunk) {
 }
 
 func (c *checker) permissions(cfg *Config) {
-	if err := cfg.Permissions.Check(); err != nil {
-		c.wrong("permissions", "%s", err)
+	for _, problem := range cfg.Permissions.Check() {
+		c.wrong("permissions", "%s", problem)
 	}
 	if p := cfg.Commands.Prefix; p == "" || strings.ContainsAny(p, " \t\r\n") || len(p) > 20 {
 		c.wrong("commands.prefix", "must be one word of at most 20 characters")

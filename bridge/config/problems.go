@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -19,6 +20,8 @@ type Problem struct {
 	Line int    // 0 = the file as a whole
 	Key  string // like sip.trunks[0].networks; "" when the YAML itself is broken
 	Text string // what is wrong, and what would be right
+
+	twice bool // an option stands there a second time
 }
 
 // Problems is every mistake of one file, by line.
@@ -49,10 +52,16 @@ func Parse(file string, text []byte) (Config, error) {
 	c := Default()
 	found := &Problems{File: file, List: decode(text, &c)}
 	var root yaml.Node
-	if yaml.Unmarshal(text, &root) == nil {
+	switch {
+	case slices.ContainsFunc(found.List, func(p Problem) bool { return p.twice }):
+		// Which of the two is meant is not known, so nothing that is said of their values would be sure to be true.
+		found.List = slices.DeleteFunc(found.List, func(p Problem) bool { return !p.twice })
+	case yaml.Unmarshal(text, &root) == nil:
 		for i := range found.List {
 			found.List[i].place(&root)
 		}
+		c.Folder = filepath.Dir(file)
+		c.locateFiles()
 		check := checker{lines: linesOf(&root)}
 		check.config(&c)
 		found.List = append(found.List, check.found...)
@@ -68,6 +77,8 @@ func Parse(file string, text []byte) (Config, error) {
 var (
 	unknownField = regexp.MustCompile(`^line (\d+): field (\S+) not found in type (\w+\.\w+)$`)
 	wrongType    = regexp.MustCompile("^line (\\d+): cannot unmarshal !!\\w+ (`.*`|!!\\w+)? ?into (\\S+)$")
+	definedTwice = regexp.MustCompile(`^line (\d+): mapping key "(.*)" already defined at line (\d+)$`)
+	foreignTag   = regexp.MustCompile("^line (\\d+): cannot unmarshal (![^! ]\\S*) ")
 	anyLine      = regexp.MustCompile(`line (\d+): (.*)$`)
 )
 
@@ -75,7 +86,35 @@ var (
 func decode(text []byte, c *Config) []Problem {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
-	return complaints(decoder.Decode(c))
+	list := complaints(decoder.Decode(c))
+	lines := strings.Split(string(text), "\n")
+	for i := range list {
+		list[i].unquoted(lines)
+	}
+	return list
+}
+
+// unquoted says what YAML makes of names that Matrix has and that nobody has quoted. The library speaks of tokens, aliases and tags then,
+// and may name the line before.
+func (p *Problem) unquoted(lines []string) {
+	if p.Key != "" || p.Line == 0 || !strings.Contains(p.Text, "token") && !strings.Contains(p.Text, "alphabetic or numeric") {
+		return
+	}
+	for n := p.Line; n <= min(p.Line+1, len(lines)); n++ {
+		line := lines[n-1]
+		name := strings.TrimLeft(line, " -")
+		switch {
+		case strings.HasPrefix(name, "@"), strings.HasPrefix(name, "*"), strings.HasPrefix(name, "`"), strings.HasPrefix(name, "%"):
+			p.Line, p.Text = n, fmt.Sprintf("put what begins with %q into quotes", name[:1])
+			return
+		case strings.Contains(line[:len(line)-len(strings.TrimLeft(line, " \t"))], "\t"):
+			p.Line, p.Text = n, "indent with spaces, not with tabs"
+			return
+		case strings.Contains(line, ": @"):
+			p.Line, p.Text = n, "put what begins with \"@\" into quotes"
+			return
+		}
+	}
 }
 
 // complaints is what a decoder said, one by one.
@@ -99,11 +138,17 @@ func plain(message string) Problem {
 	if m := unknownField.FindStringSubmatch(message); m != nil {
 		return Problem{Line: lineOf(m[1]), Key: m[2], Text: "there is no such option here" + meant(m[2], m[3]) + " (see `bridge -e` for all options)"}
 	}
+	if m := definedTwice.FindStringSubmatch(message); m != nil {
+		return Problem{Line: lineOf(m[1]), Text: fmt.Sprintf("%s stands in line %s already: change that", m[2], m[3]), twice: true}
+	}
+	if m := foreignTag.FindStringSubmatch(message); m != nil {
+		return Problem{Line: lineOf(m[1]), Text: fmt.Sprintf("put what begins with \"!\" into quotes: %q", strings.TrimSuffix(m[2], ":"))}
+	}
 	if m := wrongType.FindStringSubmatch(message); m != nil {
 		return Problem{Line: lineOf(m[1]), Text: strings.TrimSpace(m[2]) + " is not " + kindOf(m[3])}
 	}
 	if m := anyLine.FindStringSubmatch(message); m != nil {
-		return Problem{Line: lineOf(m[1]), Text: strings.Replace(m[2], "found character that cannot start any token", "indent with spaces, not with tabs", 1)}
+		return Problem{Line: lineOf(m[1]), Text: m[2]}
 	}
 	return Problem{Text: message}
 }

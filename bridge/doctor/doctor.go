@@ -45,6 +45,7 @@ type patient struct {
 	registration *appservice.Registration
 	running      bool // the bridge answers: its own sockets are taken rightly
 	answers      bool // the homeserver does
+	accepted     bool // our token is
 	stored       bool // the database does
 }
 
@@ -55,7 +56,7 @@ func Examine(ctx context.Context, cfg config.Config, configPath string, out io.W
 	well := true
 	for _, check := range []func(context.Context) []finding{
 		p.checkRegistration, p.checkHomeserver, p.checkToken, p.checkPing, p.checkDatabase, p.checkHTTP, p.checkSIP, p.checkCertificates, p.checkRTP,
-		p.checkAdvertised, p.checkTrunks,
+		p.checkAdvertised, p.checkTrunks, p.checkProxies, p.checkRooms, p.checkOutgoing,
 	} {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		for _, f := range check(ctx) {
@@ -138,6 +139,7 @@ func (p *patient) checkToken(ctx context.Context) []finding {
 		c.UserID = id.NewUserID(p.registration.SenderLocalpart, p.cfg.Homeserver.Domain)
 		var who *mautrix.RespWhoami
 		if who, err = c.Whoami(ctx); err == nil {
+			p.accepted = true
 			return one(true, what, "we are "+string(who.UserID), "")
 		}
 	}
@@ -150,8 +152,15 @@ func (p *patient) checkPing(ctx context.Context) []finding {
 	if p.registration == nil {
 		return skipped(what, "there is no registration yet")
 	}
+	if !p.accepted {
+		return skipped(what, "the homeserver does not take our token")
+	}
 	if !p.running {
-		return skipped(what, "the bridge does not run; start it and ask again")
+		stop, err := p.answerPing()
+		if err != nil {
+			return skipped(what, "the bridge does not run, and its port is taken; start it and ask again")
+		}
+		defer stop()
 	}
 	c, err := p.client()
 	if err == nil {
@@ -172,7 +181,10 @@ func (p *patient) checkDatabase(ctx context.Context) []finding {
 		return one(false, what, err.Error(), "check database.address, that the server runs, and that the user may create tables")
 	}
 	p.stored = true
-	scheme, _, _ := strings.Cut(p.cfg.Database.Address, ":")
+	scheme, path, _ := strings.Cut(p.cfg.Database.Address, ":")
+	if scheme == "sqlite" {
+		scheme += " at " + path
+	}
 	return one(true, what, scheme+" answers, and its schema is none or one we know", "")
 }
 

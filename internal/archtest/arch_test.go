@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	},
 	"bridge/command":    {},
 	"bridge/config":     {"bridge/command", "bridge/menu", "bridge/number", "bridge/pin", "bridge/quota", "bridge/sound"},
-	"bridge/doctor":     {"bridge/config", "db"},
+	"bridge/doctor":     {"bridge/command", "bridge/config", "db"},
 	"bridge/leg":        {},
 	"bridge/menu":       {},
 	"bridge/number":     {},

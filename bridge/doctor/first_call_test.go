@@ -1,0 +1,112 @@
+package doctor
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"trunkline/bridge/config"
+	"trunkline/internal/testbed/homeserver"
+)
+
+// examine has a bridge looked at that does not run: text is its config beyond what every one has, and token what the homeserver
+// takes for its own, if it is not that of the registration.
+func examine(t *testing.T, hs *homeserver.Server, text string, token string) (out string, well bool) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen := l.Addr().String()
+	l.Close()
+	folder := t.TempDir()
+	path := filepath.Join(folder, "config.yaml")
+	cfg, err := config.Parse(path, fmt.Appendf(nil, `
+homeserver: {address: %q, domain: %s}
+appservice: {listen: %q, url: "http://%[3]s", bot: trunkline}
+database: {address: "sqlite:%[4]s/t.db"}
+admin: {listen: ""}
+rtp: {address: 127.0.0.1, advertise: 192.0.2.9}
+%[5]s`, hs.URL(), hs.Domain(), listen, folder, strings.ReplaceAll(text, "SOCKET", listen)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	registration := config.NewRegistration(cfg)
+	if err := config.WriteRegistration(config.RegistrationPath(cfg, path), registration); err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		registration.ServerToken = token
+	}
+	hs.AppService(registration, &http.Client{Timeout: time.Minute})
+	var b strings.Builder
+	well = Examine(t.Context(), cfg, path, &b)
+	return b.String(), well
+}
+
+func TestDoctorLooksForWhatTheFirstCallNeeds(t *testing.T) {
+	hs := homeserver.StartLoopback(t, homeserver.Config{})
+	owner, bot := hs.User("owner").UserID, hs.User("trunkline").UserID
+	good, strange, closed := hs.Room(owner, homeserver.CallRoom()), hs.Room(owner, homeserver.CallRoom()), hs.Room(owner, homeserver.CreateRoom{})
+	hs.Join(good, bot)
+	hs.Join(closed, bot)
+
+	out, well := examine(t, hs, fmt.Sprintf(`
+sip:
+  listen: [{transport: udp, address: "SOCKET"}]
+  trunks: [{name: pbx, networks: [192.0.2.0/24], proxy: nosuch.invalid}]
+permissions: {exmaple.org: call}
+routes: [{number: "1", room: %q}, {number: "2", room: %q}, {number: "3", room: %q}, {number: "4", room: "#nowhere:%s"}]
+`, good, strange, closed, hs.Domain()), "")
+	for _, want := range []string{
+		"ok    homeserver reaches the bridge: ping came back",
+		"ok    room " + string(good) + ": is there",
+		"FAIL  room " + string(strange) + ": " + string(bot) + " is not in it",
+		"FAIL  room " + string(closed) + ": org.matrix.msc3401.call takes power level 50 there, and phones have 0",
+		"FAIL  room #nowhere:" + hs.Domain() + ": M_NOT_FOUND",
+		"FAIL  proxy of trunk pbx: lookup nosuch.invalid",
+		`ok    permissions: of another server than ` + hs.Domain() + `: "exmaple.org"`,
+		"FAIL  calls of rooms: somebody may place calls, but to no number",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the doctor does not say %q", want)
+		}
+	}
+	if well {
+		t.Error("the doctor says that all is well")
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+func TestDoctorFindsNothingWhereACallWouldWork(t *testing.T) {
+	hs := homeserver.StartLoopback(t, homeserver.Config{})
+	room := hs.Room(hs.User("owner").UserID, homeserver.CallRoom())
+	hs.Join(room, hs.User("trunkline").UserID)
+	out, well := examine(t, hs, fmt.Sprintf(`
+sip:
+  listen: [{transport: udp, address: "SOCKET"}]
+  advertise: 192.0.2.9
+  trunks: [{name: pbx, networks: [192.0.2.0/24], proxy: 192.0.2.1, number: "+49301234567"}]
+permissions: {%s: call}
+dialling: {country: DE}
+routes: [{number: "1", room: %q}]
+`, hs.Domain(), room), "")
+	if !well || !strings.Contains(out, "ok    calls of rooms: somebody may place them") {
+		t.Errorf("well: %t\n%s", well, out)
+	}
+}
+
+func TestDoctorFindsAnotherTokenBeforeTheBridgeRuns(t *testing.T) {
+	hs := homeserver.StartLoopback(t, homeserver.Config{})
+	out, _ := examine(t, hs, `
+sip: {listen: [{transport: udp, address: "SOCKET"}], trunks: [{name: pbx, networks: [192.0.2.0/24]}]}`, "another")
+	if !strings.Contains(out, "FAIL  homeserver reaches the bridge:") || !strings.Contains(out, "hs_token") {
+		t.Errorf("the doctor does not find that the homeserver has another token:\n%s", out)
+	}
+}
