@@ -70,7 +70,7 @@ func diverted(req *gosip.Request) []Number {
 		if _, err := gosip.ParseAddressValue(one, &uri, &params); err != nil || hidden(params) || hidden(uri.Headers) {
 			continue
 		}
-		if n := userPart(&uri); n != "" {
+		if n := party(&uri); n != "" {
 			out = append(out, n)
 		}
 	}
@@ -106,21 +106,58 @@ func wantsPrivacy(req *gosip.Request, values ...string) bool {
 	return false
 }
 
-// callerOf reads who speaks: From, and on a trusted trunk what the network asserts.
+// callerOf reads who speaks: From, and on a trusted trunk what the network asserts. Who wants not to be shown is believed on any trunk.
 func callerOf(trunk *Trunk, req *gosip.Request) Caller {
 	from := req.From()
-	c := Caller{Number: userPart(&from.Address), DisplayName: displayName(from.DisplayName)}
-	c.Private = wantsPrivacy(req, "id", "user", "header") // RFC 3325 §9.3
-	if strings.EqualFold(from.Address.User, "anonymous") || strings.HasSuffix(strings.ToLower(from.Address.Host), "anonymous.invalid") {
+	c := Caller{Number: party(&from.Address), DisplayName: displayName(from.DisplayName)}
+	c.Private = wantsPrivacy(req, "id", "user", "header") || hiddenParty(req) // RFC 3325 §9.3
+	if withheld[strings.ToLower(from.Address.User)] || strings.HasSuffix(strings.ToLower(from.Address.Host), "anonymous.invalid") {
 		c.Private = true
 	}
 	if trunk.TrustIdentity {
 		assertedIdentity(req, &c)
 	}
+	if untold(c.DisplayName) {
+		c.DisplayName = ""
+	}
 	if c.Private {
 		c.Number, c.DisplayName = "", ""
 	}
 	return c
+}
+
+// withheld are the words that gateways write in place of a number that the network has not told: true, because its owner wants that.
+var withheld = map[string]bool{"anonymous": true, "restricted": true, "unavailable": false, "unknown": false}
+
+func untold(name string) bool {
+	_, is := withheld[strings.ToLower(name)]
+	return is
+}
+
+// party is who an address is of, "" for nobody in particular.
+func party(u *gosip.Uri) Number {
+	n := userPart(u)
+	if untold(string(n)) {
+		return ""
+	}
+	return n
+}
+
+// hiddenParty says that a Remote-Party-ID wants its caller hidden.
+func hiddenParty(req *gosip.Request) bool {
+	for _, h := range req.GetHeaders("Remote-Party-ID") {
+		for _, one := range splitAddresses(h.Value()) {
+			var uri gosip.Uri
+			params := gosip.NewParams()
+			if _, err := gosip.ParseAddressValue(one, &uri, &params); err != nil {
+				continue
+			}
+			if of, ok := paramOf(params, "party"); (!ok || of == "calling") && hidden(params) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // assertedIdentity takes number and name from P-Asserted-Identity (RFC 3325 §9.1: a sip and a tel URI at most), or from
@@ -134,15 +171,14 @@ func assertedIdentity(req *gosip.Request, c *Caller) {
 			if err != nil {
 				continue
 			}
-			n := userPart(&uri)
-			if party, ok := paramOf(params, "party"); n == "" || ok && party != "calling" {
+			n := party(&uri)
+			if of, ok := paramOf(params, "party"); n == "" || ok && of != "calling" {
 				continue
 			}
 			c.Number = n
 			if display = displayName(display); display != "" {
 				c.DisplayName = display
 			}
-			c.Private = c.Private || hidden(params)
 			return
 		}
 	}

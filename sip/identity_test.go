@@ -2,6 +2,7 @@ package sip
 
 import (
 	"crypto/x509"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -33,6 +34,43 @@ func TestTrunkIsTheOneThatIsCalled(t *testing.T) {
 		if got := addressed(tt.trunks, tt.uri, tt.to); got != tt.want {
 			t.Errorf("%s: addressed(%q, %q) = %q, want %q", tt.name, tt.uri, tt.to, got.Name, tt.want.Name)
 		}
+	}
+}
+
+// Gateways write a word where a number should be when the network has told none: that is nobody's name, and all who are called so are
+// not one caller. Who wants to be hidden is, whether or not the trunk's word is taken for anything else.
+func TestCallersWithoutANumberHaveNone(t *testing.T) {
+	nobody, hidden := Caller{}, Caller{Private: true}
+	ann := Caller{Number: "2001", DisplayName: "Ann"}
+	for _, trusted := range []bool{false, true} {
+		inBubble(t, func(c *Config) { c.Trunks[0].TrustIdentity = trusted }, answerAtOnce, func(b *bubble) {
+			for i, tt := range []struct {
+				headers []string
+				want    Caller
+			}{
+				{nil, ann},
+				{[]string{`From: "Unavailable" <sip:Unavailable@192.0.2.20>;tag=a1`}, nobody},
+				{[]string{`From: <sip:unknown@192.0.2.20>;tag=a1`}, nobody},
+				{[]string{`From: <sip:192.0.2.20>;tag=a1`}, nobody},
+				{[]string{`From: "Bob" <sip:unknown@192.0.2.20>;tag=a1`}, Caller{DisplayName: "Bob"}},
+				{[]string{`From: "Unknown" <sip:2001@192.0.2.20>;tag=a1`}, Caller{Number: "2001"}},
+				{[]string{`From: "Unknown Pleasures" <sip:unknown.p@192.0.2.20>;tag=a1`}, Caller{Number: "unknown.p", DisplayName: "Unknown Pleasures"}},
+				{[]string{`From: "x" <sip:Restricted@192.0.2.20>;tag=a1`}, hidden},
+				{[]string{`From: "x" <sip:ANONYMOUS@192.0.2.20>;tag=a1`}, hidden},
+				{[]string{`Remote-Party-ID: "Ann" <sip:2001@192.0.2.20>;party=calling;privacy=full`}, hidden},
+				{[]string{`Remote-Party-ID: "Ann" <sip:2001@192.0.2.20>;privacy=full`}, hidden},
+				{[]string{`Remote-Party-ID: "We" <sip:1000@192.0.2.1>;party=called;privacy=full`}, ann},
+				{[]string{`Remote-Party-ID: "Ann" <sip:2001@192.0.2.20>;party=calling;privacy=off`}, ann},
+				{[]string{`P-Asserted-Identity: "Unknown" <sip:unavailable@192.0.2.20>`}, ann},
+			} {
+				b.peer.send(request("INVITE", "sip:1000@192.0.2.1", "<sip:1000@192.0.2.1>", fmt.Sprint("i", i), 1, peerOffer,
+					append(tt.headers, fmt.Sprint("Call-ID: call-", i))...))
+				if got := (<-b.calls).Info().Caller; got != tt.want {
+					t.Errorf("trusted %t, %q: caller %q %q, private %t, want %q %q, %t", trusted, tt.headers,
+						string(got.Number), got.DisplayName, got.Private, string(tt.want.Number), tt.want.DisplayName, tt.want.Private)
+				}
+			}
+		})
 	}
 }
 
