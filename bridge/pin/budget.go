@@ -16,8 +16,8 @@ type Rate struct {
 // Rates are how often PINs may be guessed.
 type Rates struct {
 	Number Rate // by one number on one trunk; callers without a number are one
-	Trunk  Rate // by all numbers of a trunk: numbers can be forged
-	All    Rate
+	Trunk  Rate // by all numbers of a trunk: numbers can be forged; those that know a PIN have as much together, and strangers
+	All    Rate // likewise
 }
 
 // DefaultRates let an honest person mistype and let a thief try about two thousand PINs a day, of a million or more.
@@ -100,8 +100,9 @@ func (b *Budget) giveBack(now time.Time, trunk, number string) {
 	}
 }
 
-// Right gives a try back and remembers the number: who knew a PIN once is not shut out when somebody else guesses on the
-// same trunk. A thief who forges that number still has only its bucket. It returns the name under which the end of that is to be stored, ""
+// Right gives a try back and remembers the number: who knew a PIN once is not shut out when a stranger guesses on the
+// same trunk. A thief who forges such numbers, or has made many of them known by the one PIN that they have, still has only the buckets of
+// those. It returns the name under which the end of that is to be stored, ""
 // for nobody's.
 func (b *Budget) Right(now time.Time, trunk, number string) (name string, until time.Time) {
 	b.mu.Lock()
@@ -127,7 +128,11 @@ func (b *Budget) Costs(now time.Time, trunk, number string) (costs []Cost) {
 
 // Names are those under which something may be stored that counts for a caller.
 func (b *Budget) Names(trunk, number string) []string {
-	return []string{nameOfNumber(trunk, number), nameOfTrunk(trunk), nameOfAll, nameOfKnown(trunk, number)}
+	names := []string{nameOfNumber(trunk, number), nameOfKnown(trunk, number)}
+	for _, known := range []bool{false, true} {
+		names = append(names, nameOfTrunk(trunk, known), nameOfAll(known))
+	}
+	return names
 }
 
 // Learn takes what is stored under the Names of a caller, by processes before and beside this one. It makes no bucket fuller, and none emptier than empty:
@@ -139,7 +144,7 @@ func (b *Budget) Learn(now time.Time, trunk, number string, stored map[string]ti
 	if until := stored[nameOfKnown(trunk, number)]; number != "" && !until.After(now.Add(KnownFor)) {
 		own.known = later(own.known, until)
 	}
-	for _, k := range []*bucket{own, b.bucket(nameOfTrunk(trunk), b.rates.Trunk), b.bucket(nameOfAll, b.rates.All)} {
+	for _, k := range append(append(b.common(trunk, false), b.common(trunk, true)...), own) {
 		if full, empty := stored[k.name], now.Add(time.Duration(k.rate.Burst)*k.rate.Every); full.After(empty) {
 			k.full = later(k.full, empty)
 		} else {
@@ -151,16 +156,20 @@ func (b *Budget) Learn(now time.Time, trunk, number string, stored map[string]ti
 // counting returns the buckets that count for a caller. Called with mu held.
 func (b *Budget) counting(now time.Time, trunk, number string) []*bucket {
 	own := b.bucket(nameOfNumber(trunk, number), b.rates.Number)
-	if own.known.After(now) {
-		return []*bucket{own}
-	}
-	return []*bucket{own, b.bucket(nameOfTrunk(trunk), b.rates.Trunk), b.bucket(nameOfAll, b.rates.All)}
+	return append([]*bucket{own}, b.common(trunk, own.known.After(now))...)
+}
+
+// common returns the buckets that all numbers of a trunk share that know a PIN, or don't. Called with mu held.
+func (b *Budget) common(trunk string, known bool) []*bucket {
+	return []*bucket{b.bucket(nameOfTrunk(trunk, known), b.rates.Trunk), b.bucket(nameOfAll(known), b.rates.All)}
 }
 
 // Names are quoted, so that no number that somebody makes up is another trunk's.
-const nameOfAll = "all"
+func nameOfAll(known bool) string { return fmt.Sprintf("all, known %t", known) }
 
-func nameOfTrunk(trunk string) string { return fmt.Sprintf("trunk %q", trunk) }
+func nameOfTrunk(trunk string, known bool) string {
+	return fmt.Sprintf("trunk %q, known %t", trunk, known)
+}
 
 func nameOfNumber(trunk, number string) string { return fmt.Sprintf("number %q %q", trunk, number) }
 

@@ -186,6 +186,30 @@ func TestWhoKnewAPINIsNotShutOutByAThiefOnTheSameTrunk(t *testing.T) {
 	}
 }
 
+// Whoever knows one PIN, perhaps of a room of their own, can make every number that they forge a known one: together these may guess as
+// often as strangers, and what they use up is not the strangers'.
+func TestWhoKnowsOnePINGuessesOthersNoOftenerThanAStranger(t *testing.T) {
+	rates := DefaultRates()
+	b := NewBudget(rates)
+	guesses := 0
+	for i := range 1000 {
+		forged := fmt.Sprint(i)
+		if !b.Take(epoch, "carrier", forged) {
+			t.Fatalf("number %d is not let in by the right PIN", i)
+		}
+		b.Right(epoch, "carrier", forged)
+		for b.Take(epoch, "carrier", forged) {
+			guesses++
+		}
+	}
+	if guesses != rates.Trunk.Burst {
+		t.Errorf("%d guesses with forged numbers that know a PIN, want %d", guesses, rates.Trunk.Burst)
+	}
+	if !b.Take(epoch, "carrier", "stranger") {
+		t.Error("strangers pay for them")
+	}
+}
+
 func TestATryThatFailsAtOneBucketIsTakenFromNone(t *testing.T) {
 	b := NewBudget(Rates{Number: Rate{1, time.Hour}, Trunk: Rate{3, time.Hour}, All: Rate{9, time.Hour}})
 	for range 20 {
