@@ -52,6 +52,9 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	}
 	begun := time.Now()
 	resumed := 0
+	if rows, err = b.heirs(rows); err != nil {
+		return err
+	}
 	for _, row := range rows {
 		if b.isClosing() {
 			return errShutdown // the rows stay, for the next process to adopt
@@ -94,6 +97,30 @@ func (b *Bridge) awaitSound(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// heirs deletes the rows of legs whose phone another one has by now, and returns the others: the process died when it had handed the
+// phone over and the former leg was still leaving its room.
+func (b *Bridge) heirs(rows []db.Leg) (left []db.Leg, err error) {
+	type dialog struct{ call, tag string }
+	heir := make(map[dialog]db.Leg)
+	for _, row := range rows {
+		d := dialog{row.CallID, row.LocalTag}
+		if other, ok := heir[d]; !ok || row.Created.After(other.Created) {
+			heir[d] = row
+		}
+	}
+	for _, row := range rows {
+		if row.CallID == "" || heir[dialog{row.CallID, row.LocalTag}].ID == row.ID {
+			left = append(left, row)
+			continue
+		}
+		b.log.Info("the phone of a leg has moved on", "leg", row.ID)
+		if err := b.journal.DeleteLeg(row.ID, b.hold(row.Epoch), string(leg.Moved), time.Now()); err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
 }
 
 // bugError is a panic of ours.

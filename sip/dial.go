@@ -521,12 +521,12 @@ func (c *Call) endFork(res *gosip.Response, tag string) {
 	}
 	c.log.Info("a second phone answered")
 	c.stack.counters.forks.Add(1)
-	c.hangUpBeside(&d, max(res.CSeq().SeqNo, c.cseq, c.out.spent)+1)
+	c.hangUpBeside(&d, max(res.CSeq().SeqNo, c.cseq, c.out.spent)+1, func() {})
 }
 
 // hangUpBeside ends a dialog that is not the call's, or not any more. The call may be over before it is: so challenges are answered
-// with a copy of what the call knows.
-func (c *Call) hangUpBeside(d *Dialog, cseq uint32) {
+// with a copy of what the call knows. Then is called by the call when that is over.
+func (c *Call) hangUpBeside(d *Dialog, cseq uint32, then func()) {
 	bye, err := d.request(c.stack, gosip.BYE, cseq)
 	if err != nil {
 		c.log.Warn("no BYE possible", "err", err)
@@ -539,6 +539,7 @@ func (c *Call) hangUpBeside(d *Dialog, cseq uint32) {
 	c.auth.apply(bye, who)
 	known := c.auth.clone()
 	c.stack.calls.Go(func() {
+		defer c.inbox.put(then)
 		for range maxAsk {
 			res, err := c.stack.exchange(c.trunk, bye)
 			switch {

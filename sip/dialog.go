@@ -39,6 +39,9 @@ type Dialog struct {
 	PeerAllow     []string `json:"peer_allow,omitempty"`
 	PeerSupported []string `json:"peer_supported,omitempty"`
 
+	// Whose place this dialog has taken (RFC 3891) and who has not answered its BYE yet: without sound. The next process sends another one.
+	Displaced *Dialog `json:"displaced,omitempty"`
+
 	Session    SessionTimer `json:"session,omitzero"`
 	Transfer   Transfer     `json:"transfer,omitzero"`  // the phone was asked to call somebody else
 	Replaces   string       `json:"replaces,omitempty"` // the dialog whose place our INVITE wants ([DialRequest])
@@ -115,6 +118,9 @@ func (d Dialog) Held() bool {
 }
 
 func (d Dialog) clone() Dialog {
+	if d.Displaced != nil {
+		d.Displaced = new(d.Displaced.clone())
+	}
 	d.RouteSet = slices.Clone(d.RouteSet)
 	d.Vias = slices.Clone(d.Vias)
 	d.PeerAllow = slices.Clone(d.PeerAllow)

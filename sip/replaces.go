@@ -139,7 +139,11 @@ func (c *Call) takeOver(r *replaces, trunk *Trunk, source netip.AddrPort, t *tra
 		return false
 	}
 	c.dialog.Media.SessionID = local.SessionID
-	c.partWith(old, oldState)
+	if oldState == dialling {
+		c.dropRinging(old)
+	} else {
+		c.displace(old)
+	}
 	c.rename(t)
 	if c.dialog.Since.IsZero() {
 		c.dialog.Since = time.Now()
@@ -154,7 +158,8 @@ func (c *Call) takeOver(r *replaces, trunk *Trunk, source netip.AddrPort, t *tra
 	c.state = answered
 	c.noticeHold()
 	res := c.okSDP(t, body)
-	c.changed() // before the phone can know
+	c.saved() // before either phone can know: who dies sooner has the call with the one there was, and is asked by the other one again
+	c.letGo()
 	if !c.respondSDP(t, res) {
 		c.cancelledReplacement()
 		return true
@@ -213,19 +218,36 @@ func (c *Call) rename(t *transaction) {
 	c.nextRefresh, c.least = time.Time{}, 0
 }
 
-// partWith ends the dialog that is replaced: with BYE, or CANCEL if its phone had not answered.
-func (c *Call) partWith(old Dialog, state state) {
+// dropRinging ends the dialog of a phone that has not answered yet, and is replaced.
+func (c *Call) dropRinging(old Dialog) {
 	c.dropReferral()
-	if state == dialling {
-		c.out.replaced, c.out.spent = &old, c.cseq
-		c.goodbye = Cause{}
-		c.sendCancel()
-		c.out.final, c.out.giveUp = true, time.Time{}
-		return
-	}
+	c.out.replaced, c.out.spent = &old, c.cseq
+	c.goodbye = Cause{}
+	c.sendCancel()
+	c.out.final, c.out.giveUp = true, time.Time{}
+}
+
+// displace remembers the dialog that is replaced: its phone gets BYE.
+func (c *Call) displace(old Dialog) {
+	c.dropReferral()
 	c.releaseAck() // RFC 3261 §15: no BYE before it
 	c.cseq++
-	c.hangUpBeside(&old, c.cseq)
+	old.LocalCSeq, old.Media, old.Displaced = c.cseq, MediaState{}, nil
+	c.dialog.Displaced = &old
+}
+
+// letGo sends BYE to the phone whose place another one has taken, if it has not been told.
+func (c *Call) letGo() {
+	old := c.dialog.Displaced
+	if old == nil {
+		return
+	}
+	c.hangUpBeside(old, old.LocalCSeq, func() { // the next write of the row says so: it needs none of its own
+		if c.dialog.Displaced == old {
+			c.dialog.Displaced = nil
+			c.publish()
+		}
+	})
 }
 
 // cancelledReplacement: who wanted the call has given up in the moment it got it, and who had it is gone.

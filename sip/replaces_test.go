@@ -104,6 +104,58 @@ func TestAnotherPhoneTakesTheCallOver(t *testing.T) {
 	})
 }
 
+// A process that dies before the row names the successor leaves the call with the phone that had it; one that dies after that has the
+// next one tell that phone to go.
+func TestPhoneWhosePlaceIsTakenIsToldAfterTheSave(t *testing.T) {
+	const takes = 100 * time.Millisecond
+	var saved Dialog
+	inBubble(t, func(c *Config) { c.SaveFirst, c.Limits.MediaTimeout = 2*takes, -1 }, answerAtOnce, func(b *bubble) {
+		c := b.up()
+		next := b.successor()
+		b.peer.forget()
+		b.saves = func() { time.Sleep(takes) }
+		next.send(wantsPlace(place(c)))
+		time.Sleep(takes - time.Millisecond)
+		synctest.Wait()
+		if told, answered := b.peer.lines(), next.lines(); len(told) > 0 || len(answered) > 0 {
+			t.Fatalf("before the save one phone got %v, the other one %v", told, answered)
+		}
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		saved = b.saved()
+		bye := b.peer.last()
+		if !strings.HasPrefix(bye, "BYE ") || !strings.HasPrefix(next.last(), "SIP/2.0 200 ") {
+			t.Fatalf("after the save one phone got %q, the other one %q", bye, next.last())
+		}
+		if d := saved.Displaced; saved.CallID != "call-2" || d == nil || d.CallID != "call-1" || cseqOf(t, bye) > d.LocalCSeq || d.Media.LocalSDP != "" {
+			t.Fatalf("the row says %+v, displaced %+v", saved, d)
+		}
+		b.peer.send(replyTo(bye, "200 OK"))
+		if d := c.Dialog().Displaced; d != nil {
+			t.Errorf("displaced although that was answered: %+v", d)
+		}
+		next.send(next.its("ACK", "k2", 1))
+		next.send(next.its("BYE", "b2", 2))
+		<-c.Done()
+	})
+	inBubble(t, nil, nil, func(b *bubble) { // another process
+		c, err := b.stack.Resume(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		bye := b.peer.last()
+		if !strings.HasPrefix(bye, "BYE ") || headerIn(bye, "Call-ID") != "call-1" || cseqOf(t, bye) <= saved.Displaced.LocalCSeq {
+			t.Fatalf("the phone that was replaced got %q", bye)
+		}
+		b.peer.send(replyTo(bye, "481 Call/Transaction Does Not Exist"))
+		if d := c.Dialog(); d.CallID != "call-2" || d.Displaced != nil {
+			t.Errorf("the call that goes on: %+v", d)
+		}
+		c.Abandon()
+	})
+}
+
 func TestAnotherPhoneTakesOverWhereItRings(t *testing.T) {
 	inBubble(t, outbound, answerAtOnce, func(b *bubble) {
 		next := b.successor()

@@ -105,6 +105,11 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 		s.neighbours.hold(c.heardAt, trunk)
 	}
 	s.enter(c)
+	if old := c.dialog.Displaced; old != nil {
+		old.LocalSocket, old.Contact = l.addr, c.dialog.Contact
+		old.LocalCSeq += maxAsk
+		c.letGo()
+	}
 	if c.invite != nil {
 		s.byInvite[inviteOf(c.invite.req)] = c
 	}
