@@ -12,13 +12,14 @@ import (
 
 // overCarrier tells whether Kamailio is between.
 func overCarrier(p phase) bool {
-	return slices.Contains([]phase{carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp}, p)
+	return slices.Contains([]phase{carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp, carrierMoves, carrierPicksUp}, p)
 }
 
 // behind is what a round with the carrier needs.
 type behind struct {
 	carrier *lab.Carrier
 	phone   *lab.Phone
+	relief  *lab.Phone    // picks up the other one's call
 	setup   time.Duration // from dialling to the answer, when nobody is killed
 }
 
@@ -26,6 +27,7 @@ type behind struct {
 func (c *chaos) prepareCarrier() {
 	c.t.Helper()
 	c.behind.phone = c.phoneSaying("branch", bed.Steady(2), lab.PhoneOptions{Number: lab.CarrierNumbers + "02", Encrypted: true, Manual: true})
+	c.behind.relief = c.phoneSaying("relief", bed.Steady(2), lab.PhoneOptions{Number: lab.CarrierPickUp, Encrypted: true})
 	var err error
 	c.behind.carrier, err = bed.NewCarrier(c.ctx, c.behind.phone)
 	c.must(err)
@@ -37,8 +39,7 @@ func (c *chaos) prepareCarrier() {
 			c.t.Error(err)
 		}
 	})
-	c.rest, err = bed.Bridge().Vitals(c.ctx)
-	c.must(err)
+	c.rests()
 	c.assemble()
 	c.callThroughCarrier(carrierTalks)
 	up, _ := c.came(lab.CallEstablished)
@@ -65,8 +66,13 @@ func (c *chaos) callThroughCarrier(p phase) (from, to time.Duration, acted <-cha
 	}
 	c.answered(c.phone)
 	c.awaitSound(c.dialed)
-	if p == carrierHangsUp {
+	switch p {
+	case carrierHangsUp:
 		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.Hangup(c.ctx) })
+	case carrierMoves:
+		return c.move()
+	case carrierPicksUp:
+		return c.pickUpElsewhere()
 	}
 	return 0, time.Second, nothing
 }

@@ -21,14 +21,9 @@ import (
 func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
 	rounds, seed := number("TRUNKLINE_CHAOS_ROUNDS", len(sooner)), number("TRUNKLINE_CHAOS_SEED", 1)
 	some := wanted(t)
-	c := newChaos(t, time.Duration(rounds)*20*time.Second+2*time.Minute)
-	c.prepareAsking()
-	c.prepareOrders()
-	c.prepareLobby()
+	c := newChaos(t, time.Duration(rounds)*20*time.Second+4*time.Minute)
 	all := plan(rounds, uint64(seed), some)
-	if slices.ContainsFunc(all, func(k kill) bool { return overCarrier(k.phase) }) {
-		c.prepareCarrier()
-	}
+	c.prepare(all)
 	began, failed := time.Now(), 0
 	for i, k := range all {
 		if !t.Run(fmt.Sprintf("%03d %s", i+1, k.phase), func(t *testing.T) { c.round(t, k) }) {
@@ -38,6 +33,9 @@ func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
 		}
 	}
 	t.Logf("%.1f s a round\n%s", time.Since(began).Seconds()/float64(rounds), c.report())
+	if failed == 0 {
+		c.endure(rounds)
+	}
 	if median := c.usualGap(); rounds >= manyRounds && median > mostMedian {
 		t.Errorf("half of the calls that were up are back after %v or later, want %v at most", median, mostMedian)
 	}
@@ -101,6 +99,8 @@ type chaos struct {
 	onward onward
 	lobby  lobby
 	behind behind
+	timers timers
+	moves  moves
 }
 
 // newChaos begins the call and lets the phone come once, undisturbed.
@@ -110,9 +110,8 @@ func newChaos(t *testing.T, limit time.Duration) *chaos {
 	c := &chaos{scene: s, away: map[*lab.Client]bool{}, tally: map[phase]*tally{}}
 	s.must(bed.Bridge().Stop())
 	s.must(bed.Bridge().Start(s.ctx))
-	var err error
-	c.rest, err = bed.Bridge().Vitals(s.ctx)
-	s.must(err)
+	c.begin()
+	c.rests()
 	for i, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
 		c.away[s.pageSaying(kind, users[i], bed.Steady(i))] = true
 	}
@@ -128,11 +127,52 @@ func newChaos(t *testing.T, limit time.Duration) *chaos {
 	return c
 }
 
+// prepare lets each kind of call that is wanted come once, undisturbed.
+func (c *chaos) prepare(all []kill) {
+	c.t.Helper()
+	wanted := func(so func(phase) bool) bool {
+		return slices.ContainsFunc(all, func(k kill) bool { return so(k.phase) })
+	}
+	is := func(one phase) func(phase) bool { return func(p phase) bool { return p == one } }
+	if wanted(is(typesPIN)) {
+		c.prepareAsking()
+	}
+	if wanted(func(p phase) bool { return isCalled(p) || p == isTransferred || p == handsOver }) {
+		c.prepareOrders()
+	}
+	if wanted(is(waitsInLobby)) {
+		c.prepareLobby()
+	}
+	if wanted(is(handsOver)) {
+		c.prepareHandingOver()
+	}
+	if wanted(moved) {
+		c.prepareMoves()
+	}
+	if wanted(overCarrier) {
+		c.prepareCarrier()
+	}
+}
+
+// rests notes what the bridge holds on to while nobody is in the call: the calls of the background.
+func (c *chaos) rests() {
+	c.t.Helper()
+	c.eventually("nothing changes any more", heardAgain, func() bool {
+		before := c.rest
+		var err error
+		c.rest, err = bed.Bridge().Vitals(c.ctx)
+		c.must(err)
+		time.Sleep(300 * time.Millisecond)
+		return c.rest.Rows["leg"] == backgroundCalls && c.rest.Rows["membership"] == backgroundCalls && c.rest.Gauges["trunkline_sip_rtp_port_pairs"] == backgroundCalls &&
+			c.rest.Beyond(before) == "" && before.Beyond(c.rest) == ""
+	})
+}
+
 // round is one kill and what comes of it.
 func (c *chaos) round(t *testing.T, k kill) {
 	defer func(all *scene) { c.scene = all }(c.scene)
 	c.scene = c.in(t)
-	c.phone, c.dead = c.desk, make(chan struct{})
+	c.phone, c.dead, c.timers.peer = c.desk, make(chan struct{}), nil
 	defer c.tidy()
 	from, to, acted := c.act(k)
 	at := from + time.Duration(k.moment*float64(to-from))
@@ -140,7 +180,7 @@ func (c *chaos) round(t *testing.T, k kill) {
 	killed := time.Now()
 	c.killed = killed
 	up, ok := c.came(lab.CallEstablished)
-	answered := ok && up.Before(killed)
+	answered := ok && up.Before(killed) || c.timers.peer != nil
 	bed.Bridge().Kill()
 	close(c.dead)
 	c.must(bed.Bridge().Start(c.ctx))
@@ -164,11 +204,19 @@ func (c *chaos) round(t *testing.T, k kill) {
 		if overCarrier(k.phase) {
 			c.isRegistered()
 		}
+		if c.timers.peer != nil {
+			sound += c.isRefreshed(k.phase)
+		}
 		c.hangUp()
 	case k.phase == isTransferred:
 		sound = c.talksElsewhere()
+	case k.phase == phoneMoves:
+		sound = c.hasMoved()
 	case answered && k.phase != phoneHangsUp && k.phase != carrierHangsUp && len(c.present()) > 0:
 		t.Errorf("the call was answered %s before the kill, and has ended", killed.Sub(up))
+		if c.timers.peer != nil {
+			c.sippEnds(c.timers.peer)
+		}
 	}
 	c.count(k.phase, alive)
 	c.clears(alive)
@@ -187,6 +235,7 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		return 0, 2 * time.Second, nothing
 	}
 	c.assemble()
+	c.moves.back = k.phase == carrierMoves && k.who > 0
 	switch k.phase {
 	case typesPIN:
 		return c.typePIN()
@@ -194,7 +243,9 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		return c.enterLobby()
 	case isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierIsCalled:
 		return c.order(k.phase)
-	case carrierCalls, carrierTalks, carrierHangsUp:
+	case phoneRefreshes, weRefresh:
+		return c.refresh(k)
+	case carrierCalls, carrierTalks, carrierHangsUp, carrierMoves, carrierPicksUp:
 		return c.callThroughCarrier(k.phase)
 	}
 	c.dialIn()
@@ -220,6 +271,10 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.Hangup(c.ctx) })
 	case isTransferred:
 		return c.transfer()
+	case phoneMoves:
+		return c.move()
+	case handsOver:
+		return c.handOver()
 	case clientHangsUp:
 		return 0, 400 * time.Millisecond, c.later(0, func() error { c.leave(clients...); return nil })
 	}
@@ -301,6 +356,11 @@ func (c *chaos) came(event string) (at time.Time, ok bool) {
 func (c *chaos) hangUp() {
 	c.t.Helper()
 	now := time.Now()
+	if c.timers.peer != nil {
+		c.must(bed.Say(c.ctx, c.owner, c.room.ID, "!sip hangup"))
+		c.sippEnds(c.timers.peer)
+		return
+	}
 	c.must(c.phone.Hangup(c.ctx))
 	c.await(c.phone, lab.CallClosed, now, 5*time.Second)
 }
@@ -316,6 +376,9 @@ type line struct {
 // lines are all lines of the call now; what is older than that moment need not be heard. baresip writes nothing down after a
 // hold: that the phone hears again then is for the tests with a scripted phone.
 func (c *chaos) lines(since time.Time) (all []line) {
+	if c.timers.peer != nil {
+		return c.echoes(since)
+	}
 	phone := func() lab.Recording {
 		heard, err := c.phone.HeardByClock()
 		if err != nil {
@@ -374,6 +437,9 @@ func (c *chaos) awaitFate(p phase, since time.Time) (alive bool, from time.Time)
 	c.t.Helper()
 	ended := func() bool { _, closed := c.came(lab.CallClosed); return closed }
 	lives := func() bool { return len(c.present()) > 0 }
+	if c.timers.peer != nil {
+		ended = func() bool { return !c.timers.peer.Running() }
+	}
 	during, limit := func() {}, heardAgain
 	switch {
 	case isCalled(p):
@@ -390,6 +456,17 @@ func (c *chaos) awaitFate(p phase, since time.Time) (alive bool, from time.Time)
 			c.letInAgain()
 			if c.lobby.waited.After(since) {
 				since = c.lobby.waited
+			}
+		}
+	case p == handsOver:
+		during, ended, lives, limit = c.pickUpLate, c.noneIsLeft, c.oneIsLeft, heardAgain+2*commandIsLost
+	case p == carrierPicksUp:
+		ended, lives, limit = c.noneIsLeft, c.oneIsLeft, heardAgain+2*commandIsLost
+	case moved(p):
+		ended, lives, limit = c.moveIsOver, c.isBack, heardAgain+2*commandIsLost
+		during = func() {
+			if c.moves.again.After(since) {
+				since = c.moves.again
 			}
 		}
 	case p == isTransferred:
@@ -443,8 +520,8 @@ func (c *chaos) isThereOnce() {
 	v, err := bed.Bridge().Vitals(c.ctx)
 	c.must(err)
 	ghosts := len(c.ghosts())
-	if v.Rows["leg"] != 1 || v.Rows["membership"] != 1 || v.Gauges["trunkline_sip_rtp_port_pairs"] != 1 || ghosts != 1 {
-		c.t.Errorf("rows %v, gauges %v, %d ghosts; want one of each", v.Rows, v.Gauges, ghosts)
+	if v.Rows["leg"] != backgroundCalls+1 || v.Rows["membership"] != backgroundCalls+1 || v.Gauges["trunkline_sip_rtp_port_pairs"] != backgroundCalls+1 || ghosts != 1 {
+		c.t.Errorf("rows %v, gauges %v, %d ghosts; want one of each, beside the %d calls of the background", v.Rows, v.Gauges, ghosts, backgroundCalls)
 	}
 }
 
@@ -464,6 +541,11 @@ func (c *chaos) clears(told bool) {
 		left = v.Beyond(c.rest)
 		if n := len(c.ghosts()); n > 0 {
 			left += fmt.Sprintf("; %d ghosts in the room's call", n)
+		}
+		if c.moves.room != nil {
+			if n := len(c.ghostsIn(c.moves.room.ID)); n > 0 {
+				left += fmt.Sprintf("; %d ghosts in the other room's call", n)
+			}
 		}
 		for _, p := range c.present() {
 			if told && c.legs(p) > 0 {

@@ -24,6 +24,12 @@ const (
 	phoneHangsUp  phase = "phone hangs up"
 	clientHangsUp phase = "client hangs up"
 	isTransferred phase = "phone is transferred" // the room sends it on to another one (the one of orders)
+	phoneMoves    phase = "phone moves"          // to another room, and hangs up when it hears that it is there
+	handsOver     phase = "phone hands over"     // its call to another one (the one of orders)
+
+	// A session timer is in force.
+	phoneRefreshes phase = "phone refreshes"  // again and again
+	weRefresh      phase = "bridge refreshes" // and the phone takes its time to answer
 
 	// The room calls a phone.
 	isOrdered     phase = "call is ordered"
@@ -36,16 +42,19 @@ const (
 	carrierTalks    phase = "carrier's phone talks"
 	carrierIsCalled phase = "carrier is called"
 	carrierHangsUp  phase = "carrier hangs up"
+	carrierMoves    phase = "carrier's phone moves" // to another room, as a PBX has it: the call stays up
+	carrierPicksUp  phase = "call is picked up"     // by another phone there (Replaces)
 )
 
 var phases = []phase{
 	beforeAnswer, whileAnswer, roomIsRung, typesPIN, waitsInLobby, talking, onHold, renegotiates, phoneHangsUp, clientHangsUp,
-	isTransferred, isOrdered, calleeRings, calleeAnswers, calleeTalks, carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp,
+	isTransferred, phoneMoves, handsOver, phoneRefreshes, weRefresh, isOrdered, calleeRings, calleeAnswers, calleeTalks,
+	carrierCalls, carrierTalks, carrierIsCalled, carrierHangsUp, carrierMoves, carrierPicksUp,
 }
 
 // sooner are the phases that come before all others: a run that is not asked for more rounds, as `make e2e`, has one of each kind.
 var sooner = []phase{
-	whileAnswer, typesPIN, waitsInLobby, talking, onHold, renegotiates, phoneHangsUp, isTransferred, calleeTalks, carrierTalks,
+	whileAnswer, typesPIN, waitsInLobby, talking, onHold, renegotiates, phoneHangsUp, isTransferred, phoneRefreshes, calleeTalks, carrierTalks,
 }
 
 // kill is one round: in which phase, how far in it (0 to 1), and who acts there: hydrogen, js-sdk or both.
@@ -80,7 +89,8 @@ func TestShortRunOfKillsHasEachKindOfPhase(t *testing.T) {
 	kinds := map[string][]phase{
 		"answering": {beforeAnswer, whileAnswer}, "PIN": {typesPIN}, "lobby": {waitsInLobby}, "talk": {talking}, "hold": {onHold},
 		"renegotiation": {renegotiates}, "hang-up": {phoneHangsUp, clientHangsUp}, "transfer": {isTransferred},
-		"called phone": {calleeRings, calleeAnswers, calleeTalks}, "carrier": {carrierCalls, carrierTalks, carrierIsCalled},
+		"session timer": {phoneRefreshes},
+		"called phone":  {calleeRings, calleeAnswers, calleeTalks}, "carrier": {carrierCalls, carrierTalks, carrierIsCalled},
 	}
 	for seed := range uint64(100) {
 		short := plan(len(sooner), seed, phases)

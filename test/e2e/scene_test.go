@@ -292,7 +292,13 @@ func (s *scene) judge(listener string, first time.Time, own float64, matches []l
 // ghosts returns the devices of ghosts in the room's call, from the room's state.
 func (s *scene) ghosts() []lab.CallMember {
 	s.t.Helper()
-	_, members, err := bed.CallState(s.ctx, s.owner, s.room.ID)
+	return s.ghostsIn(s.room.ID)
+}
+
+// ghostsIn returns those of another room.
+func (s *scene) ghostsIn(room id.RoomID) []lab.CallMember {
+	s.t.Helper()
+	_, members, err := bed.CallState(s.ctx, s.owner, room)
 	s.must(err)
 	var ghosts []lab.CallMember
 	for _, m := range members {

@@ -159,6 +159,7 @@ func (b *Bridge) configure(homeserver string) error {
 			},
 			"trunks": []any{map[string]any{
 				"name": "lab", "networks": []string{"127.0.0.0/8"}, "proxy": fmt.Sprintf("127.0.0.1:%d", b.lab.called), "extensions": []string{"7xx"},
+				"transfers": "trunk", // phones may hand over, in rooms that may call
 			}},
 		},
 		"permissions": map[string]string{labDomain: "call"},

@@ -36,7 +36,12 @@ const (
 // CarrierNumbers is how numbers begin that are called over the carrier.
 const CarrierNumbers = "6"
 
-// It stays on the way of all calls (Record-Route). Calls of the phone are the account's, as a carrier's are: the
+// CarrierPickUp is the phone behind the carrier which takes over the latest call from there when it dials (Replaces). So do the
+// extensions of PBXs that pick a call up.
+const CarrierPickUp = CarrierNumbers + "03"
+
+// It stays on the way of all calls (Record-Route). Who asks for a transfer there stays in the call, as a PBX does: it wants no news
+// of it (RFC 4488). Calls of the phone are the account's, as a carrier's are: the
 // Request-URI is its binding, and who was called stands in To.
 const carrierConfig = `
 debug=1
@@ -60,6 +65,7 @@ loadmodule "usrloc.so"
 loadmodule "registrar.so"
 loadmodule "auth.so"
 loadmodule "tls.so"
+modparam("pv", "shvset", "call=s:")
 modparam("tls", "certificate", "%[5]s")
 modparam("tls", "private_key", "%[6]s")
 modparam("tls", "tls_method", "TLSv1.2+")
@@ -67,7 +73,10 @@ request_route {
 	if (!mf_process_maxfwd_header("10")) { sl_send_reply("483", "Too Many Hops"); exit; }
 	if (is_method("CANCEL")) { if (t_check_trans()) { t_relay(); } exit; }
 	if (has_totag()) {
-		if (loose_route()) { t_relay(); exit; }
+		if (loose_route()) {
+			if (is_method("REFER")) { append_hf("Refer-Sub: false\r\n"); }
+			t_relay(); exit;
+		}
 		if (is_method("ACK")) { if (t_check_trans()) { t_relay(); } exit; }
 		sl_send_reply("404", "Not here"); exit;
 	}
@@ -83,9 +92,17 @@ request_route {
 	} else {
 		$rU = "%[7]s";
 		if (!lookup("location")) { sl_send_reply("480", "Not registered"); exit; }
+		if ($fU == "%[10]s") {
+			append_hf("Replaces: $shv(call);to-tag=$shv(theirs);from-tag=$shv(ours)\r\nRequire: replaces\r\n");
+		} else {
+			t_on_reply("taken");
+		}
 	}
 	record_route();
 	t_relay();
+}
+onreply_route[taken] {
+	if (status == "200") { $shv(call) = $ci; $shv(ours) = $ft; $shv(theirs) = $tt; }
 }
 `
 
@@ -108,7 +125,7 @@ func (l *Lab) NewCarrier(ctx context.Context, phone *Phone) (*Carrier, error) {
 		return nil, errors.New("make a carrier: Kamailio with TLS is not installed (apt-get install kamailio kamailio-tls-modules)")
 	}
 	config := fmt.Sprintf(carrierConfig, carrierDomain, c.udp, c.tls, filepath.Dir(modules[0]), c.files.Certificate, c.files.Key,
-		carrierAccount, carrierSecret, phone.Address())
+		carrierAccount, carrierSecret, phone.Address(), CarrierPickUp)
 	file := filepath.Join(dir, "kamailio.cfg")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, err

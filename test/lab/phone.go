@@ -187,6 +187,9 @@ func (p *Phone) Hangup(ctx context.Context) error { return p.command(ctx, "hangu
 func (p *Phone) Hold(ctx context.Context) error   { return p.command(ctx, "hold", "") }
 func (p *Phone) Resume(ctx context.Context) error { return p.command(ctx, "resume", "") }
 
+// Transfer asks the far end, by REFER, to have its call with somebody else. baresip hangs up as soon as it hears that this has worked.
+func (p *Phone) Transfer(ctx context.Context, to string) error { return p.command(ctx, "transfer", to) }
+
 // SendDigit presses a key for a quarter of a second (RFC 4733).
 func (p *Phone) SendDigit(ctx context.Context, digit rune) error {
 	if err := p.command(ctx, "sndcode", string(digit)); err != nil {

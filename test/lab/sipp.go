@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -13,6 +14,7 @@ import (
 type Sipp struct {
 	name    string
 	errors  string // file
+	log     string // file
 	process *process
 }
 
@@ -30,10 +32,12 @@ func (l *Lab) NewSipp(name, number, scenario string, calls int, every, limit tim
 	if err != nil {
 		return nil, err
 	}
-	s := &Sipp{name: name, errors: filepath.Join(dir, "errors")}
+	s := &Sipp{name: name, errors: filepath.Join(dir, "errors"), log: filepath.Join(dir, "logged")}
 	cmd := exec.Command("sipp", l.SIPAddress(), "-sf", file, "-s", number, "-i", "127.0.0.1", "-p", fmt.Sprint(ports[0]), "-mi", "127.0.0.1",
 		"-mp", fmt.Sprint(ports[1]), "-rtp_echo", "-m", fmt.Sprint(calls), "-l", fmt.Sprint(calls), "-r", "1", "-rp", fmt.Sprint(every.Milliseconds()), "-nostdin",
-		"-timeout", fmt.Sprintf("%ds", int(limit.Seconds())), "-timeout_error", "-trace_err", "-error_file", s.errors)
+		"-timeout", fmt.Sprintf("%ds", int(limit.Seconds())), "-timeout_error", "-trace_err", "-error_file", s.errors,
+		"-trace_logs", "-log_file", s.log,
+		"-default_behaviors", "all,-abortunexp") // what comes while it sends is said again; what must not come makes it wait in vain for what must
 	cmd.Dir = dir
 	if s.process, err = startProcess("sipp", filepath.Join(dir, "log"), cmd); err != nil {
 		return nil, err
@@ -41,6 +45,21 @@ func (l *Lab) NewSipp(name, number, scenario string, calls int, every, limit tim
 	l.own("sipp "+name, func() error { s.process.kill(); return nil })
 	return s, nil
 }
+
+// Logged counts how often its scenario has written down these words.
+func (s *Sipp) Logged(words string) int {
+	text, err := os.ReadFile(s.log)
+	if err != nil {
+		return 0 // nothing yet
+	}
+	return strings.Count(string(text), words)
+}
+
+// Running tells whether a call is not over yet.
+func (s *Sipp) Running() bool { return s.process.running() }
+
+// Close ends it without a word to the bridge.
+func (s *Sipp) Close() { s.process.kill() }
 
 // Wait waits until all calls are over, and fails if one of them did not go as the scenario wants.
 func (s *Sipp) Wait(ctx context.Context) error {
