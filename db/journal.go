@@ -44,13 +44,14 @@ type Journal struct {
 	log   *slog.Logger
 	some  chan struct{} // has one token while writes may wait
 
-	mu     sync.Mutex // guards what follows
-	queue  []*write   // oldest first
-	flying *write     // the first of queue, while it is being written
-	taken  uint64     // writes that ever came into queue, and
-	gone   uint64     // that left it
-	last   int64      // number of a write
-	away   time.Time  // since when the database does not answer; zero = it does
+	mu     sync.Mutex        // guards what follows
+	queue  []*write          // oldest first
+	latest map[string]*write // of queue, by row
+	flying *write            // the first of queue, while it is being written
+	taken  uint64            // writes that ever came into queue, and
+	gone   uint64            // that left it
+	last   int64             // number of a write
+	away   time.Time         // since when the database does not answer; zero = it does
 	counts JournalStats
 	txns   []string // transactions seen by this process, newest last
 }
@@ -78,7 +79,7 @@ type write struct {
 // NewJournal makes one for s and the process run owner, without whose lease it writes nothing. Nothing is written before
 // [Journal.Run].
 func NewJournal(s *Store, owner string, log *slog.Logger) *Journal {
-	return &Journal{store: s, owner: owner, log: log, some: make(chan struct{}, 1)}
+	return &Journal{store: s, owner: owner, log: log, some: make(chan struct{}, 1), latest: make(map[string]*write)}
 }
 
 // PutLeg writes the leg some time, see [Store.PutLeg].
@@ -187,16 +188,9 @@ func (j *Journal) put(w write, done chan error) error {
 	case done != nil:
 		done <- fmt.Errorf("save %s: %w", w.row, ErrAway)
 	}
-	last := -1
-	for i := len(j.queue) - 1; w.put && i >= 0; i-- {
-		if j.queue[i].row == w.row {
-			last = i
-			break
-		}
-	}
-	if last >= 0 && j.queue[last].put && j.queue[last] != j.flying {
-		w.waiting = append(w.waiting, j.queue[last].waiting...)
-		*j.queue[last] = w
+	if last := j.latest[w.row]; w.put && last != nil && last.put && last != j.flying {
+		w.waiting = append(w.waiting, last.waiting...)
+		*last = w
 		j.counts.Merged++
 		return nil
 	}
@@ -205,6 +199,7 @@ func (j *Journal) put(w write, done chan error) error {
 		return fmt.Errorf("write %s: %w", w.row, ErrFull)
 	}
 	j.queue = append(j.queue, &w)
+	j.latest[w.row] = &w
 	j.taken++
 	select {
 	case j.some <- struct{}{}:
@@ -272,6 +267,9 @@ func (j *Journal) written(w *write, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.queue, j.flying = j.queue[1:], nil
+	if j.latest[w.row] == w {
+		delete(j.latest, w.row)
+	}
 	j.gone++
 	switch {
 	case err == nil:
@@ -408,7 +406,7 @@ func (j *Journal) Write(ctx context.Context, row string, do func(context.Context
 func (j *Journal) holds(row string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return slices.ContainsFunc(j.queue, func(w *write) bool { return w.row == row })
+	return j.latest[row] != nil
 }
 
 // MarkTransaction is [Store.MarkTransaction]. While the database is away the memory of this process answers: the homeserver
