@@ -239,6 +239,7 @@ var commonSynapse struct {
 	server  *synapse.Server // nil until somebody wants it
 	handler swappable
 	beds    int
+	used    sync.Mutex // by one test at a time
 }
 
 func TestMain(m *testing.M) {
@@ -257,6 +258,8 @@ func commonBed(t testing.TB) *bed {
 	t.Helper()
 	synapse.Wanted(t)
 	c := &commonSynapse
+	c.used.Lock()
+	t.Cleanup(c.used.Unlock)
 	if c.server == nil {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -669,6 +672,7 @@ func sequence(messages []heard, senders []id.UserID, n int) string {
 // everywhere runs a test beside the fake homeserver and, if asked for, beside
 // a real Synapse.
 func everywhere(t *testing.T, test func(t *testing.T, b *bed)) {
+	t.Parallel()
 	t.Run("fake", func(t *testing.T) { test(t, fakeBed(t)) })
 	t.Run("synapse", func(t *testing.T) { test(t, commonBed(t)) })
 }

@@ -28,6 +28,7 @@ type AppService struct {
 	users   []*regexp.Regexp
 	aliases []*regexp.Regexp
 	client  *http.Client
+	owned   map[id.UserID]bool // what owns has said; guarded by Server.mu
 
 	mu      sync.Mutex // guards the fields below
 	queue   []pushed
@@ -54,7 +55,7 @@ type transaction struct {
 func (s *Server) AppService(reg *appservice.Registration, client *http.Client) *AppService {
 	as := &AppService{
 		server: s, reg: reg, sender: id.NewUserID(reg.SenderLocalpart, s.cfg.Domain), client: client,
-		wake: make(chan struct{}, 1), pinged: make(chan struct{}, 1), nextTxn: 1,
+		owned: make(map[id.UserID]bool), wake: make(chan struct{}, 1), pinged: make(chan struct{}, 1), nextTxn: 1,
 	}
 	for _, n := range reg.Namespaces.UserIDs {
 		as.users = append(as.users, regexp.MustCompile("^(?:"+n.Regex+")"))
@@ -72,8 +73,14 @@ func (s *Server) AppService(reg *appservice.Registration, client *http.Client) *
 	return as
 }
 
+// owns is asked of each member of a room at each of its events. Caller holds Server.mu.
 func (as *AppService) owns(uid id.UserID) bool {
-	return uid == as.sender || matches(as.users, string(uid)) && uid.Homeserver() == as.server.cfg.Domain
+	owned, asked := as.owned[uid]
+	if !asked {
+		owned = uid == as.sender || matches(as.users, string(uid)) && uid.Homeserver() == as.server.cfg.Domain
+		as.owned[uid] = owned
+	}
+	return owned
 }
 
 func matches(list []*regexp.Regexp, s string) bool {
