@@ -94,14 +94,20 @@ func writePrompts(t *testing.T) string {
 // hears waits for a prompt in what a phone has heard since from, and returns where it ends.
 func (b *bed) hears(call *phone.Call, name string, from int) (end int) {
 	b.t.Helper()
-	source := jingle(name)
+	const (
+		step = phone.Rate / 8 // that is looked through at a time: each look costs some milliseconds
+		late = 3 * phone.Rate // how late sound may come to its place
+	)
+	source, looked := jingle(name), 0
 	b.await("the phone to hear "+name, func() bool {
 		heard := call.Heard()
-		if len(heard) < from+len(source) {
+		if len(heard) < max(looked+step, from+len(source)) {
 			return false
 		}
-		at, like := listen.Find(heard[from:], source)
-		end = from + at + len(source)
+		begin := max(from, looked-len(source)-late)
+		looked = len(heard)
+		at, like := listen.Find(heard[begin:], source)
+		end = begin + at + len(source)
 		return like > 0.8
 	})
 	return end

@@ -338,25 +338,40 @@ type recorder struct {
 	ts    uint32 // timestamp that belongs at sample at
 	at    int
 	known bool
+	next  int       // where the packet after the last one belongs
+	seq   uint16    // of the last one
+	late  time.Time // since when packets are later than slack; zero = they are not
 
 	streams int
 }
 
-// slack is how far timestamps and arrival may disagree before arrival is believed: a restarted or paused sender.
-const slack = 300 * time.Millisecond
+// slack is how far timestamps and arrival may disagree before arrival is believed: a restarted or paused sender. Packets that follow one
+// another without a gap are believed for a while longer: who sends them, or who reads them here, was held up and will catch up.
+const (
+	slack      = 300 * time.Millisecond
+	catchingUp = 2 * time.Second
+)
 
 func (r *recorder) write(p *rtp.Packet, c coder, now time.Time) {
 	pcm := c.unpack(p.Payload)
 	slack := int(slack * time.Duration(r.rate) / time.Second)
 	arrival := int(now.Sub(r.began)*time.Duration(r.rate)/time.Second) - len(pcm)
 	at := r.at + int(int32(p.Timestamp-r.ts))*r.rate/c.clock
-	if !r.known || p.SSRC != r.ssrc {
+	same := r.known && p.SSRC == r.ssrc
+	if !same {
 		r.streams++
 	}
-	if !r.known || p.SSRC != r.ssrc || at-arrival > slack || arrival-at > slack {
-		r.known, r.ssrc, r.ts, r.at = true, p.SSRC, p.Timestamp, max(arrival, 0)
-		at = r.at
+	if arrival-at <= slack {
+		r.late = time.Time{}
+	} else if r.late.IsZero() {
+		r.late = now
 	}
+	follows := same && p.SequenceNumber == r.seq+1 && at == r.next && now.Sub(r.late) < catchingUp
+	if !same || at-arrival > slack || arrival-at > slack && !follows {
+		r.known, r.ssrc, r.ts, r.at = true, p.SSRC, p.Timestamp, max(arrival, 0)
+		at, r.late = r.at, time.Time{}
+	}
+	r.seq, r.next = p.SequenceNumber, at+len(pcm)
 	if at < 0 {
 		return
 	}
