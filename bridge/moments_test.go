@@ -242,8 +242,9 @@ func (s *story) outcome(moment string) {
 		}
 	}
 	b.await(moment+": rows and ghosts to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
-	if n := b.process.bridge.phones.Stats(); n.RTPPorts != 0 || n.Calls != 0 {
-		b.t.Errorf("%s: %d RTP ports and %d calls are left", moment, n.RTPPorts, n.Calls)
-	}
+	b.await(moment+": ports and calls to go", func() bool {
+		n := b.process.bridge.phones.Stats()
+		return n.RTPPorts == 0 && n.Calls == 0
+	})
 	b.t.Logf("%s: %s", moment, how)
 }

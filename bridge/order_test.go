@@ -21,10 +21,8 @@ import (
 	"trunkline/bridge/number"
 	"trunkline/db"
 	"trunkline/internal/testbed/homeserver"
-	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
-	"trunkline/internal/testbed/speech"
 	"trunkline/matrixcall"
 )
 
@@ -165,29 +163,8 @@ func TestRoomCallsAPhoneAndBothHearEachOther(t *testing.T) {
 				t.Fatal(err)
 			}
 			b.told("+493•••••••78 has answered.")
-			ghost := b.ghosts()
-			if len(ghost) != 1 {
-				t.Fatalf("ghosts in the call: %v, want one", ghost)
-			}
-			if err := alice.AwaitConnected(b.ctx(), ghost...); err != nil {
-				t.Fatal(err)
-			}
-			said := map[string][]int16{"alice": speech.Alice.PCM(48000, talkTime), "phone": speech.Bob.PCM(8000, talkTime)}
-			alice.Forget()
-			before := len(call.Heard())
-			alice.Says(said["alice"])
-			call.Play(said["phone"])
-			time.Sleep(talkTime + time.Second)
-			hears(t, "phone", call.Heard()[before:], 8000, listen.Resample(said["alice"], 48000, 8000), said["phone"])
-			hears(t, "alice", alice.Heard(ghost[0]).PCM, 48000, listen.Resample(said["phone"], 8000, 48000), said["alice"])
-
-			if err := call.Hangup(b.ctx()); err != nil {
-				t.Fatal(err)
-			}
-			if err := alice.AwaitGone(b.ctx(), ghost[0]); err != nil {
-				t.Error(err)
-			}
-			b.clear()
+			b.converse(alice, call)
+			b.endsCleanly(alice, call)
 			b.told("the phone hung up.")
 			if n := len(b.boards()); n != 1 {
 				t.Errorf("the bot has posted %d notices, want one that is edited: %q", n, b.boards())
@@ -196,9 +173,6 @@ func TestRoomCallsAPhoneAndBothHearEachOther(t *testing.T) {
 				if strings.Contains(text, "12345678") {
 					t.Errorf("the number is not masked: %s", text)
 				}
-			}
-			if complaints := alice.Complaints(); len(complaints) > 0 {
-				t.Errorf("alice's client complains: %q", complaints)
 			}
 		})
 	}
