@@ -1,6 +1,7 @@
 package sip
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -788,4 +790,157 @@ func TestDescriptionsBesideOtherPartsAreRead(t *testing.T) {
 			}
 		})
 	}
+}
+
+// ringer has each call ring.
+type ringer struct {
+	calls chan *Call
+	said  chan Event
+}
+
+func (r ringer) Invite(c *Call) {
+	c.OnEvent(func(e Event) { r.said <- e })
+	go func() {
+		_ = c.Ring()
+		r.calls <- c
+	}()
+}
+
+// message reads a whole message; "" when the connection was closed.
+func (l *line) message() string {
+	l.Helper()
+	var m strings.Builder
+	for {
+		h, err := l.r.ReadString('\n')
+		if err != nil {
+			return ""
+		}
+		if m.WriteString(h); h == "\r\n" {
+			break
+		}
+	}
+	n, _ := strconv.Atoi(headerIn(m.String(), "Content-Length"))
+	body := make([]byte, n)
+	if _, err := io.ReadFull(l.r, body); err != nil {
+		return ""
+	}
+	return m.String() + string(body)
+}
+
+// RFC 3261 §18.2.2: who has lost the connection of its INVITE hears the answer over one to where it listens.
+func TestInviteWhoseConnectionIsLostIsAnsweredOverAnother(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		listens bool
+		story   func(t *testing.T, c *Call, r ringer, next func() *line, tcp func(string) string)
+	}{
+		{"with 200", true, func(t *testing.T, c *Call, r ringer, next func() *line, tcp func(string) string) {
+			if _, _, err := c.Answer(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			l := next()
+			ok := l.message()
+			if !strings.HasPrefix(ok, "SIP/2.0 200 OK") || !strings.Contains(ok, "m=audio") {
+				t.Fatalf("got %q, want the answer", ok)
+			}
+			_, _ = io.WriteString(l, tcp(request("ACK", bridgeURI, headerIn(ok, "To"), "k1", 1, "")))
+			if e, acked := (<-r.said).(Acked); !acked {
+				t.Errorf("said %T, want Acked", e)
+			}
+			_ = c.Hangup(CauseNormal)
+			bye := l.message()
+			if !strings.HasPrefix(bye, "BYE ") {
+				t.Errorf("got %q, want BYE", bye)
+			}
+			_, _ = io.WriteString(l, crlf(replyTo(bye, "200 OK")))
+		}},
+		{"with 180, and gives up", true, func(t *testing.T, c *Call, r ringer, next func() *line, tcp func(string) string) {
+			if err := c.Ring(); err != nil {
+				t.Fatal(err)
+			}
+			l := next()
+			if m := l.message(); !strings.HasPrefix(m, "SIP/2.0 180 ") {
+				t.Fatalf("got %q, want 180", m)
+			}
+			_, _ = io.WriteString(l, tcp(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, "", "Reason: Q.850;cause=16")))
+			var got []string
+			for range 2 {
+				m := l.message()
+				got = append(got, m[:min(11, len(m))]+" "+headerIn(m, "CSeq"))
+			}
+			slices.Sort(got)
+			if fmt.Sprint(got) != "[SIP/2.0 200 1 CANCEL SIP/2.0 487 1 INVITE]" {
+				t.Errorf("the CANCEL got %q", got)
+			}
+			if e, cancelled := (<-r.said).(Cancelled); !cancelled || e.Cause.Code != 16 {
+				t.Errorf("said %+v, want Cancelled", e)
+			}
+		}},
+		{"not at all, for it does not listen", false, func(t *testing.T, c *Call, r ringer, _ func() *line, _ func(string) string) {
+			_ = c.Ring()
+			if e, cancelled := (<-r.said).(Cancelled); !cancelled || e.Cause.Code != 500 {
+				t.Errorf("said %+v, want Cancelled", e)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := ringer{make(chan *Call, 1), make(chan Event, 100)}
+			s := realStackFor(t, Limits{}, r)
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			tcp := func(m string) string {
+				m = strings.ReplaceAll(m, "SIP/2.0/UDP", "SIP/2.0/TCP")
+				return crlf(strings.ReplaceAll(m, "192.0.2.20:5060", ln.Addr().String()))
+			}
+			next := func() *line {
+				_ = ln.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second))
+				conn, err := ln.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = conn.Close() })
+				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+				return &line{t, conn, bufio.NewReader(conn)}
+			}
+			first := dialTCP(t, s)
+			_, _ = io.WriteString(first, tcp(invite()))
+			c := <-r.calls
+			from := first.LocalAddr().String()
+			_ = first.Close()
+			for deadline := time.Now().Add(20 * time.Second); s.joined(TCP, from); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the connection is still there")
+				}
+			}
+			if !tt.listens {
+				_ = ln.Close()
+			}
+			tt.story(t, c, r, next, tcp)
+			<-c.Done()
+		})
+	}
+}
+
+// Messages that come together may be looked at in any order: a CANCEL is then not for nothing.
+func TestCancelThatOvertakesItsInvite(t *testing.T) {
+	cancel := request("CANCEL", bridgeURI, bridgeTo, "i1", 1, "")
+	inBubble(t, nil, func(c *Call) { _ = c.Ring() }, func(b *bubble) {
+		b.peer.send(cancel)
+		time.Sleep(50 * time.Millisecond)
+		b.peer.send(invite())
+		time.Sleep(time.Second)
+		got := b.peer.lines()
+		slices.Sort(got) // the 200 is the CANCEL's, and may come before or behind the 487
+		wantLines(t, "peer received", got, []string{"100ms 200 OK", "100ms 487 Request Terminated", "50ms 180 Ringing", "600ms 487 Request Terminated"})
+		wantLines(t, "application heard", b.said(), []string{"100ms Cancelled", "100ms Ended"})
+		b.peer.send(request("ACK", bridgeURI, headerIn(b.peer.messages()[1], "To"), "i1", 1, ""))
+	})
+	inBubble(t, nil, nil, func(b *bubble) { // which never comes
+		b.peer.send(cancel)
+		time.Sleep(time.Second)
+		wantLines(t, "peer received", b.peer.lines(), []string{"100ms 481 Call/Transaction Does Not Exist"})
+	})
 }

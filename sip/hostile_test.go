@@ -20,7 +20,9 @@ import (
 )
 
 // realStack is a stack on real sockets of the loopback, UDP and TCP.
-func realStack(t *testing.T, limits Limits) *Stack {
+func realStack(t *testing.T, limits Limits) *Stack { return realStackFor(t, limits, refuser{}) }
+
+func realStackFor(t *testing.T, limits Limits, h Handler) *Stack {
 	t.Helper()
 	any := netip.MustParseAddrPort("127.0.0.1:0")
 	s, err := New(Config{
@@ -28,7 +30,7 @@ func realStack(t *testing.T, limits Limits) *Stack {
 		RTP:    RTPConfig{Addr: any.Addr(), PortMin: 36000, PortMax: 36999},
 		Trunks: []Trunk{{Name: "lab", Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}},
 		Limits: limits,
-	}, refuser{}, slog.New(slog.DiscardHandler))
+	}, h, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,8 +46,8 @@ func (c *Call) serveInvite(tx *gosip.ServerTx) {
 			c.inbox.put(func() { c.handleAck(ack) })
 		case <-t.released:
 			return
-		case <-tx.Done(): // transport error: the phone cannot be answered
-			c.inbox.put(func() { c.lost() })
+		case <-tx.Done(): // transport error: the phone cannot be answered this way
+			c.inbox.put(c.lost)
 			return
 		case <-c.done:
 			return
@@ -85,11 +85,14 @@ func (c *Call) send(t *transaction, r *refusal) {
 }
 
 // respond hands a response to sipgo. When a CANCEL was first, sipgo has sent 487 and would now repeat ours in its place:
-// the 487 is put back (RFC 3261 §9.2).
+// the 487 is put back (RFC 3261 §9.2). When the connection is lost, an INVITE is answered over another one.
 func (c *Call) respond(t *transaction, res *gosip.Response) error {
 	err := t.tx.Respond(res)
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, gosip.ErrTransactionTransport) && c.reroute(t) {
+		return t.tx.Respond(res)
 	}
 	c.log.Debug("response not sent", "code", res.StatusCode, "err", err)
 	if t.req.IsInvite() && errors.Is(err, gosip.ErrTransactionCanceled) {
@@ -407,8 +410,44 @@ func (c *Call) cancelled() {
 	c.end()
 }
 
+// reroute lets an INVITE be answered over another connection, for the one that it came over is lost: RFC 3261 §18.2.2 has one opened to
+// where it says that the phone listens. It is false where there are no connections.
+func (c *Call) reroute(t *transaction) bool {
+	transport := Transport(strings.ToLower(t.req.Transport()))
+	l, ok := c.stack.listenerFor(Dialog{Transport: transport, LocalSocket: c.dialog.LocalSocket})
+	if !ok || transport == UDP || !t.req.IsInvite() {
+		return false
+	}
+	c.log.Info("connection lost, the phone is answered over another one")
+	t.tx = &statelessTx{
+		stack: c.stack, trunk: c.trunk, listener: l, request: t.req,
+		unreachable: func() { c.inbox.put(c.unreachable) },
+	}
+	return true
+}
+
+// withdrawn takes a CANCEL for which sipgo knows no transaction: that died with its connection, or came to be behind it.
+func (c *Call) withdrawn(cancel *gosip.Request) {
+	if c.state != proceeding && c.state != accepted {
+		return
+	}
+	c.cancel.Store(cancel)
+	c.send(c.invite, refuse(487, statusText(487)))
+	c.cancelled()
+}
+
 // lost: the INVITE transaction died under us.
 func (c *Call) lost() {
+	if c.state != proceeding && c.state != accepted {
+		return
+	}
+	if _, rerouted := c.invite.tx.(*statelessTx); !rerouted && !c.reroute(c.invite) {
+		c.unreachable()
+	}
+}
+
+// unreachable: nobody hears what we answer.
+func (c *Call) unreachable() {
 	if c.state != proceeding && c.state != accepted {
 		return
 	}

@@ -435,9 +435,31 @@ func (s *Stack) route(req *gosip.Request, tx *gosip.ServerTx) {
 		s.respond(req, tx, s.options())
 	case req.Method == gosip.REFER: // to make calls that nobody here has ordered
 		s.respond(req, tx, refuse(403, statusText(403)))
+	case req.Method == gosip.CANCEL && s.withdraw(req):
+		s.respond(req, tx, refuse(200, statusText(200)))
 	default: // CANCEL of nothing (§9.2), BYE, INFO and UPDATE outside a dialog
 		s.respond(req, tx, refuse(481, statusText(481)))
 	}
+}
+
+// cancelPatience is how long a CANCEL of nothing waits for its INVITE: each message has a goroutine of its own, and those of messages
+// that came together may run in any order.
+const cancelPatience = 100 * time.Millisecond
+
+// withdraw ends the call of a CANCEL for which sipgo has found no transaction. It is false when there is no such call.
+func (s *Stack) withdraw(cancel *gosip.Request) bool {
+	for _, pause := range []time.Duration{0, cancelPatience} {
+		if !pauseFor(s.root, pause) {
+			break
+		}
+		s.mu.Lock()
+		c := s.byInvite[inviteOf(cancel)]
+		s.mu.Unlock()
+		if branch, _ := cancel.Via().Params.Get("branch"); c != nil && c.snapshot.Load().InviteBranch == branch {
+			return c.inbox.put(func() { c.withdrawn(cancel) })
+		}
+	}
+	return false
 }
 
 // options answers a capability query or a trunk's keep-alive (§11.2). Who asks within a call asks for that one ([capabilities] 200): it

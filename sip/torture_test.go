@@ -197,6 +197,8 @@ func TestTortureMessages(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inBubble(t, nil, answerAtOnce, func(b *bubble) {
 				b.peer.send(tt.message)
+				time.Sleep(cancelPatience)
+				synctest.Wait()
 				got, all := b.peer.codes()
 				got = slices.DeleteFunc(got, func(code string) bool { return code == "100" })
 				if strings.Join(got, " ") != tt.want {

@@ -66,13 +66,14 @@ func viasOf(req *gosip.Request) []string {
 	return vias
 }
 
-// statelessTx answers a request whose transaction died with its process.
+// statelessTx answers a request whose transaction died with its process, or with its connection.
 type statelessTx struct {
 	gosip.ServerTransaction // nil: the rest has nobody to ask
 	stack                   *Stack
 	trunk                   *Trunk
 	listener                listener
 	request                 *gosip.Request
+	unreachable             func()      // hears that there is no way; nil = nobody asks
 	answering               atomic.Bool // a 2xx is on its way, perhaps over a connection that is being opened
 }
 
@@ -97,6 +98,9 @@ func (tx *statelessTx) Respond(res *gosip.Response) error {
 			}
 			if err := tx.write(res); err != nil {
 				tx.stack.log.Debug("response not sent", "code", res.StatusCode, "err", err)
+				if tx.unreachable != nil {
+					tx.unreachable()
+				}
 			}
 		}
 	})
