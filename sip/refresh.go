@@ -157,7 +157,7 @@ func (c *Call) followReinvite(req *gosip.Request, sent int) {
 	}
 	defer tx.Terminate()
 	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(req, sent, res) }) }
-	tx.OnRetransmission(take)
+	tx.OnRetransmission(func(res *gosip.Response) { c.inbox.put(func() { c.reinviteAcked(req, res) }) })
 	patience := time.NewTimer(transactionTimeout)
 	defer patience.Stop()
 	answered, cancelled, over := false, false, c.done
@@ -211,12 +211,7 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 		return
 	}
 	c.refreshTarget(res)
-	if ack, err := c.dialog.request(c.stack, gosip.ACK, res.CSeq().SeqNo); err != nil {
-		c.log.Warn("no ACK possible", "err", err)
-	} else {
-		copyCredentials(req, ack)
-		c.write(ack)
-	}
+	c.reinviteAcked(req, res)
 	if m := c.media.Load(); m != nil && len(res.Body()) > 0 {
 		n, err := TakeAnswer(res.Body(), c.local(m.LocalAddr().Port()))
 		if err != nil {
@@ -231,10 +226,25 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 	c.refreshed(res.StatusCode, nil)
 }
 
+// reinviteAcked acknowledges a 2xx to a re-INVITE. One that comes again is nothing else: what it says may be over.
+func (c *Call) reinviteAcked(req *gosip.Request, res *gosip.Response) {
+	if !res.IsSuccess() || res.CSeq() == nil {
+		return // of refusals sipgo takes care
+	}
+	ack, err := c.dialog.request(c.stack, gosip.ACK, res.CSeq().SeqNo)
+	if err != nil {
+		c.log.Warn("no ACK possible", "err", err)
+		return
+	}
+	copyCredentials(req, ack)
+	c.write(ack)
+}
+
 // refreshedBy is refreshed with the whole answer, which may say how the phone wants to be asked.
 func (c *Call) refreshedBy(res *gosip.Response) {
 	if c.state != confirmed || !c.asksOtherwise(res) {
 		c.refreshed(res.StatusCode, nil)
+		c.refreshLater(res)
 		return
 	}
 	c.offering, c.asking = false, false
@@ -260,6 +270,24 @@ func (c *Call) asksOtherwise(res *gosip.Response) bool {
 		return true
 	}
 	return false
+}
+
+// refreshLater tries a refresh again that was refused, while there is time: when the phone asks for it (RFC 3261 §14.2: it has an exchange
+// under way), else soon enough for the timer.
+func (c *Call) refreshLater(res *gosip.Response) {
+	s, now := c.dialog.Session, time.Now()
+	switch code := res.StatusCode; {
+	case c.state != confirmed || !s.Ours || c.nextRefresh.IsZero() || now.Before(s.next()), // nothing is due
+		code < 300, code == 491, code == 408, code == 481, c.hasMoved: // of that refreshed has taken care
+		return
+	}
+	pause := max(refreshRetry, min(s.Interval/8, refreshRetry+transactionTimeout))
+	if h := headerOf(res, "Retry-After", ""); h != nil {
+		pause = max(retryAfter(h.Value()), time.Second)
+	}
+	if again := now.Add(pause); again.Before(c.nextRefresh) {
+		c.nextRefresh = again
+	}
 }
 
 // refreshed judges what the phone says to a refresh.

@@ -608,3 +608,69 @@ func methodOf(m string) string {
 	method, _, _ := strings.Cut(m, " ")
 	return method
 }
+
+// A refusal is no end of a brief session: the phone is asked again before it is over (RFC 3261 §14.2, RFC 4028 §10).
+func TestRefusedRefreshOfABriefSessionIsTriedAgain(t *testing.T) {
+	for _, allow := range []string{"UPDATE", "INVITE"} {
+		t.Run(allow, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				call, inv := b.dials()
+				b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 90;refresher=uac", "Allow: "+allow)
+				b.peer.forget()
+				time.Sleep(45 * time.Second)
+				synctest.Wait()
+				b.peer.answers(b.peer.last(), "500 Server Internal Error", "", "", "Retry-After: 2")
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				b.peer.answers(b.peer.last(), "503 Service Unavailable", "", "")
+				time.Sleep(90 * time.Second / 8)
+				synctest.Wait()
+				body := map[string]string{"INVITE": peerAnswer}[allow]
+				b.peer.answers(b.peer.last(), "200 OK", "", body, "Session-Expires: 90;refresher=uac")
+				want := []string{"45s " + allow, "47s " + allow, "58.25s " + allow}
+				if allow == "INVITE" {
+					want = []string{"45s INVITE", "45s ACK", "47s INVITE", "47s ACK", "58.25s INVITE", "58.25s ACK"}
+				}
+				wantLines(t, "peer received", b.peer.lines(), want)
+				time.Sleep(40 * time.Second)
+				if s := call.Dialog().Session; time.Until(s.Until) != 50*time.Second {
+					t.Errorf("session = %+v", s)
+				}
+				b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
+			})
+		})
+	}
+}
+
+// The 200 to a re-INVITE comes again while the next offer is under way: it is acknowledged, and changes nothing.
+func TestRepeatedAnswerToAReinviteIsOnlyAcknowledged(t *testing.T) {
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		call, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 90;refresher=uac", "Allow: INVITE")
+		time.Sleep(45 * time.Second)
+		synctest.Wait()
+		refresh := b.peer.last()
+		answers := func() {
+			b.peer.answers(refresh, "200 OK", "", peerAnswer, "Session-Expires: 90;refresher=uac", "Contact: <sip:200@192.0.2.20:5060>")
+		}
+		answers()
+		ack := b.peer.last()
+		time.Sleep(400 * time.Millisecond)
+		b.peer.send(b.peer.called(inv, "INVITE", "h1", 7, strings.Replace(peerOffer, "o=- 1 1 ", "o=- 1 2 ", 1)+"a=sendonly\n"))
+		b.peer.send(b.peer.called(inv, "ACK", "h2", 7, ""))
+		before := call.Dialog()
+		time.Sleep(100 * time.Millisecond)
+		answers()
+		if got := b.peer.last(); !strings.HasPrefix(got, "ACK ") || headerIn(got, "CSeq") != headerIn(ack, "CSeq") {
+			t.Errorf("repeated, the 200 got %q, want its ACK", got)
+		}
+		now := call.Dialog()
+		if now.Media.Direction != before.Media.Direction || now.Media.RemoteSDP != before.Media.RemoteSDP || now.Session != before.Session {
+			t.Errorf("the call was changed: %+v, before %+v", now, before)
+		}
+		if said := strings.Join(withoutChanges(b.said()), ", "); said != "0s Answered, 45.4s Hold" {
+			t.Errorf("said %s, want hold, and no end of it", said)
+		}
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
+	})
+}
