@@ -167,7 +167,7 @@ func New(
 		}
 	}
 	heard := matrixcall.Options{OnMessage: b.message, OnReaction: b.reaction, OnInvite: b.invited, OnEncrypted: b.unreadable}
-	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration), b.journal, b.store.Shared(), heard, log); err != nil {
+	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration, b.node()), b.journal, b.store.Shared(), heard, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
 	}
 	phoneSide, err := sipConfig(cfg)
@@ -643,7 +643,7 @@ func (b *Bridge) drop(a *actor) {
 }
 
 // tellOnce tells a room why phones can't come in, or be called, unless it was told lately: a caller who tries all day is no reason to fill
-// the room with notices. What could not be said may be tried at the next call.
+// the room with notices. What could not be said may be tried at the next call. It must be harmless, see [matrixcall.Service.HarmlessNotice].
 func (b *Bridge) tellOnce(ctx context.Context, room id.RoomID, ghost *matrixcall.Ghost, text string) error {
 	b.mu.Lock()
 	last := b.told[room]
@@ -653,7 +653,7 @@ func (b *Bridge) tellOnce(ctx context.Context, room id.RoomID, ghost *matrixcall
 	}
 	b.told[room] = time.Now() // calls that come while it is being said need not say it, too
 	b.mu.Unlock()
-	err := b.matrix.Notice(ctx, room, ghost, text)
+	err := b.matrix.HarmlessNotice(ctx, room, ghost, text)
 	if err != nil {
 		b.mu.Lock()
 		b.told[room] = last

@@ -50,8 +50,8 @@ func (a *actor) askAdmission() {
 		}
 		a.waitIn(room, "")
 		prefix := a.bridge.grammar.Prefix
-		text := fmt.Sprintf("%s waits in the lobby: react with ✅ to let the phone in, with ❌ to send it away. Where messages are not "+
-			"encrypted, %s and %s answer all that wait.", caller, prefix+" admit", prefix+" decline")
+		text := fmt.Sprintf("%s waits in the lobby: react with ✅ to let the phone in, with ❌ to send it away. "+
+			"%s and %s answer all that wait.", caller, prefix+" admit", prefix+" decline")
 		notice, err := a.bridge.matrix.NoticeID(ctx, room, ghost, text)
 		a.note("tell the room who waits in the lobby", err)
 		a.waitIn(room, notice)

@@ -53,7 +53,7 @@ func (a *actor) ringRoom() {
 		close(posted)
 		return
 	}
-	text := "Call from " + a.caller() + ": join the call to answer, react with ❌ to decline. Where messages are not encrypted, " +
+	text := "Call from " + a.caller() + ": join the call to answer, react with ❌ to decline. " +
 		b.grammar.Prefix + " decline declines all calls that ring in this room."
 	ghost := a.join.ghost
 	a.wg.Go(func() {

@@ -12,14 +12,14 @@ import (
 	"trunkline/matrixcall"
 )
 
-// Where messages are encrypted the bot can't read commands. Reactions and invitations are in the clear there, too, so what costs money or
-// ends a call can be said by them.
+// Where messages are encrypted the bot's device must have been given their keys. A message whose key never comes can't be read, but
+// reactions and invitations are in the clear there, too, so what costs money or ends a call can be said by them.
 
 // secretSetting begins the names under which the database has which rooms were told of that.
 const secretSetting = "told.encrypted."
 
-// unreadable hears of every encrypted message in every room. The first time that one comes from somebody whose commands would count, the
-// room is told what works instead; once, over restarts, too. It must not block.
+// unreadable hears of every encrypted message that could not be read. The first time that one comes from somebody whose commands
+// would count, the room is told what works instead; once, over restarts, too. It must not block.
 func (b *Bridge) unreadable(s matrixcall.RoomSecret) {
 	if b.cfg.Permissions.Level(string(s.Sender), string(s.Room)) == command.LevelNone {
 		return
@@ -39,20 +39,21 @@ func (b *Bridge) tellSecret(ctx context.Context, room id.RoomID) {
 	told, err := b.store.Setting(ctx, secretSetting+string(room))
 	if err != nil || told != "" {
 		if err != nil {
-			b.log.Warn("could not ask whether a room was told that its messages can't be read", "room", room, "err", err)
+			b.log.Warn("could not ask whether a room was told that a message can't be read", "room", room, "err", err)
 		}
 		return
 	}
 	ghost := id.NewUserID(b.cfg.AppService.GhostPrefix+"+4930123456", b.cfg.Homeserver.Domain)
-	text := fmt.Sprintf("Messages in this room are encrypted, and I can't read them: commands (%s …) do nothing here. What works: invite %s, "+
+	text := fmt.Sprintf("There is an encrypted message here that I can't read, for I was not given its key. If it was a command (%s …), write it "+
+		"once more. If that does not help, your client may give no keys to devices that nobody has verified. What works without: invite %s, "+
 		"with the number that you want, to call a telephone; react to my notices with ✅ to confirm or let in, with ❌ to decline or hang up.",
 		b.grammar.Prefix, ghost)
-	if err := b.matrix.Notice(ctx, room, nil, text); err != nil {
-		b.log.Warn("could not tell a room that its messages can't be read", "room", room, "err", err)
+	if err := b.matrix.HarmlessNotice(ctx, room, nil, text); err != nil {
+		b.log.Warn("could not tell a room that a message can't be read", "room", room, "err", err)
 		return
 	}
 	if err := b.store.PutSetting(ctx, secretSetting+string(room), "yes", time.Now()); err != nil {
-		b.log.Warn("a room that was told that its messages can't be read may be told again", "room", room, "err", err)
+		b.log.Warn("a room that was told that a message can't be read may be told again", "room", room, "err", err)
 	}
 }
 

@@ -37,7 +37,7 @@ func (b *bed) reacts(who *member.Member, key, notice string) {
 	b.react(who, order[i], key)
 }
 
-const cantRead = "Messages in this room are encrypted, and I can't read them"
+const cantRead = "There is an encrypted message here that I can't read"
 
 func (b *bed) toldThatItCantRead() (n int) {
 	for _, text := range b.boards() {
@@ -46,7 +46,7 @@ func (b *bed) toldThatItCantRead() (n int) {
 	return n
 }
 
-// In an encrypted room commands can't be read. Who may call calls by an invitation, confirms and hangs up by reactions.
+// Whose messages can't be read calls by an invitation, confirms and hangs up by reactions.
 func TestReactionsDoInEncryptedRoomsWhatCommandsCant(t *testing.T) {
 	t.Parallel()
 	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Expensive = []string{"+4930"} })
@@ -130,5 +130,95 @@ func TestReactionsOfWhoMayNotCallWaitForNoTurn(t *testing.T) {
 				t.Errorf("%s, %t: %d wait, want %d", c.who, yes, n, c.want)
 			}
 		}
+	}
+}
+
+// confidant is a member of the room whose client encrypts.
+func (b *bed) confidant(name string) *member.Confidant {
+	b.t.Helper()
+	u := b.hs.User(name)
+	b.hs.Join(b.room, u.UserID)
+	c, err := member.NewConfidant(b.t.Context(), member.Config{
+		URL: b.hs.URL(), UserID: u.UserID, DeviceID: u.DeviceID, AccessToken: u.AccessToken,
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(c.Close)
+	return c
+}
+
+// encrypt has messages encrypted in the room from now on, as one of its admins.
+func (b *bed) encrypt(members ...*member.Confidant) {
+	b.t.Helper()
+	b.await("the bot to be in the room", func() bool { return b.membership(b.bot()) == "join" })
+	b.hs.SetState(b.room, id.NewUserID("owner", b.hs.Domain()), event.StateEncryption.Type, "", map[string]any{"algorithm": "m.megolm.v1.aes-sha2"})
+	for _, m := range members {
+		b.await("a client to know that the room is encrypted", func() bool { return m.Knows(b.room) })
+	}
+	b.await("the bot to have a device", func() bool { return b.process.bridge.matrix.Metrics().GhostsCreated.Load() > 0 })
+}
+
+// whispered lets somebody write what only the room can read.
+func (b *bed) whispered(who *member.Confidant, text string) {
+	b.t.Helper()
+	if _, err := who.Say(b.ctx(), b.room, text); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// confided waits until a notice that somebody decrypts reads so.
+func (b *bed) confided(to *member.Confidant, part string) member.Notice {
+	b.t.Helper()
+	var found member.Notice
+	defer func() {
+		if b.t.Failed() {
+			b.t.Logf("encrypted notices: %q, in clear: %q", to.Notices(b.room), to.Clear(b.room))
+		}
+	}()
+	b.await(fmt.Sprintf("the room to be told %q in secret", part), func() bool {
+		for _, n := range to.Notices(b.room) {
+			if strings.Contains(n.Text, part) {
+				found = n
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func TestCommandsAndAnswersAreEncryptedWhereMessagesAre(t *testing.T) {
+	t.Parallel()
+	b, p := dialBed(t, nil)
+	alice, eve := b.confidant("alice"), b.confidant("eve")
+	b.person("carol", member.Hydrogen, true)
+	b.encrypt(alice, eve)
+	b.whispered(eve, "!sip call "+berlin)
+	b.confided(eve, "may not")
+	b.whispered(alice, "!sip call "+berlin)
+	call := b.called(p)
+	if err := call.Ring(); err != nil {
+		t.Fatal(err)
+	}
+	ringing := b.confided(alice, "+493•••••••78 rings.")
+	if err := call.PickUp(b.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if answered := b.confided(alice, "+493•••••••78 has answered."); answered.Event != ringing.Event {
+		t.Errorf("the answer is another notice (%s) than the ring (%s), want an edit", answered.Event, ringing.Event)
+	}
+	b.confided(eve, "+493•••••••78 has answered.")
+	b.whispered(alice, "!sip who")
+	b.confided(alice, "1. +493•••••••78 talks")
+
+	// The next process has the keys that this one was given.
+	b.stop()
+	b.start()
+	b.whispered(alice, "!sip hangup")
+	<-call.Done()
+	b.confided(alice, "hung up in the room.")
+	if said := alice.Clear(b.room); len(said) > 0 {
+		t.Errorf("said in clear: %q", said)
 	}
 }

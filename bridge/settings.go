@@ -16,7 +16,7 @@ import (
 )
 
 // matrixConfig says in matrixcall's terms what the admin configured.
-func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config {
+func matrixConfig(c config.Config, r *appservice.Registration, node string) matrixcall.Config {
 	ice := matrixcall.ICEConfig{
 		UDPPort: c.WebRTC.Port, PortMin: uint16(c.WebRTC.PortMin), PortMax: uint16(c.WebRTC.PortMax),
 		Interfaces: c.WebRTC.Interfaces, Addresses: c.WebRTC.Addresses, Loopback: c.WebRTC.Loopback,
@@ -31,6 +31,7 @@ func matrixConfig(c config.Config, r *appservice.Registration) matrixcall.Config
 		HomeserverURL: c.Homeserver.Address, Domain: c.Homeserver.Domain,
 		ASToken: r.AppToken, HSToken: r.ServerToken, ID: r.ID,
 		BotLocalpart: c.AppService.Bot, BotName: c.AppService.BotName, GhostPrefix: c.AppService.GhostPrefix, GhostAvatar: c.AppService.GhostAvatar,
+		Node: node,
 		AllowPlain: c.Calls.AllowPlain, ICE: ice,
 	}
 }

@@ -225,8 +225,12 @@ func (g *Ghost) repair(ctx context.Context, message toDeviceEvent) {
 	}
 }
 
-// meets says whether a user is in the room of one of the ghost's calls.
+// meets says whether a user is in the room of one of the ghost's calls, or has
+// written to the bot.
 func (g *Ghost) meets(user id.UserID) bool {
+	if g.keys.megolm != nil {
+		return g.service.secretary.writers.get(user)
+	}
 	return slices.ContainsFunc(g.conferences(), func(c conference) bool {
 		r := g.service.tracker.find(c.Info().Room)
 		return r != nil && r.joined(user)

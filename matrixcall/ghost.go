@@ -92,7 +92,7 @@ func (s *Service) ghost(ctx context.Context, user id.UserID, localpart string) (
 	g := s.knownGhost(user)
 	if g == nil || !g.touch() {
 		g = nil
-		device, err := s.store.GhostDevice(ctx, user)
+		device, err := s.store.GhostDevice(ctx, s.rowOf(user))
 		if err != nil {
 			return nil, fmt.Errorf("look up device: %w", err)
 		}
@@ -216,11 +216,12 @@ func (s *Service) makeGhost(ctx context.Context, user id.UserID, localpart strin
 		return nil, fmt.Errorf("register: %w", err)
 	}
 	device := id.DeviceID("TL" + rand.Text()[:10])
-	if err := s.store.SaveGhostDevice(ctx, user, device); err != nil {
+	row := s.rowOf(user)
+	if err := s.store.SaveGhostDevice(ctx, row, device); err != nil {
 		return nil, fmt.Errorf("save device: %w", err)
 	}
 	// A token of another device's inbox means nothing to this one.
-	if err := s.store.SaveSyncToken(ctx, user, ""); err != nil {
+	if err := s.store.SaveSyncToken(ctx, row, ""); err != nil {
 		return nil, fmt.Errorf("save sync token: %w", err)
 	}
 	g, err := s.newGhost(ctx, user, device)

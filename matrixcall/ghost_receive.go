@@ -202,7 +202,7 @@ func (k *keyring) unseal(ctx context.Context, sealed *event.Event) (opened *cryp
 			complained.Store(true)
 		}
 	}))
-	opened = k.machine.HandleEncryptedEvent(log.WithContext(ctx), sealed)
+	opened = k.machine.HandleEncryptedEvent(saidBy(log.WithContext(ctx), sealed.Sender), sealed)
 	return opened, complained.Load()
 }
 

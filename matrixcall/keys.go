@@ -49,6 +49,7 @@ type keyring struct {
 	log     *slog.Logger
 	client  *mautrix.Client
 	machine *crypto.OlmMachine
+	megolm  *megolmStore // the bot's only
 
 	// account guards what changes the olm account: reading messages (which
 	// uses one-time keys up) and publishing keys. mautrix locks each of the
@@ -70,12 +71,17 @@ func newKeyring(ctx context.Context, s *Service, client *mautrix.Client, log *sl
 	name := client.UserID.String() + "/" + client.DeviceID.String()
 	sessions := newCallStore(s, crypto.NewSQLCryptoStore(s.db, nil, name, client.DeviceID, pickleKey))
 	logger := zerologTo(log, slog.LevelDebug)
-	k := &keyring{
-		service: s, log: log, client: client, account: newSlot(),
-		machine: crypto.NewOlmMachine(client, &logger, sessions, noRooms{}), newestSession: sessions.newest,
+	k := &keyring{service: s, log: log, client: client, account: newSlot(), newestSession: sessions.newest}
+	if client.UserID == s.bot.UserID {
+		k.megolm = newMegolmStore(sessions)
+		k.machine = crypto.NewOlmMachine(client, &logger, k.megolm, secretRooms{rooms: s.secretary})
+		k.machine.DontStoreOutboundKeys, k.machine.DisableSharedGroupSessionTracking = true, true
+		k.machine.DisableRatchetTracking, k.machine.IgnorePostDecryptionParseErrors = true, true
+	} else {
+		k.machine = crypto.NewOlmMachine(client, &logger, sessions, noRooms{})
 	}
 	k.machine.SetBackgroundCtx(s.ctx)
-	k.machine.DisableDeviceChangeKeyRotation = true // no group sessions here
+	k.machine.DisableDeviceChangeKeyRotation = true // ghosts have no group sessions; the bot's looks at devices itself
 	k.machine.DisableDecryptKeyFetching = true      // strangers does that, without stopping the others
 	stored, err := k.machine.CryptoStore.GetAccount(ctx)
 	if err != nil {

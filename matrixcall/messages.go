@@ -26,8 +26,8 @@ type RoomReaction struct {
 	Key    string // an emoji, often with a variation selector (U+FE0F) behind it, or anything else
 }
 
-// RoomSecret is what a person has sent that the bridge can't read: perhaps a
-// message, perhaps something else.
+// RoomSecret is what a person has sent encrypted and the bridge can't read:
+// perhaps a message, perhaps something else.
 type RoomSecret struct {
 	Room   id.RoomID
 	Sender id.UserID
@@ -106,11 +106,5 @@ func (s *Service) reaction(e roomEvent) {
 	}
 	if s.fromPerson(e) {
 		s.opts.OnReaction(RoomReaction{Room: e.Room, Event: e.Event, Sender: e.Sender, Target: r.Event, Key: r.Key})
-	}
-}
-
-func (s *Service) encrypted(e roomEvent) {
-	if s.fromPerson(e) {
-		s.opts.OnEncrypted(RoomSecret{Room: e.Room, Sender: e.Sender})
 	}
 }

@@ -259,6 +259,7 @@ func TestEncryptedMessagesAreNoticed(t *testing.T) {
 				s.handleRoomEvent(e)
 			}
 		}
+		time.Sleep(devicePatience)
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if want := []RoomSecret{{"!r", id.NewUserID("alice", "hs.test")}}; !slices.Equal(l.secrets, want) {

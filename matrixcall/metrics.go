@@ -42,6 +42,11 @@ type Metrics struct {
 	FallbackKeyUploads    atomic.Uint64 // fallback keys published
 	GhostsCreated         atomic.Uint64 // devices made
 	GhostsPolling         atomic.Int64  // ghosts reading to-device messages now
+	RoomKeys              atomic.Uint64 // keys of encrypted rooms that members gave the bot
+	RoomMessagesRead      atomic.Uint64 // encrypted messages that were read
+	RoomMessagesUnread    atomic.Uint64 // and that could not be
+	NoticesSealed         atomic.Uint64 // notices that were encrypted
+	NoticesUnsealed       atomic.Uint64 // that could not be, so that something else was said, or nothing
 
 	Peers           [peerStates]atomic.Int64 // PeerConnections now, by PeerState
 	PeersConnected  atomic.Uint64            // connections that came to stand

@@ -39,7 +39,7 @@ const (
 )
 
 // poller reads the to-device messages of one ghost while the ghost is in a
-// conference: by sliding sync where the homeserver has it, else by /sync (ADR
+// conference, or of the bot: by sliding sync where the homeserver has it, else by /sync (ADR
 // 9). Sliding sync has no looks; a kick begins another poll.
 //
 //	        empty                  empty
@@ -75,8 +75,10 @@ var errDeviceGone = errors.New("the homeserver has lost the ghost's device")
 func startPoller(g *Ghost) *poller {
 	ctx, end := context.WithCancelCause(g.service.ctx)
 	p := &poller{ghost: g, end: end, done: make(chan struct{}), heard: time.Now()}
-	g.service.kicker.add(p)
-	g.service.metrics.GhostsPolling.Add(1)
+	if !p.forBot() { // it has no part in calls, and no look of theirs need be one of its own
+		g.service.kicker.add(p)
+		g.service.metrics.GhostsPolling.Add(1)
+	}
 	started := g.service.spawn(func() {
 		defer p.finish()
 		p.run(ctx)
@@ -88,11 +90,16 @@ func startPoller(g *Ghost) *poller {
 }
 
 func (p *poller) finish() {
-	p.ghost.service.kicker.remove(p)
-	p.ghost.service.metrics.GhostsPolling.Add(-1)
+	if !p.forBot() {
+		p.ghost.service.kicker.remove(p)
+		p.ghost.service.metrics.GhostsPolling.Add(-1)
+	}
 	p.end(errClosed)
 	close(p.done)
 }
+
+// forBot says whether it is the bot's device that is read for.
+func (p *poller) forBot() bool { return p.ghost.user == p.ghost.service.bot.UserID }
 
 // stop ends the poller and returns when it handles nothing any more.
 func (p *poller) stop() {
@@ -105,7 +112,7 @@ func (p *poller) run(ctx context.Context) {
 	failures, hasty := 0, 0
 	for ctx.Err() == nil {
 		if p.since == "" {
-			token, err := s.store.SyncToken(ctx, g.user)
+			token, err := s.store.SyncToken(ctx, s.rowOf(g.user))
 			if err != nil {
 				g.log.Warn("sync token cannot be read", "err", tidy(err))
 				failures++
@@ -302,7 +309,7 @@ func (p *poller) handle(ctx context.Context, answer *inboxAnswer) (routed bool, 
 	if len(answer.messages) > 0 {
 		limited, cancel := context.WithTimeout(whole, savePatience)
 		defer cancel()
-		if err := s.store.SaveSyncToken(limited, g.user, answer.next); err != nil {
+		if err := s.store.SaveSyncToken(limited, s.rowOf(g.user), answer.next); err != nil {
 			return routed, err
 		}
 		p.saved = answer.next

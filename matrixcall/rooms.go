@@ -197,7 +197,9 @@ func (s *Service) wanted(e roomEvent) bool {
 	case event.EventReaction.Type:
 		return s.opts.OnReaction != nil && s.fromPerson(e)
 	case event.EventEncrypted.Type:
-		return s.opts.OnEncrypted != nil && s.fromPerson(e)
+		return (s.opts.OnMessage != nil || s.opts.OnEncrypted != nil) && s.fromPerson(e)
+	case event.StateEncryption.Type:
+		return e.StateKey != nil && *e.StateKey == ""
 	}
 	return false
 }
@@ -213,6 +215,7 @@ func (s *Service) handleRoomEvent(e roomEvent) {
 		} else if s.opts.OnInvite != nil && s.OwnGhost(id.UserID(*e.StateKey)) {
 			s.ghostInvite(e)
 		}
+		s.secretary.members.remove(e.Room)
 		s.tracker.event(e)
 	case event.EventRedaction.Type:
 		s.tracker.refresh(e.Room)
@@ -221,7 +224,9 @@ func (s *Service) handleRoomEvent(e roomEvent) {
 	case event.EventReaction.Type:
 		s.reaction(e)
 	case event.EventEncrypted.Type:
-		s.encrypted(e)
+		s.secretary.put(e)
+	case event.StateEncryption.Type:
+		s.secretary.encryption(e)
 	default:
 		s.tracker.event(e)
 	}
@@ -236,6 +241,7 @@ func (s *Service) botMembership(e roomEvent) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 	defer cancel()
+	s.secretary.beforeJoining(ctx, e)
 	_, err := s.bot.JoinRoomByID(ctx, e.Room)
 	if errors.Is(err, mautrix.MForbidden) && s.registerBot(ctx) == nil { // invited before it was: transactions come as soon as we listen
 		_, err = s.bot.JoinRoomByID(ctx, e.Room)

@@ -33,6 +33,7 @@ type Config struct {
 	BotName       string // its display name; "" leaves it as it is
 	GhostAvatar   string // the picture of all ghosts, an mxc:// address; "" leaves it as it is
 	GhostPrefix   string // how the localparts of all ghosts begin, e.g. _sip_
+	Node          string // names the place of this process among several; the bot has a device at each
 
 	// AllowPlain lets call messages be sent to and taken from devices
 	// without olm. matrix-js-sdk since version 37 speaks no other way.
@@ -99,6 +100,7 @@ type Service struct {
 	seen      seenEvents
 	order     transactionOrder
 	directory *directory
+	secretary *secretary
 	claims    claims
 
 	// ghostNotices are the notices a ghost has sent in the bot's place.
@@ -145,6 +147,7 @@ func New(cfg Config, store Store, cryptoDB *dbutil.Database, opts Options, log *
 	s.kicker = newKicker(s)
 	s.tracker = newTracker(s)
 	s.directory = newDirectory(&s.metrics)
+	s.secretary = newSecretary(s)
 	s.rooms = newRoomQueues(s)
 	var err error
 	if s.bot, err = s.client(id.NewUserID(cfg.BotLocalpart, cfg.Domain)); err != nil {
@@ -226,6 +229,7 @@ func (s *Service) Start(ctx context.Context) error {
 			return fmt.Errorf("homeserver %s: %s: %w", s.cfg.HomeserverURL, step.name, tidy(err))
 		}
 	}
+	s.secretary.resume(ctx)
 	s.log.Info("matrix side is ready", "homeserver", s.cfg.HomeserverURL, "bot", s.bot.UserID)
 	return nil
 }
@@ -432,43 +436,104 @@ func (s *Service) Notice(ctx context.Context, room id.RoomID, ghost *Ghost, text
 // NoticeID is Notice for who wants to know reactions to it: it returns the
 // event's id.
 func (s *Service) NoticeID(ctx context.Context, room id.RoomID, ghost *Ghost, text string) (id.EventID, error) {
-	content := map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}}
-	notice, err := s.say(ctx, s.bot, room, content)
+	return s.announce(ctx, room, ghost, notice{text: text})
+}
+
+// HarmlessNotice is Notice of what tells nobody's business: where messages are
+// encrypted and that is not possible, it is said in clear all the same.
+func (s *Service) HarmlessNotice(ctx context.Context, room id.RoomID, ghost *Ghost, text string) error {
+	_, err := s.announce(ctx, room, ghost, notice{text: text, harmless: true})
+	return err
+}
+
+func (s *Service) announce(ctx context.Context, room id.RoomID, ghost *Ghost, n notice) (id.EventID, error) {
+	said, err := s.say(ctx, s.bot, room, n)
 	if isForbidden(err) && s.bringBot(ctx, room, ghost) {
-		notice, err = s.say(ctx, s.bot, room, content)
+		said, err = s.say(ctx, s.bot, room, n)
 	}
 	if isForbidden(err) && ghost != nil {
-		if notice, err = s.say(ctx, ghost.asUser, room, content); err == nil {
-			s.ghostNotices.set(notice, ghost)
+		if said, err = s.say(ctx, ghost.asUser, room, n); err == nil {
+			s.ghostNotices.set(said, ghost)
 		}
 	}
 	if err != nil {
 		return "", fmt.Errorf("notice in %s: %w", room, tidy(err))
 	}
-	return notice, nil
+	return said, nil
 }
 
 // EditNotice lets a notice say something else; one that a ghost has sent, once.
 // Clients that know no edits show the new text below.
-func (s *Service) EditNotice(ctx context.Context, room id.RoomID, notice id.EventID, text string) error {
-	content := map[string]any{
-		"msgtype": "m.notice", "body": "* " + text, "m.mentions": struct{}{},
-		"m.new_content": map[string]any{"msgtype": "m.notice", "body": text, "m.mentions": struct{}{}},
-		"m.relates_to":  map[string]any{"rel_type": event.RelReplace, "event_id": notice},
-	}
+func (s *Service) EditNotice(ctx context.Context, room id.RoomID, edited id.EventID, text string) error {
 	author := s.bot // clients take edits only from who wrote it
-	if ghost := s.ghostNotices.get(notice); ghost != nil {
+	if ghost := s.ghostNotices.get(edited); ghost != nil {
 		author = ghost.asUser
-		s.ghostNotices.remove(notice)
+		s.ghostNotices.remove(edited)
 	}
-	if _, err := s.say(ctx, author, room, content); err != nil {
+	if _, err := s.say(ctx, author, room, notice{text: text, edits: edited}); err != nil {
 		return fmt.Errorf("edit notice in %s: %w", room, tidy(err))
 	}
 	return nil
 }
 
-func (s *Service) say(ctx context.Context, as *mautrix.Client, room id.RoomID, content map[string]any) (id.EventID, error) {
-	answer, err := as.SendMessageEvent(ctx, room, eventMessage, content, mautrix.ReqSendEvent{TransactionID: s.transactionID()})
+// notice is something that is said in a room.
+type notice struct {
+	text     string
+	edits    id.EventID // the one that shall say this instead; "" = none
+	harmless bool
+}
+
+func (n notice) content() map[string]any {
+	content := map[string]any{"msgtype": "m.notice", "body": n.text, "m.mentions": struct{}{}}
+	if n.edits != "" {
+		content["m.new_content"] = map[string]any{"msgtype": "m.notice", "body": n.text, "m.mentions": struct{}{}}
+		content["body"] = "* " + n.text
+		content["m.relates_to"] = map[string]any{"rel_type": event.RelReplace, "event_id": n.edits}
+	}
+	return content
+}
+
+// unsaid is said in clear in place of what must not be. It can be reacted to like that.
+const unsaid = "I have something to say here, but could not encrypt it, so I keep it to myself. Reactions to this count as they would to that."
+
+// inClear is what may be said of the notice where it cannot be encrypted. Of an edit that is nothing, for
+// clients take none in clear of what is encrypted.
+func (n notice) inClear() (notice, bool) {
+	if !n.harmless {
+		n.text = unsaid
+	}
+	return n, n.edits == ""
+}
+
+// say sends a notice, encrypted where messages are.
+func (s *Service) say(ctx context.Context, as *mautrix.Client, room id.RoomID, n notice) (id.EventID, error) {
+	how, err := s.secretary.secret(ctx, as, room)
+	if err != nil {
+		return "", err
+	}
+	kind, content := eventMessage, any(n.content())
+	if how != nil {
+		sealed, err := (*event.EncryptedEventContent)(nil), errGhostsWriteClear
+		if as == s.bot {
+			sealed, err = s.secretary.seal(ctx, room, n.content())
+		}
+		kind, content = event.EventEncrypted, any(sealed)
+		if isForbidden(err) {
+			return "", err // the bot is not there: others may speak for it
+		}
+		if err != nil {
+			s.metrics.NoticesUnsealed.Add(1)
+			s.log.Warn("a notice cannot be encrypted", "room", room, "err", tidy(err))
+			clear, possible := n.inClear()
+			if !possible {
+				return "", fmt.Errorf("encrypt: %w", err)
+			}
+			kind, content = eventMessage, any(clear.content())
+		} else {
+			s.metrics.NoticesSealed.Add(1)
+		}
+	}
+	answer, err := as.SendMessageEvent(ctx, room, kind, content, mautrix.ReqSendEvent{TransactionID: s.transactionID()})
 	if err != nil {
 		return "", err
 	}

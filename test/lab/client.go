@@ -240,6 +240,15 @@ func (c *Client) Say(ctx context.Context, room id.RoomID, text string) error {
 	return c.do(ctx, "peer.say(%s, %s)", room, text)
 }
 
+// Notices returns the notices of a room as this client shows them, the oldest first: decrypted, with what they were edited to.
+func (c *Client) Notices(ctx context.Context, room id.RoomID) ([]Notice, error) {
+	notices, err := evaluate[[]Notice](ctx, c, "peer.notices(%s)", room)
+	if err != nil {
+		return nil, fmt.Errorf("notices that %s reads: %w", c.User.Name, err)
+	}
+	return notices, nil
+}
+
 // React reacts to an event in the room.
 func (c *Client) React(ctx context.Context, room id.RoomID, target id.EventID, key string) error {
 	return c.do(ctx, "peer.react(%s, %s, %s)", room, target, key)

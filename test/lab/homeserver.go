@@ -214,8 +214,9 @@ func (l *Lab) CallTimeline(ctx context.Context, as *User, room id.RoomID) (strin
 
 // Notice is a message of the bridge to people.
 type Notice struct {
-	ID   id.EventID
-	Body string
+	ID        id.EventID `json:"id"`
+	Body      string     `json:"body"`
+	Encrypted bool       `json:"encrypted"` // as a client says
 }
 
 // LastNotice returns the newest notice in the room, a zero one if there is none. An edited one has its new text.

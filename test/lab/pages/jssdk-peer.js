@@ -130,6 +130,10 @@ export function jssdkPeer(kind, sdk, connect) {
         pressDigit: (digit) => current.forEachCall((call) => call.sendDtmfDigit(digit)),
 
         say: (room, text) => client.sendTextMessage(room, text),
+        // notices are those of a room as a person reads them, the newest last: decrypted, with what they were edited to.
+        notices: (room) => client.getRoom(room).getLiveTimeline().getEvents()
+            .filter((event) => event.getType() === "m.room.message" && event.getContent().msgtype === "m.notice" && !event.isRelation("m.replace"))
+            .map((event) => ({ id: event.getId(), body: event.getContent().body, encrypted: event.isEncrypted() })),
         react: (room, event, key) => client.sendEvent(room, "m.reaction", { "m.relates_to": { rel_type: "m.annotation", event_id: event, key } }),
         memberName: (room, user) => client.getRoom(room)?.getMember(user)?.name ?? "",
 
