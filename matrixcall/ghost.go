@@ -269,6 +269,9 @@ func (g *Ghost) deviceGone() {
 	for _, m := range memberships {
 		m.deliverState(nil, CallState{ConfID: m.Info().ConfID, Out: true})
 	}
+	if g.keys.megolm != nil {
+		s.secretary.wake()
+	}
 }
 
 // Rename sets the display name unless the homeserver has it already: every

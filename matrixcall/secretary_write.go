@@ -133,8 +133,9 @@ func (d *directory) update(ctx context.Context, k *keyring, users []id.UserID) e
 	return nil
 }
 
-// sealRoom encrypts with the room's key of the bot's own, and gives it to whoever lacks it first. One that somebody has who is not
-// here any more is replaced. Called with the room's slot of sealing held.
+// sealRoom encrypts with the bot's own key for the room. It makes a new one, and gives it out, when somebody has come or gone, or has
+// another device: whoever has left reads no more, and whoever comes does not read what was said before, as mautrix gives a key to
+// all as it was in the beginning. Called with the room's slot of sealing held.
 func (k *keyring) sealRoom(
 	ctx context.Context, room id.RoomID, users []id.UserID, content map[string]any,
 ) (sealed *event.EncryptedEventContent, err error) {
@@ -156,20 +157,8 @@ func (k *keyring) sealRoom(
 	if err != nil {
 		return nil, err
 	}
-	if session != nil && !k.keyFits(session, wanted) {
-		if err := k.megolm.RemoveOutboundGroupSession(ctx, room); err != nil {
-			return nil, err
-		}
-		session = nil
-	}
-	var lacking []*id.Device
-	for name, device := range wanted {
-		if session == nil || session.Users[name] == crypto.OGSNotShared {
-			lacking = append(lacking, device)
-		}
-	}
-	if session == nil || len(lacking) > 0 {
-		if session, err = k.giveKey(ctx, session, room, users, lacking); err != nil {
+	if session == nil || !keyFits(session, wanted) {
+		if session, err = k.giveKey(ctx, room, users, wanted); err != nil {
 			return nil, err
 		}
 	}
@@ -187,22 +176,42 @@ func (k *keyring) sealRoom(
 	return k.machine.EncryptMegolmEvent(ctx, room, event.EventMessage, content)
 }
 
-// keyFits says whether a key may be used on: it is not too old, and nobody has it who should not.
-func (k *keyring) keyFits(session *crypto.OutboundGroupSession, wanted map[crypto.UserDevice]*id.Device) bool {
+// keyFits says whether a key may be used on: it is not too old, and was made for just these devices.
+func keyFits(session *crypto.OutboundGroupSession, wanted map[crypto.UserDevice]*id.Device) bool {
 	for name := range session.Users {
 		if wanted[name] == nil {
 			return false
 		}
 	}
-	return !session.Expired()
+	return len(session.Users) == len(wanted) && !session.Expired()
 }
 
-// giveKey gives the room's key, or a new one, to devices that lack it.
+// giveKey gives a new key for the room to the devices.
 func (k *keyring) giveKey(
-	ctx context.Context, session *crypto.OutboundGroupSession, room id.RoomID, users []id.UserID, lacking []*id.Device,
+	ctx context.Context, room id.RoomID, users []id.UserID, wanted map[crypto.UserDevice]*id.Device,
 ) (*crypto.OutboundGroupSession, error) {
+	if err := k.megolm.RemoveOutboundGroupSession(ctx, room); err != nil {
+		return nil, err
+	}
+	k.reach(ctx, wanted)
+	if err := k.machine.ShareGroupSession(context.WithValue(ctx, sharing{}, true), room, users); err != nil {
+		return nil, fmt.Errorf("give out room key: %w", tidy(err))
+	}
+	session, err := k.megolm.GetOutboundGroupSession(ctx, room)
+	if err == nil && session == nil {
+		err = errNobodyReads
+	}
+	if err != nil {
+		return nil, err
+	}
+	session.MaxAge = min(session.MaxAge, ownKeyLife)
+	return session, nil
+}
+
+// reach makes olm sessions with the devices that have none, all homeservers at once, and does not wait long for the slow.
+func (k *keyring) reach(ctx context.Context, wanted map[crypto.UserDevice]*id.Device) {
 	servers := make(map[string][]*id.Device)
-	for _, device := range lacking {
+	for _, device := range wanted {
 		if k.needsKey(ctx, device) {
 			server := device.UserID.Homeserver()
 			servers[server] = append(servers[server], device)
@@ -216,7 +225,7 @@ func (k *keyring) giveKey(
 			made <- k.makeSessions(ctx, server, devices)
 		})
 		if !started {
-			return nil, errClosed
+			return
 		}
 	}
 	patience := time.NewTimer(awayPatience)
@@ -229,26 +238,10 @@ func (k *keyring) giveKey(
 			}
 			continue
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
 		case <-patience.C:
 		}
-		break
+		return
 	}
-	if session != nil {
-		session.Shared = false // with all: mautrix gives it to who lacks it
-	}
-	if err := k.machine.ShareGroupSession(context.WithValue(ctx, sharing{}, true), room, users); err != nil {
-		return nil, fmt.Errorf("give out room key: %w", tidy(err))
-	}
-	session, err := k.megolm.GetOutboundGroupSession(ctx, room)
-	if err == nil && session == nil {
-		err = errNobodyReads
-	}
-	if err != nil {
-		return nil, err
-	}
-	session.MaxAge = min(session.MaxAge, ownKeyLife)
-	return session, nil
 }
 
 // secretRooms tells mautrix how rooms want their messages encrypted.

@@ -40,8 +40,8 @@ func TestRoomCallsAPhone(t *testing.T) {
 	s.eventually("the ghost has left again", 5*time.Second, func() bool { return len(s.ghosts()) == 0 })
 }
 
-// Messages are encrypted: commands work, and the client reads the bot's answers, which nobody sends in clear. What is not encrypted
-// works as everywhere: a reaction hangs up, an invitation calls.
+// Messages are encrypted: commands work, over a kill, too, and the client reads the bot's answers, none of which is in clear. What is not
+// encrypted works as everywhere: a reaction hangs up, an invitation calls.
 func TestEncryptedRoomCallsAPhoneAndHangsUp(t *testing.T) {
 	s, users := newScene(t, lab.RoomOptions{Encrypted: true}, "alice")
 	alice := s.page(lab.JSSDKRust, users[0])
@@ -52,6 +52,10 @@ func TestEncryptedRoomCallsAPhoneAndHangsUp(t *testing.T) {
 	s.await(phone, lab.CallEstablished, begun, 10*time.Second)
 	t.Logf("the phone has answered %d ms after the command", time.Since(begun).Milliseconds())
 	notice := s.confided(alice, "701 has answered.")
+	bed.Bridge().Kill() // the client gives its key no second time
+	s.must(bed.Bridge().Start(s.ctx))
+	s.must(alice.Say(s.ctx, s.room.ID, "!sip who"))
+	s.confided(alice, "1. 701 talks")
 	over := time.Now()
 	s.must(alice.React(s.ctx, s.room.ID, notice.ID, "❌"))
 	s.await(phone, lab.CallClosed, over, 10*time.Second)
