@@ -31,7 +31,7 @@ func matrixConfig(c config.Config, r *appservice.Registration, node string) matr
 		HomeserverURL: c.Homeserver.Address, Domain: c.Homeserver.Domain,
 		ASToken: r.AppToken, HSToken: r.ServerToken, ID: r.ID,
 		BotLocalpart: c.AppService.Bot, BotName: c.AppService.BotName, GhostPrefix: c.AppService.GhostPrefix, GhostAvatar: c.AppService.GhostAvatar,
-		Node: node,
+		Node:       node,
 		AllowPlain: c.Calls.AllowPlain, ICE: ice,
 	}
 }

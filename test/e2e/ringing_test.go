@@ -69,10 +69,16 @@ func TestPhoneIsRefusedWhenMemberDeclines(t *testing.T) {
 
 // A person declines by a message, written in the client.
 func TestPhoneIsRefusedWhenMemberWritesThatTheyDecline(t *testing.T) {
-	for _, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
-		t.Run(string(kind), func(t *testing.T) {
-			s, users := newScene(t, lab.RoomOptions{}, "alice")
-			alice, phone := s.page(kind, users[0]), s.phone("desk", lab.PhoneOptions{})
+	for name, c := range map[string]struct {
+		kind lab.Kind
+		room lab.RoomOptions
+	}{
+		"hydrogen": {lab.Hydrogen, lab.RoomOptions{}}, "js-sdk": {lab.JSSDK, lab.RoomOptions{}},
+		"hydrogen in an encrypted room": {lab.Hydrogen, lab.RoomOptions{Encrypted: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, users := newScene(t, c.room, "alice")
+			alice, phone := s.page(c.kind, users[0]), s.phone("desk", lab.PhoneOptions{})
 			s.ring(phone)
 			_, err := alice.AwaitCall(s.ctx, s.room.ID)
 			s.must(err)
@@ -82,7 +88,7 @@ func TestPhoneIsRefusedWhenMemberWritesThatTheyDecline(t *testing.T) {
 	}
 }
 
-// In an encrypted room a client encrypts its messages, which the bridge does not read, but not its reactions.
+// In an encrypted room a client reads who calls, and does not encrypt its reaction.
 func TestPhoneIsRefusedWhenMemberReactsInEncryptedRoom(t *testing.T) {
 	for _, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDKRust} {
 		t.Run(string(kind), func(t *testing.T) {
@@ -91,7 +97,7 @@ func TestPhoneIsRefusedWhenMemberReactsInEncryptedRoom(t *testing.T) {
 			s.ring(phone)
 			_, err := alice.AwaitCall(s.ctx, s.room.ID)
 			s.must(err)
-			s.must(alice.React(s.ctx, s.room.ID, s.ringNotice().ID, "❌"))
+			s.must(alice.React(s.ctx, s.room.ID, s.confided(alice, "Call from").ID, "❌"))
 			s.refusedWithBusyTone(phone, "603", time.Since(s.dialed))
 		})
 	}

@@ -1,7 +1,7 @@
 import { Client, FeatureFlag, FeatureSet, LoadStatus, LocalMedia, Platform, createNavigation } from "hydrogen-view-sdk";
 import { capture, capturedMessages, messages, note, until } from "./common.js";
 
-let platform, client, calls, current;
+let platform, client, calls, current, timeline;
 
 const assetPaths = {
     downloadSandbox: "/hydrogen/download-sandbox.html",
@@ -139,6 +139,13 @@ window.peer = {
     },
 
     say: async (room, text) => { await client.session.rooms.get(room).sendEvent("m.room.message", { msgtype: "m.text", body: text }); },
+    // notices are those of a room as a person reads them, the newest last; hydrogen shows an edit as another one.
+    async notices(room) {
+        timeline ??= await client.session.rooms.get(room).openTimeline();
+        return [...timeline.entries]
+            .filter((entry) => entry.eventType === "m.room.message" && entry.content.msgtype === "m.notice")
+            .map((entry) => ({ id: entry.id, body: entry.content.body, encrypted: entry.isEncrypted }));
+    },
     react: async (room, event, key) => {
         await client.session.rooms.get(room).sendEvent("m.reaction", { "m.relates_to": { rel_type: "m.annotation", event_id: event, key } });
     },
