@@ -141,7 +141,11 @@ window.peer = {
     say: async (room, text) => { await client.session.rooms.get(room).sendEvent("m.room.message", { msgtype: "m.text", body: text }); },
     // notices are those of a room as a person reads them, the newest last; hydrogen shows an edit as another one.
     async notices(room) {
-        timeline ??= await client.session.rooms.get(room).openTimeline();
+        if (!timeline) {
+            timeline = await client.session.rooms.get(room).openTimeline();
+            const nothing = () => {};
+            timeline.entries.subscribe({ onAdd: nothing, onUpdate: nothing, onRemove: nothing, onMove: nothing, onReset: nothing });
+        }
         return [...timeline.entries]
             .filter((entry) => entry.eventType === "m.room.message" && entry.content.msgtype === "m.notice")
             .map((entry) => ({ id: entry.id, body: entry.content.body, encrypted: entry.isEncrypted }));
