@@ -15,17 +15,21 @@ type Rate struct {
 
 // Rates are how often PINs may be guessed.
 type Rates struct {
-	Number Rate // by one number on one trunk; callers without a number are one
-	Trunk  Rate // by all numbers of a trunk: numbers can be forged; those that know a PIN have as much together, and strangers
-	All    Rate // likewise
+	Number Rate // by one number on one trunk
+	// Anonymous is by all callers of a trunk without a number: they can't be told apart. It is slower than Trunk, so that they alone never
+	// shut out callers with a number.
+	Anonymous Rate
+	Trunk     Rate // by all numbers of a trunk: numbers can be forged; those that know a PIN have as much together, and strangers
+	All       Rate // likewise
 }
 
 // DefaultRates let an honest person mistype and let a thief try about two thousand PINs a day, of a million or more.
 func DefaultRates() Rates {
 	return Rates{
-		Number: Rate{Burst: 6, Every: 10 * time.Minute},
-		Trunk:  Rate{Burst: 60, Every: time.Minute},
-		All:    Rate{Burst: 200, Every: 40 * time.Second},
+		Number:    Rate{Burst: 6, Every: 10 * time.Minute},
+		Anonymous: Rate{Burst: 20, Every: 2 * time.Minute},
+		Trunk:     Rate{Burst: 60, Every: time.Minute},
+		All:       Rate{Burst: 200, Every: 40 * time.Second},
 	}
 }
 
@@ -112,7 +116,7 @@ func (b *Budget) Right(now time.Time, trunk, number string) (name string, until 
 		return "", time.Time{}
 	}
 	until = now.Add(KnownFor)
-	b.bucket(nameOfNumber(trunk, number), b.rates.Number).known = until
+	b.ofNumber(trunk, number).known = until
 	return nameOfKnown(trunk, number), until
 }
 
@@ -140,7 +144,7 @@ func (b *Budget) Names(trunk, number string) []string {
 func (b *Budget) Learn(now time.Time, trunk, number string, stored map[string]time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	own := b.bucket(nameOfNumber(trunk, number), b.rates.Number)
+	own := b.ofNumber(trunk, number)
 	if until := stored[nameOfKnown(trunk, number)]; number != "" && !until.After(now.Add(KnownFor)) {
 		own.known = later(own.known, until)
 	}
@@ -155,8 +159,17 @@ func (b *Budget) Learn(now time.Time, trunk, number string, stored map[string]ti
 
 // counting returns the buckets that count for a caller. Called with mu held.
 func (b *Budget) counting(now time.Time, trunk, number string) []*bucket {
-	own := b.bucket(nameOfNumber(trunk, number), b.rates.Number)
+	own := b.ofNumber(trunk, number)
 	return append([]*bucket{own}, b.common(trunk, own.known.After(now))...)
+}
+
+// ofNumber returns the bucket of a caller. Called with mu held.
+func (b *Budget) ofNumber(trunk, number string) *bucket {
+	rate := b.rates.Number
+	if number == "" {
+		rate = b.rates.Anonymous
+	}
+	return b.bucket(nameOfNumber(trunk, number), rate)
 }
 
 // common returns the buckets that all numbers of a trunk share that know a PIN, or don't. Called with mu held.

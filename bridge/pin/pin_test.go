@@ -210,6 +210,32 @@ func TestWhoKnowsOnePINGuessesOthersNoOftenerThanAStranger(t *testing.T) {
 	}
 }
 
+// All who withhold their number look alike. One of them who mistypes, or guesses twice as often as a number may, shuts out none of the
+// others; and one who guesses all the time never uses up what is left to callers with a number.
+func TestCallersWithoutANumberShareABudgetOfTheirOwn(t *testing.T) {
+	b := NewBudget(DefaultRates())
+	for i := range 12 {
+		if !b.Take(epoch, "carrier", "") {
+			t.Fatalf("guess %d without a number is refused", i+1)
+		}
+	}
+	now, guesses := epoch, 12
+	for range 24 * 60 * 6 {
+		if b.Take(now, "carrier", "") {
+			guesses++
+		}
+		now = now.Add(10 * time.Second)
+	}
+	if guesses < 500 || guesses > 800 {
+		t.Errorf("%d guesses a day without a number, want 20 and one each two minutes", guesses)
+	}
+	for i := range 30 {
+		if !b.Take(now, "carrier", fmt.Sprint("+4930", i)) {
+			t.Fatalf("number %d pays for callers without one", i+1)
+		}
+	}
+}
+
 func TestATryThatFailsAtOneBucketIsTakenFromNone(t *testing.T) {
 	b := NewBudget(Rates{Number: Rate{1, time.Hour}, Trunk: Rate{3, time.Hour}, All: Rate{9, time.Hour}})
 	for range 20 {
