@@ -365,7 +365,10 @@ func (w *watch) heardPong() bool {
 	w.ponging = false
 	w.stack.log.Warn("connection to a registrar is dead: a keep-alive got no answer", "trunk", w.trunk.Name, "peer", addrPortOf(conn.RemoteAddr()))
 	conn.cut()
-	for w.stack.streamTo(w.good) == conn && pauseFor(w.stack.root, settle) { // until sipgo has noticed
+	for range 100 { // until sipgo has noticed
+		if w.stack.streamTo(w.good) != conn || !pauseFor(w.stack.root, settle) {
+			break
+		}
 	}
 	return false
 }
