@@ -42,25 +42,13 @@ func TestG711RoundTrip(t *testing.T) {
 }
 
 func TestRecorderKeepsGaps(t *testing.T) {
-	began := time.Now()
-	r := recorder{began: began, rate: Rate}
-	muLaw, err := codecs[0].start()
-	if err != nil {
-		t.Fatal(err)
-	}
-	packet := func(at time.Duration, ssrc, ts uint32) {
-		payload := make([]byte, codecs[0].frameSamples())
-		for i := range payload {
-			payload[i] = encodeMuLaw(1000)
-		}
-		r.write(&rtp.Packet{Header: rtp.Header{SSRC: ssrc, Timestamp: ts}, Payload: payload}, muLaw, began.Add(at))
-	}
-	packet(120*time.Millisecond, 1, 5000)
-	packet(145*time.Millisecond, 1, 5160)  // late by 5 ms: laid out by its timestamp
-	packet(400*time.Millisecond, 1, 7240)  // after a gap of 240 ms
-	packet(1000*time.Millisecond, 2, 1)    // another sender: laid out by its arrival
-	packet(1020*time.Millisecond, 1, 7240) // an old one, far too late
-	heard := r.heard(began.Add(1500 * time.Millisecond))
+	r, packet := record(t)
+	packet(120*time.Millisecond, 1, 1, 5000)
+	packet(145*time.Millisecond, 1, 2, 5160)  // late by 5 ms: laid out by its timestamp
+	packet(400*time.Millisecond, 1, 3, 7240)  // after a gap of 240 ms
+	packet(1000*time.Millisecond, 2, 1, 1)    // another sender: laid out by its arrival
+	packet(1020*time.Millisecond, 1, 3, 7240) // an old one, far too late
+	heard := r.heard(r.began.Add(1500 * time.Millisecond))
 	if len(heard) != 12000 {
 		t.Fatalf("recording has %d samples, want 12000", len(heard))
 	}
@@ -69,5 +57,46 @@ func TestRecorderKeepsGaps(t *testing.T) {
 		if sound(ms) != want {
 			t.Errorf("sound at %d ms: %v, want %v", ms, sound(ms), want)
 		}
+	}
+}
+
+// A machine without time delivers what was sent in order late, and then all at once: nothing is missing in it.
+func TestRecorderBelievesTheClockOfWhoCatchesUp(t *testing.T) {
+	r, packet := record(t)
+	at := func(n int) time.Duration { return time.Duration(n) * 20 * time.Millisecond }
+	for n := range 100 {
+		arrives := at(n + 1)
+		if n >= 10 && n < 60 {
+			arrives = at(61) // held up for a second
+		}
+		packet(arrives, 1, uint16(n), uint32(160*n))
+	}
+	// Who pauses and goes on as if nothing had been is believed for two seconds.
+	const pause = 100
+	for n := 100; n < 250; n++ {
+		packet(at(n+pause+1), 1, uint16(n), uint32(160*n))
+	}
+	heard := r.heard(r.began.Add(at(250 + pause)))
+	for frame, want := range map[int]bool{0: true, 9: true, 10: true, 59: true, 60: true, 99: true, 100: true, 199: true, 200: false, 299: false, 301: true, 349: true} {
+		if got := heard[frame*160+80] != 0; got != want {
+			t.Errorf("sound in frame %d: %t, want %t", frame, got, want)
+		}
+	}
+}
+
+// record is a recorder, and what gives it a packet of sound that arrives so long after its beginning.
+func record(t *testing.T) (*recorder, func(at time.Duration, ssrc uint32, seq uint16, ts uint32)) {
+	t.Helper()
+	r := &recorder{began: time.Now(), rate: Rate}
+	muLaw, err := codecs[0].start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, func(at time.Duration, ssrc uint32, seq uint16, ts uint32) {
+		payload := make([]byte, codecs[0].frameSamples())
+		for i := range payload {
+			payload[i] = encodeMuLaw(1000)
+		}
+		r.write(&rtp.Packet{Header: rtp.Header{SSRC: ssrc, SequenceNumber: seq, Timestamp: ts}, Payload: payload}, muLaw, r.began.Add(at))
 	}
 }
