@@ -17,6 +17,10 @@ type digitReader struct {
 	ended    bool
 }
 
+// lateCopy is how far, in units of the clock, a packet of an earlier event may lie back: 8 s at 8 kHz, 1.4 s at 48 kHz. What lies further
+// back comes from a stream that has begun anew under its old SSRC, as gateways send it that keep theirs while the phone behind changes.
+const lateCopy = 1 << 16
+
 const dtmfKeys = "0123456789*#ABCD"
 
 // read takes the payload of one telephone-event packet and says whether it is a new press of key.
@@ -30,7 +34,7 @@ func (r *digitReader) read(ssrc, ts uint32, payload []byte) (key byte, pressed b
 		return 0, false // flash, tones of modems: not keys
 	}
 	if r.started && ssrc == r.ssrc {
-		if int32(ts-r.ts) < 0 {
+		if back := r.ts - ts; back != 0 && back <= lateCopy {
 			return 0, false // late copy of an earlier event
 		}
 		if r.continues(ts, event, duration) {
@@ -50,8 +54,8 @@ func (r *digitReader) continues(ts uint32, event byte, duration uint16) bool {
 	if event != r.event || r.ended {
 		return false
 	}
-	if r.duration == 0xffff && ts == r.ts+0xffff {
-		return true // §2.5.1.3: a long press goes on as a new segment
+	if ts == r.ts+0xffff {
+		return true // §2.5.1.3: a long press goes on as a new segment, the end of the one before may be lost
 	}
 	// Some gateways advance the timestamp in each packet of one press; there the duration still grows.
 	return duration > r.duration && ts-r.ts <= uint32(duration)

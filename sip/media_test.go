@@ -46,10 +46,16 @@ func TestDigits(t *testing.T) {
 		{"ends lost, same key again", join(press(1000, 5)[:2], press(2000, 5)), "55"},
 		{"beginning lost", press(1000, 7)[2:3], "7"},
 		{"repeated and reordered", join(press(1000, 1), press(2000, 2), press(1000, 1)[3:]), "12"},
+		{"the stream begins anew under its SSRC", join(press(900000, 1), press(1000, 2), press(2000, 2)), "122"},
 		{"timestamps wrap", join(press(0xffffff00, 1), press(200, 2)), "12"},
 		{
 			"a long press in segments",
 			[]packet{{1, 1000, 3, false, 160}, {1, 1000, 3, false, 0xffff}, {1, 1000 + 0xffff, 3, false, 160}, {1, 1000 + 0xffff, 3, true, 800}},
+			"3",
+		},
+		{
+			"a long press in segments, the last packet of the first lost",
+			[]packet{{1, 1000, 3, false, 160}, {1, 1000, 3, false, 0xff5f}, {1, 1000 + 0xffff, 3, false, 160}, {1, 1000 + 0xffff, 3, true, 800}},
 			"3",
 		},
 		{
@@ -116,6 +122,40 @@ func TestSourceLockFollowsAPhoneThatIsMoved(t *testing.T) {
 				{sdp, 1, 7, false},
 			},
 			samePC,
+		},
+		{
+			"the phone itself, after a machine beside it made the ringback", nil,
+			[]step{
+				{samePC, 1, 1, false},
+				{samePC, 1, 2, false},
+				{samePC, 1, 3, false},
+				{samePC, 1, 4, true},
+				{sdp, 2, 1, false}, // while that is heard: not yet
+				{sdp, 2, 2, false},
+				{samePC, 1, 5, true},
+				{},
+				{sdp, 2, 3, false},
+				{sdp, 2, 4, false},
+				{sdp, 2, 5, false},
+				{sdp, 2, 6, true},
+				{samePC, 1, 6, false},
+			},
+			sdp,
+		},
+		{
+			"the phone itself, after another host made the ringback", trusted,
+			[]step{
+				{nat, 1, 1, false},
+				{nat, 1, 2, false},
+				{nat, 1, 3, false},
+				{nat, 1, 4, true},
+				{},
+				{sdp, 2, 1, false},
+				{sdp, 2, 2, false},
+				{sdp, 2, 3, false},
+				{sdp, 2, 4, true},
+			},
+			sdp,
 		},
 		{
 			"another port while the phone is heard: never", trusted,

@@ -13,10 +13,11 @@ import (
 //	expecting --4 sane packets from an allowed other source--> locked (learned)
 //	locked    --re-INVITE with another address---------------> expecting
 //	locked    --silence, then its stream from another port---> locked (learned)
+//	locked    --silence, then a stream from the SDP address---> locked (learned)
 //	locked    --a description that ends a hold----------------> expecting, and the source of before at once
 //
-// The last but one is a NAT that has given the phone another port: same host, same SSRC, 4 sane packets, and nothing from the port
-// before for a second.
+// The third from below is a NAT that has given the phone another port: same host, same SSRC, 4 sane packets, and nothing from the port
+// before for a second. The one after it is a phone that was not heard first: a machine beside it made the ringback, or an announcement.
 //
 // Expecting has no end: a phone may be muted, or ring for minutes, before its first packet, and one behind NAT that was
 // not learned in time would be dumb and deaf for the whole call. What that leaves to an attacker stands in docs/sip.md.
@@ -56,7 +57,7 @@ func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16, now ti
 	case l.locked.IsValid() && from == l.locked:
 	case l.expecting() && from == l.remote:
 		learned = l.locked.IsValid()
-	case !l.expecting() && !l.mayMove(from.Addr(), ssrc, now), l.expecting() && !l.mayLearn(from.Addr()):
+	case !l.expecting() && !l.mayMove(from, ssrc, now), l.expecting() && !l.mayLearn(from.Addr()):
 		return false, false
 	default:
 		if learned = l.sane(from, ssrc, seq); !learned {
@@ -95,9 +96,13 @@ func (l *sourceLock) sane(from netip.AddrPort, ssrc uint32, seq uint16) bool {
 	return l.run >= learnPackets
 }
 
-// mayMove: the phone's stream from another port of the host it came from, when that one is silent.
-func (l *sourceLock) mayMove(from netip.Addr, ssrc uint32, now time.Time) bool {
-	return from == l.locked.Addr() && ssrc == l.talker && !l.heard.IsZero() && now.Sub(l.heard) >= moveAfter
+// mayMove: when the source that is believed is silent, the phone's stream from another port of that host, or any from where the phone
+// has said that it is.
+func (l *sourceLock) mayMove(from netip.AddrPort, ssrc uint32, now time.Time) bool {
+	if l.heard.IsZero() || now.Sub(l.heard) < moveAfter {
+		return false
+	}
+	return from == l.remote || from.Addr() == l.locked.Addr() && ssrc == l.talker
 }
 
 // mayLearn: another port of the host in the SDP is ordinary (sending and receiving ports may differ), another host only
