@@ -51,6 +51,7 @@ const (
 	ringTimeout  = 3 * time.Minute // RFC 3261 §16.6 gives proxies at least as much (timer C)
 	cancelWait   = 64 * t1         // §9.1: for the 487
 	maxRedirects = 5
+	silentRest   = time.Minute // a target that says nothing gets no calls, as long as there is another one
 )
 
 // outgoing is an INVITE of ours and what has become of it. Only run touches it.
@@ -637,6 +638,7 @@ func (c *Call) unanswered(branch string, err error) {
 	case o.cancel:
 		c.end()
 	case len(o.targets) > 1:
+		c.stack.neighbours.leave(o.targets[0].addr, silentRest)
 		o.targets = o.targets[1:]
 		c.inviteAgain()
 	case timeout:

@@ -467,6 +467,14 @@ func TestNextTargetWhenOneFails(t *testing.T) { // RFC 3263 §4.3
 				if ack := other.last(); !strings.HasPrefix(ack, "ACK sip:200@192.0.2.21:5060") {
 					t.Errorf("the other got %q", ack)
 				}
+				if silent { // the next call does not wait for it
+					b.peer.forget()
+					b.dials()
+					wantLines(t, "the silent one received", b.peer.lines(), nil)
+					if got := other.last(); !strings.HasPrefix(got, "INVITE") || headerIn(got, "Call-ID") == headerIn(inv, "Call-ID") {
+						t.Errorf("of the next call the other got %q", got)
+					}
+				}
 			})
 		})
 	}
