@@ -90,28 +90,54 @@ func TestDigits(t *testing.T) {
 	}
 }
 
-func TestSourceLockFollowsAPhoneThatIsMoved(t *testing.T) {
-	var (
-		sdp     = addr("192.0.2.20:4000")
-		nat     = addr("198.51.100.7:31000")
-		samePC  = addr("192.0.2.20:4444")
-		trusted = func(a netip.Addr) bool { return a == nat.Addr() }
-	)
-	type step struct { // none of it: a second and a half of silence
-		from netip.AddrPort
-		ssrc uint32
-		seq  uint16
-		ok   bool
+// Sources of sound: where the description says the phone is, its NAT, another port of its host; and who trusts the NAT.
+var (
+	sdp     = addr("192.0.2.20:4000")
+	nat     = addr("198.51.100.7:31000")
+	samePC  = addr("192.0.2.20:4444")
+	trusted = func(a netip.Addr) bool { return a == nat.Addr() }
+)
+
+// lockStep is a packet and whether it is taken; none of it: a second and a half of silence.
+type lockStep struct {
+	from netip.AddrPort
+	ssrc uint32
+	seq  uint16
+	ok   bool
+}
+
+// lockCase is what a lock takes, and where it ends.
+type lockCase struct {
+	name    string
+	allowed func(netip.Addr) bool
+	steps   []lockStep
+	locked  netip.AddrPort
+}
+
+func (tt lockCase) run(t *testing.T) {
+	var l sourceLock
+	l.expect(sdp, tt.allowed)
+	now := time.Unix(1, 0)
+	for i, s := range tt.steps {
+		if s == (lockStep{}) {
+			now = now.Add(1500 * time.Millisecond)
+			continue
+		}
+		now = now.Add(20 * time.Millisecond)
+		if ok, _ := l.accept(s.from, s.ssrc, s.seq, now); ok != s.ok {
+			t.Errorf("step %d: accept(%v) = %v, want %v", i, s.from, ok, s.ok)
+		}
 	}
-	for _, tt := range []struct {
-		name    string
-		allowed func(netip.Addr) bool
-		steps   []step
-		locked  netip.AddrPort
-	}{
+	if l.locked != tt.locked {
+		t.Errorf("locked to %v, want %v", l.locked, tt.locked)
+	}
+}
+
+func TestSourceLockFollowsAPhoneThatIsMoved(t *testing.T) {
+	for _, tt := range []lockCase{
 		{
 			"a NAT gives the phone another port", nil,
-			[]step{
+			[]lockStep{
 				{sdp, 1, 1, true},
 				{samePC, 1, 2, false},
 				{},
@@ -124,8 +150,44 @@ func TestSourceLockFollowsAPhoneThatIsMoved(t *testing.T) {
 			samePC,
 		},
 		{
+			"another port while the phone is heard: never", trusted,
+			[]lockStep{
+				{sdp, 1, 1, true},
+				{samePC, 1, 2, false},
+				{samePC, 1, 3, false},
+				{sdp, 1, 2, true},
+				{samePC, 1, 4, false},
+				{samePC, 1, 5, false},
+				{samePC, 1, 6, false},
+			},
+			sdp,
+		},
+		{
+			"another stream, or another host, after silence: never", trusted,
+			[]lockStep{
+				{sdp, 1, 1, true},
+				{},
+				{samePC, 2, 2, false},
+				{samePC, 2, 3, false},
+				{samePC, 2, 4, false},
+				{samePC, 2, 5, false},
+				{nat, 1, 2, false},
+				{nat, 1, 3, false},
+				{nat, 1, 4, false},
+				{nat, 1, 5, false},
+			},
+			sdp,
+		},
+	} {
+		t.Run(tt.name, tt.run)
+	}
+}
+
+func TestSourceLockComesToThePhoneAfterAnothersRingback(t *testing.T) {
+	for _, tt := range []lockCase{
+		{
 			"the phone itself, after a machine beside it made the ringback", nil,
-			[]step{
+			[]lockStep{
 				{samePC, 1, 1, false},
 				{samePC, 1, 2, false},
 				{samePC, 1, 3, false},
@@ -144,7 +206,7 @@ func TestSourceLockFollowsAPhoneThatIsMoved(t *testing.T) {
 		},
 		{
 			"the phone itself, after another host made the ringback", trusted,
-			[]step{
+			[]lockStep{
 				{nat, 1, 1, false},
 				{nat, 1, 2, false},
 				{nat, 1, 3, false},
@@ -157,54 +219,8 @@ func TestSourceLockFollowsAPhoneThatIsMoved(t *testing.T) {
 			},
 			sdp,
 		},
-		{
-			"another port while the phone is heard: never", trusted,
-			[]step{
-				{sdp, 1, 1, true},
-				{samePC, 1, 2, false},
-				{samePC, 1, 3, false},
-				{sdp, 1, 2, true},
-				{samePC, 1, 4, false},
-				{samePC, 1, 5, false},
-				{samePC, 1, 6, false},
-			},
-			sdp,
-		},
-		{
-			"another stream, or another host, after silence: never", trusted,
-			[]step{
-				{sdp, 1, 1, true},
-				{},
-				{samePC, 2, 2, false},
-				{samePC, 2, 3, false},
-				{samePC, 2, 4, false},
-				{samePC, 2, 5, false},
-				{nat, 1, 2, false},
-				{nat, 1, 3, false},
-				{nat, 1, 4, false},
-				{nat, 1, 5, false},
-			},
-			sdp,
-		},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			var l sourceLock
-			l.expect(sdp, tt.allowed)
-			now := time.Unix(1, 0)
-			for i, s := range tt.steps {
-				if s == (step{}) {
-					now = now.Add(1500 * time.Millisecond)
-					continue
-				}
-				now = now.Add(20 * time.Millisecond)
-				if ok, _ := l.accept(s.from, s.ssrc, s.seq, now); ok != s.ok {
-					t.Errorf("step %d: accept(%v) = %v, want %v", i, s.from, ok, s.ok)
-				}
-			}
-			if l.locked != tt.locked {
-				t.Errorf("locked to %v, want %v", l.locked, tt.locked)
-			}
-		})
+		t.Run(tt.name, tt.run)
 	}
 }
 
