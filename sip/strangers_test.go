@@ -3,8 +3,6 @@ package sip_test
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/netip"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -52,27 +50,37 @@ func TestScannerFindsNothing(t *testing.T) {
 }
 
 const (
-	floodTime    = 5 * time.Second
+	floodTime    = 4 * time.Second
 	floodRate    = 1000 // INVITEs a second
+	floodCalls   = floodRate * int(floodTime/time.Second)
 	longestSound = 40 * time.Millisecond
 )
 
+// flooded is the number that a flood calls.
+const flooded = "666"
+
+// aloneInvite is what sipp floods with: it dials flooded once, and says nothing else unless it is answered.
+func aloneInvite() string {
+	return strings.ReplaceAll(strings.Replace(asks("INVITE", 1, media(1, "sendrecv")), ` retrans="500"`, "", 1), "sip:1000@", "sip:"+flooded+"@")
+}
+
+// A stranger gets no answer: sipp takes any for a fault.
 func TestFloodOfStrangersIsNotHeard(t *testing.T) {
 	floodBesideACall(t, testConfig(sip.UDP), stranger, func(s sip.Stats) uint64 { return s.Dropped["unknown source"] })
 }
 
-// A PBX that calls in circles: it gets 503 for most, and that leaves nothing behind.
+// A PBX that calls in circles: it gets 503 for most, or nothing, and that leaves nothing behind.
 func TestFloodOfATrunkIsNotHeard(t *testing.T) {
 	config := testConfig(sip.UDP)
 	config.Trunks[0].InvitesPerSecond = 5
 	floodBesideACall(t, config, "127.0.0.66", func(s sip.Stats) uint64 {
 		return s.TurnedAway[sip.Turned{Trunk: "lab", Why: "calls per second"}] + s.Dropped["flood"]
-	})
+	}, "-default_behaviors", "all,-abortunexp") // answers are no fault
 }
 
-// floodBesideACall sends many calls from an address while another phone talks. Nearly all must be held back, as held counts them. What
-// others do on the machine makes gaps, too; a round without them shows that the flood makes none.
-func floodBesideACall(t *testing.T, config sip.Config, from string, held func(sip.Stats) uint64) {
+// floodBesideACall has sipp make many calls from an address while another phone talks. Nearly all must be held back, as held counts
+// them. What others do on the machine makes gaps, too: two rounds of three without are enough.
+func floodBesideACall(t *testing.T, config sip.Config, from string, held func(sip.Stats) uint64, args ...string) {
 	t.Helper()
 	inLab(t)
 	b := newBed(t, config, func(s *served) {
@@ -97,22 +105,26 @@ func floodBesideACall(t *testing.T, config sip.Config, from string, held func(si
 			longest.Store(now - before)
 		}
 	})
-	var in, out time.Duration // the longest gaps in what the phone says, and in what it hears
-	for round := range 3 {
-		call.Play(tone(440, floodTime+2*time.Second))
+	good, rounds := 0, 0
+	for ; good < 2 && rounds < good+2; rounds++ {
+		call.Play(tone(440, 3*floodTime))
 		time.Sleep(500 * time.Millisecond)
 		before, dropped := heapInUse(), held(b.stack.Stats())
 		_, heard := call.Packets()
 		last.Store(0)
 		longest.Store(0)
 		call.LongestPause()
-		sent := flood(t, from, b.stack.Addr(sip.UDP))
-		in, out = time.Duration(longest.Load()), call.LongestPause()
+		began := time.Now()
+		plays(t, []string{aloneInvite(), `<pause milliseconds="500"/>`}, append([]string{
+			b.addr(sip.UDP), "-i", from, "-m", fmt.Sprint(floodCalls), "-r", fmt.Sprint(floodRate), "-l", fmt.Sprint(floodCalls),
+		}, args...)...)()
+		took := time.Since(began)
+		in, out := time.Duration(longest.Load()), call.LongestPause() // in what the phone says, and in what it hears
 		grown := int64(heapInUse()) - int64(before)
 		dropped = held(b.stack.Stats()) - dropped
-		t.Logf("round %d: %d INVITEs sent, %d held back, longest gap %v from the phone and %v to it, heap grew by %d KiB", round, sent, dropped, in, out, grown>>10)
-		if dropped < uint64(sent)*9/10 {
-			t.Errorf("only %d of %d INVITEs were held back", dropped, sent)
+		t.Logf("round %d: %d INVITEs in %.1f s, %d messages held back, longest gap %v from the phone and %v to it, heap grew by %d KiB", rounds, floodCalls, took.Seconds(), dropped, in, out, grown>>10)
+		if dropped < uint64(floodCalls)*9/10 {
+			t.Errorf("only %d messages of %d INVITEs were held back", dropped, floodCalls)
 		}
 		if grown > 1<<20 {
 			t.Errorf("heap grew by %d KiB", grown>>10)
@@ -120,49 +132,19 @@ func floodBesideACall(t *testing.T, config sip.Config, from string, held func(si
 		if _, now := call.Packets(); last.Load() == 0 || now-heard < int(floodTime/(20*time.Millisecond))*9/10 {
 			t.Fatalf("the phone was heard: %t, and has received %d packets", last.Load() != 0, now-heard)
 		}
-		if max(in, out) <= longestSound {
-			break
+		if max(in, out) <= longestSound && took < floodTime*3/2 {
+			good++
 		}
 	}
-	if max(in, out) > longestSound {
-		t.Errorf("longest gap %v from the phone and %v to it in the last of three rounds, want at most %v in one of them", in, out, longestSound)
+	if good < 2 {
+		t.Errorf("%d rounds of %d without a gap longer than %v beside a flood of %d INVITEs a second, want 2 of 3", good, rounds, longestSound, floodRate)
 	}
-	if st := b.stack.Stats(); st.Invites > 1+3*floodRate/20 || from == stranger && st.Invites != 1 || st.Calls != 1 {
+	if st := b.stack.Stats(); st.Invites > uint64(1+rounds*floodCalls/20) || from == stranger && st.Invites != 1 || st.Calls != 1 {
 		t.Errorf("the flood made calls: %+v", st)
 	}
 	if err := call.Hangup(timeout(t, 5*time.Second)); err != nil {
 		t.Error(err)
 	}
-}
-
-// flooded is the number that a flood calls.
-const flooded = "666"
-
-// flood sends INVITEs from an address for floodTime, and says how many. A stranger gets no answer.
-func flood(t *testing.T, from string, to netip.AddrPort) int {
-	t.Helper()
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	sdp := "v=0\r\no=- 1 1 IN IP4 " + from + "\r\ns=-\r\nc=IN IP4 " + from + "\r\nt=0 0\r\nm=audio 4000 RTP/AVP 0\r\n"
-	sent := 0
-	for began := time.Now(); time.Since(began) < floodTime; time.Sleep(5 * time.Millisecond) {
-		for due := int(time.Since(began).Seconds() * floodRate); sent < due; sent++ {
-			m := fmt.Sprintf("INVITE sip:"+flooded+"@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP %s;branch=z9hG4bK%d\r\nMax-Forwards: 70\r\n"+
-				"From: <sip:x@%[1]s>;tag=%[2]d\r\nTo: <sip:"+flooded+"@127.0.0.1>\r\nCall-ID: flood-%[2]d\r\nCSeq: 1 INVITE\r\nContact: <sip:x@%[1]s>\r\n"+
-				"Content-Type: application/sdp\r\nContent-Length: %[3]d\r\n\r\n%[4]s", conn.LocalAddr(), sent, len(sdp), sdp)
-			if _, err := conn.WriteToUDPAddrPort([]byte(m), to); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-	if n, err := conn.Read(make([]byte, 1500)); err == nil && from == stranger {
-		t.Errorf("a stranger was answered with %d octets", n)
-	}
-	return sent
 }
 
 func heapInUse() uint64 {
