@@ -158,7 +158,7 @@ func (b *Bridge) configure(homeserver string) error {
 				map[string]string{"transport": "tcp", "address": b.sip},
 			},
 			"trunks": []any{map[string]any{
-				"name": "lab", "networks": []string{"127.0.0.0/8"}, "proxy": fmt.Sprintf("127.0.0.1:%d", b.lab.called), "extensions": []string{"7xx"},
+				"name": "lab", "networks": []string{"127.0.0.0/24"}, "proxy": fmt.Sprintf("127.0.0.1:%d", b.lab.called), "extensions": []string{"7xx"},
 				"transfers": "trunk", // phones may hand over, in rooms that may call
 			}},
 		},

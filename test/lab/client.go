@@ -259,6 +259,21 @@ func (c *Client) MemberName(ctx context.Context, room id.RoomID, user id.UserID)
 	return evaluate[string](ctx, c, "peer.memberName(%s, %s)", room, user)
 }
 
+// Concealed returns how much sound the page has made up so far for what did not come in time.
+func (c *Client) Concealed(ctx context.Context) (time.Duration, error) {
+	stats, err := evaluate[[]struct {
+		In struct{ Concealed int }
+	}](ctx, c, "lab.stats()")
+	if err != nil {
+		return 0, fmt.Errorf("client %s: %w", c.User.Name, err)
+	}
+	samples := 0
+	for _, connection := range stats {
+		samples += connection.In.Concealed
+	}
+	return time.Duration(samples) * time.Second / 48000, nil // Opus always has that rate (RFC 7587 §4.1)
+}
+
 // RestartICE makes every live connection of the page restart ICE, as a browser does that has changed networks.
 func (c *Client) RestartICE(ctx context.Context) error {
 	return c.do(ctx, "lab.restartICE()")

@@ -123,7 +123,12 @@ func (b *Bridge) Metric(ctx context.Context, name string) (float64, error) {
 
 func sumOf(metrics, name string) (sum float64) {
 	for line := range strings.Lines(metrics) {
-		series, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		line = strings.TrimSpace(line)
+		last := strings.LastIndexByte(line, ' ') // a label's value may have spaces
+		if last < 0 {
+			continue
+		}
+		series, value := line[:last], line[last+1:]
 		if base, _, _ := strings.Cut(series, "{"); base != name {
 			continue
 		}
