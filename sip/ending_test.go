@@ -944,3 +944,46 @@ func TestCancelThatOvertakesItsInvite(t *testing.T) {
 		wantLines(t, "peer received", b.peer.lines(), []string{"100ms 481 Call/Transaction Does Not Exist"})
 	})
 }
+
+// RFC 3261 §8.1.1.5 begins to count wherever it likes.
+func TestFirstRequestOfWhoWasCalledMayHaveTheNumberZero(t *testing.T) {
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		_, inv := b.dials()
+		b.peer.answers(inv, "180 Ringing", "b1", "")
+		b.peer.forget()
+		b.peer.send(b.peer.called(inv, "OPTIONS", "o0", 0, ""))
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		b.peer.send(b.peer.called(inv, "OPTIONS", "o1", 1, ""))
+		b.peer.send(b.peer.called(inv, "OPTIONS", "o2", 0, "")) // behind that
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s ACK", "0s 200 OK", "0s 500 Out of order"})
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 2, ""))
+	})
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		_, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		b.peer.send(b.peer.called(inv, "BYE", "y1", 0, ""))
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "0s Bye", "0s Ended"})
+	})
+}
+
+// A 481 to a key may mean that the phone has lost the call, or only that it knows no INFO: it is asked (RFC 5057 §5.1).
+func TestPhoneThatAnswersAKeyWith481IsAskedWhetherItHasTheCall(t *testing.T) {
+	for status, said := range map[string]string{"481 Call/Transaction Does Not Exist": "0s Answered, 0s Failed", "200 OK": "0s Answered"} {
+		inBubble(t, func(c *Config) { quiet10h(c); c.Trunks[0].DTMF = DTMFInfo }, nil, func(b *bubble) {
+			call, inv := b.dials()
+			b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Allow: UPDATE")
+			call.Media().SendDigit('5')
+			synctest.Wait()
+			b.peer.answers(b.peer.last(), "481 Call/Transaction Does Not Exist", "", "")
+			update := b.peer.last()
+			if !strings.HasPrefix(update, "UPDATE ") {
+				t.Fatalf("after 481 the phone got %q", update)
+			}
+			b.peer.answers(update, status, "", "")
+			if got := strings.Join(withoutChanges(b.said()), ", "); got != said {
+				t.Errorf("UPDATE answered %s: said %s, want %s", status, got, said)
+			}
+			b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
+		})
+	}
+}

@@ -170,7 +170,7 @@ func (o *outgoing) checkEarly(tag string, req *gosip.Request) *refusal {
 		return refuse(481, statusText(481)).because(whyNoDialog)
 	}
 	seq := req.CSeq().SeqNo
-	if seq <= f.cseq {
+	if !follows(seq, f.cseq) {
 		return refuse(500, "Out of order")
 	}
 	f.cseq = seq

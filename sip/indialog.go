@@ -91,12 +91,16 @@ func (c *Call) checkInDialog(req *gosip.Request) *refusal {
 	// What a re-INVITE or UPDATE changes is saved before its answer leaves: who dies in between is asked again (§17.1), and the same
 	// offer gets the same answer.
 	again := seq == c.lastBefore && (req.IsInvite() || req.Method == gosip.UPDATE)
-	if seq <= c.dialog.RemoteCSeq && !again {
+	if !follows(seq, c.dialog.RemoteCSeq) && !again {
 		return refuse(500, "Out of order")
 	}
 	c.dialog.RemoteCSeq, c.lastBefore = seq, 0
 	return nil
 }
+
+// follows says that a request with this sequence number may come behind one with that: 0 is that of none yet, and a number like others
+// (§8.1.1.5), also for the first request of who was called.
+func follows(seq, last uint32) bool { return seq > last || seq == 0 && last == 0 }
 
 func (c *Call) handleBye(t *transaction) {
 	c.send(t, refuse(200, statusText(200)))
@@ -141,6 +145,8 @@ func (c *Call) handleReinvite(t *transaction) bool {
 		c.send(t, r) // the session goes on as it was (§14.2)
 		return false
 	}
+	before, refresh := c.dialog.clone(), c.nextRefresh
+	m.state(&before.Media)
 	c.refreshTarget(t.req)
 	c.refreshIdentity(t.req)
 	if len(t.req.Body()) > 0 {
@@ -150,7 +156,26 @@ func (c *Call) handleReinvite(t *transaction) bool {
 	}
 	res := c.okSDP(t, body)
 	c.saved()
-	return c.respondSDP(t, res)
+	if !c.respondSDP(t, res) {
+		c.undo(before, refresh)
+		return false
+	}
+	return true
+}
+
+// undo takes a re-INVITE back that was cancelled while what it changes was being saved: of one that is refused nothing holds (§14.2).
+func (c *Call) undo(before Dialog, refresh time.Time) {
+	now := c.dialog.Media
+	c.dialog.Media, c.dialog.RemoteTarget, c.dialog.Session = before.Media, before.RemoteTarget, before.Session
+	c.nextRefresh = refresh
+	if m := c.media.Load(); m != nil {
+		m.apply(c.dialog.Media.negotiated(), c.learnable(), time.Now())
+	}
+	if now.Format != before.Media.Format || now.Direction != before.Media.Direction {
+		c.emit(MediaChanged{before.Media.Format})
+	}
+	c.noticeHold()
+	c.changed()
 }
 
 // handleUpdate answers UPDATE (RFC 3311), with or without an offer.

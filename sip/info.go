@@ -100,6 +100,7 @@ func (c *Call) tickInfo(now time.Time) {
 func (c *Call) infoAnswered(began time.Time, code int, err error) {
 	if err != nil || code >= 300 {
 		c.log.Info("key sent as INFO was not taken", "code", code, "err", err)
+		c.doubt(code)
 	}
 	c.keys.busy = false
 	c.keys.next = began.Add(digitLength + digitPause)

@@ -422,6 +422,7 @@ func (c *Call) transferAnswered(res *gosip.Response, err error) {
 		c.transferEnds(408)
 	case !res.IsSuccess():
 		c.transferEnds(res.StatusCode)
+		c.doubt(res.StatusCode)
 	case silentRefer(res):
 		c.transferEnds(202)
 	default:

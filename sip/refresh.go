@@ -70,6 +70,17 @@ func (s *Stack) awaitTurn(over <-chan struct{}) bool {
 	return false
 }
 
+// doubt asks a phone whether it has the call which has answered another request as though it had not (RFC 5057 §5.1). Some say that of
+// methods that they do not have.
+func (c *Call) doubt(code int) {
+	if code != 481 && code != 408 || c.state != confirmed || c.asking {
+		return
+	}
+	if err := c.refresh(); err != nil {
+		c.log.Info("phone not asked", "err", err)
+	}
+}
+
 // refresh asks at once.
 func (c *Call) refresh() error {
 	err := c.ask()

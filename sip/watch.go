@@ -243,24 +243,7 @@ func (w *watch) longer(res *gosip.Response) bool {
 // registered reads how long the binding holds: of our own Contact, for others may be bound to the same address.
 func (w *watch) registered(res *gosip.Response, t target) time.Duration {
 	w.auth.accepted()
-	expires := w.expires
-	if h := headerOf(res, "Expires", ""); h != nil {
-		expires = retryAfter(h.Value())
-	}
-	own, _ := routeURI(w.dialog.Contact)
-	for _, h := range append(res.GetHeaders("Contact"), res.GetHeaders("m")...) {
-		for _, one := range splitAddresses(h.Value()) {
-			var uri gosip.Uri
-			params := gosip.NewParams()
-			if _, err := gosip.ParseAddressValue(one, &uri, &params); err != nil || uri.Host != own.Host || uri.Port != own.Port || uri.User != own.User {
-				continue
-			}
-			if v, ok := params.Get("expires"); ok {
-				expires = retryAfter(v)
-			}
-		}
-	}
-	expires = max(expires, 10*time.Second) // whatever it says, no storm
+	expires := max(w.boundFor(res), 10*time.Second) // whatever it says, no storm
 	var route []string
 	for _, h := range res.GetHeaders("Service-Route") {
 		route = append(route, splitAddresses(h.Value())...)
@@ -275,6 +258,44 @@ func (w *watch) registered(res *gosip.Response, t target) time.Duration {
 	}
 	w.failures = 0
 	return expires * 3 / 4
+}
+
+// boundFor is how long our binding holds. Others may be bound to the same address; but where none is ours, for something on the way has
+// rewritten it, it is one of them, and holds for as long as the briefest at least.
+func (w *watch) boundFor(res *gosip.Response) time.Duration {
+	expires := w.expires
+	if h := headerOf(res, "Expires", ""); h != nil {
+		expires = retryAfter(h.Value())
+	}
+	own, _ := routeURI(w.dialog.Contact)
+	port := func(u *gosip.Uri) uint16 { return cmpPort(uint16(u.Port), w.dialog.Transport) }
+	var ours, all []time.Duration
+	for _, h := range append(res.GetHeaders("Contact"), res.GetHeaders("m")...) {
+		for _, one := range splitAddresses(h.Value()) {
+			var uri gosip.Uri
+			params := gosip.NewParams()
+			if _, err := gosip.ParseAddressValue(one, &uri, &params); err != nil {
+				continue
+			}
+			holds := expires
+			if v, ok := params.Get("expires"); ok {
+				holds = retryAfter(v)
+			}
+			if holds > 0 { // else it was just removed
+				all = append(all, holds)
+			}
+			if strings.EqualFold(uri.Host, own.Host) && port(&uri) == port(&own) && uri.User == own.User {
+				ours = append(ours, holds)
+			}
+		}
+	}
+	switch {
+	case len(ours) > 0:
+		return slices.Min(ours) // the others are of before, over another transport
+	case len(all) > 0:
+		return slices.Min(all)
+	}
+	return expires
 }
 
 // ping asks whether the trunk lives (RFC 3261 §11): any answer says so, but one that it is full or nobody is behind it.

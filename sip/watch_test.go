@@ -24,6 +24,30 @@ func registering(c *Config) {
 	c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"}
 }
 
+// What is on the way may rewrite our Contact, or write its port out.
+func TestBindingHoldsAsLongAsTheRegistrarSays(t *testing.T) { // RFC 3261 §10.2.4
+	for _, tt := range []struct {
+		name, contact string
+		want          time.Duration
+	}{
+		{"ours", "<sip:bob@192.0.2.1:5060>;expires=40", 40 * time.Second},
+		{"ours, without its port", "<sip:bob@192.0.2.1>;expires=40, <sip:bob@203.0.113.9>;expires=20", 40 * time.Second},
+		{"ours twice", "<sip:bob@192.0.2.1:5060;transport=tcp>;expires=30, <sip:bob@192.0.2.1:5060>;expires=40", 30 * time.Second},
+		{"rewritten, beside another phone's", "<sip:bob@198.51.100.1:1024>;expires=20, <sip:bob@203.0.113.9>;expires=3600", 20 * time.Second},
+		{"rewritten, beside one that was removed", "<sip:bob@198.51.100.1:1024>;expires=20, <sip:bob@203.0.113.9>;expires=0", 20 * time.Second},
+		{"as asked", "<sip:bob@192.0.2.1:5060>", time.Minute},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, registering, nil, func(b *bubble) {
+				b.peer.answers(b.peer.last(), "200 OK", "r", "", "Contact: "+tt.contact)
+				if s := b.stack.Trunks(); len(s) != 1 || time.Until(s[0].Registered) != tt.want {
+					t.Errorf("registered for %v, want %v", time.Until(s[0].Registered), tt.want)
+				}
+			})
+		})
+	}
+}
+
 func TestRegistrationIsKept(t *testing.T) { // RFC 3261 §10
 	inBubble(t, registering, nil, func(b *bubble) {
 		first := b.peer.last()
