@@ -78,7 +78,7 @@ var (
 	unknownField = regexp.MustCompile(`^line (\d+): field (\S+) not found in type (\w+\.\w+)$`)
 	wrongType    = regexp.MustCompile("^line (\\d+): cannot unmarshal !!\\w+ (`.*`|!!\\w+)? ?into (\\S+)$")
 	definedTwice = regexp.MustCompile(`^line (\d+): mapping key "(.*)" already defined at line (\d+)$`)
-	foreignTag   = regexp.MustCompile("^line (\\d+): cannot unmarshal (![^! ]\\S*) ")
+	foreignTag   = regexp.MustCompile(`^line (\d+): cannot unmarshal (![^! ]\S*) `)
 	anyLine      = regexp.MustCompile(`line (\d+): (.*)$`)
 )
 
