@@ -44,7 +44,7 @@ test: need-test ## everything that needs no lab, with the race detector
 	go test -timeout 280s $(PLAIN) & plain=$$!; \
 	go test $(RACE) -timeout 280s $(RACED) || failed=1; \
 	wait $$plain || failed=1; \
-	go test $(RACE) -parallel 8 -timeout 420s $(ALONE) || failed=1; \
+	go test $(RACE) -parallel 6 -timeout 420s $(ALONE) || failed=1; \
 	exit $$failed
 
 .PHONY: e2e

@@ -14,9 +14,6 @@ import (
 	"trunkline/test/lab"
 )
 
-// refreshed tells whether the phone is a sipp with a session timer (RFC 4028), which says back what it hears.
-func refreshed(p phase) bool { return slices.Contains([]phase{phoneRefreshes, weRefresh}, p) }
-
 // timers is what rounds with session timers need, and the calls that are up through all rounds, in a room of their own.
 type timers struct {
 	peer         *lab.Sipp // of this round; nil in others
