@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"hash/fnv"
 	"math"
 	"math/rand/v2"
@@ -224,6 +225,36 @@ func TestGuessesAreCountedOverARestart(t *testing.T) {
 	b.await("another caller to come in", func() bool { return len(b.ghosts()) == 1 })
 }
 
+// Who has entered a room's PIN is not shut out when strangers guess, nor by a restart.
+func TestWhoKnowsAPINIsKnownOverARestart(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	right := b.pin()
+	anna := b.dial(b.phone("+493012345678"), pinNumber)
+	b.hears(anna, "conf-getpin", 0)
+	anna.Press(right + "#")
+	b.await("anna to come in", func() bool { return len(b.ghosts()) == 1 })
+	b.hangUp(anna)
+	b.await("anna to go", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+	b.clear()
+	b.stop()
+	b.start()
+	budget := b.process.bridge.pins.budget
+	for i := range pin.DefaultRates().Trunk.Burst {
+		if budget.Take(time.Now(), "lab", fmt.Sprint("thief", i)) == nil {
+			t.Fatalf("guess %d is refused", i+1)
+		}
+	}
+	stranger := b.dial(b.phone("+493087654321"), pinNumber)
+	b.hears(stranger, "conf-getpin", 0)
+	stranger.Press(right + "#")
+	b.hears(stranger, "conf-invalidpin", 0)
+	anna = b.dial(b.phone("+493012345678"), pinNumber)
+	b.hears(anna, "conf-getpin", 0)
+	anna.Press(right + "#")
+	b.await("anna to come in again", func() bool { return len(b.ghosts()) == 1 })
+}
+
 // Nobody can tell a room that does not exist, or a PIN that leads elsewhere, from a wrong PIN.
 func TestARoomThatDoesNotExistSoundsLikeAWrongPIN(t *testing.T) {
 	t.Parallel()
@@ -238,7 +269,7 @@ func TestWhoHasGuessedTooOftenIsNotLetInByTheRightPIN(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	pin, budget := b.pin(), b.process.bridge.pins.budget
-	for budget.Take(time.Now(), "lab", "+493012345678") {
+	for budget.Take(time.Now(), "lab", "+493012345678") != nil {
 	}
 	call := b.dial(b.phone("+493012345678"), pinNumber)
 	b.hears(call, "conf-getpin", 0)

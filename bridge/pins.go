@@ -89,7 +89,8 @@ func (a *actor) checkPIN(typed menu.Secret) {
 		ctx, cancel := context.WithTimeout(a.ctx, databasePatience)
 		defer cancel()
 		a.keepAccount(func(ctx context.Context) error { return b.pins.recall(ctx, trunk, number) })
-		if !b.pins.budget.Take(time.Now(), trunk, number) {
+		try := b.pins.budget.Take(time.Now(), trunk, number)
+		if try == nil {
 			a.log.Warn("a PIN is not even checked: too many wrong ones")
 			verdict(menu.PINWrong, "over budget")
 			return
@@ -98,15 +99,17 @@ func (a *actor) checkPIN(typed menu.Secret) {
 		switch {
 		case err != nil:
 			a.log.Error("a PIN can't be checked", "err", err)
-			b.pins.budget.Return(time.Now(), trunk, number)
+			b.pins.budget.Return(try)
 			verdict(menu.PINFailed, "failed")
 		case room == "":
 			a.log.Info("wrong PIN")
-			a.keepAccount(func(ctx context.Context) error { return b.pins.wrong(ctx, trunk, number) }) // first: a crash must not give the try back
+			a.keepAccount(func(ctx context.Context) error { return b.pins.wrong(ctx, try) }) // first: a crash must not give the try back
 			verdict(menu.PINWrong, "wrong")
 		default:
-			if name, until := b.pins.budget.Right(time.Now(), trunk, number); name != "" {
-				a.keepAccount(func(ctx context.Context) error { return b.store.KnowNumber(ctx, name, until) })
+			if known, ok := b.pins.budget.Right(time.Now(), try, room); ok {
+				a.keepAccount(func(ctx context.Context) error {
+					return b.store.KnowNumber(ctx, time.Now(), pin.NameOfKnown(trunk, number), db.KnownNumber(known), pin.MostKnown)
+				})
 			}
 			a.inbox.Put(func() { a.setTarget(room) })
 			verdict(menu.PINRight, "right")
@@ -129,21 +132,24 @@ func (a *actor) keepAccount(do func(context.Context) error) {
 
 // recall learns what was guessed before this process, or beside it.
 func (p *pins) recall(ctx context.Context, trunk, number string) error {
-	stored, err := p.store.PINBudget(ctx, p.budget.Names(trunk, number))
+	known, err := p.store.KnownNumber(ctx, pin.NameOfKnown(trunk, number))
+	if err != nil {
+		return err
+	}
+	stored, err := p.store.PINBudget(ctx, p.budget.Names(trunk, number, known.Room))
 	if err == nil {
-		p.budget.Learn(time.Now(), trunk, number, stored)
+		p.budget.Learn(time.Now(), trunk, number, pin.Known(known), stored)
 	}
 	return err
 }
 
 // wrong stores what a wrong PIN has cost.
-func (p *pins) wrong(ctx context.Context, trunk, number string) error {
-	now := time.Now()
+func (p *pins) wrong(ctx context.Context, try *pin.Try) error {
 	var spend []db.PINSpending
-	for _, c := range p.budget.Costs(now, trunk, number) {
+	for _, c := range p.budget.Costs(try) {
 		spend = append(spend, db.PINSpending(c))
 	}
-	return p.store.SpendPINBudget(ctx, now, spend)
+	return p.store.SpendPINBudget(ctx, time.Now(), spend)
 }
 
 // roomOfPIN finds where a PIN leads from the leg's route, "" for nowhere. The route's own room is looked up for every PIN, so that

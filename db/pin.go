@@ -111,9 +111,33 @@ type PINSpending struct {
 	Later time.Duration
 }
 
-// KnowNumber stores until when a number counts as one that knows a PIN.
-func (s *Store) KnowNumber(ctx context.Context, name string, until time.Time) error {
-	_, err := s.db.Exec(ctx, "INSERT INTO pin_budget (name, until) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET until = excluded.until", name, millis(until))
+// KnownNumber is whose PIN a number has entered, and until when that counts.
+type KnownNumber struct {
+	Room  string
+	Until time.Time
+}
+
+// KnownNumber returns what is stored under a name, nothing if there is nothing.
+func (s *Store) KnownNumber(ctx context.Context, name string) (known KnownNumber, err error) {
+	var until int64
+	err = s.db.QueryRow(ctx, "SELECT room, until FROM pin_budget WHERE name = $1", name).Scan(&known.Room, &until)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return KnownNumber{}, nil
+	case err != nil:
+		return KnownNumber{}, fmt.Errorf("read who knows a PIN: %w", err)
+	}
+	known.Until = instant(until)
+	return known, nil
+}
+
+// KnowNumber stores that a number knows a room's PIN, unless as many others as may do, or it knows another's.
+func (s *Store) KnowNumber(ctx context.Context, now time.Time, name string, known KnownNumber, most int) error {
+	_, err := s.db.Exec(ctx, `INSERT INTO pin_budget (name, until, room) SELECT CAST($1 AS TEXT), CAST($2 AS BIGINT), CAST($3 AS TEXT)
+			WHERE (SELECT COUNT(*) FROM pin_budget WHERE room = $3 AND until > $4 AND name <> $1) < $5
+		ON CONFLICT (name) DO UPDATE SET until = excluded.until, room = excluded.room
+			WHERE pin_budget.room = excluded.room OR pin_budget.until <= $4`,
+		name, millis(known.Until), known.Room, millis(now), most)
 	if err != nil {
 		return fmt.Errorf("save who knows a PIN: %w", err)
 	}

@@ -79,7 +79,7 @@ func TestGuessesAddUpInTheDatabase(t *testing.T) {
 			})
 		}
 		group.Wait()
-		must(t, nodes[0].KnowNumber(t.Context(), "known", now.Add(time.Hour)))
+		must(t, nodes[0].KnowNumber(t.Context(), now, "known", KnownNumber{"!room", now.Add(time.Hour)}, 1))
 		want := func(stored map[string]time.Time) {
 			t.Helper()
 			got, err := nodes[1].PINBudget(t.Context(), []string{"number", "trunk", "known", "nobody"})
@@ -92,5 +92,33 @@ func TestGuessesAddUpInTheDatabase(t *testing.T) {
 		want(map[string]time.Time{"number": now.Add(21 * time.Minute), "trunk": now.Add(61 * time.Second), "known": now.Add(time.Hour)})
 		must(t, nodes[0].Forget(t.Context(), now, now.Add(30*time.Minute)))
 		want(map[string]time.Time{"known": now.Add(time.Hour)})
+	})
+}
+
+// Only so many numbers are kept that know a room's PIN, whoever forges more; and none becomes one of another room's while that lasts.
+func TestNumbersThatKnowAPINAreKeptByRoom(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s, now := open(t, address), time.UnixMilli(1_800_000_000_000)
+		soon, late := now.Add(time.Minute), now.Add(time.Hour)
+		for _, c := range []struct {
+			at         time.Time
+			name, room string
+			until      time.Time
+			want       KnownNumber
+		}{
+			{now, "anna", "!one", soon, KnownNumber{"!one", soon}},
+			{now, "ben", "!one", late, KnownNumber{"!one", late}},
+			{now, "carl", "!one", late, KnownNumber{}}, // two are as many as may
+			{now, "carl", "!two", late, KnownNumber{"!two", late}},
+			{now, "ben", "!two", late.Add(1), KnownNumber{"!one", late}},
+			{now, "anna", "!one", soon.Add(time.Second), KnownNumber{"!one", soon.Add(time.Second)}},
+			{soon.Add(time.Minute), "dora", "!one", late, KnownNumber{"!one", late}}, // anna's time is over
+			{soon.Add(time.Minute), "anna", "!two", late, KnownNumber{"!two", late}},
+		} {
+			must(t, s.KnowNumber(t.Context(), c.at, c.name, KnownNumber{c.room, c.until}, 2))
+			if got, err := s.KnownNumber(t.Context(), c.name); err != nil || got.Room != c.want.Room || !got.Until.Equal(c.want.Until) {
+				t.Errorf("%s of %s: %v, %v, want %v", c.name, c.room, got, err, c.want)
+			}
+		}
 	})
 }

@@ -152,7 +152,7 @@ func TestAThiefWithManyLinesTriesFewPINs(t *testing.T) {
 		number := fmt.Sprint("+4930", calls)
 		s := newShell(t, lines[line], sounds)
 		s.check = func(now time.Time, _ string) (EventKind, time.Duration) {
-			if budget.Take(now, "carrier", number) {
+			if budget.Take(now, "carrier", number) != nil {
 				tries++
 			}
 			return PINWrong, time.Millisecond
@@ -163,7 +163,7 @@ func TestAThiefWithManyLinesTriesFewPINs(t *testing.T) {
 	if most := rates.Trunk.Burst + hours*60 + 1; tries > most || tries < most/2 {
 		t.Errorf("%d tries in %d calls, want at most %d", tries, calls, most)
 	}
-	if !budget.Take(epoch.Add(hours*time.Hour), "other", "+4930") {
+	if budget.Take(epoch.Add(hours*time.Hour), "other", "+4930") == nil {
 		t.Error("an honest caller on another trunk may not try")
 	}
 	t.Logf("%d calls, %d tries in %d hours", calls, tries, hours)

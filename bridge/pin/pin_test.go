@@ -127,7 +127,7 @@ func TestGuessingEmptiesTheBudgetAndTimeFillsIt(t *testing.T) {
 	b := NewBudget(Rates{Number: Rate{3, time.Minute}, Trunk: Rate{5, time.Second}, All: Rate{100, time.Second}})
 	take := func(at time.Duration, number string, want bool) {
 		t.Helper()
-		if got := b.Take(epoch.Add(at), "carrier", number); got != want {
+		if got := b.Take(epoch.Add(at), "carrier", number) != nil; got != want {
 			t.Errorf("@%v %s: Take = %t, want %t", at, number, got, want)
 		}
 	}
@@ -143,9 +143,14 @@ func TestGuessingEmptiesTheBudgetAndTimeFillsIt(t *testing.T) {
 	for i := range 4 { // the trunk has 5, a took one
 		take(61*time.Second, fmt.Sprint("b", i), i < 5)
 	}
-	b.Return(epoch.Add(61*time.Second), "carrier", "b0")
+	last := b.Take(epoch.Add(61*time.Second), "carrier", "b0")
+	if last == nil {
+		t.Fatal("the trunk's last guess is refused")
+	}
+	take(61*time.Second, "b1", false)
+	b.Return(last)
 	take(61*time.Second, "b0", true)
-	if !b.Take(epoch, "other trunk", "a") {
+	if b.Take(epoch, "other trunk", "a") == nil {
 		t.Error("another trunk pays for this one")
 	}
 }
@@ -154,7 +159,7 @@ func TestForgedNumbersMeetTheBudgetOfTheTrunkAndNoEndlessMemory(t *testing.T) {
 	b := NewBudget(DefaultRates())
 	allowed := 0
 	for i := range 50_000 {
-		if b.Take(epoch, "carrier", fmt.Sprint(i)) {
+		if b.Take(epoch, "carrier", fmt.Sprint(i)) != nil {
 			allowed++
 		}
 	}
@@ -168,11 +173,8 @@ func TestForgedNumbersMeetTheBudgetOfTheTrunkAndNoEndlessMemory(t *testing.T) {
 
 func TestWhoKnewAPINIsNotShutOutByAThiefOnTheSameTrunk(t *testing.T) {
 	b := NewBudget(Rates{Number: Rate{2, time.Hour}, Trunk: Rate{5, time.Hour}, All: Rate{9, time.Hour}})
-	if !b.Take(epoch, "carrier", "anna") {
-		t.Fatal("the first try is refused")
-	}
-	b.Right(epoch, "carrier", "anna")
-	b.Right(epoch, "carrier", "") // callers without a number are nobody
+	enter(t, b, "anna", "!room")
+	enter(t, b, "", "!room") // callers without a number are nobody
 	for i := range 20 {
 		b.Take(epoch, "carrier", fmt.Sprint(i))
 	}
@@ -180,33 +182,48 @@ func TestWhoKnewAPINIsNotShutOutByAThiefOnTheSameTrunk(t *testing.T) {
 		number string
 		want   bool
 	}{{"ben", false}, {"", false}, {"anna", true}, {"anna", true}, {"anna", false}} {
-		if got := b.Take(epoch, "carrier", c.number); got != c.want {
+		if got := b.Take(epoch, "carrier", c.number) != nil; got != c.want {
 			t.Errorf("%d: %q may try: %t, want %t", i, c.number, got, c.want)
 		}
 	}
 }
 
-// Whoever knows one PIN, perhaps of a room of their own, can make every number that they forge a known one: together these may guess as
-// often as strangers, and what they use up is not the strangers'.
-func TestWhoKnowsOnePINGuessesOthersNoOftenerThanAStranger(t *testing.T) {
+func enter(t *testing.T, b *Budget, number, room string) (known Known, ok bool) {
+	t.Helper()
+	try := b.Take(epoch, "carrier", number)
+	if try == nil {
+		t.Fatalf("%q is not let in by the right PIN", number)
+	}
+	return b.Right(epoch, try, room)
+}
+
+// Whoever knows PINs, of a room of their own, say, can make every number that they forge a known one. Together these may guess little more than
+// strangers do, and they shut out nobody who knows the PIN of another room.
+func TestWhoKnowsOnePINGuessesOthersLittleOftenerThanAStranger(t *testing.T) {
 	rates := DefaultRates()
-	b := NewBudget(rates)
-	guesses := 0
-	for i := range 1000 {
-		forged := fmt.Sprint(i)
-		if !b.Take(epoch, "carrier", forged) {
-			t.Fatalf("number %d is not let in by the right PIN", i)
+	for rooms, most := range map[int]int{1: rates.Trunk.Burst + rates.Room.Burst, 2: rates.Trunk.Burst + 2*rates.Room.Burst, 50: 2 * rates.Trunk.Burst} {
+		b := NewBudget(rates)
+		enter(t, b, "anna", "!hers")
+		enter(t, b, "anna", "!thieves0") // whoever forges her number does not make her one of them
+		enter(t, b, "ben", "!thieves0")
+		for i := range 1000 {
+			enter(t, b, fmt.Sprint(i), fmt.Sprint("!thieves", i%rooms))
 		}
-		b.Right(epoch, "carrier", forged)
-		for b.Take(epoch, "carrier", forged) {
-			guesses++
+		guesses := 0
+		for i := range 1000 {
+			if guesses == rates.Room.Burst && rooms == 1 {
+				enter(t, b, "ben", "!thieves0") // there is what strangers have
+			}
+			for b.Take(epoch, "carrier", fmt.Sprint(i)) != nil {
+				guesses++
+			}
 		}
-	}
-	if guesses != rates.Trunk.Burst {
-		t.Errorf("%d guesses with forged numbers that know a PIN, want %d", guesses, rates.Trunk.Burst)
-	}
-	if !b.Take(epoch, "carrier", "stranger") {
-		t.Error("strangers pay for them")
+		if guesses != most {
+			t.Errorf("%d guesses with forged numbers that know PINs of %d rooms, want %d", guesses, rooms, most)
+		}
+		if got := b.Take(epoch, "carrier", "anna") != nil; got != (rooms < 3) { // of 50 rooms nobody has the PINs
+			t.Errorf("beside thieves of %d rooms she may enter her PIN: %t", rooms, got)
+		}
 	}
 }
 
@@ -215,13 +232,13 @@ func TestWhoKnowsOnePINGuessesOthersNoOftenerThanAStranger(t *testing.T) {
 func TestCallersWithoutANumberShareABudgetOfTheirOwn(t *testing.T) {
 	b := NewBudget(DefaultRates())
 	for i := range 12 {
-		if !b.Take(epoch, "carrier", "") {
+		if b.Take(epoch, "carrier", "") == nil {
 			t.Fatalf("guess %d without a number is refused", i+1)
 		}
 	}
 	now, guesses := epoch, 12
 	for range 24 * 60 * 6 {
-		if b.Take(now, "carrier", "") {
+		if b.Take(now, "carrier", "") != nil {
 			guesses++
 		}
 		now = now.Add(10 * time.Second)
@@ -230,7 +247,7 @@ func TestCallersWithoutANumberShareABudgetOfTheirOwn(t *testing.T) {
 		t.Errorf("%d guesses a day without a number, want 20 and one each two minutes", guesses)
 	}
 	for i := range 30 {
-		if !b.Take(now, "carrier", fmt.Sprint("+4930", i)) {
+		if b.Take(now, "carrier", fmt.Sprint("+4930", i)) == nil {
 			t.Fatalf("number %d pays for callers without one", i+1)
 		}
 	}
@@ -242,7 +259,7 @@ func TestATryThatFailsAtOneBucketIsTakenFromNone(t *testing.T) {
 		b.Take(epoch, "carrier", "thief")
 	}
 	for _, honest := range []string{"a", "b"} {
-		if !b.Take(epoch, "carrier", honest) {
+		if b.Take(epoch, "carrier", honest) == nil {
 			t.Errorf("%s pays for the thief", honest)
 		}
 	}
@@ -251,27 +268,32 @@ func TestATryThatFailsAtOneBucketIsTakenFromNone(t *testing.T) {
 // What is stored of one process's budget is what the next one begins with, and no clock that was wrong shuts anybody out for longer than
 // an empty bucket takes to fill.
 func TestABudgetIsRememberedByTheNextProcess(t *testing.T) {
-	rates := Rates{Number: Rate{2, time.Hour}, Trunk: Rate{3, time.Minute}, All: Rate{9, time.Minute}}
-	stored := map[string]time.Time{}
+	rates := Rates{Number: Rate{2, time.Hour}, Trunk: Rate{3, time.Minute}, All: Rate{9, time.Minute}, Room: Rate{4, time.Minute}}
+	stored, known := map[string]time.Time{}, map[string]Known{}
 	first := NewBudget(rates)
 	wrong := func(number string) {
 		t.Helper()
-		if !first.Take(epoch, "carrier", number) {
+		try := first.Take(epoch, "carrier", number)
+		if try == nil {
 			t.Fatalf("%s may not guess", number)
 		}
-		for _, c := range first.Costs(epoch, "carrier", number) {
+		for _, c := range first.Costs(try) {
 			stored[c.Name] = later(stored[c.Name], epoch).Add(c.Later)
 		}
 	}
 	wrong("thief")
 	wrong("thief")
-	first.Take(epoch, "carrier", "anna")
-	name, until := first.Right(epoch, "carrier", "anna")
-	stored[name] = until
+	for _, number := range []string{"anna", "fred"} {
+		known[number], _ = enter(t, first, number, "!room")
+	}
+	if got, ok := enter(t, first, "anna", "!other"); ok {
+		t.Errorf("who knows a PIN already is stored with another: %v", got)
+	}
+	wrong("fred")
 	wrong("ben")
 	stored[`number "carrier" "carl"`] = epoch.AddDate(50, 0, 0)
-	stored[`known "carrier" "dora"`] = epoch.AddDate(50, 0, 0)
-	stored[`known "carrier" ""`] = epoch.Add(time.Hour) // callers without a number are nobody
+	known["dora"] = Known{"!room", epoch.AddDate(50, 0, 0)}
+	known[""] = Known{"!room", epoch.Add(time.Hour)} // callers without a number are nobody
 	for _, c := range []struct {
 		number string
 		after  time.Duration
@@ -282,6 +304,7 @@ func TestABudgetIsRememberedByTheNextProcess(t *testing.T) {
 		{"thief", 2 * time.Hour, 2},
 		{"anna", 0, 2},
 		{"anna", KnownFor + time.Second, 2},
+		{"fred", 0, 1},
 		{"ben", 0, 0},
 		{"ben", time.Minute, 1}, // the trunk's bucket is empty
 		{"carl", 0, 0},
@@ -292,19 +315,19 @@ func TestABudgetIsRememberedByTheNextProcess(t *testing.T) {
 	} {
 		next, now, got := NewBudget(rates), epoch.Add(c.after), 0
 		read := map[string]time.Time{}
-		for _, name := range next.Names("carrier", c.number) {
+		for _, name := range next.Names("carrier", c.number, known[c.number].Room) {
 			if at, ok := stored[name]; ok {
 				read[name] = at
 			}
 		}
-		next.Learn(now, "carrier", c.number, read)
-		for next.Take(now, "carrier", c.number) {
+		next.Learn(now, "carrier", c.number, known[c.number], read)
+		for next.Take(now, "carrier", c.number) != nil {
 			got++
 		}
 		if got != c.want {
 			t.Errorf("%q may guess %d times %v after the restart, want %d", c.number, got, c.after, c.want)
 		}
-		if c.number == "carl" && !next.Take(now.Add(time.Hour), "carrier", "carl") {
+		if c.number == "carl" && next.Take(now.Add(time.Hour), "carrier", "carl") == nil {
 			t.Error("a wrong clock shuts a number out for longer than a thief")
 		}
 	}
