@@ -151,7 +151,7 @@ func dialogOf(s *Stack, trunk *Trunk, info Info, req *gosip.Request, local, sour
 		d.RemoteTarget = h.Address.String()
 	}
 	for _, h := range req.GetHeaders("Record-Route") {
-		d.RouteSet = append(d.RouteSet, h.Value())
+		d.RouteSet = append(d.RouteSet, splitAddresses(h.Value())...)
 	}
 	d.Media.MediaIndex = -1
 	return d

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -139,8 +140,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	s.root, s.stop = context.WithCancel(context.Background())
 	s.turns = rate.NewLimiter(refreshRate, 1)
 	s.gate = s.newGate()
-	parser := gosip.NewParser()
-	parser.MaxMessageLength = c.Limits.MessageBytes
+	parser := newParser(c.Limits)
 	discard := slog.New(slog.DiscardHandler)
 	s.transports = gosip.NewTransportLayer(net.DefaultResolver, parser, nil, gosip.WithTransportLayerLogger(discard))
 	s.transports.OnMessage(s.prepare) // before the transaction layer's own
@@ -149,6 +149,16 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 		gosip.WithTransactionLayerUnhandledResponseHandler(s.stray))
 	s.layer.OnRequest(s.serve)
 	return s
+}
+
+// newParser reads Record-Route as it is written: sipgo keeps of an address there what is between the brackets, but parameters behind it
+// must come back in our responses and in the routes of our requests (RFC 3261 §12.1.1).
+func newParser(l Limits) *gosip.Parser {
+	parsers := maps.Clone(gosip.DefaultHeadersParser())
+	delete(parsers, "record-route")
+	parser := gosip.NewParser(gosip.WithHeadersParsers(parsers))
+	parser.MaxMessageLength = l.MessageBytes
+	return parser
 }
 
 func (s *Stack) bind(l Listen) error {
@@ -191,8 +201,7 @@ func closedChannel() chan struct{} {
 }
 
 func (s *Stack) guard() *guard {
-	parser := gosip.NewParser()
-	parser.MaxMessageLength = s.config.Limits.MessageBytes
+	parser := newParser(s.config.Limits)
 	return &guard{neighbours: s.neighbours, gate: s.gate, limits: s.config.Limits, counters: s.counters, log: s.log, parser: parser, calls: s.callAt, unknown: &s.unknown}
 }
 

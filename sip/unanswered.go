@@ -41,7 +41,7 @@ func (d *Dialog) invite() (*gosip.Request, error) {
 	}
 	fmt.Fprintf(&b, "From: %s\r\nTo: %s\r\nCall-ID: %s\r\nCSeq: %d INVITE\r\nContent-Length: 0\r\n\r\n",
 		withTag(d.RemoteURI, d.RemoteTag), withTag(d.LocalURI, d.LocalTag), d.CallID, d.InviteCSeq)
-	message, err := gosip.NewParser().ParseSIP([]byte(b.String()))
+	message, err := newParser(Limits{}.withDefaults()).ParseSIP([]byte(b.String()))
 	if err != nil {
 		return nil, fmt.Errorf("stored INVITE: %w", err)
 	}
