@@ -229,7 +229,34 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	}
-	return Parse(path, text)
+	c, err := Parse(path, text)
+	if err == nil {
+		err = c.leftBehind()
+	}
+	return c, err
+}
+
+// leftBehind is an error where a file that is made when it is missing is not in the folder of the config, but is where the bridge was
+// started: there it was looked for once, and nobody wants a new one beside it.
+func (c *Config) leftBehind() error {
+	scheme, file, _ := strings.Cut(c.Database.Address, ":")
+	if scheme != "sqlite" {
+		file = ""
+	}
+	for _, there := range []string{file, c.DialIn.PINKey} {
+		here, err := filepath.Rel(c.Folder, there)
+		if there == "" || err != nil {
+			continue
+		}
+		if _, err := os.Stat(there); err == nil {
+			continue
+		}
+		if _, err := os.Stat(here); err == nil {
+			absolute, _ := filepath.Abs(here)
+			return fmt.Errorf("relative paths begin in the folder of the configuration, and %s is not there, but is at %s: move it, or write its whole path", there, absolute)
+		}
+	}
+	return nil
 }
 
 // locateFiles brings the paths of files that the config names into its folder.
@@ -249,7 +276,7 @@ func (c *Config) locateFiles() {
 
 // within is where a file lies that the config names: in the folder of the config, unless the path is absolute.
 func (c *Config) within(path string) string {
-	if path == "" || filepath.IsAbs(path) {
+	if path == "" || filepath.IsAbs(path) || strings.HasPrefix(path, ":") { // :memory: is no file
 		return path
 	}
 	return filepath.Join(c.Folder, path)

@@ -314,6 +314,31 @@ sip:
 	}
 }
 
+func TestFilesThatWereLeftWhereTheBridgeWasStartedAreNotMadeAnew(t *testing.T) {
+	folder, started := t.TempDir(), t.TempDir()
+	t.Chdir(started)
+	path := filepath.Join(folder, "config.yaml")
+	write := func(name string) {
+		if err := os.WriteFile(name, []byte(smallest), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(path)
+	if _, err := Load(path); err != nil {
+		t.Errorf("with no files at all: %v", err)
+	}
+	for _, name := range []string{"trunkline.db", "pin.key"} {
+		write(name)
+		if _, err := Load(path); err == nil || !strings.Contains(err.Error(), filepath.Join(folder, name)) || !strings.Contains(err.Error(), filepath.Join(started, name)) {
+			t.Errorf("with %s where the bridge was started: %v, want both paths", name, err)
+		}
+		write(filepath.Join(folder, name))
+		if _, err := Load(path); err != nil {
+			t.Errorf("with %s at both places: %v", name, err)
+		}
+	}
+}
+
 func TestRegistrationFitsTheConfigItCameFrom(t *testing.T) {
 	c, err := Parse("config.yaml", []byte(smallest))
 	if err != nil {

@@ -131,7 +131,10 @@ func (p *patient) checkRoom(ctx context.Context, c *mautrix.Client, bot id.UserI
 		return f
 	}
 	var levels event.PowerLevelsEventContent
-	if err := c.StateEvent(ctx, room, event.StatePowerLevels, "", &levels); err != nil {
+	if err := c.StateEvent(ctx, room, event.StatePowerLevels, "", &levels); errors.Is(err, mautrix.MNotFound) { // nobody has any, so all may
+		f.ok, f.detail = true, "is there, and has no power levels"
+		return f
+	} else if err != nil {
 		f.detail, f.remedy = told(err), "ask again"
 		return f
 	}
@@ -187,7 +190,7 @@ func (p *patient) checkOutgoing(context.Context) []finding {
 	case d.Country == "" && len(d.Allow) == 0:
 		list = append(list, finding{what: what, detail: "somebody may place calls, but to no number", remedy: "set dialling.country, or dialling.allow"})
 	case p.cfg.SIP.Trunks[dials].Number == "" && p.cfg.SIP.Trunks[dials].Username == "":
-		list = append(list, finding{what: what, detail: fmt.Sprintf("trunk %s is not told who calls, which many refuse", p.cfg.SIP.Trunks[dials].Name), remedy: "set number of the trunk"})
+		list = append(list, finding{ok: true, what: what, detail: fmt.Sprintf("somebody may place them; trunk %s is not told who calls (number), which carriers refuse", p.cfg.SIP.Trunks[dials].Name)})
 	default:
 		list = append(list, finding{ok: true, what: what, detail: "somebody may place them, a trunk takes them, and numbers are allowed"})
 	}
