@@ -224,6 +224,55 @@ func TestSourceLockComesToThePhoneAfterAnothersRingback(t *testing.T) {
 	}
 }
 
+func TestSourceLockGoesBackToThePhoneAfterAnAnnouncement(t *testing.T) {
+	announced := func(phone netip.AddrPort, then ...lockStep) []lockStep {
+		return append([]lockStep{
+			{phone, 1, 1, false},
+			{phone, 1, 2, false},
+			{phone, 1, 3, false},
+			{phone, 1, 4, true},
+			{},
+			{sdp, 2, 1, false},
+			{sdp, 2, 2, false},
+			{sdp, 2, 3, false},
+			{sdp, 2, 4, true},
+			{phone, 1, 5, false}, // while that is heard: not yet
+			{sdp, 2, 5, true},
+			{},
+		}, then...)
+	}
+	for _, tt := range []lockCase{
+		{
+			"from another port of the described host", nil,
+			announced(samePC, lockStep{samePC, 1, 80, false}, lockStep{samePC, 1, 81, false}, lockStep{samePC, 1, 82, false}, lockStep{samePC, 1, 83, true}),
+			samePC,
+		},
+		{
+			"from behind its NAT", trusted,
+			announced(nat, lockStep{nat, 1, 80, false}, lockStep{nat, 1, 81, false}, lockStep{nat, 1, 82, false}, lockStep{nat, 1, 83, true}),
+			nat,
+		},
+		{
+			"another stream from there: never", trusted,
+			announced(nat, lockStep{nat, 3, 80, false}, lockStep{nat, 3, 81, false}, lockStep{nat, 3, 82, false}, lockStep{nat, 3, 83, false}),
+			sdp,
+		},
+		{
+			"its stream from elsewhere: never", trusted,
+			announced(nat, lockStep{samePC, 1, 80, false}, lockStep{samePC, 1, 81, false}, lockStep{samePC, 1, 82, false}, lockStep{samePC, 1, 83, false}),
+			sdp,
+		},
+		{
+			"and another announcement", nil,
+			append(announced(samePC, lockStep{samePC, 1, 80, false}, lockStep{samePC, 1, 81, false}, lockStep{samePC, 1, 82, false}, lockStep{samePC, 1, 83, true}),
+				lockStep{}, lockStep{sdp, 5, 1, false}, lockStep{sdp, 5, 2, false}, lockStep{sdp, 5, 3, false}, lockStep{sdp, 5, 4, true}),
+			sdp,
+		},
+	} {
+		t.Run(tt.name, tt.run)
+	}
+}
+
 func TestSourceLock(t *testing.T) {
 	var (
 		sdp     = addr("192.0.2.20:4000")

@@ -14,10 +14,12 @@ import (
 //	locked    --re-INVITE with another address---------------> expecting
 //	locked    --silence, then its stream from another port---> locked (learned)
 //	locked    --silence, then a stream from the SDP address---> locked (learned)
+//	locked    --silence, then the stream of before that one---> locked (learned)
 //	locked    --a description that ends a hold----------------> expecting, and the source of before at once
 //
-// The third from below is a NAT that has given the phone another port: same host, same SSRC, 4 sane packets, and nothing from the port
-// before for a second. The one after it is a phone that was not heard first: a machine beside it made the ringback, or an announcement.
+// The fourth from below is a NAT that has given the phone another port: same host, same SSRC, 4 sane packets, and nothing from the port
+// before for a second. The one after it is a phone that was not heard first: a machine beside it made the ringback; or else a machine at
+// the SDP address made an announcement, and the phone itself comes back by the one after that.
 //
 // Expecting has no end: a phone may be muted, or ring for minutes, before its first packet, and one behind NAT that was
 // not learned in time would be dumb and deaf for the whole call. What that leaves to an attacker stands in docs/sip.md.
@@ -29,6 +31,9 @@ type sourceLock struct {
 
 	talker uint32    // SSRC heard from there last
 	heard  time.Time // and when
+
+	host netip.Addr // believed before the SDP address was heard
+	left uint32     // SSRC heard from there last
 
 	candidate netip.AddrPort
 	ssrc      uint32
@@ -70,6 +75,9 @@ func (l *sourceLock) accept(from netip.AddrPort, ssrc uint32, seq uint16, now ti
 
 // hold takes a source for the phone's.
 func (l *sourceLock) hold(from netip.AddrPort, ssrc uint32, now time.Time) {
+	if from == l.remote && from != l.locked {
+		l.host, l.left = l.locked.Addr(), l.talker
+	}
 	l.locked, l.talker, l.heard, l.open = from, ssrc, now, false
 }
 
@@ -96,13 +104,13 @@ func (l *sourceLock) sane(from netip.AddrPort, ssrc uint32, seq uint16) bool {
 	return l.run >= learnPackets
 }
 
-// mayMove: when the source that is believed is silent, the phone's stream from another port of that host, or any from where the phone
-// has said that it is.
+// mayMove: when the source that is believed is silent, the phone's stream from another port of that host, any from where the phone
+// has said that it is, or the stream that was left for one from there.
 func (l *sourceLock) mayMove(from netip.AddrPort, ssrc uint32, now time.Time) bool {
 	if l.heard.IsZero() || now.Sub(l.heard) < moveAfter {
 		return false
 	}
-	return from == l.remote || from.Addr() == l.locked.Addr() && ssrc == l.talker
+	return from == l.remote || from.Addr() == l.locked.Addr() && ssrc == l.talker || from.Addr() == l.host && ssrc == l.left
 }
 
 // mayLearn: another port of the host in the SDP is ordinary (sending and receiving ports may differ), another host only
