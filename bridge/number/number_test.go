@@ -227,6 +227,8 @@ func TestSIPAddressesOfNamedDomainsMayBeCalled(t *testing.T) {
 		"sip:w0900123456@example.org": NotAllowed, "sip:ww.0900.123456@example.org": NotAllowed, "sip:anna-0900123456@example.org": NotAllowed,
 		"sip:112w@example.org": EmergencyNumber, "sip:w112@example.org": EmergencyNumber, "sip:pW1-1-0@example.org": EmergencyNumber, "sip:a112@example.org": EmergencyNumber,
 		"sip:.112.@example.org": EmergencyNumber, "sip:+112@example.org": EmergencyNumber, "sip:1w12@example.org": EmergencyNumber, "sip:*31#112w@example.org": EmergencyNumber,
+		"sip:aa112@example.org": EmergencyNumber, "sip:.ab-1.1.0@example.org": EmergencyNumber, "sip:paa112@example.org": EmergencyNumber, "sip:AA0112@example.org": EmergencyNumber,
+		"sip:room112@example.org": "", "sip:abc112@example.org": "", "sip:ab1123@example.org": "", "sip:ab@example.org": "", "sip:ab101@example.org": "",
 		"sip:110,@example.org": NotAllowed, "sip:anna(1)@example.org": NotAllowed, "sip:101&102@example.org": NotAllowed, "sip:101!@example.org": NotAllowed, "sip:10'1@example.org": NotAllowed, "sip:anna;ext=1@example.org": NotAllowed, "sip:anna:secret@example.org": NotAllowed,
 		"tel:101": NotAllowed, "sip:@example.org": NotAllowed, "sip:example.org": NotAllowed, "": NotAllowed,
 	} {

@@ -50,6 +50,11 @@ func (r *Refusal) Error() string { return r.Text }
 // Emergency refuses what reaches the police or a fire brigade, as typed: this bridge does not know where the caller is and
 // may be down.
 func (p Policy) Emergency(typed string) error {
+	return p.emergency(typed, phonenumbers.ConnectsToEmergencyNumber)
+}
+
+// emergency is Emergency with what says whether digits reach one in a country.
+func (p Policy) emergency(typed string, reaches func(number, region string) bool) error {
 	digits := strings.Map(func(r rune) rune {
 		if isDigit(r) {
 			return r
@@ -73,7 +78,7 @@ func (p Policy) Emergency(typed string) error {
 			continue
 		}
 		withoutZeros := strings.TrimLeft(digits, "0") // a trunk's rules or an exchange may take them away
-		if phonenumbers.ConnectsToEmergencyNumber(digits, country) || phonenumbers.IsEmergencyNumber(bare, country) ||
+		if reaches(digits, country) || phonenumbers.IsEmergencyNumber(bare, country) ||
 			phonenumbers.IsEmergencyNumber(withoutZeros, country) {
 			return refusal
 		}
@@ -127,6 +132,11 @@ func (p Policy) CheckAddress(uri string) error {
 				return err
 			}
 		}
+	} else if name := strings.TrimLeft(user, pauses); count(name, isLetter) <= 2 {
+		// aa112: a gateway may leave the letters out. Only the number itself, for ab1123 is a name.
+		if err := p.emergency(onTelephone(name), phonenumbers.IsEmergencyNumber); err != nil {
+			return err
+		}
 	}
 	if count(user, isDigit) > longestExtension {
 		return &Refusal{NotAllowed, "Write the telephone number without sip: and domain."}
@@ -150,10 +160,18 @@ func notInUser(r rune) bool {
 // keysOf is what a switch may dial of the beginning of an address: nothing of a name, that is of what begins with two letters that are
 // no pauses (w, p), else whatever there is on a telephone.
 func keysOf(user string) string {
-	name := strings.TrimLeft(user, "-_.*+#wWpP")
+	name := strings.TrimLeft(user, pauses)
 	if len(name) > 1 && isLetter(rune(name[0])) && isLetter(rune(name[1])) {
 		return ""
 	}
+	return onTelephone(user)
+}
+
+// pauses may come first without being a name's beginning.
+const pauses = "-_.*+#wWpP"
+
+// onTelephone is what there is on a telephone of the beginning of an address.
+func onTelephone(user string) string {
 	return strings.Map(func(r rune) rune {
 		if isDigit(r) || isKey(r) || r == '+' {
 			return r
