@@ -62,6 +62,7 @@ type poller struct {
 
 	mu        sync.Mutex
 	interrupt context.CancelCauseFunc // ends the poll under way; guarded by mu
+	patient   bool                    // that poll waits longer than keyLook; guarded by mu
 	kicked    bool                    // a look is due; guarded by mu
 }
 
@@ -157,7 +158,10 @@ func (p *poller) run(ctx context.Context) {
 // without waiting goes before it.
 func (p *poller) cycle(ctx context.Context) (messages int, err error) {
 	wait := pollWait
-	if time.Since(p.heard) > quietAge {
+	switch {
+	case p.forBot() && p.ghost.service.secretary.lacking.Load() > 0:
+		wait = keyLook
+	case time.Since(p.heard) > quietAge:
 		wait = quietWait
 	}
 	if p.ghost.service.sliding.usable() {
@@ -224,7 +228,7 @@ func (p *poller) answered() {
 func (p *poller) request(ctx context.Context, wait time.Duration) (*inboxAnswer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if wait > 0 && !p.waiting(cancel) {
+	if wait > 0 && !p.waiting(wait, cancel) {
 		return nil, errKicked
 	}
 	limited, cancelLimited := context.WithTimeout(ctx, wait+pollDeadline)
@@ -246,14 +250,14 @@ func (p *poller) request(ctx context.Context, wait time.Duration) (*inboxAnswer,
 
 // waiting announces a poll that may be ended by a kick; false means that a
 // kick came before and the poll should not be made.
-func (p *poller) waiting(cancel context.CancelCauseFunc) bool {
+func (p *poller) waiting(wait time.Duration, cancel context.CancelCauseFunc) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.kicked {
 		p.kicked = false
 		return false
 	}
-	p.interrupt = cancel
+	p.interrupt, p.patient = cancel, wait > keyLook
 	return true
 }
 
@@ -267,6 +271,17 @@ func (p *poller) kick() {
 		return
 	}
 	p.kicked = true
+}
+
+// hurry ends a poll that waits longer than keyLook. While somebody lacks a key the next ones don't, so they are left alone: however
+// many hurry it, each poll that is ended is followed by one that is not. Safe for any goroutine.
+func (p *poller) hurry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.interrupt != nil && p.patient {
+		p.interrupt(errKicked)
+		p.interrupt = nil
+	}
 }
 
 // inboxAnswer is what we read of an answer. Message contents stay raw: any

@@ -41,7 +41,8 @@ type secretary struct {
 	members  lockedMap[id.RoomID, roomMembers]
 	writers  lockedMap[id.UserID, bool] // who has written something encrypted in a room of ours
 	sealing  keyedLocks[id.RoomID]
-	starting atomic.Bool // the device is being made, beside everything else
+	starting atomic.Bool  // the device is being made, beside everything else
+	lacking  atomic.Int32 // how many messages wait for a key
 
 	mu      sync.Mutex
 	waiting map[speakerIn][]roomEvent // guarded by mu
@@ -230,7 +231,7 @@ func (c *secretary) read(e roomEvent) error {
 		c.wake()
 		return err
 	}
-	asked := false
+	asked, lacks := false, false
 	for {
 		came := g.keys.megolm.arrival()
 		opened, err := g.keys.openRoom(ctx, e)
@@ -248,6 +249,11 @@ func (c *secretary) read(e roomEvent) error {
 		case !errors.Is(err, crypto.ErrNoSessionFound):
 			return err
 		}
+		if !lacks {
+			lacks = true
+			c.lacking.Add(1)
+			defer c.lacking.Add(-1)
+		}
 		g.look()
 		select {
 		case <-came:
@@ -258,12 +264,12 @@ func (c *secretary) read(e roomEvent) error {
 	}
 }
 
-// look has the poller look at once.
+// look has the poller look at once, if it would wait longer than whoever lacks a key may.
 func (g *Ghost) look() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.poller != nil {
-		g.poller.kick()
+		g.poller.hurry()
 	}
 }
 

@@ -425,3 +425,49 @@ func TestRoomKeysAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// garbled is a message whose key nobody has.
+func garbled(sender id.UserID, room id.RoomID) roomEvent {
+	return roomEvent{
+		Type: event.EventEncrypted.Type, Sender: sender, Room: room, Event: id.EventID("$" + newID()),
+		Time: time.Now().UnixMilli(), came: time.Now(),
+		Content: json.RawMessage(fmt.Sprintf(`{"algorithm":"m.megolm.v1.aes-sha2","session_id":%q,"ciphertext":%q}`,
+			strings.Repeat("s", 43), strings.Repeat("c", 100))),
+	}
+}
+
+// babble lets a person a beat write in rooms what can't be read, one after the other, until stop is called.
+func babble(s *Service, beat time.Duration, who func(n int) (id.UserID, id.RoomID)) (stop func()) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; sleep(ctx, beat) == nil; n++ {
+			s.secretary.put(garbled(who(n)))
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// However many messages wait for their keys, the poller gets on that brings them.
+func TestManyWhoWaitForKeysDoNotKeepThemAway(t *testing.T) {
+	secretly(t, func(t *testing.T, b *bed, l *listener, room id.RoomID, alice, _ *member.Confidant) {
+		before := b.service.metrics.Polls.Load()
+		stop := babble(b.service, 25*time.Millisecond, func(n int) (id.UserID, id.RoomID) {
+			return id.UserID(fmt.Sprintf("@user%d:hs.test", n%40)), room
+		})
+		defer stop()
+		time.Sleep(20 * time.Second)
+		if n := b.service.metrics.Polls.Load() - before; n < 10 || n > 60 {
+			t.Errorf("%d requests for keys in 20 s, want about one each second", n)
+		}
+		sealed, give := withheld(t, alice, room, "call")
+		give()
+		if _, err := alice.Send(t.Context(), room, sealed); err != nil {
+			t.Fatal(err)
+		}
+		if texts, _ := l.told(); !slices.Equal(texts, []string{"@acall"}) {
+			t.Errorf("read %q, want alice's message", texts)
+		}
+	})
+}
