@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is a program of the lab, with its own process group and log file.
@@ -17,6 +19,7 @@ type process struct {
 	name   string
 	log    string // path
 	cmd    *exec.Cmd
+	alive  sync.Mutex    // held while it is waited for, and while it is sent a signal: its number may be another's afterwards
 	exited chan struct{} // closed once waited for
 	err    error         // why it ended; read after exited
 }
@@ -35,8 +38,23 @@ func startProcess(name, log string, cmd *exec.Cmd) (*process, error) {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	p := &process{name: name, log: log, cmd: cmd, exited: make(chan struct{})}
-	go func() { p.err = cmd.Wait(); close(p.exited) }()
+	go p.wait()
 	return p, nil
+}
+
+// wait waits for the process, and ends what it has left behind in its group: as long as nobody has waited for it, the number is its own.
+func (p *process) wait() {
+	pid, err := p.cmd.Process.Pid, error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+	}
+	p.alive.Lock()
+	defer p.alive.Unlock()
+	if err == nil {
+		_ = syscall.Kill(-pid, syscall.SIGKILL)
+	}
+	p.err = p.cmd.Wait()
+	close(p.exited)
 }
 
 // stop asks the process group to end and kills it after the grace time. An ended process is fine.
@@ -44,11 +62,11 @@ func (p *process) stop(grace time.Duration) error {
 	if p == nil {
 		return nil
 	}
-	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGTERM)
+	_ = p.signal(syscall.SIGTERM)
 	select {
 	case <-p.exited:
 	case <-time.After(grace):
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		_ = p.signal(syscall.SIGKILL)
 		<-p.exited
 		return fmt.Errorf("%s did not end within %s, killed", p.name, grace)
 	}
@@ -60,12 +78,19 @@ func (p *process) kill() {
 	if p == nil {
 		return
 	}
-	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	_ = p.signal(syscall.SIGKILL)
 	<-p.exited
 }
 
-// signal sends a signal to the whole group.
-func (p *process) signal(sig syscall.Signal) error { return syscall.Kill(-p.cmd.Process.Pid, sig) }
+// signal sends a signal to the whole group, if the process is there.
+func (p *process) signal(sig syscall.Signal) error {
+	p.alive.Lock()
+	defer p.alive.Unlock()
+	if !p.running() {
+		return os.ErrProcessDone
+	}
+	return syscall.Kill(-p.cmd.Process.Pid, sig)
+}
 
 func (p *process) running() bool {
 	select {
