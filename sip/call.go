@@ -56,7 +56,8 @@ type Call struct {
 	keyWay      keyWay        // which of the phone's keys are copies
 	rel         reliable      // provisional responses that wait for PRACK
 	nextRefresh time.Time     // of the session timer; zero = none
-	least       time.Duration // the session timer that the phone wants at least, as long as it has not taken one; 0 = it has not said
+	least       time.Duration // the session timer that the phone wants at least, in this dialog; 0 = it has not said
+	lengthened  bool          // it was offered a longer one, and has not taken that yet
 	offering    bool          // a re-INVITE of ours is on its way
 	asking      bool          // the phone is asked whether it has the call, or will be when its turn comes
 	asked       time.Time     // when it was sent that last

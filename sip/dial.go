@@ -584,12 +584,8 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 
 // longer takes the session interval the other side wants at least (RFC 4028 §7.4).
 func (o *outgoing) longer(res *gosip.Response) bool {
-	h := headerOf(res, "Min-SE", "")
-	if h == nil {
-		return false
-	}
-	least := retryAfter(h.Value())
-	if least <= o.minSE {
+	least := minSE(res)
+	if least <= o.minSE || least > longestSession {
 		return false
 	}
 	o.minSE, o.session = least, max(o.session, least)

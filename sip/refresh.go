@@ -265,17 +265,17 @@ func (c *Call) refreshedBy(res *gosip.Response) {
 }
 
 // asksOtherwise says that a refusal of a refresh leaves another way: a re-INVITE where UPDATE is not known (any more: the phone may be
-// another one), or a longer time (RFC 4028 §7.4), once.
+// another one), or a longer time (RFC 4028 §7.4), at once only once: who wants ever more would keep us asking as fast as it answers.
 func (c *Call) asksOtherwise(res *gosip.Response) bool {
 	switch code := res.StatusCode; {
-	case code == 422 && c.least == 0 && c.dialog.Session.Interval > 0:
-		h := headerOf(res, "Min-SE", "")
-		if h == nil {
+	case code == 422 && c.dialog.Session.Interval > 0:
+		least := minSE(res)
+		if least <= max(c.dialog.Session.Interval, c.least) || least > longestSession { // it was given that, or wants none
 			return false
 		}
-		c.least = retryAfter(h.Value())
-		c.dialog.Session.Interval = max(c.dialog.Session.Interval, c.least)
-		return true
+		again := !c.lengthened
+		c.least, c.lengthened = least, true
+		return again
 	case (code == 405 || code == 501) && res.CSeq() != nil && res.CSeq().MethodName == gosip.UPDATE:
 		c.dialog.PeerAllow = slices.DeleteFunc(c.dialog.PeerAllow, func(m string) bool { return strings.EqualFold(m, "UPDATE") })
 		return true
@@ -313,7 +313,7 @@ func (c *Call) refreshed(code int, err error) {
 		c.log.Info("phone has lost the call", "code", code, "err", err)
 		c.emit(Failed{Cause{"SIP", 481, "Dialog lost"}})
 	case code < 300:
-		c.glares, c.rebuffs, c.least = 0, 0, 0
+		c.glares, c.rebuffs, c.lengthened = 0, 0, false
 	case code == 491 && c.glares < glareTries: // it is offering, too
 		c.glares++
 		c.refreshIn(c.glarePause())

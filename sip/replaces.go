@@ -215,7 +215,7 @@ func (c *Call) rename(t *transaction) {
 	c.cseq = 0
 	c.rel, c.keys, c.keyWay, c.prepared, c.early, c.ringing = reliable{}, infoKeys{}, keyWay{}, nil, nil, time.Time{}
 	c.hasMoved, c.referred, c.referring, c.unsure, c.asking = false, false, false, false, false
-	c.nextRefresh, c.least = time.Time{}, 0
+	c.nextRefresh, c.least, c.lengthened = time.Time{}, 0, false
 }
 
 // dropRinging ends the dialog of a phone that has not answered yet, and is replaced.

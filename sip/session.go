@@ -18,6 +18,7 @@ type SessionTimer struct {
 const (
 	sessionInterval = 30 * time.Minute // what we ask for (RFC 4028 §4)
 	minSession      = 90 * time.Second // the least we take (§5)
+	longestSession  = 24 * time.Hour   // the most that a phone may want at least: longer ones would find no call that is dead
 	refreshRetry    = 10 * time.Second // a refresh that was refused is tried again, while there is time
 	askedPause      = time.Second      // between looks whether the phone has answered
 	timeToAnswer    = 10 * time.Second // what a phone that is there takes at the longest
@@ -46,6 +47,15 @@ func sessionExpires(m gosip.Message) (interval time.Duration, refresher string) 
 		}
 	}
 	return interval, refresher
+}
+
+// minSE is the shortest timer that who sends m takes; 0 = it does not say.
+func minSE(m gosip.Message) time.Duration {
+	h := headerOf(m, "Min-SE", "")
+	if h == nil {
+		return 0
+	}
+	return retryAfter(h.Value())
 }
 
 func supports(m gosip.Message, tag string) bool {
@@ -79,10 +89,8 @@ func (c *Call) timeSession(req *gosip.Request) []gosip.Header {
 	case interval < minSession:
 		interval = minSession
 	}
-	least := time.Duration(0)
-	if h := headerOf(req, "Min-SE", ""); h != nil {
-		least = retryAfter(h.Value())
-	}
+	least := minSE(req)
+	c.least = max(c.least, min(least, longestSession))
 	interval = max(min(interval, sessionInterval), least, minSession)
 	if refresher == "" || !knows {
 		refresher = map[bool]string{true: "uac", false: "uas"}[knows] // §9, table 2
@@ -186,8 +194,8 @@ func (c *Call) prolong(req *gosip.Request) {
 	if s.Ours {
 		refresher = ";refresher=uac"
 	}
-	req.AppendHeader(gosip.NewHeader("Session-Expires", seconds(s.Interval)+refresher))
-	req.AppendHeader(gosip.NewHeader("Min-SE", seconds(max(minSession, c.least))))
+	req.AppendHeader(gosip.NewHeader("Session-Expires", seconds(max(s.Interval, c.least))+refresher))
+	req.AppendHeader(gosip.NewHeader("Min-SE", seconds(max(minSession, c.least)))) // the largest that was named
 }
 
 // prolonged takes the timer of a 2xx to such a request.

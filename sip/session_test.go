@@ -3,6 +3,7 @@ package sip
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -578,29 +579,49 @@ func TestRefreshIsAskedAsThePhoneWants(t *testing.T) {
 				}
 				time.Sleep(s.Interval / 2)
 				synctest.Wait()
-				if got := b.peer.last(); methodOf(got) != tt.next {
-					t.Errorf("the next refresh is %.60q, want %s", got, tt.next)
+				got := b.peer.last()
+				if least := headerIn(got, "Min-SE"); methodOf(got) != tt.next || least != headerIn(again, "Min-SE") { // RFC 4028 §7.4: the largest yet
+					t.Errorf("the next refresh is %.60q, at least %s, want %s", got, least, tt.next)
 				}
 				b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
 			})
 		})
 	}
-	inBubble(t, quiet10h, nil, func(b *bubble) { // whatever time it is offered
-		_, inv := b.dials()
-		b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac", "Allow: UPDATE")
-		time.Sleep(300 * time.Second)
-		synctest.Wait()
-		asked := 0
-		for ; asked < 10 && methodOf(b.peer.last()) == "UPDATE"; asked++ {
-			update := b.peer.last()
-			b.peer.forget()
-			b.peer.answers(update, "422 Session Interval Too Small", "", "", fmt.Sprint("Min-SE: ", 1000+100*asked))
-		}
-		if asked != 2 {
-			t.Errorf("a phone that never finds the time long enough was asked %d times at once, want 2", asked)
-		}
-		b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
-	})
+}
+
+// No phone keeps the bridge asking, whatever time it wants; and what it has not taken is no time of the call's.
+func TestPhoneThatFindsNoTimeLongEnoughIsNotAskedForEver(t *testing.T) {
+	for name, tt := range map[string]struct {
+		least func(asked int) string
+		want  int
+	}{
+		"more each time":     {func(asked int) string { return strconv.Itoa(1000 + 100*asked) }, 2},
+		"nothing":            {func(int) string { return "0" }, 1},
+		"what it was given":  {func(int) string { return "600" }, 1},
+		"no number":          {func(int) string { return "abc" }, 1},
+		"more than a number": {func(int) string { return "4294967296" }, 1},
+		"a year":             {func(int) string { return "31536000" }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				call, inv := b.dials()
+				b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 600;refresher=uac", "Allow: UPDATE")
+				before := call.Dialog().Session
+				time.Sleep(300 * time.Second)
+				synctest.Wait()
+				asked := 0
+				for ; asked < 10 && methodOf(b.peer.last()) == "UPDATE"; asked++ {
+					update := b.peer.last()
+					b.peer.forget()
+					b.peer.answers(update, "422 Session Interval Too Small", "", "", "Min-SE: "+tt.least(asked))
+				}
+				if now := call.Dialog().Session; asked != tt.want || now != before {
+					t.Errorf("asked %d times at once, and the session is %+v; want %d, and %+v", asked, now, tt.want, before)
+				}
+				b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
+			})
+		})
+	}
 }
 
 // methodOf is what a request asks for.
