@@ -111,7 +111,10 @@ func (a *auth) note(chal *digest.Challenge, proxy bool, nonce string) bool {
 				return false // a fresh nonce was answered, and that was not good enough
 			}
 		}
-		old.Challenge, old.count = chal, 0
+		if old.Nonce != chal.Nonce { // else its uses are counted on: a number that comes again is a replay (RFC 7616 §3.4)
+			old.count = 0
+		}
+		old.Challenge = chal
 		return true
 	}
 	if len(a.challenges) == maxAsk { // who names ever new realms must not make our requests ever longer

@@ -699,6 +699,26 @@ func TestRequestsUnderWayTogetherAreEachChallenged(t *testing.T) {
 		challenge(bye) // its own answer is refused
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "0s Ended"})
 	})
+	inBubble(t, change, nil, func(b *bubble) { // with a nonce that lives for a while (RFC 7616 §3.4: each use has a number of its own)
+		call, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		call.Media().SendDigit('5')
+		synctest.Wait()
+		info := b.peer.last()
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		bye := b.peer.last()
+		for i, req := range []string{info, bye} {
+			b.peer.answers(req, "401 Unauthorized", "b1", "", `WWW-Authenticate: Digest realm="x", nonce="n", qop="auth"`)
+			again := b.peer.last()
+			if got, want := headerIn(again, "Authorization"), fmt.Sprintf("nc=%08x", i+1); methodOf(again) != methodOf(req) || !strings.Contains(got, want) {
+				t.Errorf("challenged, %s is followed by %s with %q, want %s", methodOf(req), methodOf(again), got, want)
+			}
+			bye = again
+		}
+		b.peer.answers(bye, "200 OK", "b1", "")
+		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "0s Ended"})
+	})
 }
 
 // A trunk that names another realm each time is not answered for ever, whatever the request; and what it has named does not make
