@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
@@ -24,7 +26,8 @@ type DialRequest struct {
 	// RingTimeout ends a call that nobody answers; 0 = 3 minutes.
 	RingTimeout time.Duration
 	// Silence ends a call whose trunk says nothing at all, not even 100, so that another one can be tried: 408, as when nobody answers;
-	// should it say something yet, it hears CANCEL, or ACK and BYE. 0 = the INVITE's transaction does, after 32 s.
+	// should it say something yet, it hears CANCEL, or ACK and BYE. 0 = the INVITE's transaction does, after 32 s. With Silence, a trunk
+	// whose servers all rest is not asked for a moment, either: 503.
 	Silence time.Duration
 	// Redirect judges the number a 3xx names, and says what the trunk is to be asked for then; "" refuses it, and nil refuses
 	// them all: who pays for a call must have said where it may go. It must not block.
@@ -51,7 +54,6 @@ const (
 	ringTimeout  = 3 * time.Minute // RFC 3261 §16.6 gives proxies at least as much (timer C)
 	cancelWait   = 64 * t1         // §9.1: for the 487
 	maxRedirects = 5
-	silentRest   = time.Minute // a target that says nothing gets no calls, as long as there is another one
 )
 
 // outgoing is an INVITE of ours and what has become of it. Only run touches it.
@@ -222,8 +224,6 @@ func (c *Call) sendInvite() error {
 	return nil
 }
 
-var errResting = errors.New("it has asked for no calls for a while (503 with Retry-After)")
-
 // locate asks where the trunk is and sends the INVITE there. Names may take their time.
 func (c *Call) locate() {
 	c.stack.calls.Go(func() {
@@ -234,9 +234,7 @@ func (c *Call) locate() {
 			if c.out.resumed && c.dialog.Remote.IsValid() { // where the process before has sent it, whatever DNS says by now
 				targets, err = startingWith(targets, target{c.dialog.Remote, c.dialog.Transport}), nil
 			} else if err == nil {
-				if targets = c.stack.neighbours.awake(targets); len(targets) == 0 {
-					err = errResting
-				}
+				targets, err = c.stack.neighbours.awake(c.out.trunk, targets, c.out.request.Silence > 0)
 			}
 			switch {
 			case c.state != dialling:
@@ -561,7 +559,7 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 	o := c.out
 	if h := headerOf(res, "Retry-After", ""); h != nil && res.StatusCode == 503 && reasonOf(res).Protocol != "Q.850" { // else it is about the number
 		if d := retryAfter(h.Value()); d > 0 {
-			c.stack.neighbours.leave(o.targets[0].addr, d)
+			c.stack.neighbours.leave(o.trunk, o.targets[0].addr, d, errAsked)
 		}
 	}
 	switch code := res.StatusCode; {
@@ -634,7 +632,9 @@ func (c *Call) unanswered(branch string, err error) {
 	case o.cancel:
 		c.end()
 	case len(o.targets) > 1:
-		c.stack.neighbours.leave(o.targets[0].addr, silentRest)
+		if silent(err) {
+			c.stack.neighbours.leave(o.trunk, o.targets[0].addr, silentRest, errSilent)
+		}
 		o.targets = o.targets[1:]
 		c.inviteAgain()
 	case timeout:
@@ -642,6 +642,14 @@ func (c *Call) unanswered(branch string, err error) {
 	default:
 		c.refused(503, "", nil)
 	}
+}
+
+// silent says that nobody answers at a target. Whatever else fails may be our own fault: no route, a certificate, an end of ours.
+func silent(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" && op.Timeout() {
+		return true
+	}
+	return errors.Is(err, gosip.ErrTransactionTimeout) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // refused ends a call that did not come about. res is nil when the refusal is our own.

@@ -35,9 +35,21 @@ type neighbours struct {
 	trunks []Trunk
 
 	mu    sync.RWMutex
-	rests map[netip.AddrPort]time.Time // servers that want no calls until then
-	found map[string][]netip.Addr      // by name of the trunk, the latest last
-	held  map[netip.Addr][]*Trunk      // by where they were heard, the trunks of resumed calls, one for each call
+	rests map[server]rest
+	found map[string][]netip.Addr // by name of the trunk, the latest last
+	held  map[netip.Addr][]*Trunk // by where they were heard, the trunks of resumed calls, one for each call
+}
+
+// server is where calls go, as one trunk knows it: 503 may be about that trunk's account alone.
+type server struct {
+	trunk string
+	addr  netip.AddrPort
+}
+
+// rest is a while in which a server gets no calls of a trunk that can go elsewhere.
+type rest struct {
+	since, until time.Time
+	why          error
 }
 
 // maxFound is how many addresses of one trunk's proxy are remembered: a few more than a name has.
@@ -106,27 +118,49 @@ func (n *neighbours) find(trunk *Trunk, targets []target) {
 	n.found[trunk.Name] = list[max(0, len(list)-maxFound):]
 }
 
-// longestRest is for how long a server is left alone at most, whatever it says: who dials would rather be refused once more.
-const longestRest = 5 * time.Minute
+// Rests, whatever a server says: who dials would rather be refused once more.
+const (
+	longestRest = 5 * time.Minute
+	trunkRest   = 10 * time.Second // of all servers of a trunk, where another trunk takes the call
+	silentRest  = time.Minute
+)
 
-// leave notes that a server wants no more calls for a while (503 with Retry-After, RFC 3261 §21.5.4).
-func (n *neighbours) leave(server netip.AddrPort, d time.Duration) {
+// Why a server rests.
+var (
+	errAsked  = errors.New("it has asked for no calls for a while (503 with Retry-After)")
+	errSilent = errors.New("it did not answer the call before")
+)
+
+// leave notes that a server is to get no more calls of this trunk for a while.
+func (n *neighbours) leave(trunk *Trunk, addr netip.AddrPort, d time.Duration, why error) {
 	now := time.Now()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	maps.DeleteFunc(n.rests, func(_ netip.AddrPort, until time.Time) bool { return !now.Before(until) })
+	maps.DeleteFunc(n.rests, func(_ server, r rest) bool { return !now.Before(r.until) })
 	if n.rests == nil {
-		n.rests = map[netip.AddrPort]time.Time{}
+		n.rests = map[server]rest{}
 	}
-	n.rests[server] = now.Add(min(d, longestRest))
+	n.rests[server{trunk.Name, addr}] = rest{now, now.Add(min(d, longestRest)), why}
 }
 
-// awake are those targets that take calls now.
-func (n *neighbours) awake(targets []target) []target {
+// awake are the targets of a trunk that a call is to be sent to: those that do not rest. Where all do, a call that can go elsewhere
+// goes there, for trunkRest; any other tries them all the same, the one whose rest ends first before the others, since one answer
+// that may have been about one number, or an uplink of ours that was gone, must not take the trunk away.
+func (n *neighbours) awake(trunk *Trunk, targets []target, elsewhere bool) ([]target, error) {
 	now := time.Now()
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return slices.DeleteFunc(targets, func(t target) bool { return now.Before(n.rests[t.addr]) })
+	of := func(t target) rest { return n.rests[server{trunk.Name, t.addr}] }
+	up := slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return now.Before(of(t).until) })
+	if len(up) > 0 {
+		return up, nil
+	}
+	tried := slices.DeleteFunc(slices.Clone(targets), func(t target) bool { return elsewhere && now.Before(of(t).since.Add(trunkRest)) })
+	if len(tried) == 0 {
+		return nil, of(targets[0]).why
+	}
+	slices.SortStableFunc(tried, func(a, b target) int { return of(a).until.Compare(of(b).until) })
+	return tried, nil
 }
 
 // hold lets an address be heard for a call of this trunk, until release.

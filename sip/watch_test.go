@@ -4,17 +4,24 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	gosip "github.com/emiago/sipgo/sip"
 	"github.com/miekg/dns"
 )
 
@@ -518,17 +525,20 @@ func TestServerThatAsksForAWhileIsLeftAlone(t *testing.T) { // RFC 3261 §21.5.4
 		{"480 Temporarily Unavailable", []string{"Retry-After: 60"}, 0},
 	} {
 		t.Run(fmt.Sprint(tt.status[:3], tt.said), func(t *testing.T) {
-			inBubble(t, outbound, nil, func(b *bubble) {
+			inBubble(t, twoServers, nil, func(b *bubble) {
+				other := b.newPeer(addr("192.0.2.21:5060"))
+				defer other.close()
 				_, inv := b.dials()
 				b.peer.answers(inv, tt.status, "b1", "", tt.said...)
 				b.peer.forget()
 				if tt.rests > 0 {
 					time.Sleep(tt.rests - time.Millisecond)
-					before := len(b.said())
+					other.answers(other.last(), "486 Busy Here", "b2", "")
+					other.forget()
 					b.dials()
-					wantLines(t, "peer received", b.peer.lines(), nil)
-					if got, ok := b.event(before).(Refused); !ok || got.Code != 503 || !got.Local { // so that another trunk is tried
-						t.Errorf("said %v", b.said()[before:])
+					wantLines(t, "who has asked for a while received", b.peer.lines(), nil)
+					if got := other.last(); methodOf(got) != "INVITE" {
+						t.Errorf("the other got %q, want the call", got)
 					}
 					time.Sleep(time.Millisecond)
 				}
@@ -538,26 +548,107 @@ func TestServerThatAsksForAWhileIsLeftAlone(t *testing.T) { // RFC 3261 §21.5.4
 			})
 		})
 	}
-	change := func(c *Config) {
-		outbound(c)
-		c.Trunks[0].Proxy = "carrier.example"
-		c.resolver = zone{
-			srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
-			hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
-		}
+}
+
+// twoServers makes the trunk one of two servers of the same rank.
+func twoServers(c *Config) {
+	outbound(c)
+	c.Trunks[0].Proxy = "carrier.example"
+	c.resolver = &turningZone{zone: zone{
+		srv:   map[string][]*net.SRV{"_sip._udp.carrier.example": {{Target: "a.example.", Port: 5060}, {Target: "b.example.", Port: 5060}}},
+		hosts: map[string][]string{"a.example": {"192.0.2.20"}, "b.example": {"192.0.2.21"}},
+	}}
+}
+
+// turningZone is a DNS that may name the servers of a service the other way round.
+type turningZone struct {
+	zone
+	turned atomic.Bool
+}
+
+func (z *turningZone) LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error) {
+	cname, records, err := z.zone.LookupSRV(ctx, service, proto, name)
+	if records = slices.Clone(records); z.turned.Load() {
+		slices.Reverse(records)
 	}
-	inBubble(t, change, nil, func(b *bubble) { // where there is another one, calls go there at once
+	return cname, records, err
+}
+
+// One answer may have been about one number or one account: where nobody else takes the call, the server is asked all the same.
+func TestRestOfAServerTakesNoTrunkAway(t *testing.T) {
+	couldGoElsewhere := func(r *DialRequest) { r.Silence = 6 * time.Second }
+	inBubble(t, outbound, nil, func(b *bubble) {
+		_, inv := b.dials()
+		b.peer.answers(inv, "503 Service Unavailable", "b1", "", "Retry-After: 300")
+		_, again := b.dials()
+		if methodOf(again) != "INVITE" || headerIn(again, "Call-ID") == headerIn(inv, "Call-ID") {
+			t.Errorf("the only server of the only trunk got %q, want the next call", again)
+		}
+		b.peer.answers(again, "486 Busy Here", "b2", "")
+		time.Sleep(trunkRest - time.Millisecond)
+		b.peer.forget()
+		before := len(b.said())
+		b.dials(couldGoElsewhere)
+		wantLines(t, "peer received", b.peer.lines(), nil)
+		if got, ok := b.event(before).(Refused); !ok || got.Code != 503 || !got.Local { // so that the other trunk is tried
+			t.Errorf("said %v", b.said()[before:])
+		}
+		time.Sleep(time.Millisecond)
+		if _, inv := b.dials(couldGoElsewhere); methodOf(inv) != "INVITE" {
+			t.Errorf("after %v the peer got %q, want the next call", trunkRest, inv)
+		}
+	})
+	inBubble(t, func(c *Config) { // another account with the same server
+		outbound(c)
+		c.Trunks = append(c.Trunks, c.Trunks[0])
+		c.Trunks[1].Name = "other"
+	}, nil, func(b *bubble) {
+		_, inv := b.dials()
+		b.peer.answers(inv, "503 Service Unavailable", "b1", "", "Retry-After: 300")
+		b.peer.forget()
+		if _, inv := b.dials(func(r *DialRequest) { r.Trunk = "other" }, couldGoElsewhere); methodOf(inv) != "INVITE" {
+			t.Errorf("of the other trunk's call the peer got %q", inv)
+		}
+	})
+}
+
+// Each call rests the server that it was sent to first; when the uplink is back there must be one to ask.
+func TestCallsGoOnAfterAnOutageThatMetEveryServer(t *testing.T) {
+	var dns *turningZone
+	inBubble(t, func(c *Config) { twoServers(c); dns = c.resolver.(*turningZone) }, nil, func(b *bubble) {
 		other := b.newPeer(addr("192.0.2.21:5060"))
 		defer other.close()
-		_, inv := b.dials()
-		b.peer.answers(inv, "503 Service Unavailable", "b1", "", "Retry-After: 60")
-		other.answers(other.last(), "486 Busy Here", "b2", "")
+		b.dials()
+		dns.turned.Store(true)
+		b.dials()
+		time.Sleep(40 * time.Second) // the first two have rested for 8 s by then
 		b.peer.forget()
 		other.forget()
+		before := len(b.said())
 		b.dials()
-		wantLines(t, "who has asked for a while received", b.peer.lines(), nil)
-		wantLines(t, "the other received", other.lines(), []string{"0s INVITE"})
+		wantLines(t, "the one that DNS names first received", other.lines(), []string{"40s INVITE"})
+		wantLines(t, "application heard", withoutChanges(b.said()[before:]), nil)
 	})
+}
+
+func TestOnlySilenceRestsAServer(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{
+		{fmt.Errorf("INVITE: %w", gosip.ErrTransactionTimeout), true},
+		{fmt.Errorf("INVITE: %w", refused), true},
+		{fmt.Errorf("INVITE: %w", &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}), true},
+		{fmt.Errorf("INVITE: %w", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}), false},
+		{fmt.Errorf("INVITE: TLS: %w", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), false},
+		{context.Canceled, false},
+		{context.DeadlineExceeded, false},
+	} {
+		if got := silent(tt.err); got != tt.want {
+			t.Errorf("silent(%v) = %v, want %v", tt.err, got, tt.want)
+		}
+	}
 }
 
 // Anybody else would take it for another call, and DNS names servers of one rank in any order.
