@@ -44,6 +44,10 @@ type secretary struct {
 	starting atomic.Bool  // the device is being made, beside everything else
 	lacking  atomic.Int32 // how many messages wait for a key
 
+	// begun is closed when the device may be used: the process that had it before may be there until its lease is ours.
+	begun chan struct{}
+	begin func()
+
 	mu      sync.Mutex
 	waiting map[speakerIn][]roomEvent // guarded by mu
 }
@@ -55,7 +59,10 @@ type speakerIn struct {
 }
 
 func newSecretary(s *Service) *secretary {
-	return &secretary{service: s, waiting: make(map[speakerIn][]roomEvent)}
+	begun := make(chan struct{})
+	return &secretary{
+		service: s, waiting: make(map[speakerIn][]roomEvent), begun: begun, begin: sync.OnceFunc(func() { close(begun) }),
+	}
 }
 
 // rowOf is the name that the store knows a user of ours by: the bot has a device on each node.
@@ -66,8 +73,16 @@ func (s *Service) rowOf(user id.UserID) id.UserID {
 	return user
 }
 
+// errNotBegun says that the bot's device is perhaps another process's still.
+var errNotBegun = errors.New("the service has not started yet")
+
 // device returns the bot with its device, which listens.
 func (c *secretary) device(ctx context.Context) (*Ghost, error) {
+	select {
+	case <-c.begun:
+	case <-ctx.Done():
+		return nil, errNotBegun
+	}
 	s := c.service
 	bot := s.bot.UserID
 	release, err := s.making.acquire(ctx, bot)
@@ -110,6 +125,10 @@ func (c *secretary) wake() {
 	}
 	started := s.spawn(func() {
 		defer c.starting.Store(false)
+		select {
+		case <-c.begun:
+		case <-s.ctx.Done():
+		}
 		for attempt := 0; s.ctx.Err() == nil; attempt++ {
 			ctx, cancel := context.WithTimeout(s.ctx, devicePatience)
 			_, err := c.device(ctx)
@@ -161,6 +180,12 @@ func (c *secretary) beforeJoining(ctx context.Context, e roomEvent) {
 		if state.Type != event.StateEncryption.Type {
 			continue
 		}
+		select {
+		case <-c.begun:
+		default: // who invites does not wait for that
+			c.wake()
+			return
+		}
 		if _, err := c.device(ctx); err != nil {
 			c.service.log.Warn("bot enters an encrypted room without a device", "room", e.Room, "err", err)
 			c.wake()
@@ -189,6 +214,10 @@ func (c *secretary) put(e roomEvent) {
 }
 
 func (c *secretary) drain(who speakerIn) {
+	select {
+	case <-c.begun:
+	case <-c.service.ctx.Done():
+	}
 	for {
 		c.mu.Lock()
 		queue := c.waiting[who]

@@ -377,6 +377,41 @@ func TestBotGetsAnotherDeviceWhenItsOwnIsGone(t *testing.T) {
 	})
 }
 
+// A process that is not started yet may have another one beside it that uses the bot's device still: it keeps its hands off, and reads
+// what came meanwhile when it is started.
+func TestBotsDeviceIsNotTouchedBeforeTheStart(t *testing.T) {
+	secretly(t, func(t *testing.T, b *bed, l *listener, room id.RoomID, alice, bob *member.Confidant) {
+		b.stop(b.service)
+		s, err := New(b.config(), b.store, b.olm, b.opts, testLog(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.service = s
+		b.Cleanup(func() { b.stop(s) })
+		b.handler.set(s.HTTPHandler())
+		b.whispers(alice, room, "call")
+		_, err = bob.Client().CreateRoom(t.Context(), &mautrix.ReqCreateRoom{
+			Preset: "private_chat", Invite: []id.UserID{s.Bot()}, InitialState: []*event.Event{{
+				Type: event.StateEncryption, Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1}},
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.want(t, 0)
+		if g := s.knownGhost(s.Bot()); g != nil {
+			t.Error("the bot's device is in use before the start")
+		}
+		if n := s.metrics.Polls.Load(); n != 0 {
+			t.Errorf("%d requests for the bot's keys before the start", n)
+		}
+		if err := s.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.want(t, 0, "@acall")
+	})
+}
+
 // Anybody may send the bot keys. Those of one user are few, and none stays for ever.
 func TestRoomKeysAreBounded(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {

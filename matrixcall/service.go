@@ -229,6 +229,7 @@ func (s *Service) Start(ctx context.Context) error {
 			return fmt.Errorf("homeserver %s: %s: %w", s.cfg.HomeserverURL, step.name, tidy(err))
 		}
 	}
+	s.secretary.begin()
 	s.secretary.resume(ctx)
 	s.log.Info("matrix side is ready", "homeserver", s.cfg.HomeserverURL, "bot", s.bot.UserID)
 	return nil
