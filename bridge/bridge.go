@@ -142,7 +142,7 @@ func New(
 	own := cfg
 	err = b.store.Patiently(ctx, func(ctx context.Context) (err error) {
 		cfg, err = withStoredTrunks(ctx, own, b.store, b.vault, func(name string, err error) {
-			log.Error("a trunk of the database is not used", "trunk", name, "err", err)
+			log.Error("something is wrong with a trunk of the database", "trunk", name, "err", err)
 		})
 		if err != nil {
 			return err

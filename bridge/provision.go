@@ -19,7 +19,8 @@ import (
 const longestSettings = 64 << 10
 
 // withStoredTrunks returns cfg with the trunks of the database behind its own. One that cannot be used is left out and told of:
-// a row must not keep the others from their calls. Passwords that stand there in clear are sealed.
+// a row must not keep the others from their calls. Passwords that stand there in clear are sealed; one that the database does not let be
+// sealed is told of, and its trunk used.
 func withStoredTrunks(ctx context.Context, cfg config.Config, store *db.Store, v *vault, complain func(name string, err error)) (config.Config, error) {
 	stored, err := store.Trunks(ctx)
 	if err != nil {
@@ -33,8 +34,12 @@ func withStoredTrunks(ctx context.Context, cfg config.Config, store *db.Store, v
 			complain(row.Name, err)
 		}
 		if sealed, unread := v.sealTrunk(row.Name, row.Settings); unread == nil && sealed != row.Settings {
-			if err := store.ReplaceTrunk(ctx, row.Name, row.Settings, sealed); err != nil {
+			err := store.ReplaceTrunk(ctx, row.Name, row.Settings, sealed)
+			if errors.Is(err, db.ErrAway) {
 				return config.Config{}, err
+			}
+			if err != nil {
+				complain(row.Name, fmt.Errorf("seal its password, which stays in clear: %w", err))
 			}
 		}
 		if err != nil {

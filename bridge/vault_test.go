@@ -272,3 +272,35 @@ func TestTrunkWhosePasswordCantBeOpenedIsOut(t *testing.T) {
 		}
 	}
 }
+
+// A row that the database does not let be changed keeps nobody from their calls: the trunk is used with its password in clear.
+func TestTrunkWhosePasswordCantBeSealedIsUsed(t *testing.T) {
+	store, err := db.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "t.db"), testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	row := db.Trunk{Name: "account", Settings: `{"networks": ["192.0.2.0/24"], "username": "u", "password": "secret"}`}
+	if err := store.PutTrunk(t.Context(), row); err != nil {
+		t.Fatal(err)
+	}
+	_, err = store.Shared().Exec(t.Context(), "CREATE TRIGGER kept BEFORE UPDATE ON trunk BEGIN SELECT RAISE(ABORT, 'kept as it is'); END")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg config.Config
+	cfg.RTP.Address = "127.0.0.1"
+	var complaints []string
+	got, err := withStoredTrunks(t.Context(), cfg, store, vaultOf(t, "token"), func(name string, err error) {
+		complaints = append(complaints, name+": "+err.Error())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := got.SIP.Trunks; len(used) != 1 || used[0].Password != "secret" {
+		t.Errorf("used %d trunks, want the one with its password", len(used))
+	}
+	if len(complaints) != 1 || !strings.Contains(complaints[0], "kept as it is") || strings.Contains(complaints[0], "secret") {
+		t.Errorf("complaints: %q, want one of what the database says", complaints)
+	}
+}

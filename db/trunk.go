@@ -47,9 +47,12 @@ func (s *Store) PutTrunk(ctx context.Context, t Trunk) error {
 	return nil
 }
 
-// ReplaceTrunk writes settings in place of those that were read, unless somebody has stored others meanwhile.
+// ReplaceTrunk writes settings in place of those that were read, unless somebody has stored others meanwhile. An error that may pass is
+// ErrAway.
 func (s *Store) ReplaceTrunk(ctx context.Context, name, was, settings string) error {
-	if _, err := s.db.Exec(ctx, "UPDATE trunk SET settings = $1 WHERE name = $2 AND settings = $3", settings, name, was); err != nil {
+	if _, err := s.db.Exec(ctx, "UPDATE trunk SET settings = $1 WHERE name = $2 AND settings = $3", settings, name, was); isAway(err) {
+		return fmt.Errorf("save trunk: %w: %w", ErrAway, err)
+	} else if err != nil {
 		return fmt.Errorf("save trunk: %w", err)
 	}
 	return nil
