@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -70,18 +71,33 @@ func (s *Store) DeletePINs(ctx context.Context, room string) error {
 	return nil
 }
 
-// PINBudget returns what is stored of the limits of guessing under names: when each is as it was before anybody guessed.
+// PINBudget returns what is stored of the limits of guessing under names: when each is as it was before anybody guessed. It asks once,
+// for a caller waits.
 func (s *Store) PINBudget(ctx context.Context, names []string) (map[string]time.Time, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	var places []string
+	var wanted []any
+	for i, name := range names {
+		places, wanted = append(places, fmt.Sprintf("$%d", i+1)), append(wanted, name)
+	}
+	rows, err := s.db.Query(ctx, "SELECT name, until FROM pin_budget WHERE name IN ("+strings.Join(places, ", ")+")", wanted...)
+	if err != nil {
+		return nil, fmt.Errorf("read how often PINs were guessed: %w", err)
+	}
+	defer rows.Close()
 	stored := make(map[string]time.Time)
-	for _, name := range names {
+	for rows.Next() {
+		var name string
 		var until int64
-		err := s.db.QueryRow(ctx, "SELECT until FROM pin_budget WHERE name = $1", name).Scan(&until)
-		switch {
-		case err == nil:
-			stored[name] = instant(until)
-		case !errors.Is(err, sql.ErrNoRows):
+		if err := rows.Scan(&name, &until); err != nil {
 			return nil, fmt.Errorf("read how often PINs were guessed: %w", err)
 		}
+		stored[name] = instant(until)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read how often PINs were guessed: %w", err)
 	}
 	return stored, nil
 }

@@ -1,11 +1,14 @@
 package db
 
 import (
+	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.mau.fi/util/dbutil"
 )
 
 func TestAPINLeadsToOneRoomUntilItIsTakenAway(t *testing.T) {
@@ -93,6 +96,36 @@ func TestGuessesAddUpInTheDatabase(t *testing.T) {
 		must(t, nodes[0].Forget(t.Context(), now, now.Add(30*time.Minute)))
 		want(map[string]time.Time{"known": now.Add(time.Hour)})
 	})
+}
+
+// A database far away is slow to answer, and a caller waits: whatever counts for one is asked for at once.
+func TestWhatCountsForACallerIsAskedForAtOnce(t *testing.T) {
+	stores(t, func(t *testing.T, address string) {
+		s, now := open(t, address), time.UnixMilli(1_800_000_000_000)
+		must(t, s.SpendPINBudget(t.Context(), now, []PINSpending{{"number", time.Minute}, {"trunk", time.Second}}))
+		asked := &questions{DatabaseLogger: dbutil.NoopLogger}
+		s.db.Log = asked
+		got, err := s.PINBudget(t.Context(), []string{"number", "trunk", "all", "room"})
+		want := map[string]time.Time{"number": now.Add(time.Minute), "trunk": now.Add(time.Second)}
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("PINBudget: %v (-want +got):\n%s", err, diff)
+		}
+		if asked.n != 1 {
+			t.Errorf("asked the database %d times, want once", asked.n)
+		}
+	})
+}
+
+// questions counts what a database is asked.
+type questions struct {
+	dbutil.DatabaseLogger
+	n int
+}
+
+func (q *questions) QueryTiming(_ context.Context, method, _ string, _ []any, _ int, _ time.Duration, _ error) {
+	if strings.HasPrefix(method, "Query") { // not the end of its rows
+		q.n++
+	}
 }
 
 // Only so many numbers are kept that know a room's PIN, whoever forges more; and none becomes one of another room's while that lasts.
