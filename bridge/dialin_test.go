@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
@@ -25,6 +26,7 @@ import (
 	"trunkline/bridge/menu"
 	"trunkline/bridge/pin"
 	"trunkline/bridge/sound"
+	"trunkline/db"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
@@ -223,6 +225,26 @@ func TestGuessesAreCountedOverARestart(t *testing.T) {
 	b.hears(honest, "conf-getpin", 0)
 	honest.Press(right + "#")
 	b.await("another caller to come in", func() bool { return len(b.ghosts()) == 1 })
+}
+
+// Who hangs up at the last key has guessed all the same, for the next process, too.
+func TestAGuessIsCountedThoughTheCallerHangsUp(t *testing.T) {
+	t.Parallel()
+	store, err := db.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "t.db"), testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	p := newPINs(config.DialIn{}, store)
+	left, hangUp := context.WithCancel(t.Context())
+	a := &actor{bridge: &Bridge{store: store, pins: p, journal: db.NewJournal(store, "run", testLog(t))}, ctx: left, log: testLog(t)}
+	try := p.budget.Take(time.Now(), "lab", "+493012345678")
+	hangUp()
+	a.keepAccount(func(ctx context.Context) error { return p.wrong(ctx, try) })
+	names := p.budget.Names("lab", "+493012345678", "")
+	if stored, err := store.PINBudget(t.Context(), names[:1]); len(stored) != 1 || err != nil {
+		t.Errorf("stored of the number: %v, %v, want when it has its tries back", stored, err)
+	}
 }
 
 // Who has entered a room's PIN is not shut out when strangers guess, nor by a restart.

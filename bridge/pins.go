@@ -120,12 +120,13 @@ func (a *actor) checkPIN(typed menu.Secret) {
 // accountPatience is how long the account of who guesses may take: the PIN itself has to be checked, too.
 const accountPatience = time.Second
 
-// keepAccount does what keeps account in the database of who guesses. While that is away this process alone knows.
+// keepAccount does what keeps account in the database of who guesses, also of one who hangs up meanwhile. While that is away this process
+// alone knows.
 func (a *actor) keepAccount(do func(context.Context) error) {
 	if a.bridge.journal.Away() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(a.ctx, accountPatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), accountPatience)
 	defer cancel()
 	a.note("keep account of PINs", do(ctx))
 }
