@@ -33,7 +33,7 @@ func (c *chaos) typePIN() (from, to time.Duration, acted <-chan error) {
 	c.dialed, c.held, c.asking.again = time.Now(), false, time.Time{}
 	c.asking.typed = time.Time{}
 	c.must(c.phone.Dial(c.ctx, lab.PINNumber))
-	return 0, c.setup + time.Duration(len(c.asking.pin)+1)*perKey + time.Second, c.later(0, func() error {
+	return 0, c.setup + time.Duration(len(c.asking.pin)+1)*perKey + time.Second, c.meanwhile(func() error {
 		for {
 			if _, up := c.came(lab.CallEstablished); up {
 				return c.press(c.asking.pin + "#")

@@ -68,7 +68,7 @@ func (c *chaos) callThroughCarrier(p phase) (from, to time.Duration, acted <-cha
 	c.awaitSound(c.dialed)
 	switch p {
 	case carrierHangsUp:
-		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.Hangup(c.ctx) })
+		return 0, 150 * time.Millisecond, c.meanwhile(func() error { return c.phone.Hangup(c.ctx) })
 	case carrierMoves:
 		return c.move()
 	case carrierPicksUp:

@@ -41,7 +41,7 @@ func (c *chaos) enterLobby() (from, to time.Duration, acted <-chan error) {
 	c.lobby = lobby{let: c.lobby.let, before: before}
 	c.dialed, c.held = time.Now(), false
 	c.must(c.phone.Dial(c.ctx, c.room.Lobby))
-	return 0, c.lobby.let + 1500*time.Millisecond, c.later(0, func() error {
+	return 0, c.lobby.let + 1500*time.Millisecond, c.meanwhile(func() error {
 		var since time.Time
 		for since.IsZero() || time.Since(since) < readsFor {
 			if since.IsZero() {

@@ -119,7 +119,7 @@ func (c *chaos) handOver() (from, to time.Duration, acted <-chan error) {
 	c.t.Helper()
 	c.moves.pair, c.moves.quiet = []*lab.Phone{c.phone, c.orders.phone}, time.Time{}
 	c.must(c.phone.Transfer(c.ctx, c.orders.phone.Address()))
-	return 0, handedOverIn, c.later(0, func() error {
+	return 0, handedOverIn, c.meanwhile(func() error {
 		for {
 			c.pickUpLate()
 			select {
@@ -135,7 +135,7 @@ func (c *chaos) handOver() (from, to time.Duration, acted <-chan error) {
 func (c *chaos) pickUpElsewhere() (from, to time.Duration, acted <-chan error) {
 	c.t.Helper()
 	c.moves.pair, c.moves.quiet = []*lab.Phone{c.phone, c.behind.relief}, time.Time{}
-	return 0, pickedUpIn, c.later(0, func() error { return c.behind.relief.Dial(c.ctx, c.behind.carrier.Reach(c.room.Number)) })
+	return 0, pickedUpIn, c.meanwhile(func() error { return c.behind.relief.Dial(c.ctx, c.behind.carrier.Reach(c.room.Number)) })
 }
 
 // oneIsLeft tells whether one of the two phones has the call, for good: it is the one whose call it is then.

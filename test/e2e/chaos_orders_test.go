@@ -61,7 +61,7 @@ func (c *chaos) order(p phase) (from, to time.Duration, acted <-chan error) {
 	case calleeRings:
 		return 0, 700 * time.Millisecond, nothing
 	case calleeAnswers:
-		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.PickUp(c.ctx) })
+		return 0, 150 * time.Millisecond, c.meanwhile(func() error { return c.phone.PickUp(c.ctx) })
 	}
 	c.must(c.phone.PickUp(c.ctx))
 	c.answered(c.phone)

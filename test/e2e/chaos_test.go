@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,7 +93,8 @@ type chaos struct {
 
 	since  time.Time            // what allHeard looked for last
 	first  map[string]time.Time // by line, and when it has heard that
-	dead   chan struct{}        // closed when this round's process is
+	dead   <-chan struct{}      // closed when this round's process is, or the round is over
+	aside  sync.WaitGroup       // what is done meanwhile in this round
 	killed time.Time            // when that was
 	asking asking
 	orders orders
@@ -172,8 +174,12 @@ func (c *chaos) rests() {
 func (c *chaos) round(t *testing.T, k kill) {
 	defer func(all *scene) { c.scene = all }(c.scene)
 	c.scene = c.in(t)
-	c.phone, c.dead, c.timers.peer = c.desk, make(chan struct{}), nil
+	dead := make(chan struct{})
+	died := sync.OnceFunc(func() { close(dead) })
+	c.phone, c.dead, c.timers.peer = c.desk, dead, nil
 	defer c.tidy()
+	defer c.aside.Wait()
+	defer died() // if the round ends before
 	from, to, acted := c.act(k)
 	at := from + time.Duration(k.moment*float64(to-from))
 	time.Sleep(at)
@@ -182,7 +188,7 @@ func (c *chaos) round(t *testing.T, k kill) {
 	up, ok := c.came(lab.CallEstablished)
 	answered := ok && up.Before(killed) || c.timers.peer != nil
 	bed.Bridge().Kill()
-	close(c.dead)
+	died()
 	c.must(bed.Bridge().Start(c.ctx))
 	ready := time.Since(killed)
 	c.must(<-acted)
@@ -266,9 +272,9 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 		c.hold()
 		return 0, 700 * time.Millisecond, nothing
 	case renegotiates:
-		return 0, 500 * time.Millisecond, c.later(0, func() error { return c.pages[1].Camera(c.ctx, true) })
+		return 0, 500 * time.Millisecond, c.meanwhile(func() error { return c.pages[1].Camera(c.ctx, true) })
 	case phoneHangsUp:
-		return 0, 150 * time.Millisecond, c.later(0, func() error { return c.phone.Hangup(c.ctx) })
+		return 0, 150 * time.Millisecond, c.meanwhile(func() error { return c.phone.Hangup(c.ctx) })
 	case isTransferred:
 		return c.transfer()
 	case phoneMoves:
@@ -276,7 +282,7 @@ func (c *chaos) act(k kill) (from, to time.Duration, acted <-chan error) {
 	case handsOver:
 		return c.handOver()
 	case clientHangsUp:
-		return 0, 400 * time.Millisecond, c.later(0, func() error { c.leave(clients...); return nil })
+		return 0, 400 * time.Millisecond, c.meanwhile(func() error { c.leave(clients...); return nil })
 	}
 	return 0, time.Second, nothing
 }
@@ -554,6 +560,13 @@ func (c *chaos) clears(told bool) {
 		}
 		return left == ""
 	})
+}
+
+// meanwhile does something beside the round, which does not end before it, and hands over how it went.
+func (c *chaos) meanwhile(do func() error) <-chan error {
+	done := make(chan error, 1)
+	c.aside.Go(func() { done <- do() })
+	return done
 }
 
 // tidy makes the lab fit for the next round, however this one went.

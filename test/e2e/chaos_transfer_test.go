@@ -26,7 +26,7 @@ func (c *chaos) transfer() (from, to time.Duration, acted <-chan error) {
 	c.t.Helper()
 	c.onward = onward{call: c.phone.Calls()[0]}
 	c.must(bed.Say(c.ctx, c.owner, c.room.ID, "!sip transfer "+c.orders.phone.Number))
-	return 0, arrivedIn, c.later(0, func() error {
+	return 0, arrivedIn, c.meanwhile(func() error {
 		for {
 			c.pickUpLate()
 			select {
