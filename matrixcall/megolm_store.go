@@ -22,6 +22,11 @@ const (
 	// may send the bot some.
 	maxAllKeys = 20_000
 
+	// peerSessionLife is how long an olm session is kept that nobody uses
+	// and whose device we do not know, maxPeerSessions how many of all.
+	peerSessionLife = 30 * 24 * time.Hour
+	maxPeerSessions = 20_000
+
 	// maxFreshKeys is how many are at hand without the database.
 	maxFreshKeys = 512
 )
@@ -37,6 +42,7 @@ type megolmStore struct {
 	outbound map[id.RoomID]*crypto.OutboundGroupSession // the bot's own
 	came     chan struct{}                              // closed, and replaced, when a key came
 	puts     int
+	peers    int // sessions that were made
 }
 
 type freshKey struct {
@@ -116,6 +122,36 @@ func (m *megolmStore) sweep(ctx context.Context, then time.Time) error {
 		(SELECT session_id FROM crypto_megolm_inbound_session)`)
 	if err != nil {
 		return fmt.Errorf("forget message indices: %w", err)
+	}
+	return nil
+}
+
+// AddSession implements crypto.Store. Any user of any server may make one, each with another key.
+func (m *megolmStore) AddSession(ctx context.Context, key id.SenderKey, session *crypto.OlmSession) error {
+	if err := m.callStore.AddSession(ctx, key, session); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	sweep := m.peers%256 == 0
+	m.peers++
+	m.mu.Unlock()
+	if !sweep {
+		return nil
+	}
+	return m.service.store.Write(ctx, m.row("sweep", ""), func(ctx context.Context) error {
+		return m.sweepPeers(ctx, time.Now().Add(-peerSessionLife))
+	})
+}
+
+// sweepPeers forgets the olm sessions of unknown devices that were not used since then, and what would be too many. Those of known
+// ones stay: their clients use them on, be it after months, and what they sent by them would be lost.
+func (m *megolmStore) sweepPeers(ctx context.Context, then time.Time) error {
+	_, err := m.DB.Exec(ctx, `DELETE FROM crypto_olm_session WHERE account_id = $1 AND
+		(last_decrypted < $2 AND last_encrypted < $2 AND sender_key NOT IN (SELECT identity_key FROM crypto_device WHERE NOT deleted)
+		OR session_id NOT IN (SELECT session_id FROM crypto_olm_session WHERE account_id = $1 ORDER BY last_decrypted DESC LIMIT $3))`,
+		m.AccountID, then.UTC(), maxPeerSessions)
+	if err != nil {
+		return fmt.Errorf("forget olm sessions: %w", err)
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ type knownSessions struct {
 	list crypto.OlmSessionList
 	read bool      // those of the tables are in it
 	used time.Time // when the newest was made that was used
+	seen time.Time // when somebody last asked for them
 }
 
 // olmHash names a message that was read.
@@ -46,6 +47,15 @@ type olmHash struct {
 
 // maxHashes is how many messages are remembered here: more than come while the database is away for some minutes.
 const maxHashes = 512
+
+const (
+	// maxPeers is how many devices' sessions are at hand. From there on
+	// those are read again that nobody wanted for peerLife, which is longer
+	// than anything that holds one goes on. Whoever sends us a message
+	// chooses the key it is asked by.
+	maxPeers = 2048
+	peerLife = time.Minute
+)
 
 func newCallStore(s *Service, tables *crypto.SQLCryptoStore) *callStore {
 	return &callStore{SQLCryptoStore: tables, service: s, sessions: make(map[id.SenderKey]*knownSessions)}
@@ -68,14 +78,17 @@ func (c *callStore) ask(ctx context.Context, read func(context.Context) error) (
 func (c *callStore) known(ctx context.Context, key id.SenderKey) (*knownSessions, error) {
 	k := c.sessions[key]
 	if k == nil {
+		c.makeRoom()
 		k = new(knownSessions)
 		c.sessions[key] = k
 	}
+	k.seen = time.Now()
 	if k.read {
 		return k, nil
 	}
 	away, err := c.ask(ctx, func(ctx context.Context) error {
-		list, err := c.SQLCryptoStore.GetSessions(ctx, key)
+		// Tables of their own, for mautrix's keep all that was ever read.
+		list, err := crypto.NewSQLCryptoStore(c.DB, nil, c.AccountID, c.DeviceID, c.PickleKey).GetSessions(ctx, key)
 		if err != nil {
 			return err
 		}
@@ -92,6 +105,20 @@ func (c *callStore) known(ctx context.Context, key id.SenderKey) (*knownSessions
 	})
 	k.read = err == nil && !away
 	return k, err
+}
+
+// makeRoom forgets what can be read again, if there is much: of devices without a session, and those that nobody wants now. What was
+// written while the database is away stays. Called with mu held.
+func (c *callStore) makeRoom() {
+	if len(c.sessions) < maxPeers {
+		return
+	}
+	away := c.service.store.Away()
+	for key, k := range c.sessions {
+		if len(k.list) == 0 || !away && time.Since(k.seen) > peerLife {
+			delete(c.sessions, key)
+		}
+	}
 }
 
 func (k *knownSessions) uses(session *crypto.OlmSession) {

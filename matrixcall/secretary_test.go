@@ -412,6 +412,51 @@ func TestBotsDeviceIsNotTouchedBeforeTheStart(t *testing.T) {
 	})
 }
 
+// Anybody may write to the bot's device, each time by another key. What is at hand of that is bounded, and what it leaves behind goes;
+// whom we know is understood as before.
+func TestOlmSessionsAreBounded(t *testing.T) {
+	secretly(t, func(t *testing.T, b *bed, l *listener, room id.RoomID, alice, bob *member.Confidant) {
+		b.whispers(alice, room, "one")
+		l.want(t, 0, "@aone")
+		sessions := b.service.knownGhost(b.service.Bot()).keys.megolm.callStore
+		time.Sleep(peerLife)
+		for n := range maxPeers + 100 {
+			sessions.HasSession(t.Context(), id.SenderKey(fmt.Sprintf("nobody's key %d", n)))
+		}
+		sessions.mu.Lock()
+		if n := len(sessions.sessions); n > maxPeers {
+			t.Errorf("the sessions of %d devices are at hand, want %d at most", n, maxPeers)
+		}
+		sessions.mu.Unlock()
+
+		b.whispers(alice, room, "two") // by a session that is read again
+		l.want(t, 0, "@aone", "@atwo")
+		for _, change := range []string{
+			`UPDATE crypto_olm_session SET last_decrypted = $1, last_encrypted = $1`,
+			`INSERT INTO crypto_olm_session (account_id, session_id, sender_key, session, created_at, last_decrypted, last_encrypted)
+				SELECT account_id, 'stranger', 'stranger', session, $1, $1, $1 FROM crypto_olm_session LIMIT 1`,
+		} {
+			if _, err := b.olm.Exec(t.Context(), change, time.Now().Add(-peerSessionLife-time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.stop(b.service)
+		b.start()
+		b.whispers(bob, room, "three")
+		l.want(t, 0, "@aone", "@atwo", "@bthree")
+		b.whispers(alice, room, "four")
+		l.want(t, 0, "@aone", "@atwo", "@bthree", "@afour")
+		var left, strange int
+		err := b.olm.QueryRow(t.Context(), `SELECT COUNT(*), COUNT(CASE WHEN sender_key = 'stranger' THEN 1 END) FROM crypto_olm_session`).Scan(&left, &strange)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strange != 0 || left < 2 {
+			t.Errorf("%d sessions are left, %d of them of a device that nobody knows", left, strange)
+		}
+	})
+}
+
 // Anybody may send the bot keys. Those of one user are few, and none stays for ever.
 func TestRoomKeysAreBounded(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {
