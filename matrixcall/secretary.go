@@ -186,6 +186,8 @@ func (c *secretary) beforeJoining(ctx context.Context, e roomEvent) {
 			c.wake()
 			return
 		}
+		ctx, cancel := context.WithTimeout(ctx, devicePatience) // joining needs time, too
+		defer cancel()
 		if _, err := c.device(ctx); err != nil {
 			c.service.log.Warn("bot enters an encrypted room without a device", "room", e.Room, "err", err)
 			c.wake()

@@ -16,6 +16,7 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
 )
 
@@ -346,12 +347,8 @@ func TestNoticesThatCannotBeEncryptedAreNotSaidInClear(t *testing.T) {
 		if err := b.service.HarmlessNotice(t.Context(), room, g, "nobody's secret"); err != nil {
 			t.Fatal(err)
 		}
-		var texts []string
+		texts := b.said(room)
 		for _, e := range b.fake.Timeline(room) {
-			var content struct{ Body string }
-			if e.Type == event.EventMessage.Type && json.Unmarshal(e.Content, &content) == nil {
-				texts = append(texts, content.Body)
-			}
 			if strings.Contains(string(e.Content), "471") {
 				t.Errorf("%s betrays the PIN: %s", e.Type, e.Content)
 			}
@@ -363,6 +360,80 @@ func TestNoticesThatCannotBeEncryptedAreNotSaidInClear(t *testing.T) {
 			t.Errorf("counted %d notices that could not be encrypted, want 3", n)
 		}
 	})
+}
+
+// Who speaks has little time. Encrypting that hangs leaves enough of it for the sentence that takes the notice's place.
+func TestNoticeWhoseEncryptingHangsIsReplacedInTime(t *testing.T) {
+	secretly(t, func(t *testing.T, b *bed, _ *listener, room id.RoomID, alice, _ *member.Confidant) {
+		time.Sleep(membersLife + time.Second) // who is there has to be asked anew
+		hangs := make(chan struct{})
+		defer close(hangs)
+		b.fake.Break(&homeserver.Fault{Path: "/joined_members", Hold: hangs})
+		ctx, cancel := context.WithTimeout(t.Context(), sealPatience)
+		defer cancel()
+		if _, err := b.service.NoticeID(ctx, room, nil, "PIN 4711"); err != nil {
+			t.Fatal(err)
+		}
+		if said := b.said(room); !slices.Equal(said, []string{unsaid}) {
+			t.Errorf("said %q, want %q", said, unsaid)
+		}
+	})
+}
+
+// One failure of the homeserver to say whether a room is encrypted silences nobody there.
+func TestNoticeIsSaidThoughTheHomeserverFailedOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.start()
+		room := b.person("alice", false).room(b.service.Bot())
+		b.eventually(time.Minute, func() string { return b.inRoom(room) })
+		fault := b.fake.Break(&homeserver.Fault{
+			Path: "/state/" + event.StateEncryption.Type, Error: &homeserver.Error{Status: http.StatusInternalServerError, Code: "M_UNKNOWN"}, Times: 1,
+		})
+		b.notices(room, "hello")
+		if said := b.said(room); fault.Hits() != 1 || !slices.Equal(said, []string{"hello"}) {
+			t.Errorf("after %d failures said %q, want the notice", fault.Hits(), said)
+		}
+	})
+}
+
+// The bot takes an invitation, device or not: a homeserver that hangs over the device's keys does not use up the time for joining.
+func TestBotJoinsThoughItsDeviceIsNotMade(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.start()
+		alice := b.confidant("alice")
+		hangs := make(chan struct{})
+		defer close(hangs)
+		b.fake.Break(&homeserver.Fault{Path: "/keys/upload", Hold: hangs})
+		answer, err := alice.Client().CreateRoom(t.Context(), &mautrix.ReqCreateRoom{
+			Preset: "private_chat", Invite: []id.UserID{b.service.Bot()},
+			InitialState: []*event.Event{{
+				Type: event.StateEncryption, Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1}},
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.eventually(time.Minute, func() string { return b.inRoom(answer.RoomID) })
+	})
+}
+
+// said is what was said in a room in clear.
+func (b *bed) said(room id.RoomID) (texts []string) {
+	for _, e := range b.fake.Timeline(room) {
+		var content struct{ Body string }
+		if e.Type == event.EventMessage.Type && json.Unmarshal(e.Content, &content) == nil {
+			texts = append(texts, content.Body)
+		}
+	}
+	return texts
+}
+
+// inRoom complains while the bot is not in a room.
+func (b *bed) inRoom(room id.RoomID) string {
+	if state := b.fake.State(room, event.StateMember.Type, b.service.Bot().String()); !strings.Contains(string(state), `"join"`) {
+		return "the bot is not in the room"
+	}
+	return ""
 }
 
 // A homeserver that has lost the bot's device gets another, whose key clients find.

@@ -19,6 +19,14 @@ const (
 	// foreign homeservers for keys, mostly.
 	sealPatience = 8 * time.Second
 
+	// sentencePatience is what is kept of a notice's time for the sentence
+	// that takes its place.
+	sentencePatience = 2 * time.Second
+
+	// secretPause is how long after the homeserver could not say whether a
+	// room is encrypted it is asked once more.
+	secretPause = time.Second
+
 	// membersLife is how long it is believed who is in a room without word
 	// of a change.
 	membersLife = 30 * time.Second
@@ -50,6 +58,10 @@ func (c *secretary) secret(ctx context.Context, as *mautrix.Client, room id.Room
 	}
 	how := new(event.EncryptionEventContent)
 	err := as.StateEvent(ctx, room, event.StateEncryption, "", how)
+	if err != nil && !isNotFound(err) && !isForbidden(err) && sleep(ctx, secretPause) == nil {
+		how = new(event.EncryptionEventContent)
+		err = as.StateEvent(ctx, room, event.StateEncryption, "", how)
+	}
 	switch {
 	case isNotFound(err):
 		return nil, nil
@@ -62,7 +74,12 @@ func (c *secretary) secret(ctx context.Context, as *mautrix.Client, room id.Room
 
 // seal encrypts what the bot says in a room for all devices of the people there. Nobody need have verified them, nor the bot.
 func (c *secretary) seal(ctx context.Context, room id.RoomID, content map[string]any) (*event.EncryptedEventContent, error) {
-	ctx, cancel := context.WithTimeout(ctx, sealPatience)
+	patience := sealPatience
+	if end, bounded := ctx.Deadline(); bounded {
+		left := time.Until(end)
+		patience = min(patience, max(left-sentencePatience, left/2))
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if how := c.rooms.get(room); how != nil && how.Algorithm != id.AlgorithmMegolmV1 {
 		return nil, errStrangeAlgorithm
