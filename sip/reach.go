@@ -470,8 +470,7 @@ func (s *Stack) destination(ctx context.Context, trunk *Trunk, req *gosip.Reques
 // open makes a connection and gives it to sipgo as though it had come in: so the guard cuts and judges what comes over
 // it, too.
 func (s *Stack) open(ctx context.Context, trunk *Trunk, t Transport, addr netip.AddrPort) error {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+	conn, err := s.dial(ctx, "tcp", addr.String())
 	if err != nil {
 		return err
 	}

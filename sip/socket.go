@@ -264,7 +264,10 @@ type guardedConn struct {
 	reading   func()                      // called at each read: sipgo knows the connection by then
 	handshake func(context.Context) error // still to be made, by the first read; nil = none
 
-	pongs atomic.Uint32 // single CRLFs: answers to our keep-alives
+	asked   atomic.Int32  // keep-alives of ours that wait for their answer
+	pongs   atomic.Uint32 // answers: single CRLFs while one waits
+	unasked atomic.Bool   // there were others, so they are no answers here
+	lively  int           // how many in a row were answered in time; only its watch touches it
 
 	turn chan struct{} // cap 1, full during a write: one that waits must not get the next one's deadline
 
@@ -439,16 +442,21 @@ func (c *guardedConn) consume(n int) {
 	c.begun = time.Now()
 }
 
-// keepAlive answers a double CRLF with one, and counts single ones, which answer ours (RFC 5626 §3.5.1).
+// keepAlive answers a double CRLF with one, and counts single ones, which answer ours (RFC 5626 §3.5.1). Some send them unasked: to keep
+// the way open themselves, or behind each message.
 func (c *guardedConn) keepAlive() {
 	for bytes.HasPrefix(c.pending, []byte("\r\n")) {
 		c.last.Store(time.Now().UnixNano())
 		n := 2
-		if bytes.HasPrefix(c.pending, []byte("\r\n\r\n")) {
+		switch {
+		case bytes.HasPrefix(c.pending, []byte("\r\n\r\n")):
 			n = 4
 			_, _ = c.Write([]byte("\r\n"))
-		} else {
+		case c.asked.Add(-1) >= 0:
 			c.pongs.Add(1)
+		default:
+			c.asked.Add(1)
+			c.unasked.Store(true)
 		}
 		c.consume(n)
 	}

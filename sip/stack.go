@@ -44,8 +44,9 @@ type Stack struct {
 	neighbours *neighbours
 	connecting singleflight.Group           // one connection to one address at a time
 	outgoing   map[Transport]*outgoingConns // those we open, by transport
-	watches    map[string]*watch            // by trunk, of those that are registered with or asked
-	sought     map[string]chan struct{}     // by trunk, of those whose proxy is a name: closed when it was looked up once
+	dial       func(ctx context.Context, network, addr string) (net.Conn, error)
+	watches    map[string]*watch        // by trunk, of those that are registered with or asked
+	sought     map[string]chan struct{} // by trunk, of those whose proxy is a name: closed when it was looked up once
 	listeners  []listener
 	transports *gosip.TransportLayer
 	layer      *gosip.TransactionLayer
@@ -128,6 +129,7 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 		deafDNS:    rate.Sometimes{Interval: time.Minute},
 		neighbours: &neighbours{trunks: c.Trunks},
 		outgoing:   map[Transport]*outgoingConns{},
+		dial:       new(net.Dialer).DialContext,
 		byID:       map[dialogID]*Call{}, byInvite: map[inviteID]*Call{}, parted: map[dialogID]chan *gosip.Response{},
 	}
 	s.seekers()

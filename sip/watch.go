@@ -31,6 +31,7 @@ const (
 	keepUDP      = 25 * time.Second // most NATs forget after 30 s
 	keepStream   = 100 * time.Second
 	pongTime     = 10 * time.Second // RFC 5626 §4.4.1
+	livelyEnough = 2                // so many answers in a row, and the next one is expected
 )
 
 // watch keeps us registered with one trunk, asks it whether it lives, and keeps the way to it open. One goroutine runs
@@ -47,7 +48,6 @@ type watch struct {
 	failures int
 	kept     *guardedConn  // over which a keep-alive was sent that may be answered; nil = none
 	ponged   uint32        // how many had been by then
-	ponging  bool          // the other side answers them
 	asked    chan struct{} // closed when the first REGISTER has had its answer, or none
 
 	mu    sync.Mutex
@@ -121,16 +121,16 @@ func (w *watch) run() {
 			w.ping()
 			ping = now.Add(w.trunk.Ping)
 		}
-		if !keep.IsZero() && !now.Before(keep) {
-			if keep = w.nextKeep(); !w.keepAlive() {
-				register = now // the connection is gone, and with it the way to us
-			} else if pong.IsZero() && w.kept != nil {
-				pong = now.Add(w.pong)
-			}
-		}
 		if !pong.IsZero() && !now.Before(pong) {
 			if pong = (time.Time{}); !w.heardPong() {
 				register = now
+			}
+		}
+		if !keep.IsZero() && !now.Before(keep) {
+			if keep = w.nextKeep(); !w.keepAlive() {
+				register, pong = now, time.Time{} // the connection is gone, and with it the way to us
+			} else if pong.IsZero() && w.kept != nil {
+				pong = time.Now().Add(w.pong) // since now, much time may have gone by
 			}
 		}
 		timer.Reset(time.Until(earliest(register, ping, keep, pong)))
@@ -360,17 +360,23 @@ func (w *watch) keepAlive() bool {
 	}
 	conn := w.stack.streamTo(to)
 	if conn == nil {
+		w.kept = nil
 		return false
 	}
 	if w.kept == nil {
 		w.kept, w.ponged = conn, conn.pongs.Load()
 	}
-	_, err := conn.Write([]byte(ping))
-	return err == nil
+	conn.asked.Add(1)
+	if _, err := conn.Write([]byte(ping)); err != nil {
+		w.kept = nil
+		return false
+	}
+	return true
 }
 
 // heardPong looks for the answer to a keep-alive. It is false when there is none although the other side answers them: the connection
 // is dead, whatever our socket says, and is given up (RFC 5626 §4.4.1). Many registrars never answer one; of those nothing is expected.
+// What answers and what does not is judged of each connection: behind the next one there may be another server.
 func (w *watch) heardPong() bool {
 	conn := w.kept
 	w.kept = nil
@@ -378,12 +384,13 @@ func (w *watch) heardPong() bool {
 	case conn == nil || w.stack.streamTo(w.good) != conn: // there is another one by now
 		return true
 	case conn.pongs.Load() != w.ponged:
-		w.ponging = true
+		conn.lively++
 		return true
-	case !w.ponging:
+	case conn.unasked.Load() || conn.lively < livelyEnough:
+		conn.lively = 0
+		conn.asked.Store(0) // what comes yet is no answer
 		return true
 	}
-	w.ponging = false
 	w.stack.log.Warn("connection to a registrar is dead: a keep-alive got no answer", "trunk", w.trunk.Name, "peer", addrPortOf(conn.RemoteAddr()))
 	conn.cut()
 	for range 100 { // until sipgo has noticed

@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -308,7 +309,7 @@ func TestRegistrationFollowsAConnectionThatDiedWithoutAWord(t *testing.T) { // R
 	ping := make([]byte, 4)
 	conn, in, _ := registrar(t, far)
 	defer conn.Close()
-	for began := time.Now(); time.Since(began) < 2500*time.Millisecond; { // until it must have been seen to answer
+	for began := time.Now(); time.Since(began) < 4*time.Second; { // until it must have been seen to answer twice
 		if _, err := io.ReadFull(in, ping); err != nil || string(ping) != "\r\n\r\n" {
 			t.Fatalf("on the connection came %q, %v; want a keep-alive", ping, err)
 		}
@@ -336,8 +337,8 @@ func TestKeepAliveOfAConnectionThatIsGoneIsForgotten(t *testing.T) {
 		w := b.stack.watches["lab"]
 		conn := newGuardedConn(near, b.stack.guard(), func() {})
 		defer conn.Close()
-		w.kept, w.ponging, w.good = conn, true, target{peerAddr, TCP}
-		if !w.heardPong() || !w.ponging || w.kept != nil {
+		w.kept, conn.lively, w.good = conn, livelyEnough, target{peerAddr, TCP}
+		if !w.heardPong() || w.kept != nil {
 			t.Error("a connection that nobody uses any more is waited for")
 		}
 		select {
@@ -346,6 +347,130 @@ func TestKeepAliveOfAConnectionThatIsGoneIsForgotten(t *testing.T) {
 		default:
 		}
 	})
+}
+
+// pipedRegistrar takes each REGISTER that comes over connections without a network.
+type pipedRegistrar struct {
+	keep    func(conn, n int) string // what it says to the nth keep-alive of a connection; "end" = it closes that
+	options func(n int) time.Duration
+	own     time.Duration // it sends an empty line of its own accord as often; 0 = never
+
+	conns, asked int
+	serving      sync.WaitGroup
+}
+
+func (r *pipedRegistrar) dial(context.Context, string, string) (net.Conn, error) {
+	near, far := net.Pipe()
+	r.conns++ // one at a time, for there is one watch
+	n := r.conns
+	r.serving.Go(func() { r.serve(n, far) })
+	if r.own > 0 {
+		r.serving.Go(func() {
+			for err := error(nil); err == nil; _, err = io.WriteString(far, "\r\n") {
+				time.Sleep(r.own)
+			}
+		})
+	}
+	return from{near, peerAddr.String()}, nil
+}
+
+func (r *pipedRegistrar) serve(conn int, far net.Conn) {
+	defer far.Close()
+	in := bufio.NewReader(far)
+	keeps := 0
+	for message := ""; ; {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return
+		}
+		message += line
+		say := ""
+		switch {
+		case message == "\r\n\r\n":
+			if keeps++; r.keep != nil {
+				time.Sleep(time.Millisecond)
+				say = r.keep(conn, keeps)
+			}
+		case message == "\r\n", line != "\r\n":
+			continue
+		case strings.HasPrefix(message, "REGISTER "):
+			say = crlf(strings.Replace(replyTo(message, "200 OK"), "Content-Length", "Expires: 7200\nContent-Length", 1))
+		default:
+			r.asked++
+			time.Sleep(r.options(r.asked))
+			say = crlf(replyTo(message, "200 OK"))
+		}
+		message = ""
+		if say == "end" {
+			return
+		}
+		if _, err := io.WriteString(far, say); err != nil {
+			return
+		}
+	}
+}
+
+// Who answers keep-alives is expected to; but calls hang on the connection, and our own delays, other servers and lines that answer
+// nothing must not cost it.
+func TestOnlyDeadConnectionsToRegistrarsAreGivenUp(t *testing.T) { // RFC 5626 §4.4.1
+	const answer = "\r\n"
+	always := func(_, _ int) string { return answer }
+	atOnce := func(int) time.Duration { return 0 }
+	slowOnce := func(n int) time.Duration {
+		if n == 6 {
+			return 15 * time.Second
+		}
+		return 0
+	}
+	for _, tt := range []struct {
+		name      string
+		registrar *pipedRegistrar
+		want      int // connections in an hour
+	}{
+		{"answers", &pipedRegistrar{keep: always, options: atOnce}, 1},
+		{"answers, and is slow with a request of ours", &pipedRegistrar{keep: always, options: slowOnce}, 1},
+		{"never answers", &pipedRegistrar{options: atOnce}, 1},
+		{"sends empty lines of its own", &pipedRegistrar{options: atOnce, own: 37 * time.Second}, 1},
+		{"sends what looks like one answer", &pipedRegistrar{options: atOnce, keep: func(_, n int) string {
+			return map[int]string{4: answer}[n]
+		}}, 1},
+		{"dies after ten answers, like all after it", &pipedRegistrar{options: atOnce, keep: func(_, n int) string {
+			return strings.Repeat(answer, min(1, max(0, 11-n)))
+		}}, 4}, // each lives for 1110 s
+		{"closes, and the next one never answers", &pipedRegistrar{options: atOnce, keep: func(conn, n int) string {
+			switch {
+			case conn > 1:
+				return ""
+			case n > 5:
+				return "end"
+			}
+			return answer
+		}}, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				trunk := Trunk{Name: "lab", Proxy: "192.0.2.20", Transport: TCP, Register: true, RegisterFor: 2 * time.Hour, Ping: keepStream}
+				s := newStack(Config{Trunks: []Trunk{trunk}, resolver: zone{}}, nil, slog.New(slog.DiscardHandler))
+				own := net.TCPAddrFromAddrPort(bridgeAddr)
+				s.listeners = []listener{{
+					transport: TCP, addr: bridgeAddr, ready: make(chan struct{}), caughtUp: closedChannel(),
+					conns: &guardedListener{Listener: newOutgoingConns(own), guard: s.guard()},
+				}}
+				s.outgoing[TCP] = newOutgoingConns(own)
+				r := tt.registrar
+				s.dial = r.dial
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				if err := s.Run(ctx); err != nil {
+					t.Error(err)
+				}
+				r.serving.Wait()
+				if r.conns != tt.want {
+					t.Errorf("%d connections in an hour, want %d", r.conns, tt.want)
+				}
+			})
+		})
+	}
 }
 
 func TestTrunkThatDoesNotAnswerIsDown(t *testing.T) {
