@@ -215,7 +215,7 @@ func (s *Service) handleRoomEvent(e roomEvent) {
 		} else if s.opts.OnInvite != nil && s.OwnGhost(id.UserID(*e.StateKey)) {
 			s.ghostInvite(e)
 		}
-		s.secretary.members.remove(e.Room)
+		s.secretary.moved(e.Room)
 		s.tracker.event(e)
 	case event.EventRedaction.Type:
 		s.tracker.refresh(e.Room)

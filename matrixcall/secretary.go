@@ -50,6 +50,7 @@ type secretary struct {
 
 	mu      sync.Mutex
 	waiting map[speakerIn][]roomEvent // guarded by mu
+	moves   uint64                    // of people in and out of rooms; guarded by mu, as is what is stored in members
 }
 
 // speakerIn is somebody in a room.

@@ -528,6 +528,44 @@ func TestOlmSessionsAreBounded(t *testing.T) {
 	})
 }
 
+// lateMembers is the way to a homeserver whose answers who is in a room arrive late.
+type lateMembers struct{ http.RoundTripper }
+
+func (l lateMembers) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := l.RoundTripper.RoundTrip(r)
+	if strings.HasSuffix(r.URL.Path, "/joined_members") {
+		time.Sleep(2 * time.Second)
+	}
+	return answer, err
+}
+
+// Who leaves while it is asked who is there is given no key afterwards.
+func TestWhoHasLeftIsNotBelievedToBeThere(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		b.web = lateMembers{b.web}
+		s := b.start()
+		alice, bob := b.confidant("alice"), b.confidant("bob")
+		room := b.secretRoom(alice, bob)
+		time.Sleep(membersLife)
+		asked := make(chan error, 1)
+		go func() {
+			_, err := s.secretary.people(t.Context(), room)
+			asked <- err
+		}()
+		time.Sleep(time.Second)
+		if _, err := bob.Client().LeaveRoom(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-asked; err != nil {
+			t.Fatal(err)
+		}
+		users, err := s.secretary.people(t.Context(), room)
+		if want := []id.UserID{alice.Client().UserID}; err != nil || !slices.Equal(users, want) {
+			t.Errorf("people are %v (%v), want %v", users, err, want)
+		}
+	})
+}
+
 // Anybody may send the bot keys. Those of one user are few, and none stays for ever.
 func TestRoomKeysAreBounded(t *testing.T) {
 	bubble(t, func(t *testing.T, b *bed) {

@@ -47,7 +47,8 @@ var (
 // roomMembers are the people in a room.
 type roomMembers struct {
 	users []id.UserID
-	asked time.Time
+	asked time.Time // zero: they are not known
+	moves uint64    // differs after each change
 }
 
 // secret says how a room's messages are to be encrypted, as somebody in the room finds out; nil = they are not. Only yes is believed
@@ -106,7 +107,8 @@ func (c *secretary) seal(ctx context.Context, room id.RoomID, content map[string
 
 // people lists who must be able to read what is said in a room: all in it but us.
 func (c *secretary) people(ctx context.Context, room id.RoomID) ([]id.UserID, error) {
-	if known := c.members.get(room); time.Since(known.asked) < membersLife {
+	known := c.members.get(room)
+	if time.Since(known.asked) < membersLife {
 		return known.users, nil
 	}
 	asked := time.Now()
@@ -120,8 +122,20 @@ func (c *secretary) people(ctx context.Context, room id.RoomID) ([]id.UserID, er
 			users = append(users, user)
 		}
 	}
-	c.members.set(room, roomMembers{users, asked})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.members.get(room).moves == known.moves { // else the answer is perhaps from before somebody left
+		c.members.set(room, roomMembers{users, asked, known.moves})
+	}
 	return users, nil
+}
+
+// moved hears that somebody came or went.
+func (c *secretary) moved(room id.RoomID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.moves++
+	c.members.set(room, roomMembers{moves: c.moves})
 }
 
 // update sees to it that the devices of users are known as well as can be.
