@@ -133,6 +133,16 @@ func (a *actor) succeeds(code int) {
 	}
 }
 
+// fails tells the leg in whose place somebody was being called that nobody comes, because the order is lost.
+func (b *Bridge) fails(waiting leg.ID) {
+	b.mu.Lock()
+	before := b.legs[waiting]
+	b.mu.Unlock()
+	if before != nil {
+		before.inbox.Put(func() { before.succeeded(503, true) })
+	}
+}
+
 // succeeded hears how it gets on with who is to be here in the phone's place, as this phone has wished or another one.
 func (a *actor) succeeded(code int, wished bool) {
 	waited := a.move.busy && wished

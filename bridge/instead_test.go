@@ -317,6 +317,7 @@ func TestHandingOverOutlivesAKilledProcess(t *testing.T) {
 			}
 			if !answered {
 				b.told("Call to " + elsewhereSeen + ": the bridge was restarted; try again.")
+				b.isTold(call, "SIP/2.0 503 Service Unavailable.") // by the next process
 			}
 			b.hangUp(stays)
 			b.clear()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -186,7 +187,11 @@ func TestPhoneThatMovesWhenTheProcessDies(t *testing.T) {
 		go func() { defer close(dead); _ = cmd.Wait() }()
 		b.awaitChild()
 		call := b.dial(b.phone("+493012345678"), goodNumber)
-		go func() { _, _ = call.Refer(b.t.Context(), "sip:"+secondNumber+"@127.0.0.1") }() // a dead process answers nothing
+		var accepted atomic.Bool
+		go func() { // a dead process answers nothing
+			code, _ := call.Refer(b.t.Context(), "sip:"+secondNumber+"@127.0.0.1")
+			accepted.Store(code == 202)
+		}()
 		select {
 		case <-dead:
 		case <-b.ctx().Done():
@@ -216,6 +221,9 @@ func TestPhoneThatMovesWhenTheProcessDies(t *testing.T) {
 			return where != ""
 		})
 		t.Logf("%s: the phone is %s", diesAfter.FindString(output.String()), where)
+		if outcome := map[string]string{"in its old room": "SIP/2.0 503 Service Unavailable.", "in its new room": "SIP/2.0 200 OK."}[where]; accepted.Load() {
+			b.isTold(call, outcome)
+		}
 		b.hangUp(call)
 		b.clear()
 		b.in(second, func() { b.clear() })

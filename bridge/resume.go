@@ -55,12 +55,13 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	if rows, err = b.heirs(rows); err != nil {
 		return err
 	}
+	called := calledInstead(rows)
 	for _, row := range rows {
 		if b.isClosing() {
 			return errShutdown // the rows stay, for the next process to adopt
 		}
 		before, known := byLeg[row.ID]
-		if err := b.resumeLeg(row, before, known); err != nil {
+		if err := b.resumeLeg(row, before, known, called[row.ID]); err != nil {
 			if bug, ok := errors.AsType[*bugError](err); ok {
 				b.log.Error("a leg cannot be resumed because of a bug", "leg", row.ID, "bug", bug.what, "stack", bug.stack)
 			} else {
@@ -76,6 +77,28 @@ func (b *Bridge) resumeLegs(ctx context.Context, rows []db.Leg) error {
 	b.metrics.resumed.Add(float64(resumed))
 	b.log.Info("legs resumed", "legs", resumed, "lost", len(rows)-resumed, "after", time.Since(begun).Round(time.Millisecond))
 	return nil
+}
+
+// calledInstead are the legs of rows in whose phone's place somebody is being called.
+func calledInstead(rows []db.Leg) map[string]bool {
+	called := make(map[string]bool)
+	for _, row := range rows {
+		var state storedState
+		if row.Direction == "out" && json.Unmarshal([]byte(row.State), &state) == nil && state.Instead != "" {
+			called[string(state.Instead)] = true
+		}
+	}
+	return called
+}
+
+// resumeWish has the phone told what came of its wish to be elsewhere (REFER), which the process before has died over: it stays, unless
+// somebody is being called in its place. Who is in the other room already hears so there.
+func (a *actor) resumeWish(called bool) {
+	a.inbox.Put(func() {
+		if a.move.busy = called; !called {
+			a.moveEnds(503)
+		}
+	})
 }
 
 // awaitSound waits until every resumed call has been sent its first packet, or for soundPatience in all.
@@ -144,13 +167,14 @@ func (b *Bridge) dismiss(row db.Leg) error {
 		var state storedState
 		_ = json.Unmarshal([]byte(row.State), &state) // else the room gets a new notice
 		b.forgetOrder(row, state.Notice)
+		b.fails(state.Instead)
 	}
 	return b.journal.DeleteLeg(row.ID, b.hold(row.Epoch), string(leg.ProcessDied), time.Now())
 }
 
 // resumeLeg gives a row its phone's dialog, its sound and its actor back. A row that meets a bug of ours is an error: it must not
 // end the process, for it would at every start.
-func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known bool) (err error) {
+func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known, called bool) (err error) {
 	defer func() {
 		if bug := recover(); bug != nil {
 			err = &bugError{what: bug, stack: string(debug.Stack())}
@@ -176,7 +200,7 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	a.epoch, a.begun, a.answered = row.Epoch, row.Created, row.Answered
 	a.state = state.Successor()
 	a.held = dialog.Held()
-	a.move.instead = state.Instead
+	a.move.instead, a.move.in = state.Instead, state.Moving
 	if state.Out {
 		a.resumeOrder(row, state.Notice)
 	}
@@ -224,6 +248,9 @@ func (b *Bridge) resumeLeg(row db.Leg, before matrixcall.MembershipInfo, known b
 	a.tell(begin)
 	if begin == leg.Resumed {
 		a.resumeAway(state.Away)
+	}
+	if dialog.Wish.Event != "" && !state.Moving {
+		a.resumeWish(called)
 	}
 	a.listen()
 	b.mu.Lock()

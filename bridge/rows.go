@@ -20,7 +20,7 @@ func (a *actor) row() db.Leg {
 	a.bridge.mu.Lock()
 	state := storedState{
 		State: a.state, Notice: a.ring.notice, Target: a.target, Menu: a.dialin.menu, Joined: a.dialin.joined,
-		Lobby: storedLobby{Room: a.lobby.room, Notice: a.lobby.notice}, Instead: a.move.instead,
+		Lobby: storedLobby{Room: a.lobby.room, Notice: a.lobby.notice}, Instead: a.move.instead, Moving: a.move.in,
 	}
 	a.bridge.mu.Unlock()
 	if a.away != nil {
@@ -70,6 +70,7 @@ type storedState struct {
 	Away   *storedAway `json:",omitempty"`
 
 	Instead leg.ID `json:",omitempty"` // the leg whose phone is let go when this one talks
+	Moving  bool   `json:",omitempty"` // the phone has asked to be here, and is to be told how that went
 }
 
 func encode(document any) string {

@@ -64,7 +64,6 @@ type Call struct {
 	srtpKeys    []string      // ours, one for each suite
 	auth        auth          // who has challenged us
 	referral    *referral     // the phone's wish to be elsewhere
-	referred    bool          // it had one before
 	referring   bool          // a REFER of ours was sent
 	unsure      bool          // resumed, and whether the phone has our REFER is not known
 }

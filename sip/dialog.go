@@ -44,6 +44,8 @@ type Dialog struct {
 
 	Session    SessionTimer `json:"session,omitzero"`
 	Transfer   Transfer     `json:"transfer,omitzero"`  // the phone was asked to call somebody else
+	Wish       Wish         `json:"wish,omitzero"`      // the phone has asked to be elsewhere, and is to be told how that went
+	Wished     bool         `json:"wished,omitempty"`   // it has asked before: RFC 3515 §2.4.6
 	Replaces   string       `json:"replaces,omitempty"` // the dialog whose place our INVITE wants ([DialRequest])
 	ReferredBy string       `json:"referred_by,omitempty"`
 

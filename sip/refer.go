@@ -28,6 +28,12 @@ type referral struct {
 	over   bool         // the last one is told, or waits in notes
 }
 
+// Wish is a REFER of the phone that was accepted, whose outcome it has not been told.
+type Wish struct {
+	Event string    `json:"event"` // value of the Event header
+	Until time.Time `json:"until"` // the subscription ends
+}
+
 // Transfer is a REFER of ours whose outcome is not known yet.
 type Transfer struct {
 	CSeq   uint32    `json:"cseq"`
@@ -105,12 +111,12 @@ func (c *Call) handleRefer(t *transaction) bool {
 		return false
 	}
 	c.refreshTarget(t.req) // RFC 3515 §2.2, table 2: Contact as in INVITE
-	c.changed()
 	event := "refer"
-	if c.referred { // §2.4.6: the first needs no id
+	if c.dialog.Wished { // §2.4.6: the first needs no id
 		event += ";id=" + strconv.FormatUint(uint64(t.req.CSeq().SeqNo), 10)
 	}
-	c.referred = true
+	c.dialog.Wished = true
+	c.changed()
 	c.referral = &referral{t: t, event: event, silent: silentRefer(t.req), until: time.Now().Add(referPatience)}
 	c.emit(wish)
 	return true
@@ -260,9 +266,20 @@ func (c *Call) acceptTransfer() error {
 	if r.silent {
 		accepted.headers = append(accepted.headers, gosip.NewHeader("Refer-Sub", "false")) // RFC 4488 §4
 	}
+	if !r.silent {
+		c.dialog.Wish = Wish{r.event, r.until}
+		c.saved() // the phone is to hear how it went, whoever knows that
+	}
 	c.answerRefer(accepted)
 	c.note(100)
 	return nil
+}
+
+// resumeReferral takes up the subscription of the process before: what came of the phone's wish is told by [Call.TransferOver].
+func (c *Call) resumeReferral() {
+	if w := c.dialog.Wish; w.Event != "" && time.Now().Before(w.Until) {
+		c.referral = &referral{event: w.Event, until: w.Until}
+	}
 }
 
 // answerRefer ends the transaction of the phone's REFER.
@@ -295,7 +312,8 @@ func (c *Call) sendNote() {
 	}
 	left := max(1, int(time.Until(r.until).Seconds()))
 	state := "active;expires=" + strconv.Itoa(left)
-	if code >= 200 {
+	last := code >= 200
+	if last {
 		state = "terminated;reason=noresource"
 	}
 	req.AppendHeader(gosip.NewHeader("Event", r.event))
@@ -307,6 +325,10 @@ func (c *Call) sendNote() {
 		code, err := c.transact(req)
 		c.inbox.put(func() {
 			r.busy = false
+			if last && c.dialog.Wish.Event == r.event {
+				c.dialog.Wish = Wish{}
+				c.changed()
+			}
 			if err != nil || code >= 300 { // RFC 6665 §4.2.2: it does not want to know more
 				c.log.Info("NOTIFY not taken", "code", code, "err", err)
 				r.notes = nil
@@ -513,5 +535,5 @@ func (c *Call) dropReferral() {
 	if r := c.referral; r != nil && r.t != nil {
 		c.answerRefer(refuse(481, statusText(481)).because(whyEnding))
 	}
-	c.referral = nil
+	c.referral, c.dialog.Wish = nil, Wish{}
 }

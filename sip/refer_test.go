@@ -545,3 +545,36 @@ func TestReferNamesWhereNumbersAreCalled(t *testing.T) {
 		})
 	}
 }
+
+// What came of a phone's wish is told by the process that knows, and a later wish of it has an id of its own.
+func TestWishOfAPhoneOutlivesItsProcess(t *testing.T) {
+	inBubble(t, nil, answerAtOnce, func(b *bubble) {
+		c := b.up()
+		b.peer.send(b.peer.within("REFER", "r1", 2, "", "Refer-To: <sip:200@192.0.2.1>"))
+		if err := c.AcceptTransfer(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		saved := c.Dialog()
+		saved.LocalTag = "other" // as if the first call had never been in this process
+		resumed := b.resumes(saved)
+		b.peer.forgetAfter(0)
+		if err := resumed.TransferOver(503); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		note := b.peer.last()
+		if !strings.HasPrefix(note, "NOTIFY") || headerIn(note, "Event") != "refer" ||
+			!strings.HasPrefix(headerIn(note, "Subscription-State"), "terminated") || !strings.HasSuffix(note, "SIP/2.0 503 Service Unavailable\r\n") {
+			t.Fatalf("the phone got %q", note)
+		}
+		b.peer.send(replyTo(note, "200 OK"))
+		synctest.Wait()
+		if d := resumed.Dialog(); d.Wish != (Wish{}) || !d.Wished {
+			t.Errorf("a wish that was told of is %+v, %t", d.Wish, d.Wished)
+		}
+		if err := resumed.TransferOver(200); err == nil {
+			t.Error("its end was told twice")
+		}
+	})
+}

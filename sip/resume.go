@@ -105,6 +105,7 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 		s.neighbours.hold(c.heardAt, trunk)
 	}
 	s.enter(c)
+	c.resumeReferral()
 	if old := c.dialog.Displaced; old != nil {
 		old.LocalSocket, old.Contact = l.addr, c.dialog.Contact
 		old.LocalCSeq += maxAsk

@@ -245,7 +245,7 @@ func (c *Config) leftBehind() error {
 	}
 	for _, there := range []string{file, c.DialIn.PINKey} {
 		here, err := filepath.Rel(c.Folder, there)
-		if there == "" || err != nil {
+		if there == "" || err != nil || strings.HasPrefix(here, "..") {
 			continue
 		}
 		if _, err := os.Stat(there); err == nil {
@@ -253,7 +253,7 @@ func (c *Config) leftBehind() error {
 		}
 		if _, err := os.Stat(here); err == nil {
 			absolute, _ := filepath.Abs(here)
-			return fmt.Errorf("relative paths begin in the folder of the configuration, and %s is not there, but is at %s: move it, or write its whole path", there, absolute)
+			return fmt.Errorf("relative paths begin in the folder of the configuration, and %s is not there, but is at %s: move it, with the files beside it whose names begin like its own, or write its whole path", there, absolute)
 		}
 	}
 	return nil
