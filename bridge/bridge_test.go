@@ -35,6 +35,9 @@ func TestPhoneAndMemberHearEachOther(t *testing.T) {
 	}
 }
 
+// mostRepeats is how often what was misheard is said again. Sound that we lose now and then must not hide behind a busy machine.
+const mostRepeats = 2
+
 // converse lets a member and a phone talk, and judges whose voice each of them hears. Where the machine had no time for this process
 // meanwhile, they say it again: that sound which nobody computes cannot be heard is no news.
 func (b *bed) converse(alice *member.Member, call *phone.Call) {
@@ -47,7 +50,7 @@ func (b *bed) converse(alice *member.Member, call *phone.Call) {
 		b.t.Fatal(err)
 	}
 	aliceSays, phoneSays := speech.Alice.PCM(48000, talkTime), speech.Bob.PCM(8000, talkTime)
-	for deadline := time.Now().Add(2 * patience); ; {
+	for repeats := 0; ; repeats++ {
 		alice.Forget()
 		before, heldUp := len(call.Heard()), b.heldUp()
 		alice.Says(aliceSays)
@@ -60,8 +63,8 @@ func (b *bed) converse(alice *member.Member, call *phone.Call) {
 		if len(complaints) == 0 {
 			return
 		}
-		if late < tolerable || time.Now().After(deadline) {
-			b.t.Errorf("%s; this process was held up for %v", strings.Join(complaints, "; "), late)
+		if late < tolerable || repeats == mostRepeats {
+			b.t.Errorf("%s; this process was held up for %v, after %d repeats", strings.Join(complaints, "; "), late, repeats)
 			return
 		}
 		b.t.Logf("again, since this process was held up for %v: %s", late, strings.Join(complaints, "; "))
