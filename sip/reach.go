@@ -36,6 +36,7 @@ type neighbours struct {
 
 	mu    sync.RWMutex
 	rests map[server]rest
+	lost  map[string]time.Time    // names that led nowhere, and until when that holds
 	found map[string][]netip.Addr // by name of the trunk, the latest last
 	held  map[netip.Addr][]*Trunk // by where they were heard, the trunks of resumed calls, one for each call
 }
@@ -161,6 +162,33 @@ func (n *neighbours) awake(trunk *Trunk, targets []target, elsewhere bool) ([]ta
 	}
 	slices.SortStableFunc(tried, func(a, b target) int { return of(a).until.Compare(of(b).until) })
 	return tried, nil
+}
+
+// Names that lead nowhere.
+const (
+	namePatience = 3 * time.Second // how long one is looked up for a phone whose address is known
+	nameLost     = time.Minute     // how long it is not looked up again
+	maxLost      = 1000            // at a time: phones choose them
+)
+
+// lose notes that a name leads nowhere.
+func (n *neighbours) lose(host string) {
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.lost, func(_ string, until time.Time) bool { return !now.Before(until) })
+	if n.lost == nil {
+		n.lost = map[string]time.Time{}
+	}
+	if len(n.lost) < maxLost {
+		n.lost[host] = now.Add(nameLost)
+	}
+}
+
+func (n *neighbours) nowhere(host string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return time.Now().Before(n.lost[host])
 }
 
 // hold lets an address be heard for a call of this trunk, until release.
@@ -450,18 +478,30 @@ func (s *Stack) streamTo(t target) *guardedConn {
 }
 
 // destination resolves where a request goes. A name that leads nowhere is one of the phone's own network (PBXs and session border
-// controllers in containers put such into Contact): it is where it was last heard from.
+// controllers in containers put such into Contact): it is where it was last heard from. The name is not looked up for each request then:
+// what the call does next waits behind this one.
 func (s *Stack) destination(ctx context.Context, trunk *Trunk, req *gosip.Request, t Transport) (netip.AddrPort, error) {
 	host, port := hostAndPort(req.Destination())
 	if a, err := netip.ParseAddr(host); err == nil {
 		return netip.AddrPortFrom(a.Unmap(), cmpPort(port, t)), nil
 	}
-	addrs, err := s.addresses(ctx, trunk, host)
-	var addr netip.AddrPort
-	if err == nil && len(addrs) > 0 {
+	source, _ := netip.ParseAddrPort(req.MessageData.Source())
+	if source.IsValid() {
+		if s.neighbours.nowhere(host) {
+			req.SetDestination(source.String())
+			return source, nil
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, namePatience)
+		defer cancel()
+	}
+	addr := source
+	if addrs, err := s.addresses(ctx, trunk, host); err == nil && len(addrs) > 0 {
 		addr = netip.AddrPortFrom(addrs[0], cmpPort(port, t))
-	} else if addr, _ = netip.ParseAddrPort(req.MessageData.Source()); !addr.IsValid() {
+	} else if !source.IsValid() {
 		return netip.AddrPort{}, cmp.Or(err, fmt.Errorf("%s has no address for us", clip(host)))
+	} else if s.root.Err() == nil {
+		s.neighbours.lose(host)
 	}
 	req.SetDestination(addr.String())
 	return addr, nil

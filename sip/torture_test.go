@@ -346,6 +346,41 @@ func TestPhoneWhoseNameLeadsNowhereIsReachedWhereItIs(t *testing.T) {
 	})
 }
 
+// Where DNS says nothing at all, a call does not wait for it with each of its requests.
+func TestPhoneWhoseNameLeadsNowhereIsNotWaitedForTwice(t *testing.T) {
+	dns := &changingZone{}
+	inBubble(t, func(c *Config) { c.resolver = dns }, answerAtOnce, func(b *bubble) {
+		asks := func(id string) {
+			b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i"+id, 1, peerOffer, "Contact: <sip:2001@asterisk-7d9f.pbx.svc:5060>", "Call-ID: "+id))
+			b.peer.send(b.peer.within("ACK", "k"+id, 1, "", "Call-ID: "+id))
+			call := <-b.calls
+			b.peer.forget()
+			if err := call.Hangup(CauseNormal); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		got := func(want ...string) {
+			t.Helper()
+			wantLines(t, "the phone received", b.peer.lines(), want)
+			b.peer.send(replyTo(b.peer.last(), "200 OK"))
+		}
+		asks("c1")
+		time.Sleep(namePatience)
+		synctest.Wait()
+		got("3s BYE")
+		asks("c2")
+		got("3s BYE")
+		other := b.newPeer(addr("192.0.2.30:5060"))
+		defer other.close()
+		dns.now.Store(&zone{hosts: map[string][]string{"asterisk-7d9f.pbx.svc": {"192.0.2.30"}}})
+		time.Sleep(nameLost)
+		asks("c3")
+		wantLines(t, "where its name leads by then, the phone received", other.lines(), []string{"1m3s BYE"})
+		other.send(replyTo(other.last(), "200 OK"))
+	})
+}
+
 func TestTargetRefreshAndRoutes(t *testing.T) {
 	inBubble(t, nil, answerAtOnce, func(b *bubble) {
 		proxy := b.newPeer(addr("192.0.2.9:5070"))
