@@ -27,8 +27,8 @@ const (
 	peerSessionLife = 30 * 24 * time.Hour
 	maxPeerSessions = 20_000
 
-	// maxFreshKeys is how many are at hand without the database.
-	maxFreshKeys = 512
+	// maxOwnKeys is in how many rooms the bot has a key of its own.
+	maxOwnKeys = 512
 )
 
 // megolmStore is the bot's callStore: one that has megolm. Keys of others are in mautrix's tables, each user's apart, so that nobody's
@@ -38,23 +38,15 @@ type megolmStore struct {
 	*callStore
 
 	mu       sync.Mutex                                 // guards what follows; held while nothing is asked
-	fresh    map[freshKey]*crypto.InboundGroupSession   // the last ones that came
 	outbound map[id.RoomID]*crypto.OutboundGroupSession // the bot's own
 	came     chan struct{}                              // closed, and replaced, when a key came
 	puts     int
 	peers    int // sessions that were made
 }
 
-type freshKey struct {
-	user    id.UserID
-	room    id.RoomID
-	session id.SessionID
-}
-
 func newMegolmStore(sessions *callStore) *megolmStore {
 	return &megolmStore{
-		callStore: sessions, fresh: make(map[freshKey]*crypto.InboundGroupSession),
-		outbound: make(map[id.RoomID]*crypto.OutboundGroupSession), came: make(chan struct{}),
+		callStore: sessions, outbound: make(map[id.RoomID]*crypto.OutboundGroupSession), came: make(chan struct{}),
 	}
 }
 
@@ -84,19 +76,14 @@ func (m *megolmStore) PutGroupSession(ctx context.Context, session *crypto.Inbou
 	if session.KeySource != id.KeySourceDirect || session.SourceUser == "" {
 		return nil
 	}
-	key := freshKey{session.SourceUser, session.RoomID, session.ID()}
 	m.mu.Lock()
-	makeRoom(m.fresh, key, maxFreshKeys)
-	m.fresh[key] = session
 	sweep := m.puts%256 == 0
 	m.puts++
-	close(m.came)
-	m.came = make(chan struct{})
 	m.mu.Unlock()
 	m.service.metrics.RoomKeys.Add(1)
 	copied := *session
-	return m.service.store.Write(ctx, m.row("room key", string(key.user)+" "+string(key.session)), func(ctx context.Context) error {
-		tables := m.tablesOf(key.user)
+	err := m.service.store.Write(ctx, m.row("room key", string(copied.SourceUser)+" "+string(copied.ID())), func(ctx context.Context) error {
+		tables := m.tablesOf(copied.SourceUser)
 		if err := tables.PutGroupSession(ctx, &copied); err != nil {
 			return fmt.Errorf("write room key: %w", err)
 		}
@@ -108,6 +95,11 @@ func (m *megolmStore) PutGroupSession(ctx context.Context, session *crypto.Inbou
 		}
 		return err
 	})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.came)
+	m.came = make(chan struct{})
+	return err
 }
 
 // sweep forgets the keys that came before then and what would be too many, and what is known of messages that nobody can read
@@ -162,12 +154,7 @@ func (m *megolmStore) GetGroupSession(ctx context.Context, room id.RoomID, name 
 	if user == "" {
 		return nil, nil
 	}
-	m.mu.Lock()
-	session := m.fresh[freshKey{user, room, name}]
-	m.mu.Unlock()
-	if session != nil {
-		return session, nil
-	}
+	var session *crypto.InboundGroupSession
 	_, err := m.ask(ctx, func(ctx context.Context) (err error) {
 		session, err = m.tablesOf(user).GetGroupSession(ctx, room, name)
 		return err
@@ -178,12 +165,29 @@ func (m *megolmStore) GetGroupSession(ctx context.Context, room id.RoomID, name 
 // errIndexUnknown says that a message may be another one's repetition, for all we know.
 var errIndexUnknown = errors.New("the database is away, so it is not known whether the message is a repetition")
 
-// ValidateMessageIndex implements crypto.Store.
+// reading is the name under which a context says that an event was decrypted before, and nothing came of it.
+type reading struct{}
+
+// readAgain lets an event be read that has its place in the key's sequence already.
+func readAgain(ctx context.Context) context.Context { return context.WithValue(ctx, reading{}, true) }
+
+// ValidateMessageIndex implements crypto.Store. Other than mautrix's, it takes the same event once only: whether we had it is nothing
+// that a homeserver's word could be taken for.
 func (m *megolmStore) ValidateMessageIndex(
 	ctx context.Context, session id.SessionID, message id.EventID, index uint, at int64,
 ) (fresh bool, err error) {
 	away, err := m.ask(ctx, func(ctx context.Context) (err error) {
-		fresh, err = m.SQLCryptoStore.ValidateMessageIndex(ctx, session, message, index, at)
+		if ctx.Value(reading{}) != nil {
+			fresh, err = m.SQLCryptoStore.ValidateMessageIndex(ctx, session, message, index, at)
+			return err
+		}
+		added, err := m.DB.Exec(ctx, `INSERT INTO crypto_message_index (session_id, "index", event_id, timestamp) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (session_id, "index") DO NOTHING`, session, index, message, at)
+		if err != nil {
+			return fmt.Errorf("remember message index: %w", err)
+		}
+		n, err := added.RowsAffected()
+		fresh = n == 1
 		return err
 	})
 	if away {
@@ -214,7 +218,7 @@ func (m *megolmStore) GetDevices(ctx context.Context, user id.UserID) (map[id.De
 func (m *megolmStore) AddOutboundGroupSession(_ context.Context, session *crypto.OutboundGroupSession) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	makeRoom(m.outbound, session.RoomID, maxFreshKeys)
+	makeRoom(m.outbound, session.RoomID, maxOwnKeys)
 	m.outbound[session.RoomID] = session
 	return nil
 }

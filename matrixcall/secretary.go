@@ -274,6 +274,7 @@ func (c *secretary) read(e roomEvent) error {
 			return nil
 		case errors.Is(err, errNotTheirs) && !asked:
 			asked = true
+			ctx = readAgain(ctx)
 			if err := c.service.directory.askAgain(ctx, g.keys, e.Sender); err != nil {
 				return err
 			}

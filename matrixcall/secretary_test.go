@@ -210,6 +210,18 @@ func TestRepeatedAndForgedMessagesAreNotRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.want(t, 4, "@acall")
+
+		// Nor does it by the event itself, which this process has not seen.
+		for _, e := range b.fake.Timeline(room) {
+			if e.Type == event.EventEncrypted.Type && e.Sender == alice.Client().UserID {
+				now := time.Now()
+				b.service.secretary.put(roomEvent{
+					Type: e.Type, Room: room, Event: e.ID, Sender: e.Sender, Time: e.At, Content: e.Content,
+					Unsigned: json.RawMessage(`{"age":0}`), came: now,
+				})
+			}
+		}
+		l.want(t, 7, "@acall")
 	})
 }
 
