@@ -166,7 +166,7 @@ func New(
 			return nil, errors.Join(err, b.store.Close())
 		}
 	}
-	heard := matrixcall.Options{OnMessage: b.message, OnReaction: b.reaction, OnInvite: b.invited, OnEncrypted: b.unreadable}
+	heard := matrixcall.Options{OnMessage: b.message, OnReaction: b.reaction, OnInvite: b.invited, OnEncrypted: b.unreadable, Reads: b.reads}
 	if b.matrix, err = matrixcall.New(matrixConfig(cfg, registration, b.node()), b.journal, b.store.Shared(), heard, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up Matrix side: %w", err), b.store.Close())
 	}

@@ -18,6 +18,29 @@ import (
 // secretSetting begins the names under which the database has which rooms were told of that.
 const secretSetting = "told.encrypted."
 
+// reads tells whether what somebody says in a room may count: they have some permission, or somebody rings or waits there, whom all
+// that may take part in the call can decline or admit. Others are told at most that they may not.
+func (b *Bridge) reads(user id.UserID, room id.RoomID) bool {
+	if b.cfg.Permissions.Level(string(user), string(room)) != command.LevelNone {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if g := b.rooms[room]; g != nil {
+		for a := range g.legs {
+			if a.ring.on {
+				return true
+			}
+		}
+	}
+	for _, a := range b.legs {
+		if a.lobby.on && a.lobby.room == room {
+			return true
+		}
+	}
+	return false
+}
+
 // unreadable hears of every encrypted message that could not be read. The first time that one comes from somebody whose commands
 // would count, the room is told what works instead; once, over restarts, too. It must not block.
 func (b *Bridge) unreadable(s matrixcall.RoomSecret) {

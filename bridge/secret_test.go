@@ -13,6 +13,7 @@ import (
 
 	"trunkline/bridge/command"
 	"trunkline/bridge/config"
+	"trunkline/bridge/leg"
 	"trunkline/internal/testbed/member"
 	"trunkline/matrixcall"
 )
@@ -129,6 +130,34 @@ func TestReactionsOfWhoMayNotCallWaitForNoTurn(t *testing.T) {
 			if n := len(b.orders.waiting[room]); n != c.want {
 				t.Errorf("%s, %t: %d wait, want %d", c.who, yes, n, c.want)
 			}
+		}
+	}
+}
+
+// Whoever may do nothing by commands may decline and admit, if there is somebody to.
+func TestReadsOfStrangersWhereSomebodyRingsOrWaits(t *testing.T) {
+	t.Parallel()
+	const ringing, waiting, quiet = id.RoomID("!ringing:hs.test"), id.RoomID("!waiting:hs.test"), id.RoomID("!quiet:hs.test")
+	rings, waits := &actor{ring: ring{on: true}}, &actor{lobby: lobby{on: true, room: waiting}}
+	b := &Bridge{
+		rooms: map[id.RoomID]*gathering{ringing: {legs: map[*actor]bool{rings: true}}, quiet: {legs: map[*actor]bool{waits: true}}},
+		legs:  map[leg.ID]*actor{"1": rings, "2": waits},
+	}
+	b.cfg.Permissions = command.Permissions{"@bob:hs.test": command.LevelView}
+	for _, c := range []struct {
+		who  id.UserID
+		room id.RoomID
+		want bool
+	}{
+		{"@bob:hs.test", quiet, true},
+		{"@bob:hs.test", ringing, true},
+		{"@eve:hs.test", quiet, false},
+		{"@eve:hs.test", ringing, true},
+		{"@eve:hs.test", waiting, true},
+		{"@eve:hs.test", "!other:hs.test", false},
+	} {
+		if got := b.reads(c.who, c.room); got != c.want {
+			t.Errorf("%s in %s: %t, want %t", c.who, c.room, got, c.want)
 		}
 	}
 }

@@ -25,6 +25,11 @@ const (
 	maxSecretive = 64
 	maxSecrets   = 16
 
+	// maxRoomsOf is in how many rooms messages of one user may wait, strangePlaces
+	// for how many of those that nothing need count of, beside maxSecretive.
+	maxRoomsOf    = 8
+	strangePlaces = 8
+
 	// devicePatience is how long the bot's device may take to be made.
 	devicePatience = 15 * time.Second
 )
@@ -48,9 +53,10 @@ type secretary struct {
 	begun chan struct{}
 	begin func()
 
-	mu      sync.Mutex
-	waiting map[speakerIn][]roomEvent // guarded by mu
-	moves   uint64                    // of people in and out of rooms; guarded by mu, as is what is stored in members
+	mu        sync.Mutex
+	waiting   map[speakerIn][]roomEvent // guarded by mu
+	strangers map[speakerIn]bool        // those of waiting that began as strangers; guarded by mu
+	moves     uint64                    // of people in and out of rooms; guarded by mu, as is what is stored in members
 }
 
 // speakerIn is somebody in a room.
@@ -62,7 +68,8 @@ type speakerIn struct {
 func newSecretary(s *Service) *secretary {
 	begun := make(chan struct{})
 	return &secretary{
-		service: s, waiting: make(map[speakerIn][]roomEvent), begun: begun, begin: sync.OnceFunc(func() { close(begun) }),
+		service: s, waiting: make(map[speakerIn][]roomEvent), strangers: make(map[speakerIn]bool),
+		begun: begun, begin: sync.OnceFunc(func() { close(begun) }),
 	}
 }
 
@@ -201,11 +208,16 @@ func (c *secretary) beforeJoining(ctx context.Context, e roomEvent) {
 func (c *secretary) put(e roomEvent) {
 	who := speakerIn{e.Sender, e.Room}
 	c.writers.set(e.Sender, true)
+	reads := c.service.opts.Reads
+	stranger := reads != nil && !reads(e.Sender, e.Room)
 	c.mu.Lock()
 	queue, busy := c.waiting[who]
-	full := len(queue) >= maxSecrets || !busy && len(c.waiting) >= maxSecretive
+	full := busy && len(queue) >= maxSecrets || !busy && !c.place(who.user, stranger)
 	if !full {
 		c.waiting[who] = append(queue, e)
+		if !busy && stranger {
+			c.strangers[who] = true
+		}
 	}
 	c.mu.Unlock()
 	switch {
@@ -214,6 +226,20 @@ func (c *secretary) put(e roomEvent) {
 	case !busy:
 		c.service.spawn(func() { c.drain(who) })
 	}
+}
+
+// place says whether there is one for messages of a user in another room. Called with mu held.
+func (c *secretary) place(user id.UserID, stranger bool) bool {
+	rooms := 0
+	for who := range c.waiting {
+		if who.user == user {
+			rooms++
+		}
+	}
+	if stranger {
+		return rooms < maxRoomsOf && len(c.strangers) < strangePlaces
+	}
+	return rooms < maxRoomsOf && len(c.waiting)-len(c.strangers) < maxSecretive
 }
 
 func (c *secretary) drain(who speakerIn) {
@@ -226,6 +252,7 @@ func (c *secretary) drain(who speakerIn) {
 		queue := c.waiting[who]
 		if len(queue) == 0 || c.service.ctx.Err() != nil {
 			delete(c.waiting, who)
+			delete(c.strangers, who)
 			c.mu.Unlock()
 			return
 		}

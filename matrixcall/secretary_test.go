@@ -672,3 +672,38 @@ func TestManyWhoWaitForKeysDoNotKeepThemAway(t *testing.T) {
 		}
 	})
 }
+
+// Whoever invites the bot to many rooms, and whoever may do nothing, leave room for the others.
+func TestWhoBabblesShutsNobodyOut(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		var l listener
+		b.opts = l.options()
+		b.opts.Reads = func(user id.UserID, _ id.RoomID) bool { return !strings.HasPrefix(string(user), "@stranger") }
+		s := b.start()
+		alice := b.confidant("alice")
+		room := b.secretRoom(alice)
+		for _, c := range []struct {
+			name string
+			who  func(n int) (id.UserID, id.RoomID)
+		}{
+			{"one in many rooms", func(n int) (id.UserID, id.RoomID) { return "@eve:hs.test", id.RoomID(fmt.Sprintf("!%d", n%100)) }},
+			{"many strangers", func(n int) (id.UserID, id.RoomID) { return id.UserID(fmt.Sprintf("@stranger%d:hs.test", n%100)), room }},
+		} {
+			stop := babble(s, 20*time.Millisecond, c.who)
+			time.Sleep(keyPatience)
+			b.whispers(alice, room, c.name)
+			time.Sleep(time.Second)
+			heard, _ := l.heard()
+			if n := len(heard); n == 0 || heard[n-1].Body != c.name {
+				t.Errorf("%s: alice is not read", c.name)
+			}
+			stop()
+			time.Sleep(3 * keyPatience * maxSecrets)
+			s.secretary.mu.Lock()
+			if len(s.secretary.waiting) > 0 {
+				t.Errorf("%s: %d queues are left", c.name, len(s.secretary.waiting))
+			}
+			s.secretary.mu.Unlock()
+		}
+	})
+}

@@ -73,6 +73,10 @@ type Options struct {
 	OnReaction  func(RoomReaction)
 	OnInvite    func(GhostInvite)
 	OnEncrypted func(RoomSecret)
+
+	// Reads says whether what a user says in a room may count. The encrypted
+	// messages of others wait for their keys in a few places of their own.
+	Reads func(user id.UserID, room id.RoomID) bool
 }
 
 // Service is the application service. Its methods may be called from many
