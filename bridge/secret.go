@@ -15,8 +15,9 @@ import (
 // Where messages are encrypted the bot's device must have been given their keys. A message whose key never comes can't be read, but
 // reactions and invitations are in the clear there, too, so what costs money or ends a call can be said by them.
 
-// secretSetting begins the names under which the database has which rooms were told of that.
-const secretSetting = "told.encrypted."
+// secretSetting begins the names under which the database has which rooms were told of that. Under told.encrypted. it has which were
+// told, by versions before the bot had keys, that commands do nothing there.
+const secretSetting = "told.unreadable."
 
 // reads tells whether what somebody says in a room may count: they have some permission, or somebody rings or waits there, whom all
 // that may take part in the call can decline or admit. Others are told at most that they may not.

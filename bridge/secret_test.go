@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/event"
@@ -53,6 +54,10 @@ func TestReactionsDoInEncryptedRoomsWhatCommandsCant(t *testing.T) {
 	b, p := dialBed(t, func(c *config.Config) { c.Dialling.Expensive = []string{"+4930"} })
 	alice, bob, eve := b.person("alice", member.JSSDK, true), b.person("bob", member.JSSDK, false), b.person("eve", member.JSSDK, false)
 	b.await("the bot to be in the room", func() bool { return b.membership(b.bot()) == "join" })
+	// An older version had told the room that commands do nothing in it.
+	if err := b.process.bridge.store.PutSetting(b.ctx(), "told.encrypted."+string(b.room), "yes", time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	b.whispers(eve) // whose commands would not count
 	ghost := id.NewUserID(b.cfg.AppService.GhostPrefix+berlin, b.hs.Domain())
 	if _, err := alice.Client().InviteUser(b.ctx(), b.room, &mautrix.ReqInviteUser{UserID: ghost}); err != nil {

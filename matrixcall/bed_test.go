@@ -148,6 +148,7 @@ type bed struct {
 	service *Service
 	opts    Options
 	plain   bool
+	node    string
 	network *vnet.Net // of the service's PeerConnections; nil: loopback
 }
 
@@ -315,7 +316,7 @@ func (b *bed) config() Config {
 	}
 	return Config{
 		HomeserverURL: b.url, Domain: b.domain, ASToken: "as-token-of-the-test", HSToken: "hs-token-of-the-test",
-		ID: "trunkline", BotLocalpart: "phonebot", GhostPrefix: "_sip_", AllowPlain: b.plain, Transport: b.web,
+		ID: "trunkline", BotLocalpart: "phonebot", GhostPrefix: "_sip_", AllowPlain: b.plain, Transport: b.web, Node: b.node,
 		ICE: ice,
 	}
 }

@@ -154,16 +154,52 @@ func (c *secretary) wake() {
 	}
 }
 
-// resume lets the device go on listening that an earlier process had made.
-func (c *secretary) resume(ctx context.Context) {
+// resume has the bot listen at once if somebody may give it keys already. It does not block.
+func (c *secretary) resume() {
 	s := c.service
-	device, err := s.store.GhostDevice(ctx, s.rowOf(s.bot.UserID))
+	s.spawn(func() {
+		known, err := c.knownToMany(s.ctx)
+		if err != nil && s.ctx.Err() == nil {
+			s.log.Warn("it is not known whether the bot is in encrypted rooms", "err", tidy(err))
+		}
+		if known {
+			c.wake()
+		}
+	})
+}
+
+// knownToMany says whether the bot has had a device, here or on another node, or is in an encrypted room, as it may have been before
+// it had any.
+func (c *secretary) knownToMany(ctx context.Context) (bool, error) {
+	s := c.service
+	asked, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
+	device, lost := s.store.GhostDevice(asked, s.rowOf(s.bot.UserID))
+	if device != "" {
+		return true, nil
+	}
+	var elsewhere bool
+	accounts := s.bot.UserID.String() + "/" // see newKeyring
+	err := s.db.QueryRow(asked, "SELECT EXISTS(SELECT 1 FROM crypto_account WHERE substr(account_id, 1, $1) = $2)",
+		len(accounts), accounts).Scan(&elsewhere)
+	if elsewhere {
+		return true, nil
+	}
+	lost = errors.Join(lost, err)
+	in, err := s.bot.JoinedRooms(ctx)
 	if err != nil {
-		s.log.Warn("it is not known whether the bot has a device", "err", tidy(err))
+		return false, errors.Join(lost, fmt.Errorf("list rooms of the bot: %w", err))
 	}
-	if device != "" || err != nil {
-		c.wake()
+	for _, room := range in.JoinedRooms {
+		how, err := c.secret(ctx, s.bot, room)
+		if how != nil {
+			return true, nil
+		}
+		if ctx.Err() != nil || err != nil && isTransient(err) { // else the room is met when somebody writes there
+			return false, errors.Join(lost, err)
+		}
 	}
+	return false, lost
 }
 
 // encryption hears that a room's messages are to be encrypted from now on.

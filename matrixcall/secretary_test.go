@@ -707,3 +707,26 @@ func TestWhoBabblesShutsNobodyOut(t *testing.T) {
 		}
 	})
 }
+
+// On a node that has met no encrypted room, and after the update to the version that reads them, the first message is read, too.
+func TestFirstMessageIsReadWhereRoomsWereEncryptedBefore(t *testing.T) {
+	secretly(t, func(t *testing.T, b *bed, l *listener, room id.RoomID, alice, _ *member.Confidant) {
+		for _, c := range []struct{ node, forget string }{
+			{"two", ""},
+			{"three", "DELETE FROM crypto_account"},
+		} {
+			b.stop(b.service)
+			if c.forget != "" {
+				if _, err := b.olm.Exec(t.Context(), c.forget); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.node = c.node
+			b.start()
+			time.Sleep(5 * time.Second) // its client hears of the device
+			b.whispers(alice, room, c.node)
+			time.Sleep(keyPatience) // it is read before the next process begins
+		}
+		l.want(t, 0, "@atwo", "@athree")
+	})
+}

@@ -234,7 +234,7 @@ func (s *Service) Start(ctx context.Context) error {
 		}
 	}
 	s.secretary.begin()
-	s.secretary.resume(ctx)
+	s.secretary.resume()
 	s.log.Info("matrix side is ready", "homeserver", s.cfg.HomeserverURL, "bot", s.bot.UserID)
 	return nil
 }
