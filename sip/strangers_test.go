@@ -53,7 +53,9 @@ const (
 	floodTime    = 4 * time.Second
 	floodRate    = 1000 // INVITEs a second
 	floodCalls   = floodRate * int(floodTime/time.Second)
+	floodRounds  = 4 // at most
 	longestSound = 40 * time.Millisecond
+	longestFrame = 20 * time.Millisecond
 )
 
 // flooded is the number that a flood calls.
@@ -79,7 +81,9 @@ func TestFloodOfATrunkIsNotHeard(t *testing.T) {
 }
 
 // floodBesideACall has sipp make many calls from an address while another phone talks. Nearly all must be held back, as held counts
-// them. What others do on the machine makes gaps, too: two rounds of three without are enough.
+// them, and nothing may stay in memory. What others do on the machine makes gaps, holds sipp up and has the kernel drop what we are not
+// there to read, too: two rounds in which all was well are enough. After one that was not, a while without a flood shows what gaps the
+// machine makes by itself; to those, a flood may add a packet's length.
 func floodBesideACall(t *testing.T, config sip.Config, from string, held func(sip.Stats) uint64, args ...string) {
 	t.Helper()
 	inLab(t)
@@ -105,39 +109,45 @@ func floodBesideACall(t *testing.T, config sip.Config, from string, held func(si
 			longest.Store(now - before)
 		}
 	})
-	good, rounds := 0, 0
-	for ; good < 2 && rounds < good+2; rounds++ {
+	during := func(what string, do func()) (took, pause time.Duration, packets int, grown int64) {
 		call.Play(tone(440, 3*floodTime))
 		time.Sleep(500 * time.Millisecond)
-		before, dropped := heapInUse(), held(b.stack.Stats())
+		before := heapInUse()
 		_, heard := call.Packets()
 		last.Store(0)
 		longest.Store(0)
 		call.LongestPause()
 		began := time.Now()
+		do()
+		took = time.Since(began)
+		in, out := time.Duration(longest.Load()), call.LongestPause() // in what the phone says, and in what it hears
+		grown = int64(heapInUse()) - int64(before)
+		if _, packets = call.Packets(); last.Load() == 0 {
+			packets = heard // it was not heard itself
+		}
+		t.Logf("%s: %.1f s, longest gap %v from the phone and %v to it, which got %d packets, heap grew by %d KiB", what, took.Seconds(), in, out, packets-heard, grown>>10)
+		return took, max(in, out), packets - heard, grown
+	}
+	flood := func() {
 		plays(t, []string{aloneInvite(), `<pause milliseconds="500"/>`}, append([]string{
 			b.addr(sip.UDP), "-i", from, "-m", fmt.Sprint(floodCalls), "-r", fmt.Sprint(floodRate), "-l", fmt.Sprint(floodCalls),
 		}, args...)...)()
-		took := time.Since(began)
-		in, out := time.Duration(longest.Load()), call.LongestPause() // in what the phone says, and in what it hears
-		grown := int64(heapInUse()) - int64(before)
-		dropped = held(b.stack.Stats()) - dropped
-		t.Logf("round %d: %d INVITEs in %.1f s, %d messages held back, longest gap %v from the phone and %v to it, heap grew by %d KiB", rounds, floodCalls, took.Seconds(), dropped, in, out, grown>>10)
-		if dropped < uint64(floodCalls)*9/10 {
-			t.Errorf("only %d messages of %d INVITEs were held back", dropped, floodCalls)
-		}
-		if grown > 1<<20 {
-			t.Errorf("heap grew by %d KiB", grown>>10)
-		}
-		if _, now := call.Packets(); last.Load() == 0 || now-heard < int(floodTime/(20*time.Millisecond))*9/10 {
-			t.Fatalf("the phone was heard: %t, and has received %d packets", last.Load() != 0, now-heard)
-		}
-		if max(in, out) <= longestSound && took < floodTime*3/2 {
+	}
+	good, rounds, allowed := 0, 0, longestSound
+	for ; good < 2 && rounds < floodRounds; rounds++ {
+		before := held(b.stack.Stats())
+		took, pause, packets, grown := during("a flood", flood)
+		dropped := held(b.stack.Stats()) - before
+		t.Logf("of %d INVITEs, %d messages were held back", floodCalls, dropped)
+		if dropped >= uint64(floodCalls)*9/10 && grown <= 1<<20 && packets >= int(floodTime/longestFrame)*9/10 && pause <= allowed && took < floodTime*3/2 {
 			good++
+			continue
 		}
+		_, quiet, _, _ := during("no flood", func() { time.Sleep(floodTime) })
+		allowed = max(allowed, quiet+longestFrame)
 	}
 	if good < 2 {
-		t.Errorf("%d rounds of %d without a gap longer than %v beside a flood of %d INVITEs a second, want 2 of 3", good, rounds, longestSound, floodRate)
+		t.Errorf("%d rounds of %d beside a flood of %d INVITEs a second were well, want 2: no gap longer than %v, and of the INVITEs nearly all held back and nothing left", good, rounds, floodRate, allowed)
 	}
 	if st := b.stack.Stats(); st.Invites > uint64(1+rounds*floodCalls/20) || from == stranger && st.Invites != 1 || st.Calls != 1 {
 		t.Errorf("the flood made calls: %+v", st)

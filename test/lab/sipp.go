@@ -56,7 +56,7 @@ m=audio 4000 RTP/AVP 0
 
 // Flood sends INVITEs for a number from a stranger's address, so many a second and in all. One that is answered is a fault.
 func (l *Lab) Flood(number string, perSecond, calls int) (*Sipp, error) {
-	limit := 3*time.Duration(calls/perSecond)*time.Second + 5*time.Second
+	limit := 3*time.Duration(calls/perSecond)*time.Second + 20*time.Second
 	return l.startSipp("stranger", aloneInvite, limit, "-s", number, "-i", stranger, "-m", fmt.Sprint(calls), "-l", fmt.Sprint(calls), "-r", fmt.Sprint(perSecond))
 }
 
