@@ -167,8 +167,15 @@ func (c *Call) followReinvite(req *gosip.Request, sent int) {
 		return
 	}
 	defer tx.Terminate()
-	take := func(res *gosip.Response) { c.inbox.put(func() { c.reinvited(req, sent, res) }) }
-	tx.OnRetransmission(func(res *gosip.Response) { c.inbox.put(func() { c.reinviteAcked(req, res) }) })
+	var ack *gosip.Request // only run touches it
+	take := func(res *gosip.Response) { c.inbox.put(func() { ack = c.reinvited(req, sent, res) }) }
+	tx.OnRetransmission(func(*gosip.Response) { // nothing else: what it says may be over, and the dialog another one (RFC 3891)
+		c.inbox.put(func() {
+			if ack != nil {
+				c.write(ack)
+			}
+		})
+	})
 	patience := time.NewTimer(transactionTimeout)
 	defer patience.Stop()
 	answered, cancelled, over := false, false, c.done
@@ -204,25 +211,31 @@ func (c *Call) followReinvite(req *gosip.Request, sent int) {
 	}
 }
 
-// reinvited takes the final response to a re-INVITE. Each 2xx gets an ACK (§13.2.2.4).
-func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
+// reinvited takes the final response to a re-INVITE. Each 2xx gets an ACK (§13.2.2.4), which is returned for when it comes again.
+func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) (ack *gosip.Request) {
 	if code := res.StatusCode; (code == 401 || code == 407 || code == 500) && sent < maxAsk {
 		if again := c.retry(req, res); again != nil {
 			c.stack.calls.Go(func() { c.followReinvite(again, sent+1) })
-			return
+			return nil
 		}
 	}
 	c.accepted()
 	if res.StatusCode == 487 { // to our CANCEL
 		c.refreshed(0, errNoAnswer)
-		return
+		return nil
 	}
 	if !res.IsSuccess() || res.CSeq() == nil {
-		c.refreshedBy(res)
-		return
+		c.refreshedBy(res) // of refusals sipgo takes care
+		return nil
 	}
 	c.refreshTarget(res)
-	c.reinviteAcked(req, res)
+	ack, err := c.dialog.request(c.stack, gosip.ACK, res.CSeq().SeqNo)
+	if err != nil {
+		c.log.Warn("no ACK possible", "err", err)
+	} else {
+		copyCredentials(req, ack)
+		c.write(ack)
+	}
 	if m := c.media.Load(); m != nil && len(res.Body()) > 0 {
 		n, err := TakeAnswer(res.Body(), c.local(m.LocalAddr().Port()))
 		if err != nil {
@@ -235,20 +248,7 @@ func (c *Call) reinvited(req *gosip.Request, sent int, res *gosip.Response) {
 	c.prolonged(res)
 	c.changed()
 	c.refreshed(res.StatusCode, nil)
-}
-
-// reinviteAcked acknowledges a 2xx to a re-INVITE. One that comes again is nothing else: what it says may be over.
-func (c *Call) reinviteAcked(req *gosip.Request, res *gosip.Response) {
-	if !res.IsSuccess() || res.CSeq() == nil {
-		return // of refusals sipgo takes care
-	}
-	ack, err := c.dialog.request(c.stack, gosip.ACK, res.CSeq().SeqNo)
-	if err != nil {
-		c.log.Warn("no ACK possible", "err", err)
-		return
-	}
-	copyCredentials(req, ack)
-	c.write(ack)
+	return ack
 }
 
 // refreshedBy is refreshed with the whole answer, which may say how the phone wants to be asked.

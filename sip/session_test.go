@@ -694,4 +694,25 @@ func TestRepeatedAnswerToAReinviteIsOnlyAcknowledged(t *testing.T) {
 		}
 		b.peer.send(b.peer.called(inv, "BYE", "y1", 9, ""))
 	})
+	inBubble(t, quiet10h, nil, func(b *bubble) { // and in its own dialog, when another phone has taken the call over (RFC 3891)
+		call, inv := b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer, "Session-Expires: 90;refresher=uac", "Allow: INVITE")
+		time.Sleep(45 * time.Second)
+		synctest.Wait()
+		refresh := b.peer.last()
+		b.peer.answers(refresh, "200 OK", "", peerAnswer, "Session-Expires: 90;refresher=uac")
+		ack := b.peer.last()
+		next := b.successor()
+		next.send(wantsPlace(place(call)))
+		next.send(next.its("ACK", "k2", 1))
+		b.peer.send(replyTo(b.peer.last(), "200 OK")) // to BYE
+		next.forget()
+		b.peer.answers(refresh, "200 OK", "", peerAnswer, "Session-Expires: 90;refresher=uac")
+		if got := b.peer.last(); got != ack || len(next.lines()) > 0 {
+			t.Errorf("repeated, the 200 got %q, want %q; and the next phone %v", got, ack, next.lines())
+		}
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		next.send(replyTo(next.last(), "200 OK"))
+	})
 }
