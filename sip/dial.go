@@ -568,7 +568,8 @@ func (c *Call) phoneRefused(res *gosip.Response) {
 	case (code == 401 || code == 407) && o.asked < maxAsk-1 && c.auth.challenged(o.req, res, o.trunk.Auth):
 		o.asked++
 		c.inviteAgain()
-	case code == 422 && o.longer(res):
+	case code == 422 && o.asked < maxAsk-1 && o.longer(res):
+		o.asked++
 		c.inviteAgain()
 	case (code == 300 || code == 301 || code == 302) && c.redirected(res): // 305 names a proxy, 380 something else than this call
 		c.inviteAgain()
