@@ -629,6 +629,12 @@ func TestAdminsMakePINs(t *testing.T) {
 	if len(first.PIN) != b.cfg.DialIn.PINDigits || first.PIN == second.PIN || second.PINs != 2 {
 		t.Errorf("made %+v and %+v", first, second)
 	}
+	if first.Problem != "" || len(first.Numbers) == 0 {
+		t.Errorf("a PIN of a room that numbers lead to: %+v", first)
+	}
+	if strange := ask(http.MethodPost, "!nobody:"+b.hs.Domain(), http.StatusOK); strange.Problem == "" {
+		t.Errorf("a PIN of a room that nobody can dial: %+v", strange)
+	}
 	if v := ask(http.MethodGet, room, http.StatusOK); v.PIN != "" || v.PINs != 2 {
 		t.Errorf("GET shows %+v", v)
 	}

@@ -215,6 +215,9 @@ type pinView struct {
 	Room id.RoomID `json:"room"`
 	PIN  string    `json:"pin,omitempty"`
 	PINs int       `json:"pins"` // that lead to the room
+
+	Numbers []string `json:"numbers"`           // that ask for them
+	Problem string   `json:"problem,omitempty"` // why nobody can dial in with them
 }
 
 // adminPINs makes a PIN (POST), counts a room's (GET), or takes them away (DELETE).
@@ -238,6 +241,12 @@ func (b *Bridge) adminPINs(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		b.failed(w, "PINs of "+string(room), err)
 		return
+	}
+	switch view.Numbers, err = b.numbersWithPINs(ctx, room); {
+	case err != nil:
+		view.Problem = err.Error()
+	case len(view.Numbers) == 0:
+		view.Problem = "no number with pin: " + config.PINDatabase + " leads to this room"
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	b.show(w, view)
