@@ -133,13 +133,22 @@ func (a *actor) succeeds(code int) {
 	}
 }
 
-// fails tells the leg in whose place somebody was being called that nobody comes, because the order is lost.
-func (b *Bridge) fails(waiting leg.ID) {
+// lost tells the leg in whose place somebody was being called that nobody comes, because the process has died that was calling.
+func (b *Bridge) lost(waiting leg.ID) {
 	b.mu.Lock()
 	before := b.legs[waiting]
 	b.mu.Unlock()
 	if before != nil {
-		before.inbox.Put(func() { before.succeeded(503, true) })
+		before.inbox.Put(before.wishIsLost)
+	}
+}
+
+// wishIsLost ends the subscription of the phone's REFER without an outcome: the call is as it was. Phones that are told of a failure may
+// hang up for it (baresip does), and it is not theirs.
+func (a *actor) wishIsLost() {
+	a.move.busy = false
+	if a.call.Dialog().Wish.Event != "" {
+		a.note("tell the phone that no more comes of its transfer", a.call.TransferOver(100))
 	}
 }
 

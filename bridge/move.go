@@ -181,6 +181,10 @@ func (a *actor) moveFollows() {
 		return
 	}
 	a.move.told = true
+	if a.order != nil && a.state.Cause == leg.ProcessDied {
+		a.bridge.lost(a.move.instead)
+		return
+	}
 	if code == 200 || a.order != nil { // else nobody but the phone has waited for it
 		a.succeeds(code)
 	}

@@ -221,7 +221,7 @@ func TestPhoneThatMovesWhenTheProcessDies(t *testing.T) {
 			return where != ""
 		})
 		t.Logf("%s: the phone is %s", diesAfter.FindString(output.String()), where)
-		if outcome := map[string]string{"in its old room": "SIP/2.0 503 Service Unavailable.", "in its new room": "SIP/2.0 200 OK."}[where]; accepted.Load() {
+		if outcome := map[string]string{"in its old room": "SIP/2.0 100 Trying.", "in its new room": "SIP/2.0 200 OK."}[where]; accepted.Load() {
 			b.isTold(call, outcome)
 		}
 		b.hangUp(call)

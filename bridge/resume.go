@@ -91,12 +91,12 @@ func calledInstead(rows []db.Leg) map[string]bool {
 	return called
 }
 
-// resumeWish has the phone told what came of its wish to be elsewhere (REFER), which the process before has died over: it stays, unless
-// somebody is being called in its place. Who is in the other room already hears so there.
+// resumeWish has the phone told that nothing comes of its wish to be elsewhere (REFER), which the process before has died over: it stays,
+// unless somebody is being called in its place. Who is in the other room already hears so there.
 func (a *actor) resumeWish(called bool) {
 	a.inbox.Put(func() {
 		if a.move.busy = called; !called {
-			a.moveEnds(503)
+			a.wishIsLost()
 		}
 	})
 }
@@ -167,7 +167,7 @@ func (b *Bridge) dismiss(row db.Leg) error {
 		var state storedState
 		_ = json.Unmarshal([]byte(row.State), &state) // else the room gets a new notice
 		b.forgetOrder(row, state.Notice)
-		b.fails(state.Instead)
+		b.lost(state.Instead)
 	}
 	return b.journal.DeleteLeg(row.ID, b.hold(row.Epoch), string(leg.ProcessDied), time.Now())
 }

@@ -71,7 +71,8 @@ func (c *Call) TransferProgress(code int) error {
 	})
 }
 
-// TransferOver tells the phone what has come of its wish: 200, or the status that a call there would have got.
+// TransferOver tells the phone what has come of its wish: 200, the status that a call there would have got, or 100 if nobody knows and
+// no more will be said.
 func (c *Call) TransferOver(code int) error {
 	return c.do(func() error {
 		r := c.referral
@@ -312,7 +313,7 @@ func (c *Call) sendNote() {
 	}
 	left := max(1, int(time.Until(r.until).Seconds()))
 	state := "active;expires=" + strconv.Itoa(left)
-	last := code >= 200
+	last := r.over && len(r.notes) == 0
 	if last {
 		state = "terminated;reason=noresource"
 	}

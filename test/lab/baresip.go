@@ -106,6 +106,9 @@ func (c *baresipControl) read() {
 			continue
 		}
 		if m.Event {
+			if m.Type == "TRANSFER_FAILED" { // baresip hangs up then, and says nothing more of the call
+				m.Type, m.Param = CallClosed, "Transfer failed: "+m.Param
+			}
 			c.events(PhoneEvent{Type: m.Type, Param: m.Param, Call: m.ID, At: time.Now()})
 			continue
 		}
