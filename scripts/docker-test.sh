@@ -261,7 +261,7 @@ call() {
 admin_answers() {
     exec 3<>"/dev/tcp/127.0.0.1/${admin_port:-29401}" || return
     printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
-    timeout 10 cat <&3 | grep -q '^trunkline_'
+    timeout 10 cat <&3 | grep -c '^trunkline_' >/dev/null # all of it is read: with pipefail nobody may hear of a broken pipe
     local found=$?
     exec 3>&-
     return $found
