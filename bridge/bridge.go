@@ -95,6 +95,7 @@ type Bridge struct {
 	elsewhere []string                  // user ids of ghosts in calls of other processes, as last seen
 	told      map[id.RoomID]time.Time   // rooms that were told why phones can't come in, and when
 	announced map[id.RoomID][]time.Time // when a room was told of a call
+	early     map[id.RoomID]*early      // where reactions are held
 	orders    orders
 	closing   bool
 	ready     bool
@@ -124,7 +125,7 @@ func New(
 		wideBand:  make(map[string]bool),
 		ownTrunks: cfg.SIP.Trunks,
 		legs:      make(map[leg.ID]*actor), rooms: make(map[id.RoomID]*gathering), ghosts: make(map[string]bool),
-		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time),
+		told: make(map[id.RoomID]time.Time), announced: make(map[id.RoomID][]time.Time), early: make(map[id.RoomID]*early),
 		abandoned: make(chan struct{}), suspended: make(chan struct{}),
 		drain: drain{over: make(chan struct{})}, awayPatience: awayPatience, soundPatience: soundPatience,
 		orders: newOrders(), meter: newMeter(),

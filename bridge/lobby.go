@@ -52,6 +52,7 @@ func (a *actor) askAdmission() {
 		prefix := a.bridge.grammar.Prefix
 		text := fmt.Sprintf("%s waits in the lobby: react with ✅ to let the phone in, with ❌ to send it away. "+
 			"%s and %s answer all that wait.", caller, prefix+" admit", prefix+" decline")
+		defer a.bridge.holdReactions(room)()
 		notice, err := a.bridge.matrix.NoticeID(ctx, room, ghost, text)
 		a.note("tell the room who waits in the lobby", err)
 		a.waitIn(room, notice)

@@ -92,6 +92,7 @@ func (b *Bridge) placeTo(ctx context.Context, to destination, o order, p placing
 		a.note("put a prepared call away", call.Hangup(sip.Cause{}))
 		return err
 	}
+	defer b.holdReactions(o.room)() // one to the notice is meant for a leg that is not taken in yet
 	a.order.board.post(ctx, p.notice+a.name+" …")
 	a.note("save leg", b.journal.SaveLeg(ctx, a.row())) // now it names the notice
 	if why, err := b.takeIn(a); err != nil {

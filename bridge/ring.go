@@ -2,13 +2,11 @@ package bridge
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/leg"
-	"trunkline/matrixcall"
 )
 
 const (
@@ -58,6 +56,7 @@ func (a *actor) ringRoom() {
 	ghost := a.join.ghost
 	a.wg.Go(func() {
 		defer close(posted)
+		defer b.holdReactions(info.Room)()
 		ctx, cancel := context.WithTimeout(a.ctx, noticePatience)
 		defer cancel()
 		notice, err := b.matrix.NoticeID(ctx, info.Room, ghost, text)
@@ -166,19 +165,6 @@ func (b *Bridge) mayAnnounce(room id.RoomID) bool {
 	}
 	b.announced[room] = append(recent, now)
 	return true
-}
-
-// reaction hears of every reaction in every room. It must not block.
-func (b *Bridge) reaction(r matrixcall.RoomReaction) {
-	key := strings.ReplaceAll(r.Key, "\ufe0f", "")
-	if declineKeys[key] {
-		b.decline(r.Room, r.Sender, func(ring *ring) bool { return r.Target == ring.notice || r.Target == ring.call })
-		b.endOrder(r)
-	}
-	if declineKeys[key] || admitKeys[key] {
-		b.answerQuestion(r, admitKeys[key])
-		b.attend(r.Room, r.Sender, admitKeys[key], func(l *lobby) bool { return r.Target == l.notice })
-	}
 }
 
 // decline tells the legs that ring in the room, and are meant, that a member does not want them.

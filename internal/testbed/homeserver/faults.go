@@ -30,6 +30,7 @@ type Fault struct {
 	Times  int           // how many requests; 0 = all until Mend
 	Delay  time.Duration // before anything else happens
 	Hold   chan struct{} // the same until it is closed; nil = no
+	Slow   chan struct{} // do it at once, and answer when it is closed; nil = no
 	Drop   bool          // cut the connection instead of answering
 	Error  *Error        // answer instead of doing; nil with Drop false: only the delay
 	Late   bool          // do it, also when the client is gone by then, and lose the answer (Drop or Error)
@@ -116,6 +117,10 @@ func (f *Fault) serve(w http.ResponseWriter, r *http.Request, healthy http.Handl
 	if f.Late {
 		healthy.ServeHTTP(httptest.NewRecorder(), r)
 	}
+	if f.Slow != nil {
+		f.serveSlowly(w, r, healthy)
+		return
+	}
 	switch {
 	case f.Drop:
 		panic(http.ErrAbortHandler) // net/http's way to cut the connection
@@ -124,4 +129,20 @@ func (f *Fault) serve(w http.ResponseWriter, r *http.Request, healthy http.Handl
 	default:
 		healthy.ServeHTTP(w, r)
 	}
+}
+
+// serveSlowly lets everybody see what was asked for before who asked has the answer.
+func (f *Fault) serveSlowly(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	done := httptest.NewRecorder()
+	healthy.ServeHTTP(done, r)
+	select {
+	case <-f.Slow:
+	case <-r.Context().Done():
+		return
+	}
+	for name, values := range done.Header() {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(done.Code)
+	_, _ = w.Write(done.Body.Bytes()) // to a client that is gone
 }
