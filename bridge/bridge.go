@@ -270,6 +270,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 // databaseName is an address without its password.
 func databaseName(address string) string {
 	if u, err := url.Parse(address); err == nil && u.User != nil {
+		u.RawQuery = "" // which may have one, too
 		return u.Redacted()
 	}
 	scheme, path, _ := strings.Cut(address, ":")

@@ -51,3 +51,19 @@ func TestGhostLocalpartIsStableAndHidesTheNumber(t *testing.T) {
 		t.Errorf("localpart %q", first)
 	}
 }
+
+func TestAddressOfTheDatabaseIsShownWithoutItsPassword(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"postgres://tl:secret@host/name":                     "postgres://tl:xxxxx@host/name",
+		"postgres://tl@host/name?password=secret":            "postgres://tl@host/name",
+		"postgres://host/name?user=tl&password=secret":       "postgres",
+		"postgres://tl:se%zzcret@host/name":                  "postgres",
+		"sqlite:/var/lib/trunkline/trunkline.db":             "/var/lib/trunkline/trunkline.db",
+		"postgres:///name?host=/run/postgresql&password=xyz": "postgres",
+	} {
+		if got := databaseName(address); got != want {
+			t.Errorf("%s is shown as %s, want %s", address, got, want)
+		}
+	}
+}

@@ -139,8 +139,8 @@ func (t *Try) giveBack() {
 }
 
 // Right gives a try back and remembers whose PIN the number knows: it is not shut out when strangers guess on the same trunk, nor when
-// somebody does who knows another room's. The first room stays as long as its PIN is entered from time to time. It returns what is to be stored under
-// the name of NameOfKnown; ok is false when there is nothing.
+// somebody does who knows another room's. The first room stays as long as its PIN is entered from time to time. It returns what is to be
+// stored under the name of NameOfKnown; ok is false when there is nothing.
 func (b *Budget) Right(now time.Time, try *Try, room string) (known Known, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
