@@ -23,15 +23,17 @@ func (b *bed) heldReactions() int {
 	return len(e.heard)
 }
 
-// reactsEarly lets a member react to a notice before the bridge is told its name.
-func (b *bed) reactsEarly(who *member.Member, key string, begin func(), notice func() id.EventID) {
+// reactsEarly lets a member react to a notice before the bridge is told its name, which is returned.
+func (b *bed) reactsEarly(who *member.Member, key string, begin func(), posted func() id.EventID) id.EventID {
 	b.t.Helper()
 	slow := b.hs.Break(&homeserver.Fault{Method: "PUT", Path: "/send/m.room.message", User: b.bot(), Times: 1, Slow: make(chan struct{})})
 	begin()
-	b.react(who, notice(), key)
+	notice := posted()
+	b.react(who, notice, key)
 	b.await("the bridge to hear of the reaction", func() bool { return b.heldReactions() == 1 })
 	close(slow.Slow)
 	b.await("held reactions to be let go", func() bool { return b.heldReactions() < 0 })
+	return notice
 }
 
 // Who reads a notice may react to it before its sender is told which one it is.
@@ -40,11 +42,7 @@ func TestReactionToARingThatIsUnderWayDeclinesIt(t *testing.T) {
 	b := newBed(t)
 	alice := b.person("alice", member.Hydrogen, false)
 	var call *phone.Call
-	var notice id.EventID
-	b.reactsEarly(alice, "❌", func() { call = b.begin(b.phone("1"), ringNumber) }, func() id.EventID {
-		notice = b.awaitRing(1).ID
-		return notice
-	})
+	notice := b.reactsEarly(alice, "❌", func() { call = b.begin(b.phone("1"), ringNumber) }, func() id.EventID { return b.awaitRing(1).ID })
 	refusedWith(t, call, 603)
 	if got := b.outcome(notice); !strings.Contains(got, "declined by @alice") {
 		t.Errorf("the notice says %q", got)
@@ -56,11 +54,7 @@ func TestReactionToALobbyThatIsUnderWayLetsIn(t *testing.T) {
 	b := newBed(t)
 	alice := b.person("alice", member.JSSDK, true)
 	var call *phone.Call
-	var notice id.EventID
-	b.reactsEarly(alice, "✅", func() { call = b.dial(b.phone("+493012345678"), lobbyNumber) }, func() id.EventID {
-		notice = b.awaitLobby(1).ID
-		return notice
-	})
+	notice := b.reactsEarly(alice, "✅", func() { call = b.dial(b.phone("+493012345678"), lobbyNumber) }, func() id.EventID { return b.awaitLobby(1).ID })
 	b.enters(call, alice)
 	if got := b.outcome(notice); !strings.Contains(got, "let in by @alice") {
 		t.Errorf("the notice says %q", got)

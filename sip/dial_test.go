@@ -669,6 +669,20 @@ func TestRequestsUnderWayTogetherAreEachChallenged(t *testing.T) {
 		c.Trunks[0].DTMF = DTMFInfo
 		c.Trunks[0].Auth = Credentials{Username: "bob", Password: "secret"}
 	}
+	together := func(b *bubble, call *Call, inv string) (info, bye string) {
+		b.Helper()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		call.Media().SendDigit('5')
+		synctest.Wait()
+		info = b.peer.last()
+		_ = call.Hangup(CauseNormal)
+		synctest.Wait()
+		bye = b.peer.last()
+		if !strings.HasPrefix(info, "INFO ") || !strings.HasPrefix(bye, "BYE ") {
+			b.Fatalf("under way are %q and %q", info, bye)
+		}
+		return info, bye
+	}
 	inBubble(t, change, nil, func(b *bubble) {
 		nonces := 0
 		challenge := func(req string) string {
@@ -678,16 +692,7 @@ func TestRequestsUnderWayTogetherAreEachChallenged(t *testing.T) {
 		}
 		call, inv := b.dials()
 		inv = challenge(inv)
-		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
-		call.Media().SendDigit('5')
-		synctest.Wait()
-		info := b.peer.last()
-		_ = call.Hangup(CauseNormal)
-		synctest.Wait()
-		bye := b.peer.last()
-		if !strings.HasPrefix(info, "INFO ") || !strings.HasPrefix(bye, "BYE ") {
-			t.Fatalf("under way are %q and %q", info, bye)
-		}
+		info, bye := together(b, call, inv)
 		for _, req := range []string{info, bye} {
 			again := challenge(req)
 			method, _, _ := strings.Cut(req, " ")
@@ -701,13 +706,7 @@ func TestRequestsUnderWayTogetherAreEachChallenged(t *testing.T) {
 	})
 	inBubble(t, change, nil, func(b *bubble) { // with a nonce that lives for a while (RFC 7616 §3.4: each use has a number of its own)
 		call, inv := b.dials()
-		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
-		call.Media().SendDigit('5')
-		synctest.Wait()
-		info := b.peer.last()
-		_ = call.Hangup(CauseNormal)
-		synctest.Wait()
-		bye := b.peer.last()
+		info, bye := together(b, call, inv)
 		for i, req := range []string{info, bye} {
 			b.peer.answers(req, "401 Unauthorized", "b1", "", `WWW-Authenticate: Digest realm="x", nonce="n", qop="auth"`)
 			again := b.peer.last()

@@ -211,6 +211,37 @@ func TestRegistrationGoesToTheNextTarget(t *testing.T) { // RFC 3263 §4.3
 	}
 }
 
+// farRegistrar is where somebody registers over real connections, with a keep-alive every 50 ms and so much patience for the answers.
+func farRegistrar(t *testing.T, pong time.Duration) net.Listener {
+	t.Helper()
+	far, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{
+		Listen: []Listen{{TCP, addr("127.0.0.1:0")}}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")},
+		Trunks: []Trunk{{
+			Name: "lab", Proxy: far.Addr().String(), Transport: TCP, Register: true, RegisterFor: time.Hour,
+			Auth: Credentials{Username: "bob"},
+		}},
+	}, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.watches["lab"].keep, s.watches["lab"].pong = 50*time.Millisecond, pong
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	over := make(chan error, 1)
+	go func() { over <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+		far.Close()
+	})
+	return far
+}
+
 // registrar is one at the far end of real connections: each REGISTER is taken, and its connection returned.
 func registrar(t *testing.T, far net.Listener) (net.Conn, *bufio.Reader, string) {
 	t.Helper()
@@ -237,31 +268,7 @@ func registrar(t *testing.T, far net.Listener) (net.Conn, *bufio.Reader, string)
 
 // A registrar that is restarted, or a NAT that forgets, leaves us without a way to be called, long before the binding runs out.
 func TestRegistrationFollowsALostConnection(t *testing.T) { // RFC 5626 §3.5.1, §4.4
-	far, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	s, err := New(Config{
-		Listen: []Listen{{TCP, addr("127.0.0.1:0")}}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")},
-		Trunks: []Trunk{{
-			Name: "lab", Proxy: far.Addr().String(), Transport: TCP, Register: true, RegisterFor: time.Hour,
-			Auth: Credentials{Username: "bob"},
-		}},
-	}, nil, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.watches["lab"].keep = 50 * time.Millisecond
-	ctx, cancel := context.WithCancel(t.Context())
-	over := make(chan error, 1)
-	go func() { over <- s.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-over; err != nil {
-			t.Error(err)
-		}
-	}()
+	far := farRegistrar(t, pongTime)
 	conn, in, first := registrar(t, far)
 	keep := make([]byte, 8)
 	if _, err := io.ReadFull(in, keep); err != nil || string(keep) != "\r\n\r\n\r\n\r\n" {
@@ -281,31 +288,7 @@ func TestRegistrationFollowsALostConnection(t *testing.T) { // RFC 5626 §3.5.1,
 // answered keep-alives, and does not any more, is registered with anew; of one that never did nothing is expected.
 func TestRegistrationFollowsAConnectionThatDiedWithoutAWord(t *testing.T) { // RFC 5626 §4.4.1
 	t.Parallel() // it waits
-	far, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	s, err := New(Config{
-		Listen: []Listen{{TCP, addr("127.0.0.1:0")}}, RTP: RTPConfig{Addr: netip.MustParseAddr("127.0.0.1")},
-		Trunks: []Trunk{{
-			Name: "lab", Proxy: far.Addr().String(), Transport: TCP, Register: true, RegisterFor: time.Hour,
-			Auth: Credentials{Username: "bob"},
-		}},
-	}, nil, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.watches["lab"].keep, s.watches["lab"].pong = 50*time.Millisecond, 2*time.Second
-	ctx, cancel := context.WithCancel(t.Context())
-	over := make(chan error, 1)
-	go func() { over <- s.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-over; err != nil {
-			t.Error(err)
-		}
-	}()
+	far := farRegistrar(t, 2*time.Second)
 	ping := make([]byte, 4)
 	conn, in, _ := registrar(t, far)
 	defer conn.Close()
