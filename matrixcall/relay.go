@@ -1,9 +1,11 @@
 package matrixcall
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/pion/transport/v4"
@@ -68,13 +70,19 @@ type relayConn struct {
 	log *slog.Logger
 }
 
-func (c *relayConn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(relayStall)); err != nil {
-		return 0, err
+func (c *relayConn) Write(p []byte) (written int, err error) {
+	for range 2 { // who is held up before Write finds its time over although the relay has room: that says nothing about the relay
+		if err := c.SetWriteDeadline(time.Now().Add(relayStall / 2)); err != nil {
+			return written, err
+		}
+		var n int
+		n, err = c.TCPConn.Write(p[written:])
+		if written += n; !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
 	}
-	n, err := c.TCPConn.Write(p)
 	if err != nil && c.Close() == nil { // closed already: it has been said
 		c.log.Warn("a relay takes nothing any more", "err", tame(err.Error()))
 	}
-	return n, err
+	return written, err
 }

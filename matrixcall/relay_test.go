@@ -98,6 +98,42 @@ func TestRelayThatReadsGetsEverything(t *testing.T) {
 	}
 }
 
+// heldUp has no processor for a while each time it is about to write, and then writes late.
+type heldUp struct {
+	transport.TCPConn
+	late bool
+}
+
+func (h *heldUp) SetWriteDeadline(t time.Time) error {
+	if h.late = !h.late; h.late {
+		t = time.Unix(1, 0)
+	}
+	return h.TCPConn.SetWriteDeadline(t)
+}
+
+func TestBusyMachineKeepsItsRelay(t *testing.T) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn := relayConnTo(t, l.Addr().(*net.TCPAddr)).(*relayConn)
+	conn.TCPConn = &heldUp{TCPConn: conn.TCPConn}
+	relay, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer relay.Close()
+	want := []byte("a frame of sound")
+	if n, err := conn.Write(want); n != len(want) || err != nil {
+		t.Fatalf("Write = %d, %v", n, err)
+	}
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(relay, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the relay read %q, %v", got, err)
+	}
+}
+
 func TestNoteOfAPeerIsTamed(t *testing.T) {
 	for text, want := range map[string]string{
 		"candidate 192.168.1.17:4711 of 2001:db8::1:2\r\nlevel=ERROR": "candidate …:4711 of …  level=ERROR",
