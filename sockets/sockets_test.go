@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -132,6 +133,17 @@ func (k *kept) await(what string, holds func() bool) {
 	}
 }
 
+// up waits until the child answers, and has said that it is ready: one that ends before that is not started again.
+func (k *kept) up(phone net.Conn) {
+	k.t.Helper()
+	k.await("the child", func() bool {
+		k.Keeper.mu.Lock()
+		ready := k.ready
+		k.Keeper.mu.Unlock()
+		return ready && ask(k.t, phone, "hello") != 0
+	})
+}
+
 // dial is a socket that hears when nobody is bound at the address.
 func dial(t *testing.T, address string) net.Conn {
 	t.Helper()
@@ -170,22 +182,28 @@ func askFor(t *testing.T, conn net.Conn, word string, patience time.Duration) in
 	}
 }
 
+var addresses atomic.Int32
+
+// freeAddress is one that nobody takes until the child does: below the ports that the system hands out by itself, and another each time.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		address := fmt.Sprint("127.0.0.1:", 30000+(os.Getpid()+int(addresses.Add(1)))%2700)
+		if conn, err := net.ListenPacket("udp", address); err == nil {
+			_ = conn.Close()
+			return address
+		}
 	}
-	defer conn.Close()
-	return conn.LocalAddr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 func TestWhatComesWhileNoProcessRunsIsReadByTheNext(t *testing.T) {
 	address := freeAddress(t)
 	k := keepEcho(t, address, 300*time.Millisecond)
 	phone := dial(t, address)
-	k.await("the child", func() bool { return ask(t, phone, "hello") != 0 })
-	first := ask(t, phone, "hello")
+	k.up(phone)
+	first := askFor(t, phone, "hello", patience)
 	if n := k.Held(); n != 1 {
 		t.Errorf("%d sockets are held, want 1", n)
 	}
@@ -210,8 +228,8 @@ func TestRestartOnRequestKeepsTheSockets(t *testing.T) {
 	address := freeAddress(t)
 	k := keepEcho(t, address, 50*time.Millisecond)
 	phone := dial(t, address)
-	k.await("the child", func() bool { return ask(t, phone, "hello") != 0 })
-	first := ask(t, phone, "hello")
+	k.up(phone)
+	first := askFor(t, phone, "hello", patience)
 	k.Restart()
 	k.await("another child", func() bool { pid := ask(t, phone, "hello"); return pid != 0 && pid != first })
 }
@@ -220,8 +238,8 @@ func TestReleasedSocketIsKeptNoMore(t *testing.T) {
 	addresses := []string{freeAddress(t), freeAddress(t)}
 	k := keepEcho(t, strings.Join(addresses, " "), 50*time.Millisecond)
 	phone := dial(t, addresses[0])
-	k.await("the child", func() bool { return ask(t, phone, "hello") != 0 })
-	if ask(t, phone, "release") == 0 {
+	k.up(phone)
+	if askFor(t, phone, "release", patience) == 0 {
 		t.Fatal("nobody answers")
 	}
 	k.await("one socket to be left", func() bool { return k.Held() == 1 })
@@ -233,12 +251,12 @@ func TestSocketsOfAnotherConfigurationAreClosed(t *testing.T) {
 	stays, goes, moves := freeAddress(t), freeAddress(t), freeAddress(t)
 	k := keepEcho(t, strings.Join([]string{stays, goes, moves}, " "), 50*time.Millisecond)
 	phone := dial(t, stays)
-	k.await("the child", func() bool { return ask(t, phone, "hello") != 0 })
+	k.up(phone)
 	_, port, _ := net.SplitHostPort(moves)
 	k.mu.Lock()
 	k.settings = stays + " 0.0.0.0:" + port
 	k.mu.Unlock()
-	first := ask(t, phone, "hello")
+	first := askFor(t, phone, "hello", patience)
 	k.Restart()
 	k.await("the next child", func() bool { pid := ask(t, phone, "hello"); return pid != 0 && pid != first })
 	moved := dial(t, moves)
@@ -260,7 +278,7 @@ func TestKeeperEndsWithItsProgram(t *testing.T) {
 		address := freeAddress(t)
 		k := keepEcho(t, address, 50*time.Millisecond)
 		phone := dial(t, address)
-		k.await("the child", func() bool { return ask(t, phone, "hello") != 0 })
+		k.up(phone)
 		ask(t, phone, "exit 0")
 		if code := <-k.over; code != 0 {
 			t.Errorf("Run = %d, want 0", code)
@@ -270,7 +288,7 @@ func TestKeeperEndsWithItsProgram(t *testing.T) {
 		address := freeAddress(t)
 		k := keepEcho(t, address, 50*time.Millisecond)
 		phone := dial(t, address)
-		k.await("the child", func() bool { return ask(t, phone, "hello") != 0 })
+		k.up(phone)
 		k.stop()
 		if code := <-k.over; code != 128+int(syscall.SIGTERM) {
 			t.Errorf("Run = %d, want the signal's code", code)
@@ -283,7 +301,7 @@ func TestKeeperBelievesItsChildOnly(t *testing.T) {
 	address := freeAddress(t)
 	k := keepEcho(t, address, 50*time.Millisecond)
 	phone := dial(t, address)
-	k.await("the child", func() bool { return ask(t, phone, "hello") != 0 })
+	k.up(phone)
 	stranger := exec.Command(os.Args[0])
 	stranger.Env = append(os.Environ(), childSettings+"="+freeAddress(t), "NOTIFY_SOCKET="+k.conn.LocalAddr().String())
 	if err := stranger.Start(); err != nil {

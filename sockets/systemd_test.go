@@ -57,7 +57,7 @@ func TestSystemdKeepsTheSocketsOfAKilledProcess(t *testing.T) {
 		}
 		first = second
 	}
-	if ask(t, phone, "release") == 0 {
+	if askFor(t, phone, "release", patience) == 0 {
 		t.Fatal("nobody answers")
 	}
 	for deadline := time.Now().Add(patience); stored() != "0"; time.Sleep(10 * time.Millisecond) {
