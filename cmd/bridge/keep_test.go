@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -116,7 +117,7 @@ routes: [{number: %q, room: %q, intent: m.prompt}]
 
 func (p *program) await(what string, holds func() bool) {
 	p.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			p.Fatalf("waited in vain for %s", what)
 		}
@@ -263,12 +264,27 @@ func childOf(parent int) int {
 	return 0
 }
 
+var ports atomic.Int32
+
+// freePort is one that nobody takes until the program does: above those of its RTP, below those that the system hands out by itself, and
+// another each time.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := 30000 + (os.Getpid()+int(ports.Add(1)))%2700
+		address := fmt.Sprint("127.0.0.1:", port)
+		packets, err := net.ListenPacket("udp", address)
+		if err != nil {
+			continue
+		}
+		_ = packets.Close()
+		streams, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		_ = streams.Close()
+		return port
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }
