@@ -104,7 +104,7 @@ func TestCallsGoOnWhileTheDatabaseIsAway(t *testing.T) {
 		must(t, j.SaveSyncToken(ctx, "@g:x", "t1"))
 		await(t, "the outage to be noticed", j.Away)
 		begun := time.Now()
-		if err := j.SaveLeg(ctx, legNamed("new", "answered")); !errors.Is(err, ErrAway) || time.Since(begun) > time.Second {
+		if err := j.SaveLeg(ctx, legNamed("new", "answered")); !errors.Is(err, ErrAway) || time.Since(begun) >= attemptPatience {
 			t.Errorf("SaveLeg while the database is away = %v after %v, want ErrAway at once", err, time.Since(begun))
 		}
 		for txn, want := range map[string]bool{"1": false, "2": true} {
@@ -182,8 +182,8 @@ func TestSaveIntoAnOutageIsRefused(t *testing.T) {
 		o.begin()
 		begun := time.Now()
 		err := j.SaveLeg(t.Context(), legNamed("b", "answered"))
-		if took := time.Since(begun); !errors.Is(err, ErrAway) || took > 2*attemptPatience {
-			t.Errorf("SaveLeg = %v after %v, want ErrAway within %v", err, took, 2*attemptPatience)
+		if took := time.Since(begun); !errors.Is(err, ErrAway) || took > 4*attemptPatience {
+			t.Errorf("SaveLeg = %v after %v, want ErrAway within %v", err, took, 4*attemptPatience)
 		}
 		o.over()
 		flush(t, j)
