@@ -31,7 +31,7 @@ func TestGhostIsTheSameAfterRestart(t *testing.T) {
 		// Two messages each way, so that the olm session is established.
 		for n := range 2 {
 			alice.signal("conf", n, g)
-			b.eventually(10*time.Second, func() string { return sequence(e.heard(), []id.UserID{alice.user}, n+1) })
+			b.eventually(time.Minute, func() string { return sequence(e.heard(), []id.UserID{alice.user}, n+1) })
 			if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(n), alice)); err != nil {
 				t.Fatal(err)
 			}
@@ -54,7 +54,7 @@ func TestGhostIsTheSameAfterRestart(t *testing.T) {
 			t.Errorf("%d devices were made after the restart, want none", n)
 		}
 		e = b.attach(again, room, "conf")
-		b.eventually(10*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			if n := len(e.heard()); n != 1 {
 				return fmt.Sprintf("%d messages heard after the restart, want only the one sent meanwhile", n)
 			}
@@ -63,7 +63,7 @@ func TestGhostIsTheSameAfterRestart(t *testing.T) {
 		if err := b.service.SendToDevice(t.Context(), again, to("m.call.candidates", candidates(2), alice)); err != nil {
 			t.Fatal(err)
 		}
-		b.eventually(10*time.Second, func() string { return sequence(alice.hears(), []id.UserID{g.user}, 3) })
+		b.eventually(time.Minute, func() string { return sequence(alice.hears(), []id.UserID{g.user}, 3) })
 	})
 }
 
@@ -103,10 +103,10 @@ func TestFallbackKeyAnswersWhenOneTimeKeysAreDrained(t *testing.T) {
 		bob.enter(alice, room)
 		bob.signal("conf", 0, g)
 		e := b.attach(g, room, "conf")
-		b.eventually(10*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			return sequence(e.heard(), []id.UserID{alice.user, bob.user}, 1)
 		})
-		b.eventually(10*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			if n := b.service.metrics.FallbackKeyUploads.Load(); n != 2 {
 				return fmt.Sprintf("%d fallback keys uploaded, want 2: the used one must be replaced", n)
 			}
@@ -117,7 +117,7 @@ func TestFallbackKeyAnswersWhenOneTimeKeysAreDrained(t *testing.T) {
 		carol := b.person("carol", true)
 		carol.enter(alice, room)
 		carol.signal("conf", 0, g)
-		b.eventually(10*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			return sequence(e.heard(), []id.UserID{alice.user, bob.user, carol.user}, 1)
 		})
 		count, err := g.keys.client.UploadKeys(t.Context(), &mautrix.ReqUploadKeys{})

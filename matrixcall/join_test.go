@@ -146,7 +146,7 @@ func TestPhonesThatDialTogetherShareOneCall(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		b.eventually(5*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			state, err := b.service.readState(t.Context(), g, room)
 			if err != nil {
 				t.Fatal(err)

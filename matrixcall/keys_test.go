@@ -141,8 +141,8 @@ func TestCallsOutliveTheDatabasesAbsence(t *testing.T) {
 				t.Fatalf("message %d to %s: %v", seq, p.user, err)
 			}
 		}
-		b.eventually(20*time.Second, func() string { return sequence(p.hears(), []id.UserID{g.user}, first+n) })
-		b.eventually(20*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, first+n) })
+		b.eventually(time.Minute, func() string { return sequence(p.hears(), []id.UserID{g.user}, first+n) })
+		b.eventually(time.Minute, func() string { return sequence(e.heard(), []id.UserID{p.user}, first+n) })
 	}
 	say(0, 4, alice, e)
 	if err := cluster.StopServer(); err != nil {
@@ -167,12 +167,12 @@ func TestCallsOutliveTheDatabasesAbsence(t *testing.T) {
 	after := b.attach(g, room, "conf")
 	for _, p := range []*person{alice, bob} {
 		p.signal("conf", 0, g)
-		b.eventually(20*time.Second, func() string { return sequence(after.heard(), []id.UserID{p.user}, 1) })
+		b.eventually(time.Minute, func() string { return sequence(after.heard(), []id.UserID{p.user}, 1) })
 		before := len(p.hears())
 		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(before), p)); err != nil {
 			t.Fatal(err)
 		}
-		b.eventually(20*time.Second, func() string { return sequence(p.hears(), []id.UserID{g.user}, before+1) })
+		b.eventually(time.Minute, func() string { return sequence(p.hears(), []id.UserID{g.user}, before+1) })
 	}
 	if n += b.service.metrics.MessagesUndecryptable.Load(); n != 0 {
 		t.Errorf("%d messages undecryptable, want none", n)
@@ -221,7 +221,7 @@ func TestOlmPayloadIsChecked(t *testing.T) {
 			counted := func() uint64 { return m.MessagesUndecryptable.Load() + m.MessagesRefused.Load() }
 			before, countedBefore := len(e.heard()), counted()
 			alice.whisper(g, payload)
-			b.eventually(10*time.Second, func() string {
+			b.eventually(time.Minute, func() string {
 				if len(e.heard()) == before && counted() == countedBefore {
 					return test.name + ": neither taken nor counted as refused"
 				}

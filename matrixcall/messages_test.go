@@ -94,7 +94,7 @@ func TestPeopleAreHeard(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantMessages = append(wantMessages, RoomMessage{room, last.EventID, alice.user, "last"})
-		b.eventually(10*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			if messages, _ := l.heard(); len(messages) < len(wantMessages) {
 				return fmt.Sprintf("%d messages heard, want %d", len(messages), len(wantMessages))
 			}

@@ -92,7 +92,7 @@ func TestBotAcceptsInvitations(t *testing.T) {
 		b.start()
 		alice := b.person("alice", false)
 		room := alice.room(b.service.Bot())
-		b.eventually(10*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			members, err := alice.client.JoinedMembers(t.Context(), room)
 			if err != nil {
 				t.Fatal(err)
@@ -280,7 +280,7 @@ func TestBotThatIsInvitedBeforeItExistsJoins(t *testing.T) {
 	b.handler.set(s.HTTPHandler())
 	alice := b.person("alice", false)
 	room := alice.room(s.Bot())
-	b.eventually(30*time.Second, func() string {
+	b.eventually(time.Minute, func() string {
 		members, err := alice.client.JoinedMembers(t.Context(), room)
 		if err != nil {
 			return err.Error()

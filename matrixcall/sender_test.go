@@ -67,7 +67,7 @@ func TestTwelveGhostsReachTwelveClientsInOrder(t *testing.T) {
 		wg.Wait()
 		sent := time.Since(began)
 		for n, p := range people {
-			b.eventually(20*time.Second, func() string {
+			b.eventually(time.Minute, func() string {
 				if missing := sequence(p.hears(), names, rounds); missing != "" {
 					return p.user.String() + ": " + missing
 				}
@@ -215,7 +215,7 @@ func TestDeviceWithoutOneTimeKeysGetsPlainIfItSpeaksPlain(t *testing.T) {
 		startCall(t, p, room, "conf")
 		p.memberOf(room, "conf", time.Hour)
 		e := b.attach(g, room, "conf")
-		b.eventually(10*time.Second, func() string { return notListed(b, e, p) })
+		b.eventually(time.Minute, func() string { return notListed(b, e, p) })
 		err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), p))
 		if !errors.Is(err, errNoOneTimeKey) {
 			t.Errorf("send to a device nobody has heard = %v, want %v", err, errNoOneTimeKey)
@@ -224,12 +224,12 @@ func TestDeviceWithoutOneTimeKeysGetsPlainIfItSpeaksPlain(t *testing.T) {
 		p.olm = nil
 		p.signal("conf", 0, g)
 		p.olm = keys
-		b.eventually(10*time.Second, func() string { return sequence(e.heard(), []id.UserID{p.user}, 1) })
+		b.eventually(time.Minute, func() string { return sequence(e.heard(), []id.UserID{p.user}, 1) })
 		if err := b.service.SendToDevice(t.Context(), g, to("m.call.candidates", candidates(0), p)); err != nil {
 			t.Fatal(err)
 		}
 		p.listen()
-		b.eventually(5*time.Second, func() string { return sequence(p.hears(), []id.UserID{g.user}, 1) })
+		b.eventually(time.Minute, func() string { return sequence(p.hears(), []id.UserID{g.user}, 1) })
 		if h := p.hears()[0]; h.encrypted {
 			t.Error("message was encrypted without a key")
 		}

@@ -192,30 +192,30 @@ func TestConferenceLearnsWhoIsInTheCall(t *testing.T) {
 			t.Errorf("active call %+v, %v", call, err)
 		}
 		e := b.attach(g, room, "conf")
-		b.told(e, 5*time.Second, alice.user)
+		b.told(e, time.Minute, alice.user)
 		bob.memberOf(room, "conf", time.Hour)
-		b.told(e, 5*time.Second, alice.user, bob.user)
+		b.told(e, time.Minute, alice.user, bob.user)
 		if err := b.service.PutMember(t.Context(), g, room, MemberEdit{ConfID: "conf", Add: entryOf(g.device, "x", time.Hour)}); err != nil {
 			t.Fatal(err)
 		}
-		b.told(e, 5*time.Second, g.user, alice.user, bob.user)
+		b.told(e, time.Minute, g.user, alice.user, bob.user)
 		if state, _ := e.state(); !state.members[0].Ours || state.members[1].Ours {
 			t.Errorf("ours: %+v", state.members)
 		}
 		alice.memberOf(room, "", 0)
-		b.told(e, 5*time.Second, g.user, bob.user)
+		b.told(e, time.Minute, g.user, bob.user)
 		if _, err := bob.client.LeaveRoom(t.Context(), room); err != nil {
 			t.Fatal(err)
 		}
-		b.told(e, 5*time.Second, g.user)
+		b.told(e, time.Minute, g.user)
 		if err := b.service.PutMember(t.Context(), g, room, MemberEdit{ConfID: "conf", Drop: []id.DeviceID{g.device}}); err != nil {
 			t.Fatal(err)
 		}
-		b.told(e, 5*time.Second)
+		b.told(e, time.Minute)
 		if _, err := b.service.PutCall(t.Context(), g, room, "conf", CallContent{Intent: "m.ring", Type: "m.voice", Terminated: callEnded}); err != nil {
 			t.Fatal(err)
 		}
-		b.eventually(5*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			if state, _ := e.state(); !state.call.Ended {
 				return "conference does not know that the call has ended"
 			}
@@ -224,7 +224,7 @@ func TestConferenceLearnsWhoIsInTheCall(t *testing.T) {
 		if _, err := alice.client.KickUser(t.Context(), room, &mautrix.ReqKickUser{UserID: g.user}); err != nil {
 			t.Fatal(err)
 		}
-		b.eventually(5*time.Second, func() string {
+		b.eventually(time.Minute, func() string {
 			if state, _ := e.state(); !state.call.Out {
 				return "conference does not know that its ghost was kicked"
 			}
