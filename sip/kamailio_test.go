@@ -81,6 +81,31 @@ func startKamailio(t *testing.T) (port int) {
 	return port
 }
 
+// dialsWhoRegisters calls somebody until the registrar knows where he is, and he has answered.
+func dialsWhoRegisters(b *bed, r sip.DialRequest) *served {
+	b.Helper()
+	for patience := time.After(30 * time.Second); ; {
+		s := b.dial(r)
+		for waits := true; waits; {
+			select {
+			case e := <-s.events:
+				switch e := e.(type) {
+				case sip.Answered:
+					return s
+				case sip.Refused:
+					if e.Code != 404 {
+						b.Fatalf("refused with %+v", e)
+					}
+					waits = false
+				}
+			case <-patience:
+				b.Fatal("he is not to be had")
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 func TestRegisteredWithKamailio(t *testing.T) {
 	port := startKamailio(t)
 	config := testConfig(sip.UDP)
@@ -93,28 +118,19 @@ func TestRegisteredWithKamailio(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "accounts"), []byte(account), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Second) // Kamailio begins to listen
-	stop := startBaresip(t, dir)
 	b := newBed(t, config, nil)
-	deadline := time.Now().Add(10 * time.Second)
-	for b.stack.Trunks()[0].Registered.IsZero() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not registered: %+v", b.stack.Trunks()[0])
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	await(t, "the registration", func() bool { return !b.stack.Trunks()[0].Registered.IsZero() })
 	if left := time.Until(b.stack.Trunks()[0].Registered); left < 80*time.Second || left > 90*time.Second {
 		t.Errorf("registered for %v, want 90 s", left)
 	}
-	time.Sleep(time.Second) // baresip is registered, too
-	s := b.dial(sip.DialRequest{Trunk: "lab", Number: "bob", From: sip.Caller{Number: "bridge", DisplayName: "Room"}})
-	s.wants(sip.Answered{})
+	stop := startBaresip(t, dir) // now, for Kamailio listens
+	s := dialsWhoRegisters(b, sip.DialRequest{Trunk: "lab", Number: "bob", From: sip.Caller{Number: "bridge", DisplayName: "Room"}})
 	d := s.Dialog()
 	if len(d.RouteSet) != 1 || !strings.Contains(d.RouteSet[0], fmt.Sprint(port)) {
 		t.Errorf("route set = %v", d.RouteSet)
 	}
 	s.echo(s.Media())
-	time.Sleep(1500 * time.Millisecond)
+	s.hears(t, 75) // a second and a half
 	_ = s.Hangup(sip.CauseNormal)
 	s.wants(sip.Ended{})
 	out := stop()

@@ -150,7 +150,7 @@ func plays(t *testing.T, steps []string, args ...string) (over func()) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(sipp, append([]string{
-		"-sf", file, "-i", "127.0.0.1", "-mi", "127.0.0.1", "-m", "1", "-nostdin", "-timeout", "20s", "-timeout_error", "-trace_err", "-error_file", filepath.Join(dir, "errors"),
+		"-sf", file, "-i", "127.0.0.1", "-mi", "127.0.0.1", "-m", "1", "-nostdin", "-timeout", "60s", "-timeout_error", "-trace_err", "-error_file", filepath.Join(dir, "errors"),
 	}, args...)...)
 	cmd.Dir = dir
 	var out bytes.Buffer
@@ -168,7 +168,7 @@ func plays(t *testing.T, steps []string, args ...string) (over func()) {
 				errors, _ := os.ReadFile(filepath.Join(dir, "errors"))
 				t.Fatalf("sipp: %v\n%s\n%s", err, tail(string(errors), 3000), tail(out.String(), 1500))
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(70 * time.Second):
 			_ = cmd.Process.Kill()
 			t.Fatal("sipp does not end")
 		}
@@ -405,9 +405,5 @@ func TestSippIsRegisteredWith(t *testing.T) {
 	lab.Register, lab.RegisterFor = true, time.Minute
 	b := newBed(t, config, nil)
 	over()
-	for deadline := time.Now().Add(5 * time.Second); b.stack.Trunks()[0].Registered.IsZero(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not registered: %+v", b.stack.Trunks()[0])
-		}
-	}
+	await(t, "the registration to be known", func() bool { return !b.stack.Trunks()[0].Registered.IsZero() })
 }

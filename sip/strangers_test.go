@@ -26,7 +26,7 @@ func TestScannerFindsNothing(t *testing.T) {
 			t.Parallel() // svmap waits for most of the time; each has addresses of its own, for it always takes the same port
 			b := newBed(t, testConfig(sip.UDP), nil)
 			scan := func(from string) string {
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				cmd := exec.CommandContext(ctx, svmap, "-m", method, "-b", from, "-p", fmt.Sprint(b.stack.Addr(sip.UDP).Port()), "127.0.0.1")
 				cmd.Dir = t.TempDir()
@@ -94,7 +94,7 @@ func floodBesideACall(t *testing.T, config sip.Config, from string, held func(si
 		}
 		s.answer()
 	})
-	call, err := b.phone(phone.Config{}).Dial(timeout(t, 5*time.Second), b.addr(sip.UDP), "1000")
+	call, err := b.phone(phone.Config{}).Dial(timeout(t, 20*time.Second), b.addr(sip.UDP), "1000")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func floodBesideACall(t *testing.T, config sip.Config, from string, held func(si
 	if st := b.stack.Stats(); st.Invites > uint64(1+rounds*floodCalls/20) || from == stranger && st.Invites != 1 || st.Calls != 1 {
 		t.Errorf("the flood made calls: %+v", st)
 	}
-	if err := call.Hangup(timeout(t, 5*time.Second)); err != nil {
+	if err := call.Hangup(timeout(t, 20*time.Second)); err != nil {
 		t.Error(err)
 	}
 }
