@@ -19,15 +19,13 @@ const headerPatience = 10 * time.Second
 
 // listenHTTP opens the application service's socket, and the admin's if there is one.
 func (b *Bridge) listenHTTP() ([]*server, error) {
-	handlers := []struct {
-		address string
-		handler http.Handler
-	}{{b.cfg.AppService.Listen, b.appService()}}
+	type place struct {
+		option, address string
+		handler         http.Handler
+	}
+	handlers := []place{{"appservice.listen", b.cfg.AppService.Listen, b.appService()}}
 	if b.cfg.Admin.Listen != "" {
-		handlers = append(handlers, struct {
-			address string
-			handler http.Handler
-		}{b.cfg.Admin.Listen, b.admin()})
+		handlers = append(handlers, place{"admin.listen", b.cfg.Admin.Listen, b.admin()})
 	}
 	var servers []*server
 	for _, h := range handlers {
@@ -36,7 +34,7 @@ func (b *Bridge) listenHTTP() ([]*server, error) {
 			for _, s := range servers {
 				s.listener.Close()
 			}
-			return nil, fmt.Errorf("listen for http: %w", err)
+			return nil, fmt.Errorf("listen for http: %w", withRemedy(h.option, err))
 		}
 		servers = append(servers, &server{
 			Server: http.Server{Handler: h.handler, ReadHeaderTimeout: headerPatience}, listener: l,
@@ -72,27 +70,40 @@ func (b *Bridge) appService() http.Handler {
 
 // admin is for the people who run the bridge: metrics, profiles, legs and their traces.
 func (b *Bridge) admin() http.Handler {
+	places := []struct {
+		pattern string
+		serve   http.HandlerFunc
+	}{
+		{"GET /metrics", promhttp.HandlerFor(b.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP},
+		{"GET /debug/pprof/", pprof.Index},
+		{"GET /debug/pprof/profile", pprof.Profile},
+		{"GET /debug/pprof/trace", pprof.Trace},
+		{"GET /debug/legs", b.listLegs},
+		{"GET /debug/legs/{id}/trace", b.showTrace},
+		{"GET /pins", b.adminPINs},
+		{"POST /pins", b.adminPINs},
+		{"DELETE /pins", b.adminPINs},
+		{"GET /trunks", b.listTrunks},
+		{"PUT /trunks/{name}", b.putTrunk},
+		{"DELETE /trunks/{name}", b.dropTrunk},
+		{"GET /routes", b.listRoutes},
+		{"PUT /routes/{name}", b.putRoute},
+		{"DELETE /routes/{name}", b.dropRoute},
+		{"GET /dialling", func(w http.ResponseWriter, _ *http.Request) { b.showDialling(w, 0) }},
+		{"POST /dialling/stop", b.stopDialling},
+		{"POST /dialling/start", b.startDialling},
+		{"POST /drain", b.startDrain},
+		{"GET /debug/drain", b.showDrain},
+	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(b.metrics.registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("GET /debug/legs", b.listLegs)
-	mux.HandleFunc("GET /debug/legs/{id}/trace", b.showTrace)
-	mux.HandleFunc("GET /pins", b.adminPINs)
-	mux.HandleFunc("POST /pins", b.adminPINs)
-	mux.HandleFunc("DELETE /pins", b.adminPINs)
-	mux.HandleFunc("GET /trunks", b.listTrunks)
-	mux.HandleFunc("PUT /trunks/{name}", b.putTrunk)
-	mux.HandleFunc("DELETE /trunks/{name}", b.dropTrunk)
-	mux.HandleFunc("GET /routes", b.listRoutes)
-	mux.HandleFunc("PUT /routes/{name}", b.putRoute)
-	mux.HandleFunc("DELETE /routes/{name}", b.dropRoute)
-	mux.HandleFunc("GET /dialling", func(w http.ResponseWriter, _ *http.Request) { b.showDialling(w, 0) })
-	mux.HandleFunc("POST /dialling/stop", b.stopDialling)
-	mux.HandleFunc("POST /dialling/start", b.startDialling)
-	mux.HandleFunc("POST /drain", b.startDrain)
-	mux.HandleFunc("GET /debug/drain", b.showDrain)
+	for _, p := range places {
+		mux.HandleFunc(p.pattern, p.serve)
+	}
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		for _, p := range places {
+			fmt.Fprintln(w, p.pattern)
+		}
+	})
 	return mux
 }
 

@@ -48,6 +48,9 @@ func TestAdminSeesLegsTracesAndMetrics(t *testing.T) {
 			t.Errorf("the trace lacks %q:\n%s", want, trace)
 		}
 	}
+	if index := page("/"); !strings.Contains(index, "GET /metrics\n") || !strings.Contains(index, "PUT /trunks/{name}\n") {
+		t.Errorf("GET / = %s", index)
+	}
 	if list := page("/debug/legs"); !strings.Contains(list, string(legs[0].id)) || strings.Contains(list, "12345678") {
 		t.Errorf("/debug/legs = %s", list)
 	}

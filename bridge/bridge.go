@@ -35,6 +35,7 @@ import (
 const (
 	shutdownPatience = 12 * time.Second // legs that take longer are left to the next start
 	noticePause      = time.Hour        // between two notices in one room
+	refusedPause     = 10 * time.Second // who starts the bridge again at once would have it ask many times a second
 	pastLegs         = 50               // ended legs whose traces are kept
 	houseKeeping     = time.Minute
 )
@@ -81,6 +82,7 @@ type Bridge struct {
 
 	awayPatience  time.Duration // at a stop, with a database that is away
 	soundPatience time.Duration // at a start, for resumed calls
+	refusedPause  time.Duration // before the end of a process that the homeserver refuses
 
 	stopped atomic.Pointer[killSwitch] // nil = calls are placed
 
@@ -162,6 +164,12 @@ func New(
 	b.routes, b.pins = newRoutes(cfg, b.store), newPINs(cfg.DialIn, b.store)
 	b.sounds = sound.Open(sound.Options{Folders: cfg.DialIn.Sounds})
 	b.checkLanguages()
+	if cfg.CallsNothing() {
+		log.Warn("somebody has the permission to place calls, but no number may be called: set dialling.country, or dialling.allow")
+	}
+	if kept.Kept() {
+		b.refusedPause = refusedPause
+	}
 	if b.routes.askPINs() { // better now than at the first call
 		if _, err := b.pins.key(); err != nil {
 			return nil, errors.Join(err, b.store.Close())
@@ -178,10 +186,18 @@ func New(
 	}
 	if err != nil {
 		b.matrix.Close()
-		return nil, errors.Join(fmt.Errorf("set up phone side: %w", err), b.store.Close())
+		return nil, errors.Join(fmt.Errorf("set up phone side: %w", withRemedy("sip.listen", err)), b.store.Close())
 	}
 	b.metrics = newMetrics(b)
 	return b, nil
+}
+
+// withRemedy adds to the error of a socket what can be done about it.
+func withRemedy(option string, err error) error {
+	if remedy := config.SocketRemedy(option, err); remedy != "" {
+		return fmt.Errorf("%w; %s", err, remedy)
+	}
+	return err
 }
 
 // Run serves until ctx ends, then ends all legs and returns.
@@ -233,6 +249,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		// The homeserver may be away for long. Should the lease be lost meanwhile, the resumed calls must be let go at once.
 		if err = b.begin(beginCtx); err != nil {
 			err = cmp.Or(context.Cause(beginCtx), err)
+			b.rest(beginCtx, err)
 		}
 	}
 	if err == nil {
@@ -278,6 +295,20 @@ func databaseName(address string) string {
 		return path
 	}
 	return scheme
+}
+
+// rest waits before the end of a process that the homeserver refuses, if it is started again at once then. Resumed calls go on meanwhile.
+func (b *Bridge) rest(ctx context.Context, refused error) {
+	if !errors.Is(refused, matrixcall.ErrRefused) || b.refusedPause == 0 {
+		return
+	}
+	b.log.Error("the homeserver refuses us; the bridge ends, to be started again", "err", refused, "in", b.refusedPause)
+	timer := time.NewTimer(b.refusedPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // begin connects the Matrix side and clears up after the process before.

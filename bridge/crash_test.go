@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -138,6 +139,55 @@ admin: {listen: ""}
 		}
 	case <-time.After(patience):
 		t.Fatal("Run hangs although the homeserver refuses the token")
+	}
+}
+
+func TestAPortInUseIsToldWithItsOption(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	b.cfg.Admin.Listen = fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])
+	for option, address := range map[string]string{"sip.listen": b.sip, "appservice.listen": b.cfg.AppService.Listen, "admin.listen": b.cfg.Admin.Listen} {
+		taken, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := New(t.Context(), b.cfg, b.reg, nil, b.log)
+		if err == nil {
+			err = made.Run(t.Context())
+		}
+		taken.Close()
+		if got := fmt.Sprint(err); !strings.Contains(got, address) || !strings.Contains(got, "choose another in "+option) {
+			t.Errorf("with %s taken: %v, want the address and %s", address, err, option)
+		}
+	}
+}
+
+// Whoever starts the bridge at once again, as systemd does, shall not have it ask many times a second.
+func TestBridgeThatTheHomeserverRefusesRestsBeforeItEnds(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	strange := *b.reg
+	strange.AppToken = "another"
+	made, err := New(t.Context(), b.cfg, &strange, nil, b.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.refusedPause = time.Hour
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	over := make(chan error, 1)
+	go func() { over <- made.Run(ctx) }()
+	b.await("the refusal to be told", func() bool { return strings.Contains(b.said.String(), "the homeserver refuses us") })
+	select {
+	case err := <-over:
+		t.Fatalf("Run = %v, want it to rest", err)
+	default:
+	}
+	stop()
+	select {
+	case <-over:
+	case <-time.After(patience):
+		t.Fatal("a bridge that rests does not end when it is told to")
 	}
 }
 

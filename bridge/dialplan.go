@@ -75,6 +75,9 @@ func (p *dialPlan) Find(typed string) (destination, error) {
 		return extension, nil
 	}
 	n, err := number.Parse(typed, p.policy.Country)
+	if err != nil && p.policy.AllowsNothing() {
+		return destination{}, number.ErrNothingAllowed // how it should be written does not matter yet
+	}
 	if err != nil {
 		return destination{}, &command.Error{Text: "That is not a number that I can call. Write it with its country: +49 30 123456."}
 	}

@@ -68,6 +68,7 @@ func TestWhatMayNotBeCalledSaysWhy(t *testing.T) {
 		"+44 20 7946 0958":            "Numbers of this country or range may not be called from here.",
 		"0900 1234567":                "Numbers of this kind (premium) may not be called.",
 		"12":                          "That is not a number that I can call. Write it with its country: +49 30 123456.",
+		"+49 30 12":                   "That number is too short or too long, or not one that is known to be in use.",
 		"sip:anna@away.example.org":   "No telephone line leads to that address. Ask who runs this bridge.",
 		"sip:anna@example.com":        "SIP addresses of this domain may not be called.",
 		"sip:112@pbx.example.org":     "Emergency numbers can't be called from here. Use a telephone.",
@@ -85,6 +86,25 @@ func TestWhatMayNotBeCalledSaysWhy(t *testing.T) {
 		if got, ok := plainWords(err); !ok || got != want {
 			t.Errorf("Find(%q): %q, want %q", typed, got, want)
 		}
+	}
+}
+
+// However a number is written: nothing about it is at fault.
+func TestWhereNoCountryIsSetNumbersAreRefusedForThat(t *testing.T) {
+	var c config.Config
+	c.SIP.Trunks = []config.Trunk{{Name: "pbx", Proxy: "192.0.2.2", Extensions: []string{"1xx"}}}
+	plan := newDialPlan(c)
+	for _, typed := range []string{"030 1234567", "+49 30 1234567", "0900 1234567", "12"} {
+		_, err := plan.Find(typed)
+		if got, _ := plainWords(err); got != "No telephone number may be called from here yet: who runs this bridge has not set dialling.country." || reasonOf(err) != "dialling.country is not set" {
+			t.Errorf("Find(%q): %v", typed, err)
+		}
+	}
+	if _, err := plan.Find("123"); err != nil {
+		t.Errorf("an extension: %v", err)
+	}
+	if got, _ := plainWords(plan.policy.Emergency("112")); !strings.HasPrefix(got, "Emergency") {
+		t.Errorf("112: %q", got)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"trunkline/bridge/config"
 	"trunkline/db"
+	"trunkline/sip"
 )
 
 // longestSettings is more than any trunk or route needs, octets.
@@ -89,6 +90,46 @@ type trunkView struct {
 	From      string   `json:"from"`    // config or database
 	Used      bool     `json:"used"`    // by this process; a stored one is from the next start on
 	Problem   string   `json:"problem"` // why a stored one cannot be used
+
+	// Of those that are used:
+	Calls           *int       `json:"calls,omitempty"`                  // that are there, in this process
+	Up              *bool      `json:"up,omitempty"`                     // whether it has answered the last OPTIONS; left out: it was not asked
+	DownBecause     string     `json:"down_because,omitempty"`           // what came in place of an answer
+	RegisteredUntil *time.Time `json:"registered_until,omitempty"`       // left out: we are not registered with it
+	NotRegistered   string     `json:"not_registered_because,omitempty"` // why the last REGISTER failed; the one before may still hold
+}
+
+// now adds how the trunk is doing, of which the stack knows if it registers with it or asks whether it lives.
+func (v *trunkView) now(states []sip.TrunkState, calls map[string]int) {
+	v.Calls = new(calls[v.Name])
+	i := slices.IndexFunc(states, func(t sip.TrunkState) bool { return t.Trunk == v.Name })
+	if i < 0 {
+		return
+	}
+	t := states[i]
+	if t.Asked {
+		v.Up = new(!t.Down)
+	}
+	if t.DownFor != nil {
+		v.DownBecause = t.DownFor.Error()
+	}
+	if until := t.Registered.UTC().Truncate(time.Second); until.After(time.Now()) {
+		v.RegisteredUntil = &until
+	}
+	if t.Refused != nil {
+		v.NotRegistered = t.Refused.Error()
+	}
+}
+
+// callsByTrunk counts the legs that are there.
+func (b *Bridge) callsByTrunk() map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	calls := make(map[string]int)
+	for _, a := range b.legs {
+		calls[a.info.Trunk]++
+	}
+	return calls
 }
 
 func (b *Bridge) listTrunks(w http.ResponseWriter, r *http.Request) {
@@ -110,6 +151,12 @@ func (b *Bridge) listTrunks(w http.ResponseWriter, r *http.Request) {
 		v.Networks, v.Proxy, v.Direction = trunk.Networks, trunk.Proxy, trunk.Direction
 		v.Used = err == nil && named(b.cfg.SIP.Trunks, row.Name)
 		views = append(views, v)
+	}
+	states, calls := b.phones.Trunks(), b.callsByTrunk()
+	for i := range views {
+		if views[i].Used {
+			views[i].now(states, calls)
+		}
 	}
 	b.show(w, views)
 }

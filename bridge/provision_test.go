@@ -1,11 +1,15 @@
 package bridge
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"trunkline/bridge/config"
 	"trunkline/db"
@@ -49,7 +53,7 @@ func TestTrunksAndRoutesOfTheDatabaseTakeCalls(t *testing.T) {
 	b.start()
 	_, list := b.admin("GET", "/trunks", "")
 	for _, want := range []string{
-		`{"name":"office","networks":["127.0.0.0/8"],"from":"database","used":true,"problem":""}`,
+		`{"name":"office","networks":["127.0.0.0/8"],"from":"database","used":true,"problem":"","calls":0}`,
 		`{"name":"broken","from":"database","used":false,"problem":"read trunk: `,
 	} {
 		if !strings.Contains(list, want) || strings.Contains(list, "secret") || strings.Contains(list, "gone") {
@@ -63,6 +67,57 @@ func TestTrunksAndRoutesOfTheDatabaseTakeCalls(t *testing.T) {
 	if got := b.ghosts(); len(got) != 1 {
 		t.Errorf("ghosts in the call: %v", got)
 	}
+}
+
+// One registrar takes us, it does not know the other account, and nobody is behind the third trunk; a phone of the fourth is in a call.
+func TestTrunksTellAnAdminHowTheyAre(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	p, err := phone.Open(phone.Config{Local: netip.MustParseAddr("127.0.0.1"), Password: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	nobody := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0])
+	b.cfg.SIP.Trunks = append(b.cfg.SIP.Trunks,
+		config.Trunk{Name: "carrier", Proxy: p.Addr().String(), Register: true, Username: "u", Password: "secret", Ping: time.Minute},
+		config.Trunk{Name: "unpaid", Proxy: p.Addr().String(), Register: true, Username: "u", Password: "wrong"},
+		config.Trunk{Name: "gone", Proxy: nobody, Transport: "tcp", Ping: time.Minute})
+	b.start()
+	t.Cleanup(b.stop)
+	b.person("alice", member.JSSDK, true)
+	call := b.dial(b.phone("+493012345678"), goodNumber)
+	trunks := func() map[string]trunkView {
+		code, list := b.admin("GET", "/trunks", "")
+		var views []trunkView
+		if err := json.Unmarshal([]byte(list), &views); err != nil || code != http.StatusOK {
+			t.Fatalf("GET /trunks = %d, %s: %v", code, list, err)
+		}
+		byName := make(map[string]trunkView)
+		for _, v := range views {
+			byName[v.Name] = v
+		}
+		return byName
+	}
+	b.await("all trunks to be known", func() bool {
+		all := trunks()
+		return all["carrier"].Up != nil && all["carrier"].RegisteredUntil != nil && all["unpaid"].NotRegistered != "" && all["gone"].Up != nil
+	})
+	all := trunks()
+	if v := all["carrier"]; !*v.Up || v.DownBecause != "" || v.NotRegistered != "" || !v.RegisteredUntil.After(time.Now()) || *v.Calls != 0 {
+		t.Errorf("carrier: %+v, want it up and registered", v)
+	}
+	if v := all["unpaid"]; v.Up != nil || v.RegisteredUntil != nil || v.NotRegistered != "refused with 401 Unauthorized" {
+		t.Errorf("unpaid: %+v, want 401", v)
+	}
+	if v := all["gone"]; *v.Up || !strings.Contains(v.DownBecause, "connection refused") || v.RegisteredUntil != nil || v.NotRegistered != "" {
+		t.Errorf("gone: %+v, want it down", v)
+	}
+	if v := all["lab"]; *v.Calls != 1 || v.Up != nil || v.RegisteredUntil != nil {
+		t.Errorf("lab: %+v, want one call, and nothing that nobody has asked", v)
+	}
+	b.hangUp(call)
+	b.await("the call to be gone", func() bool { return *trunks()["lab"].Calls == 0 })
 }
 
 func TestStoredTrunkThatOnlyTakesCallsMayPlaceNone(t *testing.T) {

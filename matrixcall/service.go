@@ -228,6 +228,7 @@ func (s *Service) Start(ctx context.Context) error {
 		{"register the bot", s.registerBot},
 		{"ping", s.ping},
 	}
+	s.log.Info("asking the homeserver", "homeserver", s.cfg.HomeserverURL)
 	for _, step := range steps {
 		if err := s.retry(ctx, step.name, step.run); err != nil {
 			return fmt.Errorf("homeserver %s: %s: %w", s.cfg.HomeserverURL, step.name, tidy(err))
@@ -310,7 +311,7 @@ func (s *Service) retry(ctx context.Context, name string, step func(context.Cont
 		case ctx.Err() != nil:
 			return cmp.Or(context.Cause(ctx), err)
 		case errors.As(err, &final):
-			return final.err
+			return final
 		}
 		wait := backoff(attempt, 500*time.Millisecond, 10*time.Second)
 		s.log.Warn("the homeserver cannot be reached or refuses; phones are not served until it does", "step", name, "err", tidy(err), "again_in", wait)
@@ -320,11 +321,14 @@ func (s *Service) retry(ctx context.Context, name string, step func(context.Cont
 	}
 }
 
+// ErrRefused is what Start returns when waiting does not cure it: the homeserver does not know us, or not as we are.
+var ErrRefused = errors.New("the homeserver refuses us")
+
 // permanentError marks an error that waiting does not cure.
 type permanentError struct{ err error }
 
-func (e *permanentError) Error() string { return e.err.Error() }
-func (e *permanentError) Unwrap() error { return e.err }
+func (e *permanentError) Error() string   { return e.err.Error() }
+func (e *permanentError) Unwrap() []error { return []error{e.err, ErrRefused} }
 
 func permanent(format string, args ...any) error { return &permanentError{fmt.Errorf(format, args...)} }
 

@@ -18,9 +18,12 @@ import (
 // TrunkState is what is known of a trunk that we register with or ask whether it lives.
 type TrunkState struct {
 	Trunk      string
+	Asked      bool      // our first OPTIONS has had its answer, or none
 	Down       bool      // it did not answer our last OPTIONS
+	DownFor    error     // why it is taken for down; nil = it is not
 	Registered time.Time // until when; zero = not, or not wanted
 	Code       int       // of the last refused REGISTER, 0 = none
+	Refused    error     // why the last REGISTER was in vain; nil = it was not
 	Target     netip.AddrPort
 }
 
@@ -157,15 +160,17 @@ func (w *watch) targets() ([]target, error) {
 // register makes or renews our binding, and says when to come back.
 func (w *watch) register() time.Duration {
 	targets, err := w.targets()
-	code, asked := 0, time.Duration(0)
+	code, asked, why := 0, time.Duration(0), err
 	for _, t := range targets {
 		var res *gosip.Response
 		if res, err = w.ask(t); err != nil {
+			why = err
 			continue
 		}
 		if code = res.StatusCode; code < 300 {
 			return w.registered(res, t)
 		}
+		why = &ResponseError{code, clip(res.Reason)}
 		if h := headerOf(res, "Retry-After", ""); h != nil {
 			asked = retryAfter(h.Value())
 		}
@@ -178,7 +183,7 @@ func (w *watch) register() time.Duration {
 	wait := min(max(firstBackoff<<min(w.failures-1, 10), asked), lastBackoff) // RFC 3261 §21.5.4
 	w.stack.log.Warn("registration refused or unanswered", "trunk", w.trunk.Name, "code", code, "err", err, "again", wait)
 	w.mu.Lock()
-	w.state.Code = code
+	w.state.Code, w.state.Refused = code, why
 	if time.Now().After(w.state.Registered) {
 		w.state.Registered = time.Time{}
 	}
@@ -250,7 +255,7 @@ func (w *watch) registered(res *gosip.Response, t target) time.Duration {
 	}
 	w.mu.Lock()
 	first := w.state.Registered.IsZero()
-	w.state.Registered, w.state.Code, w.state.Target = time.Now().Add(expires), 0, t.addr
+	w.state.Registered, w.state.Code, w.state.Refused, w.state.Target = time.Now().Add(expires), 0, nil, t.addr
 	w.good, w.route = t, route
 	w.mu.Unlock()
 	if first {
@@ -324,7 +329,7 @@ func (w *watch) alive(t target, err error) {
 	down := err != nil
 	w.mu.Lock()
 	changed := down != w.state.Down
-	w.state.Down = down
+	w.state.Asked, w.state.Down, w.state.DownFor = true, down, err
 	if !down {
 		w.state.Target, w.good = t.addr, t
 	}

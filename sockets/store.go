@@ -293,6 +293,9 @@ func (s *Store) Ready() {
 	}
 }
 
+// Kept says that somebody keeps the sockets, and starts this program again when it ends.
+func (s *Store) Kept() bool { return s != nil && s.keeper != nil }
+
 // Close lets go of what is left here. The keeper's copies stay.
 func (s *Store) Close() error {
 	if s == nil {

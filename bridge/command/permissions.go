@@ -56,6 +56,16 @@ func (l *Level) UnmarshalYAML(node *yaml.Node) error {
 // raises or lowers everybody in it but those who are named. No entry means LevelNone.
 type Permissions map[string]Level
 
+// Somebody says whether anybody may do what takes a level.
+func (p Permissions) Somebody(level Level) bool {
+	for _, l := range p {
+		if l >= level {
+			return true
+		}
+	}
+	return false
+}
+
 // Level is what a user may do in a room.
 func (p Permissions) Level(user, room string) Level {
 	localpart, server, found := strings.Cut(user, ":")

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"trunkline/bridge/menu"
@@ -62,7 +64,7 @@ func (c *checker) config(cfg *Config) {
 	c.permissions(cfg)
 	c.dialling(&cfg.Dialling, cfg.SIP.Trunks)
 	if cfg.Admin.Listen != "" {
-		c.addrPort("admin.listen", cfg.Admin.Listen)
+		c.addrPort("admin.listen", cfg.Admin.Listen, "127.0.0.1:29401")
 		if cfg.Admin.Listen == cfg.AppService.Listen {
 			c.wrong("admin.listen", "must differ from appservice.listen")
 		}
@@ -81,7 +83,7 @@ func (c *checker) homeserver(cfg *Config) {
 	}
 	a := &cfg.AppService
 	c.url("appservice.url", a.URL)
-	c.addrPort("appservice.listen", a.Listen)
+	c.addrPort("appservice.listen", a.Listen, "127.0.0.1:29400")
 	if a.ID == "" || strings.Contains(a.ID, "|") {
 		c.wrong("appservice.id", "must not be empty and must not contain |")
 	}
@@ -115,7 +117,7 @@ func (c *checker) sip(s *SIP) {
 		if l.Transport == "tls" && s.TLS.Certificate == "" {
 			c.wrong("sip.tls.certificate", "a tls socket needs one")
 		}
-		c.addrPort(key+".address", l.Address)
+		c.addrPort(key+".address", l.Address, "0.0.0.0:5060")
 		if slices.ContainsFunc(s.Listen[:i], func(other Listen) bool {
 			return other.Address == l.Address && (other.Transport == "udp") == (l.Transport == "udp")
 		}) {
@@ -392,9 +394,9 @@ func (c *checker) url(key, value string) {
 	}
 }
 
-func (c *checker) addrPort(key, value string) {
+func (c *checker) addrPort(key, value, like string) {
 	if a, err := netip.ParseAddrPort(value); err != nil || a.Port() == 0 {
-		c.wrong(key, "%q is not an IP address with a port like 127.0.0.1:5060", value)
+		c.wrong(key, "%q is not an IP address with a port like %s", value, like)
 	}
 }
 
@@ -428,6 +430,19 @@ func (c *checker) advertised(key, value string, sockets []Listen) {
 	if len(ports) > 1 {
 		c.wrong(key, "one port cannot stand for the sockets of several; name it at each trunk, whose transport has one")
 	}
+}
+
+// SocketRemedy says what an admin can do about a socket that could not be opened; option has its address. "" = nothing is known.
+func SocketRemedy(option string, err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "another program has the port (often a PBX, or a bridge that runs already): stop it, or choose another in " + option
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "this machine has no such address: put one of its own into " + option + ", or 0.0.0.0 for all"
+	case errors.Is(err, syscall.EACCES):
+		return "the bridge's user may not have that port: choose one above 1023 in " + option
+	}
+	return ""
 }
 
 func (c *checker) notNegative(key string, n int) {

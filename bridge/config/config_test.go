@@ -447,6 +447,47 @@ func TestWhatYAMLMakesOfMatrixNamesIsToldInWords(t *testing.T) {
 	}
 }
 
+func TestWhatStandsInAWrongPlaceIsTold(t *testing.T) {
+	const head = "homeserver: {address: \"http://127.0.0.1:8008\", domain: example.org}\n"
+	for text, want := range map[string]string{
+		"permissions: [call]":                                    "config.yaml:2: permissions: a list is not names with what they may do, like",
+		"permissions:\n  - call":                                 "config.yaml:3: permissions: a list is not names with what they may do, like",
+		"routes: {number: \"1\"}":                                "config.yaml:2: routes: a group of options is not a list, each of whose entries begins with",
+		"routes:\n  number: \"1\"\n  room: x":                    "config.yaml:3: routes: a group of options is not a list, each of whose entries begins with",
+		"sip:\n  trunks:\n    - name: a\n      networks: {a: b}": "config.yaml:5: sip.trunks[0].networks: a group of options is not a list",
+		"rtp: {port_min: [1]}":                                   "config.yaml:2: rtp.port_min: a list is not a whole number",
+		"sip: [udp]":                                             "config.yaml:2: sip: a list is not a group of options",
+		"trunks: [{name: a}]":                                    "config.yaml:2: trunks: there is no such option here; did you mean sip.trunks or dialling.limits.trunks?",
+		"max_legs: 7":                                            "config.yaml:2: max_legs: there is no such option here; did you mean calls.max_legs?",
+		"appservice: {listen: \"29400\"}":                        "appservice.listen: \"29400\" is not an IP address with a port like 127.0.0.1:29400",
+		"admin: {listen: localhost}":                             "admin.listen: \"localhost\" is not an IP address with a port like 127.0.0.1:29401",
+		"dialling: {limits: {users: {anna: {}}}}":                "\"anna\" is not one of the users that can be meant: write \"@anna:example.org\"",
+		"dialling: {limits: {rooms: {desk: {}}}}":                "\"desk\" is not one of the rooms that can be meant: write \"!id:example.org\"",
+		"calls: {keys: {\"*1\": sing}}":                          "\"sing\" is not one of mute, hand, people, leave",
+	} {
+		_, err := Parse("config.yaml", []byte(head+text))
+		if got := fmt.Sprint(err); !strings.Contains(got, want) {
+			t.Errorf("%s\nis refused with %s\nwant %s", text, got, want)
+		}
+	}
+}
+
+func TestWhatIsNoRegistrationIsTold(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(smallest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	path := RegistrationPath(c, config)
+	if err := os.WriteFile(path, []byte("as_token-secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = LoadRegistration(c, config)
+	if got := fmt.Sprint(err); !strings.HasPrefix(got, path+" is not a registration") || !strings.Contains(got, "bridge -g") || strings.Contains(got, "secret") {
+		t.Errorf("LoadRegistration = %v", err)
+	}
+}
+
 func TestUnknownOptionsAreGuessed(t *testing.T) {
 	const head = "homeserver: {address: \"http://127.0.0.1:8008\", domain: example.org}\n"
 	for text, want := range map[string]string{

@@ -11,6 +11,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"trunkline/bridge/command"
 	"trunkline/bridge/number"
 	"trunkline/bridge/quota"
 )
@@ -61,6 +62,12 @@ type DialLimit struct {
 	Talk    time.Duration `yaml:"talk"`
 	AtOnce  int           `yaml:"at_once"`
 	Longest time.Duration `yaml:"longest"`
+}
+
+// CallsNothing says that somebody has the permission to place calls, but that whatever they call is refused.
+func (c *Config) CallsNothing() bool {
+	return c.Permissions.Somebody(command.LevelCall) && c.Dialling.AllowsNothing() && len(c.Dialling.Domains) == 0 &&
+		!slices.ContainsFunc(c.SIP.Trunks, func(t Trunk) bool { return len(t.Extensions) > 0 })
 }
 
 // shortestCall: with less than that left a call is not begun at all.
@@ -135,8 +142,11 @@ func (c *checker) dialling(d *Dialling, trunks []Trunk) {
 				"users": strings.HasPrefix(name, "@") || strings.HasPrefix(name, PhonesOf), "rooms": strings.HasPrefix(name, "!"),
 				"trunks": slices.ContainsFunc(trunks, func(t Trunk) bool { return t.Name == name }),
 			}
+			written := map[string]string{
+				"users": `"@anna:example.org", or "` + PhonesOf + `" and the name of a trunk`, "rooms": `"!id:example.org"`, "trunks": "the name of a trunk",
+			}
 			if !known[group] {
-				c.wrong(key, "%q is not one of the %s that can be meant", name, group)
+				c.wrong(key, "%q is not one of the %s that can be meant: write %s", name, group, written[group])
 			}
 		}
 	}

@@ -21,7 +21,8 @@ type Problem struct {
 	Key  string // like sip.trunks[0].networks; "" when the YAML itself is broken
 	Text string // what is wrong, and what would be right
 
-	twice bool // an option stands there a second time
+	twice bool      // an option stands there a second time
+	kind  yaml.Kind // of what the library says that it stands there; 0 = a text, which is quoted
 }
 
 // Problems is every mistake of one file, by line.
@@ -76,7 +77,7 @@ func Parse(file string, text []byte) (Config, error) {
 // The shapes in which yaml.v3 reports a strict decoding error.
 var (
 	unknownField = regexp.MustCompile(`^line (\d+): field (\S+) not found in type (\w+\.\w+)$`)
-	wrongType    = regexp.MustCompile("^line (\\d+): cannot unmarshal !!\\w+ (`.*`|!!\\w+)? ?into (\\S+)$")
+	wrongType    = regexp.MustCompile("^line (\\d+): cannot unmarshal !!(\\w+) (`.*`|!!\\w+)? ?into (\\S+)$")
 	definedTwice = regexp.MustCompile(`^line (\d+): mapping key "(.*)" already defined at line (\d+)$`)
 	foreignTag   = regexp.MustCompile(`^line (\d+): cannot unmarshal (![^! ]\S*) `)
 	anyLine      = regexp.MustCompile(`line (\d+): (.*)$`)
@@ -145,7 +146,15 @@ func plain(message string) Problem {
 		return Problem{Line: lineOf(m[1]), Text: fmt.Sprintf("put what begins with \"!\" into quotes: %q", strings.TrimSuffix(m[2], ":"))}
 	}
 	if m := wrongType.FindStringSubmatch(message); m != nil {
-		return Problem{Line: lineOf(m[1]), Text: strings.TrimSpace(m[2]) + " is not " + kindOf(m[3])}
+		p, there := Problem{Line: lineOf(m[1])}, strings.TrimSpace(m[3])
+		switch m[2] {
+		case "seq":
+			p.kind, there = yaml.SequenceNode, "a list"
+		case "map":
+			p.kind, there = yaml.MappingNode, "a group of options"
+		}
+		p.Text = there + " is not " + kindOf(m[4])
+		return p
 	}
 	if m := anyLine.FindStringSubmatch(message); m != nil {
 		return Problem{Line: lineOf(m[1]), Text: m[2]}
@@ -161,10 +170,13 @@ func meant(name, group string) string {
 			best, likest = d, option
 		}
 	}
-	if likest == "" {
-		return ""
+	if likest != "" {
+		return "; did you mean " + likest + "?"
 	}
-	return "; did you mean " + likest + "?"
+	if at := placesOf(reflect.TypeFor[Config](), strings.ToLower(name), ""); len(at) == 1 || len(at) == 2 {
+		return "; did you mean " + strings.Join(at, " or ") + "?"
+	}
+	return ""
 }
 
 // optionsOf are the names in a group of options, which is a type like config.Trunk somewhere within typ.
@@ -186,6 +198,32 @@ func optionsOf(typ reflect.Type, group string) (out []string) {
 			out = append(out, name)
 		case !here && out == nil:
 			out = optionsOf(f.Type, group)
+		}
+	}
+	return out
+}
+
+// placesOf are the options of this name, wherever they are.
+func placesOf(typ reflect.Type, name, path string) (out []string) {
+	switch typ.Kind() {
+	case reflect.Pointer:
+		return placesOf(typ.Elem(), name, path)
+	case reflect.Slice:
+		return placesOf(typ.Elem(), name, path+"[0]")
+	case reflect.Struct:
+	default:
+		return nil
+	}
+	for f := range typ.Fields() {
+		own, how, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		at := strings.TrimPrefix(path+"."+own, ".")
+		switch {
+		case how == "inline":
+			out = append(out, placesOf(f.Type, name, path)...)
+		case own == name:
+			out = append(out, at)
+		case own != "" && own != "-":
+			out = append(out, placesOf(f.Type, name, at)...)
 		}
 	}
 	return out
@@ -252,6 +290,9 @@ func (p *Problem) place(root *yaml.Node) {
 
 // isOf says that a problem is about this value. The library quotes the first letters of long ones.
 func (p *Problem) isOf(n *yaml.Node) bool {
+	if p.kind != 0 {
+		return n.Kind == p.kind && n.Line == p.Line
+	}
 	return n.Kind == yaml.ScalarNode && n.Line == p.Line && len(p.Text) > 0 && strings.HasPrefix(strings.Trim(p.Text, "`\""), n.Value[:min(len(n.Value), 7)])
 }
 
@@ -266,9 +307,11 @@ func kindOf(goType string) string {
 	case goType == "time.Duration":
 		return "a duration like 30s, 10m or 4h"
 	case strings.HasPrefix(goType, "[]"):
-		return "a list"
+		return "a list, each of whose entries begins with \"- \""
+	case goType == "command.Permissions":
+		return "names with what they may do, like \"@anna:example.org\": call"
 	}
-	return "a group of options"
+	return "a group of options, each with its name and a colon before it"
 }
 
 func lineOf(digits string) int {

@@ -72,8 +72,11 @@ func LoadRegistration(c Config, configPath string) (*appservice.Registration, er
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there is no registration at %s; make it with `bridge -g` and give it to the homeserver", path)
 	}
-	if err != nil {
+	if _, unread := errors.AsType[*fs.PathError](err); unread {
 		return nil, fmt.Errorf("read registration: %w", err)
+	}
+	if err != nil { // what a decoder says may have a token in it
+		return nil, fmt.Errorf("%s is not a registration, that is, a group of options in YAML, with id, as_token and hs_token among them; make a new one with `bridge -g`", path)
 	}
 	if isSample(r) {
 		return nil, fmt.Errorf("%s is the sample from the source tree, whose tokens everybody knows; make your own with `bridge -g` in a folder of your own", path)

@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -16,12 +17,10 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/appservice"
-	"maunium.net/go/mautrix/id"
 
 	"trunkline/bridge/config"
 	"trunkline/db"
@@ -56,7 +55,7 @@ func Examine(ctx context.Context, cfg config.Config, configPath string, out io.W
 	well := true
 	for _, check := range []func(context.Context) []finding{
 		p.checkRegistration, p.checkHomeserver, p.checkToken, p.checkPing, p.checkDatabase, p.checkHTTP, p.checkSIP, p.checkCertificates, p.checkRTP,
-		p.checkAdvertised, p.checkTrunks, p.checkProxies, p.checkRooms, p.checkOutgoing,
+		p.checkAdvertised, p.checkTrunks, p.checkNetworks, p.checkProxies, p.checkRooms, p.checkOutgoing,
 	} {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		for _, f := range check(ctx) {
@@ -91,6 +90,9 @@ func (p *patient) checkRegistration(context.Context) []finding {
 		return one(false, what, err.Error(), "run `bridge -g`, name the file in the homeserver's app_service_config_files, restart the homeserver")
 	}
 	p.registration = r
+	if file, err := os.Stat(path); err == nil && file.Mode().Perm()&0o004 != 0 {
+		return one(false, what, path+" can be read by everybody on this machine, and who has its tokens is the bridge", "chmod o= "+path)
+	}
 	if differences := config.Differences(p.cfg, r); len(differences) > 0 {
 		return one(false, what, strings.Join(differences, "; "),
 			fmt.Sprintf("change the config back, or remove %s, run `bridge -g` and restart the homeserver", path))
@@ -135,16 +137,17 @@ func (p *patient) checkToken(ctx context.Context) []finding {
 	}
 	c, err := p.client()
 	if err == nil {
-		c.SetAppServiceUserID = true
-		c.UserID = id.NewUserID(p.registration.SenderLocalpart, p.cfg.Homeserver.Domain)
-		var who *mautrix.RespWhoami
+		var who *mautrix.RespWhoami // without a user_id it says whose the token is, whatever we take our domain for
 		if who, err = c.Whoami(ctx); err == nil {
+			if server := who.UserID.Homeserver(); server != p.cfg.Homeserver.Domain {
+				return one(false, what, fmt.Sprintf("homeserver.domain is %q, but the homeserver's users end in %q", p.cfg.Homeserver.Domain, server),
+					"correct homeserver.domain; a registration that was made with the wrong one must be made anew, too (`bridge -g`)")
+			}
 			p.accepted = true
 			return one(true, what, "we are "+string(who.UserID), "")
 		}
 	}
-	return one(false, what, err.Error(), "the homeserver does not know this registration: name it in app_service_config_files and restart the "+
-		"homeserver; if the user is not in its namespace, homeserver.domain is wrong")
+	return one(false, what, err.Error(), "the homeserver does not know this registration: name it in app_service_config_files and restart the homeserver")
 }
 
 func (p *patient) checkPing(ctx context.Context) []finding {
@@ -219,11 +222,14 @@ func readable(what string, err error) finding {
 }
 
 func (p *patient) checkHTTP(context.Context) []finding {
-	list := []finding{p.socket("HTTP socket "+p.cfg.AppService.Listen, "tcp", p.cfg.AppService.Listen, "another program has the port: stop it, or "+
-		"choose another in appservice.listen and in appservice.url, and run `bridge -g` again")}
+	list := []finding{p.socket("HTTP socket "+p.cfg.AppService.Listen, "tcp", p.cfg.AppService.Listen,
+		"appservice.listen (in appservice.url then, too, and run `bridge -g` again)")}
 	if p.cfg.Admin.Listen != "" {
-		list = append(list, p.socket("admin socket "+p.cfg.Admin.Listen, "tcp", p.cfg.Admin.Listen,
-			"another program has the port: stop it or choose another in admin.listen"))
+		f := p.socket("admin socket "+p.cfg.Admin.Listen, "tcp", p.cfg.Admin.Listen, "admin.listen")
+		if at, err := netip.ParseAddrPort(p.cfg.Admin.Listen); err == nil && f.ok && !at.Addr().IsLoopback() {
+			f.detail += "; it asks for no password, so nobody else may reach it"
+		}
+		list = append(list, f)
 	}
 	return list
 }
@@ -231,14 +237,13 @@ func (p *patient) checkHTTP(context.Context) []finding {
 func (p *patient) checkSIP(context.Context) []finding {
 	var list []finding
 	for _, l := range p.cfg.SIP.Listen {
-		list = append(list, p.socket("SIP socket "+l.Transport+" "+l.Address, l.Transport, l.Address,
-			"another program has the port (often a PBX): stop it or choose another in sip.listen"))
+		list = append(list, p.socket("SIP socket "+l.Transport+" "+l.Address, l.Transport, l.Address, "sip.listen"))
 	}
 	return list
 }
 
-// socket tells whether a socket of ours is free, or is taken by the bridge itself.
-func (p *patient) socket(what, transport, address, remedy string) finding {
+// socket tells whether a socket of ours is free, or is taken by the bridge itself. Option is what has its address.
+func (p *patient) socket(what, transport, address, option string) finding {
 	err := bindable(transport, address)
 	switch {
 	case err == nil:
@@ -246,10 +251,7 @@ func (p *patient) socket(what, transport, address, remedy string) finding {
 	case p.running:
 		return finding{ok: true, what: what, detail: "taken, by the running bridge as it should be"}
 	}
-	if errors.Is(err, syscall.EADDRNOTAVAIL) {
-		remedy = "this machine has no such address: choose one of its own, or 0.0.0.0 for all"
-	}
-	return finding{what: what, detail: err.Error(), remedy: remedy}
+	return finding{what: what, detail: err.Error(), remedy: cmp.Or(config.SocketRemedy(option, err), "choose another address in "+option)}
 }
 
 // bindable tries to open the socket of a transport (udp, tcp, tls) and closes it again.

@@ -51,6 +51,22 @@ func (p *patient) answerPing() (stop func(), err error) {
 	return func() { server.Close(); l.Close(); <-over }, nil
 }
 
+// checkNetworks finds networks that are written like an address: they let in more than somebody may have meant.
+func (p *patient) checkNetworks(context.Context) []finding {
+	var list []finding
+	for _, t := range p.cfg.SIP.Trunks {
+		for _, text := range t.Networks {
+			if n, err := netip.ParsePrefix(text); err == nil && n != n.Masked() {
+				list = append(list, finding{
+					ok: true, what: "networks of trunk " + t.Name,
+					detail: fmt.Sprintf("%s is all of %v; one address is written %v/%d", text, n.Masked(), n.Addr(), n.Addr().BitLen()),
+				})
+			}
+		}
+	}
+	return list
+}
+
 func (p *patient) checkProxies(ctx context.Context) []finding {
 	var list []finding
 	for _, t := range p.cfg.SIP.Trunks {
@@ -162,11 +178,7 @@ func told(err error) string {
 func (p *patient) checkOutgoing(context.Context) []finding {
 	const what = "calls of rooms"
 	var foreign []string
-	callers := 0
 	for _, key := range slices.Sorted(maps.Keys(p.cfg.Permissions)) {
-		if p.cfg.Permissions[key] >= command.LevelCall {
-			callers++
-		}
 		_, server, _ := strings.Cut(key, ":")
 		if !strings.ContainsAny(key, "@!*") {
 			server = key
@@ -179,15 +191,14 @@ func (p *patient) checkOutgoing(context.Context) []finding {
 	if len(foreign) > 0 {
 		list = append(list, finding{ok: true, what: "permissions", detail: "of another server than " + p.cfg.Homeserver.Domain + ": " + strings.Join(foreign, ", ")})
 	}
-	if callers == 0 {
+	if !p.cfg.Permissions.Somebody(command.LevelCall) {
 		return append(list, finding{skip: true, what: what, detail: "nobody has the permission \"call\""})
 	}
 	dials := slices.IndexFunc(p.cfg.SIP.Trunks, func(t config.Trunk) bool { return t.Proxy != "" && t.Direction != config.DirectionIn })
-	d := p.cfg.Dialling
 	switch {
 	case dials < 0:
 		list = append(list, finding{what: what, detail: "somebody may place calls, but no trunk of the config has a proxy that takes them", remedy: "set proxy of a trunk"})
-	case d.Country == "" && len(d.Allow) == 0:
+	case p.cfg.CallsNothing():
 		list = append(list, finding{what: what, detail: "somebody may place calls, but to no number", remedy: "set dialling.country, or dialling.allow"})
 	case p.cfg.SIP.Trunks[dials].Number == "" && p.cfg.SIP.Trunks[dials].Username == "":
 		list = append(list, finding{ok: true, what: what, detail: fmt.Sprintf("somebody may place them; trunk %s is not told who calls (number), which carriers refuse", p.cfg.SIP.Trunks[dials].Name)})

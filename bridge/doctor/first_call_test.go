@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -99,6 +100,41 @@ routes: [{number: "1", room: %q}]
 `, hs.Domain(), room), "")
 	if !well || !strings.Contains(out, "ok    calls of rooms: somebody may place them") {
 		t.Errorf("well: %t\n%s", well, out)
+	}
+}
+
+func TestDoctorSaysWhatLetsInMoreThanIsMeant(t *testing.T) {
+	hs := homeserver.StartLoopback(t, homeserver.Config{})
+	out, _ := examine(t, hs, `
+sip: {listen: [{transport: udp, address: "SOCKET"}], trunks: [{name: pbx, networks: [198.51.100.7/24, 192.0.2.0/24]}]}`, "")
+	if want := "ok    networks of trunk pbx: 198.51.100.7/24 is all of 198.51.100.0/24; one address is written 198.51.100.7/32"; !strings.Contains(out, want) || strings.Contains(out, "192.0.2.0/24 is") {
+		t.Errorf("the doctor does not say %q alone:\n%s", want, out)
+	}
+	cfg, path := config.Default(), filepath.Join(t.TempDir(), "config.yaml")
+	registration := config.RegistrationPath(cfg, path)
+	if err := config.WriteRegistration(registration, config.NewRegistration(cfg)); err != nil {
+		t.Fatal(err)
+	}
+	for mode, well := range map[os.FileMode]bool{0o600: true, 0o640: true, 0o644: false} {
+		if err := os.Chmod(registration, mode); err != nil {
+			t.Fatal(err)
+		}
+		p := &patient{cfg: cfg, configPath: path}
+		if f := p.checkRegistration(t.Context())[0]; f.ok != well {
+			t.Errorf("a registration of mode %v: %+v", mode, f)
+		}
+	}
+}
+
+func TestDoctorKnowsWhatTheHomeserversUsersEndIn(t *testing.T) {
+	hs := homeserver.StartLoopback(t, homeserver.Config{})
+	cfg := config.Default()
+	cfg.Homeserver.Address, cfg.Homeserver.Domain = hs.URL(), "exmaple.org"
+	p := &patient{cfg: cfg, registration: config.NewRegistration(cfg), answers: true}
+	hs.AppService(p.registration, &http.Client{Timeout: time.Minute})
+	f := p.checkToken(t.Context())[0]
+	if want := `homeserver.domain is "exmaple.org", but the homeserver's users end in "` + hs.Domain() + `"`; f.ok || f.detail != want || p.accepted {
+		t.Errorf("the doctor says %+v, want %s", f, want)
 	}
 }
 

@@ -65,10 +65,17 @@ func CheckKeys(keys map[string]Action) error {
 	}
 	for keys, action := range keys {
 		if !slices.Contains(Actions, action) {
-			return fmt.Errorf("keys %q: %q is not one of %v", keys, action, Actions)
+			return fmt.Errorf("keys %q: %q is not one of %s", keys, action, strings.Join(actionNames(), ", "))
 		}
 	}
 	return nil
+}
+
+func actionNames() (names []string) {
+	for _, action := range Actions {
+		names = append(names, string(action))
+	}
+	return names
 }
 
 // action finds what a sequence means; more says that a longer one begins with it.

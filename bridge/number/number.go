@@ -179,8 +179,11 @@ func kindOf(n *phonenumbers.PhoneNumber) string {
 			return name
 		}
 	}
-	return "unknown"
+	return unknownKind
 }
+
+// unknownKind is that of numbers that the metadata does not know.
+const unknownKind = "unknown"
 
 // Kinds are what a policy can name.
 func Kinds() []string {

@@ -135,7 +135,8 @@ func TestOnlyAllowedNumbersMayBeCalled(t *testing.T) {
 		{world, "+882131234567", NotAllowed},
 		{world, "+979123456789", NotAllowed},
 		{Policy{Allow: []string{"+881"}, DenyKinds: []string{}}, "+881612345678", ""},
-		{Policy{}, "+4930123456", NotAllowed},
+		{Policy{}, "+4930123456", NothingAllowed},
+		{Policy{Deny: []string{"+49"}}, "+4930123456", NothingAllowed},
 		{german, "", NotAllowed},
 		{german, "+49110", EmergencyNumber},
 	} {

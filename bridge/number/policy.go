@@ -37,6 +37,7 @@ const (
 	NotAllowed      Reason = "not in an allowed range"
 	Denied          Reason = "in a denied range"
 	DeniedKind      Reason = "of a denied kind"
+	NothingAllowed  Reason = "dialling.country is not set"
 )
 
 // Refusal is a number that may not be called, with words for the room. It does not quote the number.
@@ -46,6 +47,12 @@ type Refusal struct {
 }
 
 func (r *Refusal) Error() string { return r.Text }
+
+// ErrNothingAllowed refuses every number: nobody has said yet which may be called.
+var ErrNothingAllowed = &Refusal{NothingAllowed, "No telephone number may be called from here yet: who runs this bridge has not set dialling.country."}
+
+// AllowsNothing says that the policy refuses every number.
+func (p Policy) AllowsNothing() bool { return p.Country == "" && len(p.Allow) == 0 }
 
 // Emergency refuses what reaches the police or a fire brigade, as typed: this bridge does not know where the caller is and
 // may be down.
@@ -95,6 +102,9 @@ func (p Policy) Check(n E164) error {
 	if err != nil {
 		return &Refusal{NotAllowed, "That is not a telephone number."}
 	}
+	if p.AllowsNothing() {
+		return ErrNothingAllowed
+	}
 	if longestMatch(p.Deny, parsed) != "" {
 		return &Refusal{Denied, "Numbers of this range may not be called."}
 	}
@@ -112,7 +122,9 @@ func (p Policy) Check(n E164) error {
 	case slices.Contains(worldwide, code) && match != code:
 		return &Refusal{NotAllowed, "Satellite and worldwide numbers may not be called from here."}
 	}
-	if kind := kindOf(parsed); slices.Contains(p.denyKinds(), kind) {
+	if kind := kindOf(parsed); kind == unknownKind && slices.Contains(p.denyKinds(), kind) {
+		return &Refusal{DeniedKind, "That number is too short or too long, or not one that is known to be in use."}
+	} else if slices.Contains(p.denyKinds(), kind) {
 		return &Refusal{DeniedKind, fmt.Sprintf("Numbers of this kind (%s) may not be called.", strings.ReplaceAll(kind, "_", " "))}
 	}
 	return nil
