@@ -160,7 +160,7 @@ func (c *chaos) staysSo() bool {
 	rings := slices.ContainsFunc(c.moves.pair, func(p *lab.Phone) bool { _, yes := p.Rings(); return yes })
 	legs, err := bed.Bridge().Count(c.ctx, "SELECT count(*) FROM leg")
 	c.must(err)
-	if rings || legs > backgroundCalls+1 {
+	if rings || legs > c.background()+1 {
 		c.moves.quiet = time.Time{}
 		return false
 	}

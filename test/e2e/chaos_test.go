@@ -23,6 +23,7 @@ func TestCallsSurviveKillsAtAnyMoment(t *testing.T) {
 	rounds, seed := number("TRUNKLINE_CHAOS_ROUNDS", len(sooner)), number("TRUNKLINE_CHAOS_SEED", 1)
 	some := wanted(t)
 	c := newChaos(t, time.Duration(rounds)*20*time.Second+4*time.Minute)
+	c.begin()
 	all := plan(rounds, uint64(seed), some)
 	c.prepare(all)
 	began, failed := time.Now(), 0
@@ -109,10 +110,10 @@ type chaos struct {
 func newChaos(t *testing.T, limit time.Duration) *chaos {
 	t.Helper()
 	s, users := newSceneFor(t, limit, lab.RoomOptions{}, "alice", "0bob")
+	s.leavesNothing()
 	c := &chaos{scene: s, away: map[*lab.Client]bool{}, tally: map[phase]*tally{}}
 	s.must(bed.Bridge().Stop())
 	s.must(bed.Bridge().Start(s.ctx))
-	c.begin()
 	c.rests()
 	for i, kind := range []lab.Kind{lab.Hydrogen, lab.JSSDK} {
 		c.away[s.pageSaying(kind, users[i], bed.Steady(i))] = true
@@ -165,9 +166,13 @@ func (c *chaos) rests() {
 		c.rest, err = bed.Bridge().Vitals(c.ctx)
 		c.must(err)
 		time.Sleep(300 * time.Millisecond)
-		return c.rest.Rows["leg"] == backgroundCalls && c.rest.Rows["membership"] == backgroundCalls && c.rest.Gauges["trunkline_sip_rtp_port_pairs"] == backgroundCalls &&
-			c.rest.Beyond(before) == "" && before.Beyond(c.rest) == ""
+		return areUp(c.rest, c.background()) && c.rest.Beyond(before) == "" && before.Beyond(c.rest) == ""
 	})
+}
+
+// areUp tells whether so many calls are all that there is: each with a row, a ghost and a pair of ports.
+func areUp(v lab.Vitals, calls int) bool {
+	return v.Rows["leg"] == calls && v.Rows["membership"] == calls && v.Gauges["trunkline_sip_rtp_port_pairs"] == float64(calls)
 }
 
 // round is one kill and what comes of it.
@@ -525,9 +530,8 @@ func (c *chaos) isThereOnce() {
 	c.t.Helper()
 	v, err := bed.Bridge().Vitals(c.ctx)
 	c.must(err)
-	ghosts := len(c.ghosts())
-	if v.Rows["leg"] != backgroundCalls+1 || v.Rows["membership"] != backgroundCalls+1 || v.Gauges["trunkline_sip_rtp_port_pairs"] != backgroundCalls+1 || ghosts != 1 {
-		c.t.Errorf("rows %v, gauges %v, %d ghosts; want one of each, beside the %d calls of the background", v.Rows, v.Gauges, ghosts, backgroundCalls)
+	if ghosts := len(c.ghosts()); !areUp(v, c.background()+1) || ghosts != 1 {
+		c.t.Errorf("rows %v, gauges %v, %d ghosts; want one of each, beside the %d calls of the background", v.Rows, v.Gauges, ghosts, c.background())
 	}
 }
 
@@ -578,6 +582,13 @@ func (c *chaos) tidy() {
 	for _, p := range c.phones {
 		_, _ = p.Hangup(c.ctx), p.Hangup(c.ctx) // there may be no call, or two
 	}
+	if c.timers.peer != nil { // does not hang up by itself
+		_ = bed.Say(c.ctx, c.owner, c.room.ID, "!sip hangup all")
+	}
+	within(clearedAfter, func() bool {
+		legs, err := bed.Bridge().Count(c.ctx, "SELECT count(*) FROM leg")
+		return err == nil && legs <= c.background()
+	})
 	bed.Bridge().Kill()
 	if err := bed.Bridge().Start(c.ctx); err != nil {
 		c.t.Error(err)

@@ -18,8 +18,16 @@ import (
 type timers struct {
 	peer         *lab.Sipp // of this round; nil in others
 	room         *lab.Room
-	theirs, ours *lab.Sipp // who refreshes
+	theirs, ours *lab.Sipp // who refreshes; nil while those calls are not up
 	began        time.Time
+}
+
+// background is how many calls are up through all rounds, now.
+func (c *chaos) background() int {
+	if c.timers.theirs == nil {
+		return 0
+	}
+	return backgroundCalls
 }
 
 // What sipp writes down of a call's refreshes.
@@ -34,7 +42,8 @@ const (
 	backgroundCalls = 2
 )
 
-// begin lets two phones talk to each other through all rounds. One refreshes its session, the other one leaves that to us.
+// begin lets two phones talk to each other through all rounds. One refreshes its session, the other one leaves that to us. A round is
+// compared with what a process holds on to that has resumed those calls: a leg that it began runs elsewhere.
 func (c *chaos) begin() {
 	c.t.Helper()
 	var err error
@@ -49,6 +58,9 @@ func (c *chaos) begin() {
 		c.must(err)
 		return n == backgroundCalls && c.timers.theirs.Logged(sippRefreshed) > 0
 	})
+	bed.Bridge().Kill()
+	c.must(bed.Bridge().Start(c.ctx))
+	c.rests()
 }
 
 func (c *chaos) sipp(number, scenario string) *lab.Sipp {
@@ -80,6 +92,8 @@ func (c *chaos) endure(rounds int) {
 	for _, p := range peers {
 		c.sippEnds(p)
 	}
+	c.timers.theirs, c.timers.ours = nil, nil
+	c.rests() // before the bridge is restarted: a process that finds their rows would hang up on phones that have gone, for half a minute
 }
 
 // sippEnds waits until a phone is rid of its call, and checks that all went as it wants.

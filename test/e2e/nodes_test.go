@@ -22,6 +22,7 @@ const (
 // At last the first one is killed, and a node of another name takes over on its machine, with its addresses.
 func TestNodesTakeOverFromEachOther(t *testing.T) {
 	s, users := newSceneFor(t, 4*time.Minute, lab.RoomOptions{}, "alice", "0bob")
+	s.leavesNothing()
 	s.must(bed.Bridge().Stop())
 	network, err := bed.NewNetwork()
 	if errors.Is(err, lab.ErrNoNetwork) {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -349,16 +350,23 @@ func (s *scene) members(c *lab.Client) (n int) {
 }
 
 // eventually polls until it is so.
-func (s *scene) eventually(what string, within time.Duration, so func() bool) (after time.Duration) {
+func (s *scene) eventually(what string, limit time.Duration, so func() bool) (after time.Duration) {
 	s.t.Helper()
 	began := time.Now()
-	for !so() {
-		if time.Since(began) > within {
-			s.t.Fatalf("not within %s: %s", within, what)
-		}
-		time.Sleep(50 * time.Millisecond)
+	if !within(limit, so) {
+		s.t.Fatalf("not within %s: %s", limit, what)
 	}
 	return time.Since(began)
+}
+
+// within polls until it is so, and tells whether that was in time.
+func within(limit time.Duration, so func() bool) bool {
+	for began := time.Now(); !so(); time.Sleep(50 * time.Millisecond) {
+		if time.Since(began) > limit {
+			return false
+		}
+	}
+	return true
 }
 
 // explain shows how all sides look when the case has failed.
@@ -396,4 +404,23 @@ func (s *scene) clear() {
 	for _, c := range s.pages {
 		c.Close()
 	}
+}
+
+// leavesNothing sees to it that the next case finds all servers and no call, however this one ends. To leave a call behind is a fault.
+func (s *scene) leavesNothing() {
+	s.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if !s.t.Failed() {
+			left := ""
+			if within(clearedAfter, func() bool { left = bed.Bridge().Calls(ctx); return left == "" }) {
+				return
+			}
+			s.t.Errorf("left to the next case: %s", left)
+		}
+		s.explain()
+		if err := errors.Join(bed.Database.StartServer(ctx), bed.Synapse.StartProcess(ctx), bed.Bridge().Forget(ctx)); err != nil {
+			s.t.Error(err)
+		}
+	})
 }

@@ -16,6 +16,7 @@ import (
 // takes the refreshes of those who do it themselves, and hangs up on those who do not.
 func TestCallsOutliveAKillBetweenRefreshes(t *testing.T) {
 	s, users := newSceneFor(t, 4*time.Minute, lab.RoomOptions{}, "alice")
+	s.leavesNothing()
 	alice := s.page(lab.JSSDK, users[0])
 	s.startCall(alice)
 	const (
@@ -26,6 +27,7 @@ func TestCallsOutliveAKillBetweenRefreshes(t *testing.T) {
 	for _, k := range timed {
 		p, err := bed.NewSipp(k.name, s.room.Number, scenario(k.refresher, strings.Join(k.steps, "")), each, every, 3*time.Minute)
 		s.must(err)
+		t.Cleanup(p.Close)
 		peers = append(peers, p)
 	}
 	calls := each * len(timed)

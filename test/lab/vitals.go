@@ -33,11 +33,9 @@ var (
 
 // Vitals looks at the process, its metrics and its database.
 func (b *Bridge) Vitals(ctx context.Context) (v Vitals, err error) {
-	v = Vitals{Rows: map[string]int{}, Gauges: map[string]float64{}}
-	for _, table := range vitalTables {
-		if v.Rows[table], err = b.Count(ctx, "SELECT count(*) FROM "+table); err != nil {
-			return v, err
-		}
+	v = Vitals{Gauges: map[string]float64{}}
+	if v.Rows, err = b.rows(ctx); err != nil {
+		return v, err
 	}
 	metrics, err := b.ask(ctx, "/metrics")
 	if err != nil {
@@ -102,17 +100,61 @@ func origin(stack string) (name string) {
 	return name
 }
 
+// Calls says what rows of calls there are, "" if none.
+func (b *Bridge) Calls(ctx context.Context) string {
+	rows, err := b.rows(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	return Vitals{Rows: rows}.Beyond(Vitals{})
+}
+
+func (b *Bridge) rows(ctx context.Context) (map[string]int, error) {
+	rows := map[string]int{}
+	for _, table := range vitalTables {
+		n, err := b.Count(ctx, "SELECT count(*) FROM "+table)
+		if err != nil {
+			return nil, err
+		}
+		rows[table] = n
+	}
+	return rows, nil
+}
+
+// Forget ends the bridge as a crash would, removes all rows of calls, and starts it.
+func (b *Bridge) Forget(ctx context.Context) error {
+	b.Kill()
+	err := b.query(ctx, func(conn *pgx.Conn) error {
+		for _, table := range vitalTables {
+			if _, err := conn.Exec(ctx, "DELETE FROM "+table); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("forget calls: %w", err)
+	}
+	return b.Start(ctx)
+}
+
 // Count asks the bridge's database a question whose answer is one number.
 func (b *Bridge) Count(ctx context.Context, query string, args ...any) (n int, err error) {
-	conn, err := pgx.Connect(ctx, b.lab.Database.URI(databaseName))
+	err = b.query(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, query, args...).Scan(&n) })
 	if err != nil {
-		return 0, fmt.Errorf("reach the bridge's database: %w", err)
-	}
-	defer conn.Close(ctx)
-	if err := conn.QueryRow(ctx, query, args...).Scan(&n); err != nil {
 		return 0, fmt.Errorf("%s: %w", query, err)
 	}
 	return n, nil
+}
+
+// query does something in the bridge's database.
+func (b *Bridge) query(ctx context.Context, do func(*pgx.Conn) error) error {
+	conn, err := pgx.Connect(ctx, b.lab.Database.URI(databaseName))
+	if err != nil {
+		return fmt.Errorf("reach the bridge's database: %w", err)
+	}
+	defer conn.Close(ctx)
+	return do(conn)
 }
 
 // Metric returns one of the bridge's metrics; of one with labels the sum.
