@@ -142,7 +142,7 @@ func ringOutcome(how leg.Cause, by id.UserID) string {
 		return "declined elsewhere"
 	case leg.EndedInRoom:
 		return "ended in the room"
-	case leg.ProcessDied:
+	case leg.ProcessDied, leg.ShuttingDown:
 		return "missed, the bridge was restarted"
 	}
 	return "failed, " + string(how)

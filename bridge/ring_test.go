@@ -12,6 +12,7 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"trunkline/bridge/config"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/listen"
 	"trunkline/internal/testbed/member"
@@ -444,6 +445,21 @@ func TestCallerWhoGivesUpLeavesNothing(t *testing.T) {
 		t.Errorf("the notice says %q", got)
 	}
 	b.await("everything to go", func() bool { return b.rows() == 0 && b.activeCalls() == 0 && len(b.ghosts()) == 0 })
+}
+
+func TestRoomIsToldThatTheBridgeWasStoppedWhileAPhoneRang(t *testing.T) {
+	t.Parallel()
+	b := makeBed(t)
+	b.cfg.Calls.OnStop = config.StopEnds
+	b.start()
+	t.Cleanup(b.stop)
+	call := b.begin(b.phone("1"), ringNumber)
+	notice := b.awaitRing(1)
+	b.stop()
+	refusedWith(t, call, 503)
+	if got := b.outcome(notice.ID); !strings.HasSuffix(got, ": missed, the bridge was restarted.") {
+		t.Errorf("the notice says %q", got)
+	}
 }
 
 func TestMissingRightsAreHeardBeforeTheRefusal(t *testing.T) {

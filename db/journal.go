@@ -52,9 +52,13 @@ type Journal struct {
 	gone   uint64            // that left it
 	last   int64             // number of a write
 	away   time.Time         // since when the database does not answer; zero = it does
+	long   bool              // it has been away for longer than a busy machine explains, which was told
 	counts JournalStats
 	txns   []string // transactions seen by this process, newest last
 }
+
+// longAway is when somebody should look after the database: less may be the machine's being busy.
+const longAway = 2 * time.Second
 
 // JournalStats say how it is and has been.
 type JournalStats struct {
@@ -291,11 +295,14 @@ func (j *Journal) Report(err error) {
 	switch {
 	case err == nil && !j.away.IsZero():
 		j.log.Info("the database is back", "away", time.Since(j.away).Round(time.Millisecond), "waiting", len(j.queue))
-		j.away = time.Time{}
+		j.away, j.long = time.Time{}, false
 	case isAway(err) && j.away.IsZero():
 		j.away = time.Now()
 		j.counts.Outages++
-		j.log.Error("the database does not answer; calls go on, new ones are refused", "err", err)
+		j.log.Warn("the database does not answer; calls go on, new ones are refused", "err", err)
+	case isAway(err) && !j.long && time.Since(j.away) >= longAway:
+		j.long = true
+		j.log.Error("the database still does not answer", "away", time.Since(j.away).Round(time.Millisecond), "err", err)
 	}
 	if j.away.IsZero() {
 		return

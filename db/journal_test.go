@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -612,6 +613,35 @@ func TestWritesAreDoneInTheOrderInWhichTheyBegan(t *testing.T) {
 		legs, err := s.Legs(t.Context(), "run-1")
 		if err != nil || len(legs) != 1 || legs[0].Phase != "talking" {
 			t.Errorf("%+v, %v, want the leg as it was begun to be saved last", legs, err)
+		}
+	})
+}
+
+// A machine that is busy for a moment, as at the first start, is no reason to call anybody.
+func TestDatabaseThatIsAwayForLongIsAnErrorOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		j := NewJournal(nil, "run-1", slog.New(slog.NewTextHandler(&log, nil)))
+		gone := errors.New("connection refused")
+		for range 2 {
+			log.Reset()
+			j.Report(gone)
+			time.Sleep(longAway - time.Millisecond)
+			j.Report(gone)
+			if got := log.String(); strings.Count(got, "level=WARN") != 1 || strings.Contains(got, "level=ERROR") {
+				t.Errorf("before %v the log has\n%s", longAway, got)
+			}
+			time.Sleep(time.Millisecond)
+			j.Report(gone)
+			time.Sleep(time.Minute)
+			j.Report(gone)
+			if got := log.String(); strings.Count(got, "level=ERROR") != 1 {
+				t.Errorf("after it the log has\n%s", got)
+			}
+			j.Report(nil)
+		}
+		if n := j.Stats().Outages; n != 2 {
+			t.Errorf("%d outages, want 2", n)
 		}
 	})
 }

@@ -666,6 +666,10 @@ func (c *Call) refused(code int, reason string, res *gosip.Response) {
 		}
 	}
 	c.log.Info("call refused", "code", code, "cause", e.Cause.String(), "local", e.Local)
+	if res != nil && (code == 401 || code == 407) {
+		c.log.Warn("the trunk takes calls of those it has an account for: username or password is missing, or not what it expects",
+			"code", code, "username_set", c.out.trunk.Auth.Username != "")
+	}
 	c.stack.counters.dialRefused(code)
 	c.goodbye = Cause{"SIP", code, reason}
 	c.emit(e)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -660,6 +661,21 @@ func TestChallengesAreAnswered(t *testing.T) { // RFC 3261 §22
 		wantLines(t, "peer received", b.peer.lines(), []string{"0s INVITE", "0s ACK", "0s INVITE", "0s ACK"})
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Refused", "0s Ended"})
 	})
+}
+
+func TestTrunkThatWantsAnAccountIsToldOf(t *testing.T) {
+	for status, told := range map[string]bool{"407 Proxy Authentication Required": true, "403 Forbidden": false} {
+		inBubble(t, outbound, nil, func(b *bubble) {
+			var log strings.Builder
+			b.stack.log = slog.New(slog.NewTextHandler(&log, nil))
+			call, inv := b.dials()
+			b.peer.answers(inv, status, "p", "", `Proxy-Authenticate: Digest realm="p", nonce="n1"`)
+			<-call.Done()
+			if strings.Contains(log.String(), "username_set=false") != told {
+				t.Errorf("after %s the log has\n%s", status, log.String())
+			}
+		})
+	}
 }
 
 // Requests that are under way together are each challenged, by a trunk whose nonces hold for one request and that calls none stale.
