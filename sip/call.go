@@ -50,7 +50,7 @@ type Call struct {
 	hasMoved    bool          // resumed with other addresses than the phone knows
 	glares      int           // how often in a row the phone was offering, too, when we refreshed (491)
 	rebuffs     int           // how often in a row the phone has refused our new addresses
-	lastBefore  uint32        // the phone's last sequence number of before a restart, whose answer may not have left; 0 = none
+	unheard     bool          // resumed, and nothing has come in the dialog since: the answer to its last request may not have left
 	leap        bool          // resumed, and the phone has not taken a sequence number of ours yet
 	keys        infoKeys      // keys to be sent as INFO
 	keyWay      keyWay        // which of the phone's keys are copies
@@ -143,7 +143,7 @@ func dialogOf(s *Stack, trunk *Trunk, info Info, req *gosip.Request, local, sour
 	d := Dialog{
 		CallID: req.CallID().Value(), LocalTag: localTag, RemoteTag: remoteTag, Role: UAS,
 		LocalURI: addressOf(req.To()), RemoteURI: addressOf(req.From()),
-		Vias: viasOf(req), RemoteCSeq: req.CSeq().SeqNo, Transport: t, LocalSocket: local, Remote: source,
+		Vias: viasOf(req), RemoteCSeq: req.CSeq().SeqNo, RemoteNumbered: true, Transport: t, LocalSocket: local, Remote: source,
 		Contact: s.contactFor(trunk, req, t, local), InviteBranch: branch, InviteCSeq: req.CSeq().SeqNo, Info: info,
 		PeerAllow: listHeader(req, "Allow", ""), PeerSupported: listHeader(req, "Supported", "k"),
 	}

@@ -377,7 +377,7 @@ func (c *Call) phoneAnswered(res *gosip.Response) {
 	c.auth.accepted()
 	f := c.out.fork(tag)
 	c.dialog.establish(res, tag)
-	c.dialog.RemoteCSeq = f.cseq
+	c.dialog.RemoteCSeq, c.dialog.RemoteNumbered = f.cseq, f.numbered
 	c.dialog.Since = time.Now()
 	if c.out.heldAck = c.ackOf(&c.dialog, res); !c.out.request.HoldAck {
 		c.releaseAck()

@@ -26,6 +26,9 @@ type Dialog struct {
 	// above it, for later reservations may have been lost; gaps are legal, repeats are not.
 	LocalCSeq  uint32 `json:"local_cseq"`
 	RemoteCSeq uint32 `json:"remote_cseq"`
+	// RemoteNumbered says that RemoteCSeq is the number of a request: who was called may have sent none yet. Rows of before there was
+	// this field have it for who calls and for numbers above 0.
+	RemoteNumbered bool `json:"remote_numbered,omitempty"`
 
 	Transport   Transport      `json:"transport"`
 	LocalSocket netip.AddrPort `json:"local_socket"` // the listener the call came to

@@ -952,10 +952,11 @@ func TestFirstRequestOfWhoWasCalledMayHaveTheNumberZero(t *testing.T) {
 		b.peer.answers(inv, "180 Ringing", "b1", "")
 		b.peer.forget()
 		b.peer.send(b.peer.called(inv, "OPTIONS", "o0", 0, ""))
+		b.peer.send(b.peer.called(inv, "OPTIONS", "oo", 0, "")) // there is one with it
 		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
 		b.peer.send(b.peer.called(inv, "OPTIONS", "o1", 1, ""))
 		b.peer.send(b.peer.called(inv, "OPTIONS", "o2", 0, "")) // behind that
-		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s ACK", "0s 200 OK", "0s 500 Out of order"})
+		wantLines(t, "peer received", b.peer.lines(), []string{"0s 200 OK", "0s 500 Out of order", "0s ACK", "0s 200 OK", "0s 500 Out of order"})
 		b.peer.send(b.peer.called(inv, "BYE", "y1", 2, ""))
 	})
 	inBubble(t, quiet10h, nil, func(b *bubble) {
@@ -963,6 +964,54 @@ func TestFirstRequestOfWhoWasCalledMayHaveTheNumberZero(t *testing.T) {
 		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
 		b.peer.send(b.peer.called(inv, "BYE", "y1", 0, ""))
 		wantLines(t, "application heard", withoutChanges(b.said()), []string{"0s Answered", "0s Bye", "0s Ended"})
+	})
+}
+
+// RFC 3261 §12.2.2: of two requests with the same number, also with 0, the second one is refused, whoever has the call by then.
+func TestNumberZeroIsTakenOnce(t *testing.T) {
+	const taken, refused = "SIP/2.0 200", "SIP/2.0 500"
+	var inv string
+	var fresh, numbered Dialog // before and after the first request of who was called
+	branch := 0
+	asks := func(b *bubble, method, body, want string) {
+		b.Helper()
+		branch++
+		b.peer.send(b.peer.called(inv, method, fmt.Sprint("z", branch), 0, body))
+		if got := b.peer.last(); !strings.HasPrefix(got, want) {
+			b.Errorf("%s with the number 0 got %.40q, want %s", method, got, want)
+		}
+	}
+	inBubble(t, quiet10h, nil, func(b *bubble) {
+		var call *Call
+		call, inv = b.dials()
+		b.peer.answers(inv, "200 OK", "b1", peerAnswer)
+		fresh = call.Dialog()
+		asks(b, "OPTIONS", "", taken)
+		asks(b, "OPTIONS", "", refused)
+		asks(b, "UPDATE", peerOffer, refused)
+		asks(b, "INVITE", peerOffer, refused)
+		numbered = call.Dialog()
+	})
+	old := fresh
+	old.Role = UAS // of a row of before the field: who calls has a number
+	for name, tt := range map[string]struct {
+		saved Dialog
+		first string
+	}{"none yet": {fresh, taken}, "0": {numbered, refused}, "that of an INVITE": {old, refused}} {
+		t.Run("resumed after "+name, func(t *testing.T) {
+			inBubble(t, quiet10h, nil, func(b *bubble) {
+				b.resumes(tt.saved)
+				asks(b, "OPTIONS", "", tt.first)
+				asks(b, "OPTIONS", "", refused)
+			})
+		})
+	}
+	t.Run("asked again after a restart", func(t *testing.T) { // the answer may not have left
+		inBubble(t, quiet10h, nil, func(b *bubble) {
+			b.resumes(numbered)
+			asks(b, "UPDATE", peerOffer, taken)
+			asks(b, "UPDATE", peerOffer, refused)
+		})
 	})
 }
 

@@ -12,10 +12,11 @@ import (
 //	INVITE: our offer --> 183: its answer --PRACK--> UPDATE: its offer --> 200: our answer, and the sound is another
 //	                      (agreed)                   (updated)
 type fork struct {
-	tag    string
-	cseq   uint32 // of its last request
-	rseq   uint32 // of its last reliable provisional response
-	counts bool   // there was one
+	tag      string
+	cseq     uint32 // of its last request
+	numbered bool   // there was one
+	rseq     uint32 // of its last reliable provisional response
+	counts   bool   // there was one
 
 	sdp     string // its last description
 	agreed  bool   // that came for sure: it may make offers (RFC 3311 §5.1)
@@ -170,10 +171,10 @@ func (o *outgoing) checkEarly(tag string, req *gosip.Request) *refusal {
 		return refuse(481, statusText(481)).because(whyNoDialog)
 	}
 	seq := req.CSeq().SeqNo
-	if !follows(seq, f.cseq) {
+	if !follows(seq, f.cseq, f.numbered) {
 		return refuse(500, "Out of order")
 	}
-	f.cseq = seq
+	f.cseq, f.numbered = seq, true
 	return nil
 }
 

@@ -90,17 +90,17 @@ func (c *Call) checkInDialog(req *gosip.Request) *refusal {
 	seq := req.CSeq().SeqNo
 	// What a re-INVITE or UPDATE changes is saved before its answer leaves: who dies in between is asked again (§17.1), and the same
 	// offer gets the same answer.
-	again := seq == c.lastBefore && (req.IsInvite() || req.Method == gosip.UPDATE)
-	if !follows(seq, c.dialog.RemoteCSeq) && !again {
+	again := c.unheard && seq == c.dialog.RemoteCSeq && (req.IsInvite() || req.Method == gosip.UPDATE)
+	if !follows(seq, c.dialog.RemoteCSeq, c.dialog.RemoteNumbered) && !again {
 		return refuse(500, "Out of order")
 	}
-	c.dialog.RemoteCSeq, c.lastBefore = seq, 0
+	c.dialog.RemoteCSeq, c.dialog.RemoteNumbered, c.unheard = seq, true, false
 	return nil
 }
 
-// follows says that a request with this sequence number may come behind one with that: 0 is that of none yet, and a number like others
-// (§8.1.1.5), also for the first request of who was called.
-func follows(seq, last uint32) bool { return seq > last || seq == 0 && last == 0 }
+// follows says that a request with this sequence number may come behind one with that, if there was one: who was called may begin with
+// any number, also with 0 (§8.1.1.5).
+func follows(seq, last uint32, numbered bool) bool { return seq > last || !numbered }
 
 func (c *Call) handleBye(t *transaction) {
 	c.send(t, refuse(200, statusText(200)))

@@ -214,7 +214,7 @@ func (c *Call) rename(t *transaction) {
 	t.final = true
 	c.cseq = 0
 	c.rel, c.keys, c.keyWay, c.prepared, c.early, c.ringing = reliable{}, infoKeys{}, keyWay{}, nil, nil, time.Time{}
-	c.hasMoved, c.referring, c.unsure, c.asking = false, false, false, false
+	c.hasMoved, c.referring, c.unsure, c.asking, c.unheard = false, false, false, false, false
 	c.nextRefresh, c.least, c.lengthened = time.Time{}, 0, false
 }
 

@@ -63,8 +63,10 @@ func (s *Stack) resume(d Dialog, l listener, trunk *Trunk) (*Call, error) {
 	}
 	c := &Call{
 		stack: s, trunk: trunk, id: dialogID{d.CallID, d.LocalTag}, info: d.Info, inbox: newInbox(), done: make(chan struct{}),
-		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq + cseqBlock, lastBefore: d.RemoteCSeq, leap: true,
+		state: confirmed, dialog: d.clone(), cseq: d.LocalCSeq + cseqBlock, leap: true,
 	}
+	c.dialog.RemoteNumbered = d.RemoteNumbered || d.Role == UAS || d.RemoteCSeq > 0
+	c.unheard = c.dialog.RemoteNumbered
 	c.dialog.LocalSocket = l.addr
 	c.dialog.Contact = s.contact(trunk, d.Transport, l.addr)
 	if strings.HasPrefix(d.Contact, "<sips:") {
