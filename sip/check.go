@@ -29,6 +29,9 @@ var supported = []string{"100rel", "timer", "from-change", "replaces", "norefers
 
 const sdpType = "application/sdp"
 
+// bodyTypes are those of bodies that we find a description in ([describe]).
+const bodyTypes = sdpType + ", multipart/mixed"
+
 // refusal is a final answer to a request that is not acted on.
 type refusal struct {
 	code    int
@@ -161,7 +164,7 @@ func checkBody(req *gosip.Request) *refusal {
 	if len(req.Body()) == 0 || !req.IsInvite() && req.Method != gosip.UPDATE {
 		return nil
 	}
-	accept := gosip.NewHeader("Accept", sdpType)
+	accept := gosip.NewHeader("Accept", bodyTypes)
 	for _, enc := range listHeader(req, "Content-Encoding", "e") {
 		if !strings.EqualFold(enc, "identity") {
 			return refuse(415, "Unsupported Media Type", accept, gosip.NewHeader("Accept-Encoding", "identity"))
@@ -183,7 +186,8 @@ func contentType(m gosip.Message) string {
 }
 
 // describe leaves of a body the session description: carriers send signalling of their own beside it or in its place (ISUP), or where
-// the caller is, of which we have no use. Everybody else finds what others send alone. What must be understood, and is not, stays, to be
+// the caller is, of which we have no use. Everybody else finds what others send alone. What is beside a description is never looked at, not
+// even where it says that it must be understood: who sends that wants the call. Where there is no description, such a body stays, to be
 // refused; a response cannot be.
 func describe(m interface {
 	gosip.Message

@@ -785,7 +785,7 @@ func TestDescriptionsBesideOtherPartsAreRead(t *testing.T) {
 	} {
 		inBubble(t, nil, answerAtOnce, func(b *bubble) {
 			b.peer.send(request("INVITE", bridgeURI, bridgeTo, "i1", 1, body, "Content-Type: multipart/mixed;boundary=u1"))
-			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 415") || headerIn(got, "Accept") != sdpType {
+			if got := b.peer.last(); !strings.HasPrefix(got, "SIP/2.0 415") || headerIn(got, "Accept") != "application/sdp, multipart/mixed" {
 				t.Errorf("%s: %.60q, want 415", name, got)
 			}
 		})

@@ -484,7 +484,7 @@ func (s *Stack) options() *refusal {
 
 // capabilities are what an INVITE may make use of.
 func capabilities(code int) *refusal {
-	return refuse(code, statusText(code), allowHeader(), supportedHeader(), gosip.NewHeader("Accept", sdpType),
+	return refuse(code, statusText(code), allowHeader(), supportedHeader(), gosip.NewHeader("Accept", bodyTypes),
 		gosip.NewHeader("Accept-Encoding", "identity"), gosip.NewHeader("Accept-Language", "en"))
 }
 
