@@ -196,7 +196,12 @@ func (c *Call) refreshIdentity(req *gosip.Request) {
 	if c.trunk == nil || !c.trunk.TrustIdentity || !renamed && !asserted {
 		return
 	}
-	if who := callerOf(c.trunk, req); who != c.dialog.Info.Caller {
+	c.showAs(callerOf(c.trunk, req))
+}
+
+// showAs says who the phone's side is, if that is somebody else now.
+func (c *Call) showAs(who Caller) {
+	if who != c.dialog.Info.Caller {
 		c.dialog.Info.Caller = who
 		c.emit(IdentityChanged{who})
 	}

@@ -167,6 +167,7 @@ func (c *Call) handleReinvite(t *transaction) bool {
 func (c *Call) undo(before Dialog, refresh time.Time) {
 	now := c.dialog.Media
 	c.dialog.Media, c.dialog.RemoteTarget, c.dialog.Session = before.Media, before.RemoteTarget, before.Session
+	c.dialog.RemoteURI = before.RemoteURI
 	c.nextRefresh = refresh
 	if m := c.media.Load(); m != nil {
 		m.apply(c.dialog.Media.negotiated(), c.learnable(), time.Now())
@@ -175,6 +176,7 @@ func (c *Call) undo(before Dialog, refresh time.Time) {
 		c.emit(MediaChanged{before.Media.Format})
 	}
 	c.noticeHold()
+	c.showAs(before.Info.Caller)
 	c.changed()
 }
 
