@@ -282,6 +282,20 @@ func TestRoomIsToldWhyTheCallerGaveUp(t *testing.T) {
 	}
 }
 
+// A PBX that dies closes its connections, and sends no CANCEL.
+func TestRoomRingsNoLongerForACallerThatIsGone(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	p := phoneOver(t, "tcp")
+	b.begin(p, ringNumber)
+	notice := b.awaitRing(1)
+	_ = p.Close()
+	if got := b.outcome(notice.ID); !strings.HasSuffix(got, ": failed, telephone network failed.") {
+		t.Errorf("the notice says %q", got)
+	}
+	b.await("the call to be cleared up", func() bool { return b.rows() == 0 && len(b.ghosts()) == 0 })
+}
+
 func TestNobodyAnswersAndTheCallerIsToldByBusyTone(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)

@@ -24,7 +24,7 @@ type Call struct {
 	inbox  *inbox
 	done   chan struct{} // closed when run has returned
 	events outbox
-	cancel atomic.Pointer[gosip.Request] // the CANCEL sipgo has answered
+	cancel atomic.Pointer[gosip.Request] // the CANCEL that has come
 
 	snapshot atomic.Pointer[Dialog]
 	media    atomic.Pointer[Media] // set once

@@ -792,16 +792,19 @@ func TestDescriptionsBesideOtherPartsAreRead(t *testing.T) {
 	}
 }
 
-// ringer has each call ring.
+// ringer has each call ring, unless its caller is to hear nothing yet.
 type ringer struct {
-	calls chan *Call
-	said  chan Event
+	calls  chan *Call
+	said   chan Event
+	silent bool
 }
 
 func (r ringer) Invite(c *Call) {
 	c.OnEvent(func(e Event) { r.said <- e })
 	go func() {
-		_ = c.Ring()
+		if !r.silent {
+			_ = c.Ring()
+		}
 		r.calls <- c
 	}()
 }
@@ -827,101 +830,147 @@ func (l *line) message() string {
 	return m.String() + string(body)
 }
 
-// RFC 3261 §18.2.2: who has lost the connection of its INVITE hears the answer over one to where it listens.
+// RFC 3261 §18.2.2: who has lost the connection of its INVITE hears what becomes of it over one to where it listens, at once. Who does not
+// listen there is dead, and rings no longer.
 func TestInviteWhoseConnectionIsLostIsAnsweredOverAnother(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
-		listens bool
-		story   func(t *testing.T, c *Call, r ringer, next func() *line, tcp func(string) string)
+		invite  []string
+		silent  bool // we have said nothing
+		cancels bool // before it closes the connection
+		deaf    bool // nobody listens
+		story   func(c *Call, r ringer, l *rerouted)
 	}{
-		{"with 200", true, func(t *testing.T, c *Call, r ringer, next func() *line, tcp func(string) string) {
-			if _, _, err := c.Answer(t.Context()); err != nil {
-				t.Fatal(err)
+		{name: "with 200", story: func(c *Call, r ringer, l *rerouted) {
+			l.wants("SIP/2.0 180 ")
+			if _, _, err := c.Answer(l.Context()); err != nil {
+				l.Fatal(err)
 			}
-			l := next()
-			ok := l.message()
-			if !strings.HasPrefix(ok, "SIP/2.0 200 OK") || !strings.Contains(ok, "m=audio") {
-				t.Fatalf("got %q, want the answer", ok)
+			ok := l.wants("SIP/2.0 200 OK")
+			if !strings.Contains(ok, "m=audio") {
+				l.Fatalf("got %q, want the answer", ok)
 			}
-			_, _ = io.WriteString(l, tcp(request("ACK", bridgeURI, headerIn(ok, "To"), "k1", 1, "")))
+			l.says(request("ACK", bridgeURI, headerIn(ok, "To"), "k1", 1, ""))
 			if e, acked := (<-r.said).(Acked); !acked {
-				t.Errorf("said %T, want Acked", e)
+				l.Errorf("said %T, want Acked", e)
 			}
 			_ = c.Hangup(CauseNormal)
-			bye := l.message()
-			if !strings.HasPrefix(bye, "BYE ") {
-				t.Errorf("got %q, want BYE", bye)
-			}
-			_, _ = io.WriteString(l, crlf(replyTo(bye, "200 OK")))
+			l.says(replyTo(l.wants("BYE "), "200 OK"))
 		}},
-		{"with 180, and gives up", true, func(t *testing.T, c *Call, r ringer, next func() *line, tcp func(string) string) {
-			if err := c.Ring(); err != nil {
-				t.Fatal(err)
-			}
-			l := next()
-			if m := l.message(); !strings.HasPrefix(m, "SIP/2.0 180 ") {
-				t.Fatalf("got %q, want 180", m)
-			}
-			_, _ = io.WriteString(l, tcp(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, "", "Reason: Q.850;cause=16")))
+		{name: "with 180, and gives up", story: func(_ *Call, r ringer, l *rerouted) {
+			l.wants("SIP/2.0 180 ")
+			l.says(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, "", "Reason: Q.850;cause=16"))
 			var got []string
 			for range 2 {
-				m := l.message()
-				got = append(got, m[:min(11, len(m))]+" "+headerIn(m, "CSeq"))
+				m := l.wants("SIP/2.0 ")
+				got = append(got, m[:11]+" "+headerIn(m, "CSeq"))
 			}
 			slices.Sort(got)
 			if fmt.Sprint(got) != "[SIP/2.0 200 1 CANCEL SIP/2.0 487 1 INVITE]" {
-				t.Errorf("the CANCEL got %q", got)
+				l.Errorf("the CANCEL got %q", got)
 			}
 			if e, cancelled := (<-r.said).(Cancelled); !cancelled || e.Cause.Code != 16 {
-				t.Errorf("said %+v, want Cancelled", e)
+				l.Errorf("said %+v, want Cancelled", e)
 			}
 		}},
-		{"not at all, for it does not listen", false, func(t *testing.T, c *Call, r ringer, _ func() *line, _ func(string) string) {
-			_ = c.Ring()
+		{name: "with the 180 that it may have missed", invite: []string{"Require: 100rel"}, story: func(c *Call, r ringer, l *rerouted) {
+			ringing := l.wants("SIP/2.0 180 ")
+			l.says(request("PRACK", bridgeURI, headerIn(ringing, "To"), "p1", 2, "", "RAck: "+headerIn(ringing, "RSeq")+" 1 INVITE"))
+			if ok := l.wants("SIP/2.0 200 OK"); headerIn(ok, "CSeq") != "2 PRACK" {
+				l.Errorf("the PRACK got %q", ok)
+			}
+			_ = c.Reject(486, "")
+			l.wants("SIP/2.0 486 ")
+		}},
+		{name: "with 100, for it has heard nothing yet", silent: true, story: func(c *Call, r ringer, l *rerouted) {
+			l.wants("SIP/2.0 100 ")
+			_ = c.Reject(486, "")
+			l.wants("SIP/2.0 486 ")
+		}},
+		{name: "or need not be, for it has given up with its last word", cancels: true, story: func(_ *Call, r ringer, l *rerouted) {
+			if e, cancelled := (<-r.said).(Cancelled); !cancelled || e.Cause.Code != 16 {
+				l.Errorf("said %+v, want Cancelled", e)
+			}
+		}},
+		{name: "not at all, for it does not listen", deaf: true, story: func(_ *Call, r ringer, l *rerouted) {
 			if e, cancelled := (<-r.said).(Cancelled); !cancelled || e.Cause.Code != 500 {
-				t.Errorf("said %+v, want Cancelled", e)
+				l.Errorf("said %+v, want Cancelled", e)
 			}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := ringer{make(chan *Call, 1), make(chan Event, 100)}
+			r := ringer{make(chan *Call, 1), make(chan Event, 100), tt.silent}
 			s := realStackFor(t, Limits{}, r)
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			tcp := func(m string) string {
-				m = strings.ReplaceAll(m, "SIP/2.0/UDP", "SIP/2.0/TCP")
-				return crlf(strings.ReplaceAll(m, "192.0.2.20:5060", ln.Addr().String()))
-			}
-			next := func() *line {
-				_ = ln.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second))
-				conn, err := ln.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { _ = conn.Close() })
-				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-				return &line{t, conn, bufio.NewReader(conn)}
-			}
+			l := newRerouted(t)
 			first := dialTCP(t, s)
-			_, _ = io.WriteString(first, tcp(invite()))
+			_, _ = io.WriteString(first, l.tcp(invite(tt.invite...)))
 			c := <-r.calls
-			from := first.LocalAddr().String()
-			_ = first.Close()
-			for deadline := time.Now().Add(20 * time.Second); s.joined(TCP, from); time.Sleep(time.Millisecond) {
-				if time.Now().After(deadline) {
-					t.Fatal("the connection is still there")
+			if tt.deaf {
+				_ = l.listener.Close()
+			}
+			if tt.cancels {
+				for m := first.message(); !strings.HasPrefix(m, "SIP/2.0 180 "); m = first.message() {
+					if m == "" {
+						t.Fatal("the caller hears no ringing")
+					}
 				}
+				_, _ = io.WriteString(first, l.tcp(request("CANCEL", bridgeURI, bridgeTo, "i1", 1, "", "Reason: Q.850;cause=16")))
 			}
-			if !tt.listens {
-				_ = ln.Close()
-			}
-			tt.story(t, c, r, next, tcp)
+			_ = first.Close()
+			tt.story(c, r, l)
 			<-c.Done()
 		})
 	}
+}
+
+// rerouted is a caller over TCP that has lost its connection.
+type rerouted struct {
+	*testing.T
+	listener net.Listener
+	conn     *line           // that we have made; nil until it is waited for
+	heard    map[string]bool // messages that may come again
+}
+
+func newRerouted(t *testing.T) *rerouted {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	return &rerouted{T: t, listener: ln, heard: map[string]bool{}}
+}
+
+// tcp is a message of the caller as it says it over TCP.
+func (l *rerouted) tcp(m string) string {
+	m = strings.ReplaceAll(m, "SIP/2.0/UDP", "SIP/2.0/TCP")
+	return crlf(strings.ReplaceAll(m, "192.0.2.20:5060", l.listener.Addr().String()))
+}
+
+func (l *rerouted) says(m string) { _, _ = io.WriteString(l.conn, l.tcp(m)) }
+
+// wants reads the next message that has not come before; it must begin so.
+func (l *rerouted) wants(beginning string) string {
+	l.Helper()
+	if l.conn == nil {
+		_ = l.listener.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second))
+		conn, err := l.listener.Accept()
+		if err != nil {
+			l.Fatal(err)
+		}
+		l.Cleanup(func() { _ = conn.Close() })
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		l.conn = &line{l.T, conn, bufio.NewReader(conn)}
+	}
+	m := l.conn.message()
+	for m != "" && l.heard[m] {
+		m = l.conn.message()
+	}
+	l.heard[m] = true
+	if !strings.HasPrefix(m, beginning) {
+		l.Fatalf("got %q, want %s", m, beginning)
+	}
+	return m
 }
 
 // Messages that come together may be looked at in any order: a CANCEL is then not for nothing.

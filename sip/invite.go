@@ -40,8 +40,12 @@ func (c *Call) serveInvite(tx *gosip.ServerTx) {
 	}
 	c.log.Info("call began", "source", c.info.Source, "caller", c.info.Caller.Number, "dialled", c.info.Dialled)
 	c.offerToHandler()
+	cut := cutOff(tx.Connection())
 	for {
 		select {
+		case <-cut: // the next response would find that, perhaps not before the call is answered
+			cut = nil
+			c.inbox.put(c.lost)
 		case ack := <-tx.Acks(): // one with the branch of the INVITE: wrong for a 2xx, but heard
 			c.inbox.put(func() { c.handleAck(ack) })
 		case <-t.released:
@@ -421,7 +425,7 @@ func (c *Call) reroute(t *transaction) bool {
 	c.log.Info("connection lost, the phone is answered over another one")
 	t.tx = &statelessTx{
 		stack: c.stack, trunk: c.trunk, listener: l, request: t.req,
-		unreachable: func() { c.inbox.put(c.unreachable) },
+		unreachable: func(err error) { c.inbox.put(func() { c.unreachable(err) }) },
 	}
 	return true
 }
@@ -436,21 +440,40 @@ func (c *Call) withdrawn(cancel *gosip.Request) {
 	c.cancelled()
 }
 
-// lost: the INVITE transaction died under us.
+// lost: the connection of the INVITE is gone, or its transaction died under us. What was said last is said again over another connection:
+// a caller that is dead must not keep a room ringing. sipgo's transaction ends, so that a CANCEL comes to [Stack.withdraw], whose answers
+// find the new way.
 func (c *Call) lost() {
 	if c.state != proceeding && c.state != accepted {
 		return
 	}
-	if _, rerouted := c.invite.tx.(*statelessTx); !rerouted && !c.reroute(c.invite) {
-		c.unreachable()
+	before := c.invite.tx
+	if _, rerouted := before.(*statelessTx); rerouted {
+		return
+	}
+	if !c.reroute(c.invite) {
+		c.unreachable(before.Err())
+		return
+	}
+	before.Terminate()
+	switch cancel := c.cancel.Load(); {
+	case cancel != nil: // it was the last thing to come, and sipgo cannot answer it
+		c.withdrawn(cancel)
+	case c.rel.waits():
+		_ = c.respond(c.invite, c.rel.res)
+	case c.early != nil:
+		c.repeatEarly(time.Now())
+	default:
+		_ = c.respond(c.invite, c.stack.response(c.invite.req, 100, statusText(100)))
 	}
 }
 
 // unreachable: nobody hears what we answer.
-func (c *Call) unreachable() {
+func (c *Call) unreachable(err error) {
 	if c.state != proceeding && c.state != accepted {
 		return
 	}
+	c.log.Info("caller cannot be reached any more", "err", err)
 	c.invite.final = true
 	c.goodbye = Cause{"SIP", 500, "Transport failure"}
 	c.emit(Cancelled{c.goodbye})

@@ -449,7 +449,12 @@ func (s *Stack) join(ctx context.Context, trunk *Trunk, t Transport, addr netip.
 	if s.joined(t, addr.String()) {
 		return nil
 	}
-	_, err, _ := s.connecting.Do(string(t)+addr.String(), func() (any, error) { return nil, s.open(ctx, trunk, t, addr) })
+	_, err, _ := s.connecting.Do(string(t)+addr.String(), func() (any, error) {
+		if s.joined(t, addr.String()) { // by one that was not done yet
+			return nil, nil
+		}
+		return nil, s.open(ctx, trunk, t, addr)
+	})
 	return err
 }
 
@@ -459,7 +464,12 @@ func (s *Stack) joined(t Transport, addr string) bool {
 		return false
 	}
 	_, _ = conn.TryClose() // only asked whether it lives
-	return true
+	select {
+	case <-cutOff(conn): // sipgo is about to notice
+		return false
+	default:
+		return true
+	}
 }
 
 // streamTo is the connection over which a target is reached, nil if there is none.
@@ -469,12 +479,25 @@ func (s *Stack) streamTo(t target) *guardedConn {
 		return nil
 	}
 	_, _ = conn.TryClose() // it gives back what GetConnection took
+	return streamOf(conn)
+}
+
+// streamOf is what sipgo has a connection over, nil for a socket of datagrams.
+func streamOf(conn gosip.Connection) *guardedConn {
 	stream, ok := conn.(*gosip.TCPConnection)
 	if !ok {
 		return nil
 	}
 	guarded, _ := stream.Conn.(*guardedConn)
 	return guarded
+}
+
+// cutOff is closed when a connection is; nil for a socket of datagrams.
+func cutOff(conn gosip.Connection) <-chan struct{} {
+	if stream := streamOf(conn); stream != nil {
+		return stream.over
+	}
+	return nil
 }
 
 // destination resolves where a request goes. A name that leads nowhere is one of the phone's own network (PBXs and session border

@@ -389,6 +389,9 @@ func (s *Stack) prepare(m gosip.Message) {
 			via.Params.Add("received", host)
 		}
 	}
+	if req.Method == gosip.CANCEL {
+		s.cancelling(req)
+	}
 }
 
 // inDialog says whether the request came with a To tag.
@@ -463,14 +466,27 @@ func (s *Stack) withdraw(cancel *gosip.Request) bool {
 		if !pauseFor(s.root, pause) {
 			break
 		}
-		s.mu.Lock()
-		c := s.byInvite[inviteOf(cancel)]
-		s.mu.Unlock()
-		if branch, _ := cancel.Via().Params.Get("branch"); c != nil && c.snapshot.Load().InviteBranch == branch {
+		if c := s.cancelling(cancel); c != nil {
 			return c.inbox.put(func() { c.withdrawn(cancel) })
 		}
 	}
 	return false
+}
+
+// cancelling is the call of a CANCEL, which remembers it: sipgo drops one that it cannot answer, because the connection was closed
+// behind it. It is nil when there is no such call.
+func (s *Stack) cancelling(cancel *gosip.Request) *Call {
+	if cancel.CallID() == nil || cancel.From() == nil || cancel.CSeq() == nil || cancel.Via() == nil {
+		return nil
+	}
+	s.mu.Lock()
+	c := s.byInvite[inviteOf(cancel)]
+	s.mu.Unlock()
+	if branch, _ := cancel.Via().Params.Get("branch"); c == nil || c.snapshot.Load().InviteBranch != branch {
+		return nil
+	}
+	c.cancel.Store(cancel)
+	return c
 }
 
 // options answers a capability query or a trunk's keep-alive (§11.2). Who asks within a call asks for that one ([capabilities] 200): it

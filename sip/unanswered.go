@@ -73,7 +73,7 @@ type statelessTx struct {
 	trunk                   *Trunk
 	listener                listener
 	request                 *gosip.Request
-	unreachable             func()      // hears that there is no way; nil = nobody asks
+	unreachable             func(error) // hears that there is no way; nil = nobody asks
 	answering               atomic.Bool // a 2xx is on its way, perhaps over a connection that is being opened
 }
 
@@ -99,7 +99,7 @@ func (tx *statelessTx) Respond(res *gosip.Response) error {
 			if err := tx.write(res); err != nil {
 				tx.stack.log.Debug("response not sent", "code", res.StatusCode, "err", err)
 				if tx.unreachable != nil {
-					tx.unreachable()
+					tx.unreachable(err)
 				}
 			}
 		}
