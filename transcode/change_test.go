@@ -137,3 +137,38 @@ func TestStreamsGoOnAtAnotherDesk(t *testing.T) {
 		config = p.Next()
 	}
 }
+
+// A loop that was held up leaves frames out. What it sends then is not late for ever: its time is that of its frame.
+func TestTimeGoesOnWhereFramesAreLeftOut(t *testing.T) {
+	for codec, clock := range map[transcode.Codec]uint32{transcode.PCMA: 8, transcode.G722: 8, transcode.Opus: 48} {
+		t.Run(codec.String(), func(t *testing.T) {
+			d, err := transcode.NewDesk(transcode.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := time.Unix(1_000_000, 0)
+			var last headers
+			d.Tick(now, &last) // nobody is there yet
+			now = now.Add(time.Minute)
+			p, err := d.AddPhone(transcode.PhoneConfig{Codec: codec, FirstSeq: 7, FirstTimestamp: 1<<32 - 100, PeerFirstTimestamp: 1<<32 - 1000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Tick(now, &last)
+			first := last
+			if first.phone.Timestamp != 1<<32-100 || !first.phone.Marker || first.peers.Timestamp != 1<<32-1000 {
+				t.Errorf("the streams begin with %+v", first)
+			}
+			for i, ms := range []uint32{20, 320, 340} { // after the first
+				d.Tick(now.Add(time.Duration(ms)*time.Millisecond), &last)
+				h := last.phone
+				if h.SequenceNumber != 8+uint16(i) || h.Timestamp != first.phone.Timestamp+clock*ms || h.Marker != (ms == 320) {
+					t.Errorf("after %d ms the phone is sent %+v, the first was %+v", ms, h, first.phone)
+				}
+			}
+			if next, want := p.Next(), first.peers.Timestamp+48*360; next.PeerFirstTimestamp != want || next.FirstTimestamp != first.phone.Timestamp+clock*360 {
+				t.Errorf("streams go on with %+v, want the peers' with %d", next, want)
+			}
+		})
+	}
+}

@@ -45,7 +45,8 @@ type Desk struct {
 	slots   []*Phone  // by Phone.slot; nil when free
 	band    band      // the widest of the phones
 	sum     [wideSamples]int32
-	heard   int // how many sources are in sum
+	heard   int   // how many sources are in sum
+	played  int64 // when the last frame was due; it counts once there is one
 	stats   Stats
 }
 
@@ -184,9 +185,16 @@ func (d *Desk) clock(now time.Time) int64 {
 	return int64(now.Sub(d.epoch))
 }
 
-// Tick plays one frame: now is the deadline of the frame, not the time the loop got round to it.
+// Tick plays one frame: now is the deadline of the frame, not the time the loop got round to it. Frames whose deadlines have been left out
+// are missing in what is sent, but their time is not.
 func (d *Desk) Tick(now time.Time, out Sink) {
 	t := d.clock(now)
+	if missed := (t-d.played)/int64(FrameDuration) - 1; missed > 0 && d.stats.Frames > 0 {
+		for _, p := range d.phones {
+			p.skip(uint32(missed))
+		}
+	}
+	d.played = t
 	d.stats.Frames++
 	d.heard = 0
 	clear(d.sum[:])

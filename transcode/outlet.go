@@ -18,6 +18,7 @@ type outlet struct {
 	packet  rtp.Packet
 	begun   bool
 	step    uint32 // from the timestamp of the last packet to the next one
+	skipped bool   // something is missing between them
 
 	payload [maxOutlet]byte // one for each tick: G.711 and G.722 have 64 kb/s
 	g722    g722Encoder
@@ -113,13 +114,20 @@ func (o *outlet) next() *rtp.Packet {
 	}
 	h := &o.packet.Header
 	if o.begun {
-		h.Marker = false
+		h.Marker, o.skipped = o.skipped, false
 		h.SequenceNumber++
 		h.Timestamp += o.step
 	}
 	o.begun = true
 	o.step = uint32(o.ticks) * uint32(o.codec.clock())
 	return &o.packet
+}
+
+// skip lets the time of frames pass that were never made: whoever sends on as if nothing were missing is late from then on (RFC 3550 §5.1).
+// The marker says where sound begins again (RFC 3551 §4.1).
+func (o *outlet) skip(frames uint32) {
+	o.step += frames * FrameSamples * uint32(o.codec.clock())
+	o.skipped = true
 }
 
 // drop forgets what the last packet carried.

@@ -167,6 +167,15 @@ func (p *Phone) SetFormat(c PhoneConfig) error {
 	return p.desk.retune()
 }
 
+// skip lets time pass in both streams, if they have begun.
+func (p *Phone) skip(frames uint32) {
+	if !p.outlet.begun {
+		return
+	}
+	p.outlet.skip(frames)
+	p.peerPacket.Timestamp += frames * FrameSamples * opusClock
+}
+
 // Play lets the phone, and nobody else, hear a tone above all others; it replaces the one before.
 func (p *Phone) Play(t Tone) { p.player.Play(t) }
 
