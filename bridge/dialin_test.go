@@ -479,6 +479,7 @@ func TestTheLobbyOutlivesAKilledProcess(t *testing.T) {
 	call := b.dial(b.phone("+493012345678"), lobbyNumber)
 	notice := b.awaitLobby(1)
 	b.hears(call, "conf-waitforleader", 0)
+	b.awaitStored("state", string(notice.ID))
 	kill(t, doomed)
 	before := heardSoFar(call)
 	b.start()
@@ -624,6 +625,7 @@ func TestAdminsMakePINs(t *testing.T) {
 		return v
 	}
 	room := string(b.room)
+	b.awaitBot() // which knows the names of rooms that it is in
 	ask(http.MethodPost, "meeting", http.StatusBadRequest)
 	first, second := ask(http.MethodPost, room, http.StatusOK), ask(http.MethodPost, room, http.StatusOK)
 	if len(first.PIN) != b.cfg.DialIn.PINDigits || first.PIN == second.PIN || second.PINs != 2 {

@@ -54,6 +54,7 @@ func TestPhoneTakesThePlaceOfItsOtherCall(t *testing.T) {
 	if err := gone.Hangup(b.ctx()); err != nil {
 		t.Fatal(err)
 	}
+	b.await("its leg to end", func() bool { return len(b.process.bridge.liveLegs()) == 2 }) // the BYE is answered before
 	if got := b.refers(call, inPlaceOf("trunkline@127.0.0.1", gone.Place())); !slices.Equal(got, []string{"403"}) {
 		t.Errorf("for the place of a call that is over the phone was told %q", got)
 	}

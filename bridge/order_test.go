@@ -53,12 +53,16 @@ func dialBed(t *testing.T, edit func(*config.Config)) (*bed, *phone.Phone) {
 	return b, p
 }
 
+// awaitBot waits until the bot is in the room: it joins when it hears of its invitation, which is after the bridge is ready.
+func (b *bed) awaitBot() {
+	b.t.Helper()
+	b.await("the bot to be in the room", func() bool { return b.membership(b.bot()) == "join" })
+}
+
 // says lets a member write into the room, once the bot is there to read it.
 func (b *bed) says(who *member.Member, text string) {
 	b.t.Helper()
-	b.await("the bot to be in the room", func() bool {
-		return strings.Contains(string(b.hs.State(b.room, "m.room.member", string(b.bot()))), `"join"`)
-	})
+	b.awaitBot()
 	if _, err := who.Client().SendText(b.ctx(), b.room, text); err != nil {
 		b.t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 
 	"trunkline/bridge/config"
 	"trunkline/bridge/leg"
-	"trunkline/db"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
 	"trunkline/sip"
@@ -159,21 +158,6 @@ func TestTransferThatIsRefusedIsNotCounted(t *testing.T) {
 	b.clear()
 }
 
-// transferStored tells whether the one row says that a phone was asked to call somebody else.
-func (b *bed) transferStored() bool {
-	b.t.Helper()
-	store, err := db.Open(b.ctx(), b.cfg.Database.Address, b.log)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer store.Close()
-	var dialog string
-	if err := store.Shared().QueryRow(b.ctx(), "SELECT dialog FROM leg").Scan(&dialog); err != nil {
-		b.t.Fatal(err)
-	}
-	return strings.Contains(dialog, `"transfer":`)
-}
-
 func TestTransferGoesOnAfterARestart(t *testing.T) {
 	t.Parallel()
 	for _, killed := range []bool{false, true} {
@@ -189,7 +173,7 @@ func TestTransferGoesOnAfterARestart(t *testing.T) {
 			alice, call := b.aliceCalls(p)
 			b.says(alice, "!sip transfer +49 30 23456789")
 			b.referred(call)
-			if !b.transferStored() {
+			if !strings.Contains(b.storedLeg("dialog"), `"transfer":`) {
 				t.Error("the phone is asked, and the row does not name the transfer")
 			}
 			end()
@@ -211,17 +195,8 @@ func TestTransferGoesOnAfterARestart(t *testing.T) {
 // amend changes a document in the one row of a leg.
 func (b *bed) amend(column, key string, value any) {
 	b.t.Helper()
-	store, err := db.Open(b.ctx(), b.cfg.Database.Address, b.log)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer store.Close()
-	var text string
-	if err := store.Shared().QueryRow(b.ctx(), "SELECT "+column+" FROM leg").Scan(&text); err != nil {
-		b.t.Fatal(err)
-	}
 	document := map[string]json.RawMessage{}
-	if err := json.Unmarshal([]byte(text), &document); err != nil {
+	if err := json.Unmarshal([]byte(b.storedLeg(column)), &document); err != nil {
 		b.t.Fatal(err)
 	}
 	document[key] = json.RawMessage(encode(value))

@@ -84,18 +84,24 @@ func TestRowsOfBeforeTheSealAreRead(t *testing.T) {
 	}
 }
 
-// storedDialog is the dialog of the only leg, as the database has it.
-func (b *bed) storedDialog() (text string) {
+// storedLeg is a column of the only leg, as the database has it.
+func (b *bed) storedLeg(column string) (text string) {
 	b.t.Helper()
 	s, err := db.Open(b.t.Context(), b.cfg.Database.Address, b.log)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	defer s.Close()
-	if err := s.Shared().QueryRow(b.ctx(), "SELECT dialog FROM leg").Scan(&text); err != nil {
+	if err := s.Shared().QueryRow(b.ctx(), "SELECT "+column+" FROM leg").Scan(&text); err != nil {
 		b.t.Fatal(err)
 	}
 	return text
+}
+
+// awaitStored waits until a column of the only leg names something: a process that is killed before leaves no word of it.
+func (b *bed) awaitStored(column, what string) {
+	b.t.Helper()
+	b.await("the row to name "+what, func() bool { return strings.Contains(b.storedLeg(column), what) })
 }
 
 // ourKey is the bridge's, as its description has told it to a phone.
