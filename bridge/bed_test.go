@@ -75,7 +75,7 @@ func makeBedAt(t *testing.T, hs homeserver.Config) *bed {
 	t.Helper()
 	b := &bed{t: t, hs: homeserver.StartLoopback(t, hs)}
 	b.log, b.said = keptLog(t)
-	ports := freePorts(t, 2)
+	ports, rtp := freePorts(t, 2), firstRTPPort()
 	b.sip = fmt.Sprintf("127.0.0.1:%d", ports[1])
 	text := fmt.Sprintf(`
 homeserver: {address: %q, domain: %s}
@@ -84,12 +84,13 @@ database: {address: "sqlite:%s"}
 sip:
   listen: [{transport: udp, address: %q}, {transport: tcp, address: %q}]
   trunks: [{name: lab, networks: [127.0.0.0/8]}]
-rtp: {address: 127.0.0.1}
+rtp: {address: 127.0.0.1, port_min: %d, port_max: %d}
 webrtc: {addresses: [127.0.0.1], loopback: true}
 calls: {empty_timeout: 300ms, max_legs: 3, refusal_tone: 1500ms}
 admin: {listen: ""}
 dial_in: {pin_key: %q, sounds: [%q]}
-`, b.hs.URL(), b.hs.Domain(), ports[0], ports[0], filepath.Join(t.TempDir(), "t.db"), b.sip, b.sip, filepath.Join(t.TempDir(), "pin.key"), writePrompts(t))
+`, b.hs.URL(), b.hs.Domain(), ports[0], ports[0], filepath.Join(t.TempDir(), "t.db"), b.sip, b.sip, rtp, rtp+rtpPorts-1,
+		filepath.Join(t.TempDir(), "pin.key"), writePrompts(t))
 	var err error
 	if b.cfg, err = config.Parse("test", []byte(text)); err != nil {
 		t.Fatal(err)
@@ -324,12 +325,20 @@ func freePorts(t *testing.T, n int) []int {
 	return nil
 }
 
-// nextPort begins somewhere else in each run, so that runs side by side seldom meet.
-var nextPort = func() *atomic.Uint32 {
+// rtpPorts is how many ports of RTP a bed has for itself, until a hundred others have got theirs: those of a call whose process was
+// killed must be free for the next one.
+const rtpPorts = 100
+
+func firstRTPPort() int { return 20000 + rtpPorts*int(nextRange.Add(1)%100) }
+
+// These begin somewhere else in each run, so that runs side by side seldom meet.
+var nextPort, nextRange = somewhere(8000), somewhere(100)
+
+func somewhere(below uint32) *atomic.Uint32 {
 	n := new(atomic.Uint32)
-	n.Store(rand.Uint32N(8000))
+	n.Store(rand.Uint32N(below))
 	return n
-}()
+}
 
 func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(t.Context(), patience)
