@@ -65,6 +65,7 @@ func newBedAt(t *testing.T, hs homeserver.Config) *bed {
 	b := makeBedAt(t, hs)
 	b.start()
 	t.Cleanup(b.stop)
+	b.awaitBot()
 	return b
 }
 

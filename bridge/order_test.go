@@ -50,10 +50,12 @@ func dialBed(t *testing.T, edit func(*config.Config)) (*bed, *phone.Phone) {
 	}
 	b.start()
 	t.Cleanup(b.stop)
+	b.awaitBot()
 	return b, p
 }
 
-// awaitBot waits until the bot is in the room: it joins when it hears of its invitation, which is after the bridge is ready.
+// awaitBot waits until the bot is in the room: it joins when it hears of its invitation, which may be after the bridge is ready. A
+// process that is stopped before has taken the invitation, and the next one hears nothing of it.
 func (b *bed) awaitBot() {
 	b.t.Helper()
 	b.await("the bot to be in the room", func() bool { return b.membership(b.bot()) == "join" })
