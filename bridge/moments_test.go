@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -99,8 +100,10 @@ func (s *story) tellUntil(n int) bool {
 	select {
 	case <-s.dead:
 	case <-over:
-		b.await("the end of the child, or of everything", func() bool { return s.isDead() || len(b.ghosts())+b.stored() == 0 })
-		time.Sleep(100 * time.Millisecond) // forgetting is an effect, too, and leaves no trace to wait for
+		b.await("the end of the child, or of everything", func() bool {
+			return s.isDead() || len(b.ghosts())+b.stored() == 0 && strings.Contains(output.String(), "leg ended")
+		})
+		time.Sleep(100 * time.Millisecond) // forgetting is an effect, too, after which it may die
 		if !s.isDead() {
 			_ = cmd.Process.Kill()
 			<-s.dead
@@ -122,14 +125,14 @@ func (s *story) tellUntil(n int) bool {
 
 // endsUnknown waits for the end of the story. A phone that rings although the next process has no row is put away, which it says.
 func (s *story) endsUnknown(over <-chan struct{}) bool {
-	for idle := 0; idle < 50; idle++ { // one second
+	for known := time.Now(); time.Since(known) < patience; { // an INVITE that nobody has answered comes again ever less often
 		select {
 		case <-over:
 			return false
 		case <-time.After(20 * time.Millisecond):
 		}
 		if s.bed.rows() > 0 {
-			idle = 0
+			known = time.Now()
 		}
 	}
 	select {
@@ -166,7 +169,8 @@ func (s *story) isDead() bool {
 // tell is the story. What needs a living process is given up when that dies; what the next one answers is not.
 func (s *story) tell() {
 	b := s.bed
-	whole := b.ctx()
+	whole, stop := context.WithTimeout(b.t.Context(), 3*patience) // the next process must be found not to know the call before
+	defer stop()
 	alive, cancel := context.WithCancel(whole)
 	defer cancel()
 	go func() {
@@ -189,7 +193,7 @@ func (s *story) tell() {
 	if s.refuse = s.call.Answered(); s.refuse != nil {
 		return
 	}
-	s.call.Play(sine(phoneHz, 8000, time.Minute))
+	s.call.Play(sine(phoneHz, 8000, longTone))
 	for alive.Err() == nil && !s.hearsAlice() {
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -67,7 +67,7 @@ func TestPhoneMovesToAnotherRoomAndBack(t *testing.T) {
 	b.in(second, func() { bob = b.person("bob", member.JSSDK, true) })
 	alice := b.person("alice", member.Hydrogen, true)
 	call, ghost := b.talkWith(alice)
-	call.Play(sine(phoneHz, 8000, time.Minute))
+	call.Play(sine(phoneHz, 8000, longTone))
 	moved := []string{"SIP/2.0 100 Trying", "SIP/2.0 200 OK."}
 	if got := b.refers(call, secondNumber+"@127.0.0.1"); !slices.Equal(got, moved) {
 		t.Fatalf("the phone was told %q, want %q", got, moved)
@@ -151,7 +151,7 @@ func TestMovedPhoneOutlivesAKilledProcess(t *testing.T) {
 	kill(t, child)
 	b.start()
 	t.Cleanup(b.stop)
-	call.Play(sine(phoneHz, 8000, 30*time.Second))
+	call.Play(sine(phoneHz, 8000, longTone))
 	b.in(second, func() {
 		b.await("the phone to be heard in the room it has moved to", func() bool {
 			ghosts := b.ghosts()
@@ -196,7 +196,7 @@ func TestPhoneThatMovesWhenTheProcessDies(t *testing.T) {
 			t.Fatalf("%d effects were too many", n)
 		}
 		b.start()
-		call.Play(sine(phoneHz, 8000, time.Minute))
+		call.Play(sine(phoneHz, 8000, longTone))
 		heard := func(room id.RoomID, m *member.Member) (by bool) {
 			b.in(room, func() {
 				ghosts := b.ghosts()

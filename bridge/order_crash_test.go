@@ -89,8 +89,8 @@ func TestCalledPhoneThatTalksOutlivesAKilledProcess(t *testing.T) {
 	}
 	b.told("1001 has answered.")
 	w.ghost = b.ghosts()[0]
-	w.alice.Says(sine(aliceHz, 48000, talkTime))
-	w.call.Play(sine(phoneHz, 8000, 12*talkTime))
+	w.alice.Says(sine(aliceHz, 48000, time.Second))
+	w.call.Play(sine(phoneHz, 8000, longTone))
 	w.await("both to hear each other", w.hearing)
 	kill(t, doomed)
 	w.silence()
@@ -123,7 +123,7 @@ func TestOrderOfAProcessKilledBeforeTheInviteIsForgotten(t *testing.T) {
 	b.stop()
 	doomed := b.startDoomed()
 	alice := b.person("alice", member.Hydrogen, true)
-	slow := b.hs.Break(&homeserver.Fault{Path: "/join", Delay: patience}) // the ghost does not get into the room
+	slow := b.hs.Break(&homeserver.Fault{Method: "POST", Path: "/join", Delay: patience}) // the ghost does not get into the room
 	b.says(alice, "!sip call 1001")
 	b.told("Calling 1001 …")
 	b.await("the ghost to be on its way", func() bool { return slow.Hits() > 0 })
@@ -191,7 +191,17 @@ func (b *bed) orderKilledAfter(t *testing.T, alice *member.Member, p *phone.Phon
 	kill(t, doomed)
 	b.start()
 	// The homeserver may deliver the command to this process only; then the phone is called by it, before this is done.
+	answers := func() (n int) {
+		for _, text := range b.boards() {
+			if text == "There is no phone here." || strings.HasPrefix(text, "Phone 1 is hung up") {
+				n++
+			}
+		}
+		return n
+	}
+	before := answers()
 	b.says(alice, "!sip hangup all")
+	b.await("all commands to be carried out", func() bool { return answers() > before })
 	b.clear()
 	b.await("the phone to be free", func() bool { return !p.Busy() })
 	t.Logf("the phone was called %d times", p.Rung()-rung)
@@ -241,7 +251,7 @@ func (b *bed) picksUp(p *phone.Phone) *atomic.Pointer[phone.Call] {
 			latest.Store(call)
 			group.Go(func() {
 				if call.Ring() == nil && call.PickUp(ctx) == nil { // else it was cancelled
-					call.Play(sine(phoneHz, 8000, time.Minute))
+					call.Play(sine(phoneHz, 8000, longTone))
 				}
 			})
 		}

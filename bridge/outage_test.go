@@ -49,9 +49,8 @@ func TestCallsOutliveTheDatabase(t *testing.T) {
 	b.await("the bridge not to be ready", func() bool { return b.process.bridge.Ready(b.ctx()) != nil })
 	begun := time.Now()
 	_, err := b.phone("3").Dial(b.ctx(), b.sip, goodNumber)
-	var refused *phone.StatusError
-	if !errors.As(err, &refused) || refused.Code != 503 || refused.RetryAfter == "" {
-		t.Errorf("a new call while the database is away = %v, %q; want 503 with Retry-After", err, refused.RetryAfter)
+	if refused, ok := errors.AsType[*phone.StatusError](err); !ok || refused.Code != 503 || refused.RetryAfter == "" {
+		t.Errorf("a new call while the database is away = %+v; want 503 with Retry-After", err)
 	}
 	if took := time.Since(begun); took > databasePatience+patience/4 {
 		t.Errorf("it was refused after %v", took)
@@ -305,9 +304,10 @@ func TestNodeThatIsCutOffFromTheDatabaseLetsItsSuccessorBe(t *testing.T) {
 	wire.Cut()
 	cut := time.Now()
 	time.Sleep(db.LeaseLife - 2*renewEvery) // it was renewed up to one round before the cut
-	if n := len(first.bridge.liveLegs()); n != 1 {
+	if n := len(first.bridge.liveLegs()); n != 1 && !first.bridge.unsure() {
 		t.Errorf("the first node has %d legs while its lease stands, want its one", n)
 	}
+	b.await("its successor to be in the room", func() bool { return entries() > before })
 	b.await("the first node to let go of the call", func() bool { return len(first.bridge.liveLegs()) == 0 })
 	t.Logf("let go %v after the cut", time.Since(cut))
 	<-leg.ctx.Done()
@@ -324,6 +324,7 @@ func TestNodeThatIsCutOffFromTheDatabaseLetsItsSuccessorBe(t *testing.T) {
 	if err := first.bridge.Ready(b.ctx()); err == nil {
 		t.Error("the first node says that it is ready")
 	}
+	streams := w.call.Streams()
 	wire.Mend()
 	select {
 	case err := <-first.over:
@@ -334,8 +335,9 @@ func TestNodeThatIsCutOffFromTheDatabaseLetsItsSuccessorBe(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the first node goes on when it is back")
 	}
-	if !w.hearing() || w.call.Ended() != "" {
-		t.Errorf("the call was disturbed: %q", w.call.Ended())
+	w.await("both to hear each other still", w.hearing) // the machine may have been too busy for it this very moment
+	if n, why := w.call.Streams(), w.call.Ended(); n != streams || why != "" {
+		t.Errorf("the call was disturbed: the phone heard %d streams, want %d, and was ended by %q", n, streams, why)
 	}
 	w.clean()
 }

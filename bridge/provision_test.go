@@ -32,6 +32,7 @@ func TestTrunksAndRoutesOfTheDatabaseTakeCalls(t *testing.T) {
 	b.cfg.SIP.Trunks = nil
 	b.start()
 	t.Cleanup(b.stop)
+	b.awaitBot()
 	b.person("alice", member.JSSDK, true)
 	for _, put := range []struct{ path, body string }{
 		{"/trunks/office", `{"networks": ["127.0.0.0/8"], "codecs": ["PCMA"], "password": "secret", "username": "u"}`},

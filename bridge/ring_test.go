@@ -79,6 +79,12 @@ func (b *bed) awaitRing(calls int) homeserver.Event {
 	return notices[calls-1]
 }
 
+// awaitAlert waits until the phone knows that it is heard: before, it has nothing to cancel (RFC 3261 §9.1).
+func (b *bed) awaitAlert(call *phone.Call) {
+	b.t.Helper()
+	b.await("the phone to hear that its call is on its way", func() bool { return len(call.Provisional()) > 0 })
+}
+
 // outcome is what the notice of a ring was edited to.
 func (b *bed) outcome(notice id.EventID) string {
 	b.t.Helper()
@@ -133,7 +139,6 @@ func refusedWith(t *testing.T, call *phone.Call, code int) {
 	}
 }
 
-// Not parallel: it judges sound made in real time.
 func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
@@ -146,10 +151,16 @@ func TestCallerHearsRingbackUntilTheFirstMemberJoins(t *testing.T) {
 	if n := b.activeCalls(); n != 1 {
 		t.Fatalf("%d calls in the room, want the one that rings", n)
 	}
-	b.await("a pause between two rings", func() bool { return longest(cadence(call.Heard()), 0) >= time.Second })
-	if heard := cadence(call.Heard()); !sounds(heard, 425, time.Second) {
-		t.Errorf("while it rang the caller heard %v, want 425 Hz for 1 s, then silence", heard)
-	}
+	var heard []beat
+	defer func() {
+		if t.Failed() {
+			t.Logf("while it rang the caller heard %v", heard)
+		}
+	}()
+	b.await("425 Hz for 1 s, and a pause between two rings", func() bool { // not each is whole on a busy machine
+		heard = cadence(call.Heard())
+		return sounds(heard, 425, time.Second) && longest(heard, 0) >= time.Second
+	})
 	if got := call.Provisional(); !slices.Contains(got, 180) || !slices.Contains(got, 183) {
 		t.Errorf("provisional answers %v, want 180 and 183", got)
 	}
@@ -273,6 +284,7 @@ func TestRoomIsToldWhyTheCallerGaveUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		notice := b.awaitRing(i + 1)
+		b.awaitAlert(call)
 		giveUp()
 		refusedWith(t, call, 487)
 		if got := b.outcome(notice.ID); !strings.HasSuffix(got, ": "+c.told) {
@@ -453,6 +465,7 @@ func TestCallerWhoGivesUpLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	notice := b.awaitRing(1)
+	b.awaitAlert(call)
 	giveUp()
 	refusedWith(t, call, 487)
 	if got := b.outcome(notice.ID); !strings.Contains(got, "hung up") {
@@ -479,12 +492,19 @@ func TestRoomIsToldThatTheBridgeWasStoppedWhileAPhoneRang(t *testing.T) {
 func TestMissingRightsAreHeardBeforeTheRefusal(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	call := b.begin(b.phone("1"), otherNumber)
-	refusedWith(t, call, 403)
-	heard := cadence(call.Heard())
-	for _, hz := range []float64{950, 1400, 1800} {
-		if !sounds(heard, hz, 330*time.Millisecond) {
-			t.Errorf("the caller heard %v, want the information tone with %v Hz", heard, hz)
+	for repeats := 0; ; repeats++ {
+		heldUp := b.heldUp()
+		call := b.begin(b.phone("1"), otherNumber)
+		refusedWith(t, call, 403)
+		heard, late := cadence(call.Heard()), heldUp()
+		missing := slices.DeleteFunc([]float64{950, 1400, 1800}, func(hz float64) bool { return sounds(heard, hz, 330*time.Millisecond) })
+		if len(missing) == 0 {
+			return
 		}
+		if late < tolerable || repeats == mostRepeats {
+			t.Errorf("the caller heard %v, want the information tone, with %v Hz; this process was held up for %v, after %d repeats", heard, missing, late, repeats)
+			return
+		}
+		t.Logf("again, since this process was held up for %v: the caller heard %v", late, heard)
 	}
 }

@@ -55,6 +55,7 @@ func TestKeysThatMembersPressReachThePhone(t *testing.T) {
 	alice, bob := b.person("alice", member.JSSDK, true), b.person("bob", member.JSSDK, true)
 	call, _ := b.talkWith(alice, bob)
 	a := b.onlyLeg()
+	b.seated(a)
 	for _, digit := range "42#" {
 		a.fromRoom(matrixcall.Digit{Peer: matrixcall.PeerKey{User: alice.UserID()}, Digit: digit})
 	}
@@ -279,10 +280,10 @@ func TestAdminsSeeWhoSpeaks(t *testing.T) {
 		t.Errorf("a silent phone is shown as %+v", v)
 	}
 	call.Play(listen.Sine(8000, 440, -20, 2*time.Second))
-	b.await("the phone to be shown as speaking", func() bool { return view().Speaking })
-	if phones, _ := b.process.bridge.speakers(); phones != 1 {
-		t.Errorf("%d phones speak, want one", phones)
-	}
+	b.await("the phone to be shown, and counted, as speaking", func() bool {
+		phones, _ := b.process.bridge.speakers()
+		return view().Speaking && phones == 1
+	})
 	b.await("the phone to fall silent", func() bool { return !view().Speaking })
 	peer := matrixcall.PeerKey{User: alice.UserID(), Device: "A"}
 	a.fromRoom(matrixcall.Speaking{Peer: peer, On: true})

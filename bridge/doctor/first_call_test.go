@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -14,16 +15,32 @@ import (
 	"trunkline/internal/testbed/homeserver"
 )
 
+// freeAddress is free for TCP and UDP, and stays so: it is below those that the system gives to whoever asks for any.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		address := fmt.Sprint("127.0.0.1:", 12000+rand.IntN(8000))
+		streams, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		streams.Close()
+		packets, err := net.ListenPacket("udp", address)
+		if err != nil {
+			continue
+		}
+		packets.Close()
+		return address
+	}
+	t.Fatal("no free address")
+	return ""
+}
+
 // examine has a bridge looked at that does not run: text is its config beyond what every one has, and token what the homeserver
 // takes for its own, if it is not that of the registration.
 func examine(t *testing.T, hs *homeserver.Server, text string, token string) (out string, well bool) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listen := l.Addr().String()
-	l.Close()
+	listen := freeAddress(t)
 	folder := t.TempDir()
 	path := filepath.Join(folder, "config.yaml")
 	cfg, err := config.Parse(path, fmt.Appendf(nil, `

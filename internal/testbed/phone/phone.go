@@ -475,9 +475,11 @@ func (c *Call) await(ctx context.Context, tx sip.ClientTransaction, inv Invite) 
 // early begins to listen, and to send silence, when a provisional answer brings the bridge's description. One that wants to be
 // acknowledged is (RFC 3262), if the INVITE said that the phone can do that.
 func (c *Call) early(ctx context.Context, res *sip.Response) error {
-	c.mu.Lock()
-	c.statuses = append(c.statuses, res.StatusCode)
-	c.mu.Unlock()
+	defer func() { // who sees the status has what came with it
+		c.mu.Lock()
+		c.statuses = append(c.statuses, res.StatusCode)
+		c.mu.Unlock()
+	}()
 	if rseq := headerValue(res, "RSeq"); rseq != "" {
 		c.mu.Lock()
 		c.to, c.target = headerValue(res, "To"), *res.Contact().Address.Clone()
