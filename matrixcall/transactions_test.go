@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -212,6 +213,8 @@ func TestRoomQueueDropsTheOldestAndReadsTheStateAgain(t *testing.T) {
 	})
 	r := s.tracker.find(room)
 	r.mu.Lock() // the room's goroutine waits for this while events pile up
+	goOn := sync.OnceFunc(r.mu.Unlock)
+	defer goOn() // or the service would never close after a fault
 	put(0)
 	b.eventually(time.Minute, func() string {
 		if n := waiting(); n != 0 {
@@ -223,7 +226,7 @@ func TestRoomQueueDropsTheOldestAndReadsTheStateAgain(t *testing.T) {
 		put(n + 1)
 	}
 	reads := s.metrics.StateReads.Load()
-	r.mu.Unlock()
+	goOn()
 	if got := s.metrics.RoomEventsDropped.Load(); got != 500 {
 		t.Errorf("%d events were dropped, want 500", got)
 	}
