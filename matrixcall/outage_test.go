@@ -150,7 +150,7 @@ func TestBridgeRestartsUnderFire(t *testing.T) {
 	}
 	wg.Wait()
 	e := b.attach(b.ghost("_sip_fire"), room, "conf")
-	b.eventually(10*time.Second, func() string {
+	b.eventually(time.Minute, func() string {
 		if missing := sequence(append(all[:len(all):len(all)], e.heard()...), []id.UserID{alice.user}, messages); missing != "" {
 			return fmt.Sprintf("%s (%d before the last restart)", missing, len(all))
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"github.com/pion/rtp"
 
 	"trunkline/internal/testbed/phone"
+	"trunkline/internal/testbed/ports"
 	"trunkline/sip"
 )
 
@@ -173,28 +173,13 @@ func baresipFolder(t *testing.T, uri, account string) string {
 	return dir
 }
 
-// freePort finds a port that is free for UDP and TCP, as is the next one; below those the system hands out by itself.
 func freePort(t *testing.T) int {
 	t.Helper()
-	free := func(port int) bool {
-		u, err := net.ListenPacket("udp", fmt.Sprint("127.0.0.1:", port))
-		if err != nil {
-			return false
-		}
-		_ = u.Close()
-		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
-		if err != nil {
-			return false
-		}
-		return l.Close() == nil
+	free, err := ports.Free(1)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for range 100 {
-		if port := 12000 + 2*rand.IntN(4000); free(port) && free(port+1) {
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
+	return free[0]
 }
 
 func TestBaresipTalks(t *testing.T) {

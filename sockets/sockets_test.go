@@ -11,10 +11,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"trunkline/internal/testbed/ports"
 )
 
 // patience is how long anything in these tests may take.
@@ -182,20 +183,13 @@ func askFor(t *testing.T, conn net.Conn, word string, patience time.Duration) in
 	}
 }
 
-var addresses atomic.Int32
-
-// freeAddress is one that nobody takes until the child does: below the ports that the system hands out by itself, and another each time.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	for range 100 {
-		address := fmt.Sprint("127.0.0.1:", 30000+(os.Getpid()+int(addresses.Add(1)))%2700)
-		if conn, err := net.ListenPacket("udp", address); err == nil {
-			_ = conn.Close()
-			return address
-		}
+	free, err := ports.Free(1)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return ""
+	return fmt.Sprint("127.0.0.1:", free[0])
 }
 
 func TestWhatComesWhileNoProcessRunsIsReadByTheNext(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +24,7 @@ import (
 	"trunkline/bridge/doctor"
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/phone"
+	"trunkline/internal/testbed/ports"
 )
 
 // asProgram, when set, makes this test binary the program.
@@ -73,6 +72,10 @@ func begin(t *testing.T, flags ...string) *program {
 	hs := homeserver.StartLoopback(t, homeserver.Config{})
 	bot := id.NewUserID("trunkline", hs.Domain())
 	room := hs.Room(hs.User("owner").UserID, homeserver.CallRoom(bot))
+	free, err := ports.Free(3)
+	if err != nil {
+		t.Fatal(err)
+	}
 	path := inFolder(t, fmt.Sprintf(`
 homeserver: {address: %q, domain: %s}
 appservice: {listen: "127.0.0.1:%d", url: "http://127.0.0.1:%[3]d", bot: trunkline}
@@ -82,9 +85,8 @@ sip:
 rtp: {address: 127.0.0.1}
 admin: {listen: "127.0.0.1:%d"}
 routes: [{number: %q, room: %q, intent: m.prompt}]
-`, hs.URL(), hs.Domain(), freePort(t), freePort(t), freePort(t), goodNumber, room))
+`, hs.URL(), hs.Domain(), free[0], free[1], free[2], goodNumber, room))
 	p := &program{T: t, over: make(chan error, 1)}
-	var err error
 	if p.cfg, err = config.Load(path); err != nil {
 		t.Fatal(err)
 	}
@@ -261,30 +263,5 @@ func childOf(parent int) int {
 			}
 		}
 	}
-	return 0
-}
-
-var ports atomic.Int32
-
-// freePort is one that nobody takes until the program does: above those of its RTP, below those that the system hands out by itself, and
-// another each time.
-func freePort(t *testing.T) int {
-	t.Helper()
-	for range 100 {
-		port := 30000 + (os.Getpid()+int(ports.Add(1)))%2700
-		address := fmt.Sprint("127.0.0.1:", port)
-		packets, err := net.ListenPacket("udp", address)
-		if err != nil {
-			continue
-		}
-		_ = packets.Close()
-		streams, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		_ = streams.Close()
-		return port
-	}
-	t.Fatal("no free port")
 	return 0
 }

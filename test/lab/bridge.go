@@ -18,6 +18,8 @@ import (
 
 	"gopkg.in/yaml.v3"
 	"maunium.net/go/mautrix/id"
+
+	"trunkline/internal/testbed/ports"
 )
 
 // The bridge's config routes this many numbers, each to the room with the alias of the same number. Rooms come later:
@@ -116,7 +118,7 @@ func (b *Bridge) build(ctx context.Context) error {
 }
 
 func (b *Bridge) configure(homeserver string) error {
-	ports, err := freePorts(2)
+	found, err := ports.Free(2)
 	if err != nil {
 		return err
 	}
@@ -132,9 +134,9 @@ func (b *Bridge) configure(homeserver string) error {
 		return err
 	}
 	b.lab.own("port of the phone to be called", func() error { b.lab.calledFree(); return nil })
-	b.as, b.admin = ports[0], ports[1]
+	b.as, b.admin = found[0], found[1]
 	b.sip = fmt.Sprintf("127.0.0.1:%d", sip)
-	rtp := 20000 + (ports[1]%100)*100 // a range of this lab's own, most likely
+	rtp := 20000 + (found[1]%100)*100 // a range of this lab's own, most likely
 	var routes []map[string]any
 	for n := firstNumber; n < firstNumber+numbers; n++ {
 		room := "#" + aliasName(n) + ":" + labDomain

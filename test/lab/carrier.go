@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"trunkline/internal/testbed/certificate"
+	"trunkline/internal/testbed/ports"
 )
 
 // Carrier is a Kamailio, as carriers have one: the bridge registers with it over TLS and has its calls encrypted (SDES), and
@@ -108,7 +109,7 @@ onreply_route[taken] {
 
 // NewCarrier starts one with a phone behind it, and restarts the bridge with a trunk to it.
 func (l *Lab) NewCarrier(ctx context.Context, phone *Phone) (*Carrier, error) {
-	ports, err := freePorts(3)
+	found, err := ports.Free(3)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +117,7 @@ func (l *Lab) NewCarrier(ctx context.Context, phone *Phone) (*Carrier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a carrier: %w", err)
 	}
-	c := &Carrier{udp: ports[0], tls: ports[1]}
+	c := &Carrier{udp: found[0], tls: found[1]}
 	if c.files, err = certificate.Make(dir); err != nil {
 		return nil, err
 	}
@@ -142,7 +143,7 @@ func (l *Lab) NewCarrier(ctx context.Context, phone *Phone) (*Carrier, error) {
 	if err := c.awaitListening(ctx); err != nil {
 		return nil, err
 	}
-	return c, l.bridge.register(ctx, c, ports[2])
+	return c, l.bridge.register(ctx, c, found[2])
 }
 
 func (c *Carrier) awaitListening(ctx context.Context) error {

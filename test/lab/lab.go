@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"trunkline/internal/testbed/ports"
 	"trunkline/internal/testbed/postgres"
 	"trunkline/internal/testbed/synapse"
 )
@@ -152,14 +153,14 @@ const (
 
 // port returns the well-known port if the lab should use it and it is free, else any free one.
 func (l *Lab) port(known int) (int, error) {
-	if l.opts.WellKnown && portIsFree(known) {
+	if l.opts.WellKnown && ports.IsFree(known) {
 		return known, nil
 	}
-	ports, err := freePorts(1)
+	found, err := ports.Free(1)
 	if err != nil {
 		return 0, err
 	}
-	return ports[0], nil
+	return found[0], nil
 }
 
 // own remembers what Close must close.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"trunkline/internal/testbed/ports"
 )
 
 // Phone is a baresip: it speaks its voice while a call is up and writes down what it hears.
@@ -100,13 +102,13 @@ ringback_disabled yes
 
 // NewPhone starts a baresip in a folder of its own. It answers calls by itself, unless told otherwise, and dials through the bridge.
 func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts PhoneOptions) (*Phone, error) {
-	ports, err := freePorts(3)
+	found, err := ports.Free(3)
 	if err != nil {
 		return nil, err
 	}
 	if opts.Called {
 		l.calledFree()
-		ports[0] = l.called
+		found[0] = l.called
 	}
 	dir, err := os.MkdirTemp(l.dir, "phone-"+name+"-")
 	if err != nil {
@@ -114,10 +116,10 @@ func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts Phon
 	}
 	number := opts.Number
 	if number == "" {
-		number = fmt.Sprintf("+4930%07d", ports[0])
+		number = fmt.Sprintf("+4930%07d", found[0])
 	}
-	p := &Phone{Name: name, Number: number, voice: voice, dir: dir, host: opts.Machine.address(), sip: ports[0], target: l.SIPAddress() + opts.parameter(), came: make(chan struct{})}
-	if err := p.configure(ports, opts); err != nil {
+	p := &Phone{Name: name, Number: number, voice: voice, dir: dir, host: opts.Machine.address(), sip: found[0], target: l.SIPAddress() + opts.parameter(), came: make(chan struct{})}
+	if err := p.configure(found, opts); err != nil {
 		return nil, fmt.Errorf("make phone %s: %w", name, err)
 	}
 	cmd := opts.Machine.command("baresip", "-f", dir, "-v")
@@ -127,13 +129,13 @@ func (l *Lab) NewPhone(ctx context.Context, name string, voice *Voice, opts Phon
 	}
 	p.watches.Go(func() { p.pace.watch(p) })
 	l.own("phone "+name, p.Close)
-	if p.control, err = dialBaresip(ctx, fmt.Sprintf("%s:%d", p.host, ports[1]), p.process, p.put); err != nil {
+	if p.control, err = dialBaresip(ctx, fmt.Sprintf("%s:%d", p.host, found[1]), p.process, p.put); err != nil {
 		return nil, fmt.Errorf("phone %s: %w; its output ends with:\n%s", name, err, p.process.tail(2000))
 	}
 	return p, nil
 }
 
-func (p *Phone) configure(ports []int, opts PhoneOptions) error {
+func (p *Phone) configure(found []int, opts PhoneOptions) error {
 	modules := ""
 	for _, m := range []string{"/usr/lib/baresip/modules", "/usr/local/lib/baresip/modules"} {
 		if _, err := os.Stat(m); err == nil {
@@ -149,8 +151,8 @@ func (p *Phone) configure(ports []int, opts PhoneOptions) error {
 		codecs = "PCMU,PCMA"
 	}
 	// Two RTP ports per stream out of a range of this phone's own.
-	rtp := ports[2] &^ 1
-	config := fmt.Sprintf(phoneConfig, p.host, p.sip, p.voice.Long, rtp, rtp+40, p.dir, modules, ports[1])
+	rtp := found[2] &^ 1
+	config := fmt.Sprintf(phoneConfig, p.host, p.sip, p.voice.Long, rtp, rtp+40, p.dir, modules, found[1])
 	answers := "auto"
 	if opts.Manual {
 		answers = "manual"

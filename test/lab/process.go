@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"trunkline/internal/testbed/ports"
 )
 
 // process is a program of the lab, with its own process group and log file.
@@ -117,76 +119,23 @@ func tailFile(path string, n int) string {
 	return strings.ToValidUTF8(string(b[max(0, len(b)-n):]), "?")
 }
 
-// freePorts returns n TCP and UDP ports that are free now, each at least two away from the others (baresip takes the
-// next one for TLS). All are held until all are found.
-func freePorts(n int) ([]int, error) {
-	return freePortsThat(n, func(int) bool { return true })
-}
-
-// freePortsThat is freePorts of those that fit.
-func freePortsThat(n int, fit func(port int) bool) ([]int, error) {
-	var held []interface{ Close() error }
-	defer func() {
-		for _, h := range held {
-			h.Close()
-		}
-	}()
-	var ports []int
-	for range 200 * n {
-		if len(ports) == n {
-			return ports, nil
-		}
-		udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
-		}
-		held = append(held, udp)
-		port := udp.LocalAddr().(*net.UDPAddr).Port
-		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-		if err != nil {
-			continue
-		}
-		held = append(held, tcp)
-		next, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port + 1})
-		if err != nil {
-			continue
-		}
-		held = append(held, next)
-		if fit(port) {
-			ports = append(ports, port)
-		}
-	}
-	return nil, errors.New("find a free port: 127.0.0.1 has none left")
-}
-
 // holdPort opens a port for UDP and TCP, so that nobody else gets it until release is called.
 func holdPort() (port int, release func(), err error) {
 	for range 200 {
-		udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		found, err := ports.Free(1)
 		if err != nil {
 			return 0, nil, fmt.Errorf("hold a port: %w", err)
 		}
-		port := udp.LocalAddr().(*net.UDPAddr).Port
-		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		at := net.IPv4(127, 0, 0, 1)
+		udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: at, Port: found[0]})
+		if err != nil {
+			continue
+		}
+		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: at, Port: found[0]})
 		if err == nil {
-			return port, sync.OnceFunc(func() { udp.Close(); tcp.Close() }), nil
+			return found[0], sync.OnceFunc(func() { udp.Close(); tcp.Close() }), nil
 		}
 		udp.Close()
 	}
 	return 0, nil, errors.New("hold a port: 127.0.0.1 has none left")
-}
-
-// portIsFree reports whether 127.0.0.1 has the port free for TCP and UDP.
-func portIsFree(port int) bool {
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-	if err != nil {
-		return false
-	}
-	defer udp.Close()
-	tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-	if err != nil {
-		return false
-	}
-	tcp.Close()
-	return true
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"trunkline/internal/testbed/ports"
 )
 
 // Sipp plays a scenario in some calls at once, and says back what it hears.
@@ -20,11 +22,11 @@ type Sipp struct {
 
 // NewSipp starts one that calls a number of the bridge that often, a call every so often. It gives up after the limit.
 func (l *Lab) NewSipp(name, number, scenario string, calls int, every, limit time.Duration) (*Sipp, error) {
-	ports, err := freePortsThat(2, func(port int) bool { return port%2 == 0 }) // as RTP has them
+	found, err := ports.Free(2)
 	if err != nil {
 		return nil, err
 	}
-	return l.startSipp(name, scenario, limit, "-s", number, "-i", "127.0.0.1", "-p", fmt.Sprint(ports[0]), "-mi", "127.0.0.1", "-mp", fmt.Sprint(ports[1]),
+	return l.startSipp(name, scenario, limit, "-s", number, "-i", "127.0.0.1", "-p", fmt.Sprint(found[0]), "-mi", "127.0.0.1", "-mp", fmt.Sprint(found[1]),
 		"-rtp_echo", "-m", fmt.Sprint(calls), "-l", fmt.Sprint(calls), "-r", "1", "-rp", fmt.Sprint(every.Milliseconds()),
 		"-default_behaviors", "all,-abortunexp") // what comes while it sends is said again; what must not come makes it wait in vain for what must
 }

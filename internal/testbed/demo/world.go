@@ -22,6 +22,7 @@ import (
 	"trunkline/internal/testbed/homeserver"
 	"trunkline/internal/testbed/member"
 	"trunkline/internal/testbed/phone"
+	"trunkline/internal/testbed/ports"
 	"trunkline/internal/testbed/synapse"
 )
 
@@ -33,7 +34,7 @@ const (
 
 const (
 	domain    = "lab.local"
-	readiness = 20 * time.Second
+	readiness = time.Minute
 )
 
 // world is everything that takes part.
@@ -93,11 +94,11 @@ func memberConfig(url string, user id.UserID, device id.DeviceID, token string) 
 
 // startAll starts a homeserver and the bridge with a configuration of their own.
 func (w *world) startAll(ctx context.Context) error {
-	ports, err := freePorts(4)
+	free, err := ports.Free(4)
 	if err != nil {
 		return err
 	}
-	hs, as, sip, media := ports[0], ports[1], ports[2], ports[3]
+	hs, as, sip, media := free[0], free[1], free[2], free[3]
 	w.sip = fmt.Sprintf("127.0.0.1:%d", sip)
 	w.homeserver, w.hostName = fmt.Sprintf("http://127.0.0.1:%d", hs), domain
 	config := filepath.Join(w.dir, "config.yaml")
@@ -269,19 +270,6 @@ func (w *world) close(failed bool) error {
 		}
 	}
 	return errors.Join(append(errs, os.RemoveAll(w.dir))...)
-}
-
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }
 
 func await(ctx context.Context, patience time.Duration, what string, holds func() bool) error {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"trunkline/internal/testbed/ports"
 	"trunkline/internal/testbed/postgres"
 )
 
@@ -309,14 +309,16 @@ func (s *Server) LogTail(n int) string {
 
 func (s *Server) logFile() string { return filepath.Join(s.dir, "homeserver.log") }
 
-// choosePort returns want, or a port that is free now. Somebody may take it before Synapse does; then Start says so.
+// choosePort returns want, or a port that is free.
 func choosePort(want int) (int, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(want)))
+	if want != 0 {
+		return want, nil // Synapse says so if it is not free
+	}
+	free, err := ports.Free(1)
 	if err != nil {
 		return 0, fmt.Errorf("port for Synapse: %w", err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return free[0], nil
 }
 
 // sweep removes directories of processes that were killed before they could clean up. Their servers are gone
