@@ -346,7 +346,8 @@ type recorder struct {
 }
 
 // slack is how far timestamps and arrival may disagree before arrival is believed: a restarted or paused sender. Packets that follow one
-// another without a gap are believed for a while longer: who sends them, or who reads them here, was held up and will catch up.
+// another without a gap are believed for a while longer: who sends them, or who reads them here, was held up and will catch up. Those
+// that are too early because the first one was read late are believed for good.
 const (
 	slack      = 300 * time.Millisecond
 	catchingUp = 2 * time.Second
@@ -366,8 +367,8 @@ func (r *recorder) write(p *rtp.Packet, c coder, now time.Time) {
 	} else if r.late.IsZero() {
 		r.late = now
 	}
-	follows := same && p.SequenceNumber == r.seq+1 && at == r.next && now.Sub(r.late) < catchingUp
-	if !same || at-arrival > slack || arrival-at > slack && !follows {
+	follows := same && p.SequenceNumber == r.seq+1 && at == r.next
+	if !same || at-arrival > slack && !follows || arrival-at > slack && !(follows && now.Sub(r.late) < catchingUp) {
 		r.known, r.ssrc, r.ts, r.at = true, p.SSRC, p.Timestamp, max(arrival, 0)
 		at, r.late = r.at, time.Time{}
 	}

@@ -84,6 +84,24 @@ func TestRecorderBelievesTheClockOfWhoCatchesUp(t *testing.T) {
 	}
 }
 
+// Who reads late finds many packets of the beginning at once: they are one after the other all the same.
+func TestRecorderKeepsABeginningThatIsReadLate(t *testing.T) {
+	r, packet := record(t)
+	at := func(n int) time.Duration { return time.Duration(n) * 20 * time.Millisecond }
+	for n := range 100 {
+		packet(at(max(n, 40)+1), 1, uint16(n), uint32(160*n))
+	}
+	heard, sound := r.heard(r.began.Add(at(101))), 0
+	for frame := range len(heard) / 160 {
+		if heard[frame*160+80] != 0 {
+			sound++
+		}
+	}
+	if sound != 100 {
+		t.Errorf("%d frames of sound, want 100", sound)
+	}
+}
+
 // record is a recorder, and what gives it a packet of sound that arrives so long after its beginning.
 func record(t *testing.T) (*recorder, func(at time.Duration, ssrc uint32, seq uint16, ts uint32)) {
 	t.Helper()
