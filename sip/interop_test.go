@@ -408,13 +408,7 @@ func TestPhonesMayCallOverIPv6(t *testing.T) {
 	}
 	s := b.call()
 	s.wants(sip.Acked{})
-	call.Play(tone(440, 500*time.Millisecond))
-	if err := call.Wait(timeout(t, 20*time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if got := power(returned(t, call, 0, 2800), 440); got < 0.8 {
-		t.Errorf("power of our tone in what came back = %.2f, want 1", got)
-	}
+	echoes(t, call, 0, 350*time.Millisecond)
 	_ = s.Hangup(sip.CauseNormal)
 	<-call.Done()
 }

@@ -205,16 +205,16 @@ func TestNAPTRSaysHowATrunkIsCalled(t *testing.T) { // RFC 3263 §4.1
 		{"no NAPTR, but SRV", nil, sip.TCP},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n := newNameServer(t, nil)
-			b := autoBed(t, nil, n.addr)
+			n, far := newNameServer(t, nil), &bed{TB: t}
 			phones := map[sip.Transport]*phone.Phone{
-				sip.UDP: carrierPhone(b, sip.UDP, "127.0.0.21"), sip.TCP: carrierPhone(b, sip.TCP, "127.0.0.22"), sip.TLS: carrierPhone(b, sip.TLS, "127.0.0.23"),
+				sip.UDP: carrierPhone(far, sip.UDP, "127.0.0.21"), sip.TCP: carrierPhone(far, sip.TCP, "127.0.0.22"), sip.TLS: carrierPhone(far, sip.TLS, "127.0.0.23"),
 			}
 			n.knows(t, at("_sip._udp.edge.example.", 1, "u.edge.example.", phones[sip.UDP].Addr())...)
 			n.knows(t, at("_sip._tcp.edge.example.", 1, "t.edge.example.", phones[sip.TCP].Addr())...)
 			n.knows(t, at("_sips._tcp.edge.example.", 1, "s.edge.example.", phones[sip.TLS].Addr())...)
 			n.knows(t, at("_sip._tcp.carrier.example.", 1, "t.edge.example.", phones[sip.TCP].Addr())...)
 			n.knows(t, tt.records...)
+			b := autoBed(t, nil, n.addr) // which asks at once
 			answersFrom(b, b.dial(sip.DialRequest{Trunk: "lab", Number: "200"}), phones[tt.want], tt.want)
 			if !n.wasAsked("udp NAPTR carrier.example.") {
 				t.Error("NAPTR was not asked")
@@ -229,9 +229,8 @@ func TestNAPTRSaysHowATrunkIsCalled(t *testing.T) { // RFC 3263 §4.1
 }
 
 func TestNextTargetOfNAPTRWhenOneFails(t *testing.T) { // RFC 3263 §4.3
-	n := newNameServer(t, nil)
-	b := autoBed(t, nil, n.addr)
-	full, last := carrierPhone(b, sip.TCP, "127.0.0.22"), carrierPhone(b, sip.UDP, "127.0.0.21")
+	n, far := newNameServer(t, nil), &bed{TB: t}
+	full, last := carrierPhone(far, sip.TCP, "127.0.0.22"), carrierPhone(far, sip.UDP, "127.0.0.21")
 	n.knows(t,
 		`carrier.example. NAPTR 10 10 "s" "SIP+D2T" "" _sip._tcp.edge.example.`,
 		`carrier.example. NAPTR 10 20 "s" "SIP+D2U" "" _sip._udp.edge.example.`,
@@ -239,6 +238,7 @@ func TestNextTargetOfNAPTRWhenOneFails(t *testing.T) { // RFC 3263 §4.3
 	n.knows(t, at("_sip._tcp.edge.example.", 1, "refuses.edge.example.", last.Addr())...) // it listens for UDP only
 	n.knows(t, at("_sip._tcp.edge.example.", 2, "full.edge.example.", full.Addr())...)
 	n.knows(t, at("_sip._udp.edge.example.", 1, "last.edge.example.", last.Addr())...)
+	b := autoBed(t, nil, n.addr)
 	s := b.dial(sip.DialRequest{Trunk: "lab", Number: "200"})
 	call, err := full.AwaitCall(timeout(t, 20*time.Second))
 	if err != nil {
