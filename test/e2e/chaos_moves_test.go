@@ -21,6 +21,7 @@ func moved(p phase) bool { return p == phoneMoves || p == carrierMoves }
 type moves struct {
 	room  *lab.Room    // the other one: nobody is in its call
 	back  bool         // it is the way back that is disturbed
+	there time.Time    // since when the phone is in the other room after the kill, zero = it is not
 	again time.Time    // when the phone was told to come back after the kill
 	pair  []*lab.Phone // who had the call, and who is to have it
 	quiet time.Time    // since when it is clear who has it
@@ -28,6 +29,7 @@ type moves struct {
 
 const (
 	movedIn      = 600 * time.Millisecond // with time to spare, when nobody is killed
+	settledIn    = 2 * time.Second        // the move is over, too: see move
 	pickedUpIn   = 250 * time.Millisecond
 	handedOverIn = ringsFor + 800*time.Millisecond
 )
@@ -44,10 +46,12 @@ func (c *chaos) move() (from, to time.Duration, acted <-chan error) {
 	c.t.Helper()
 	nothing := make(chan error, 1)
 	nothing <- nil
-	c.moves.again = time.Time{}
+	c.moves.there, c.moves.again = time.Time{}, time.Time{}
 	if c.moves.back {
+		told := c.counter("trunkline_moves_total")
 		c.must(c.goTo(c.moves.room))
-		c.eventually("the phone is in the other room", heardAgain, func() bool { return c.isIn(c.moves.room) })
+		// Its ghost is there a moment before the move is over, and the phone hangs up if it may not go on to yet another room by then.
+		c.eventually("the phone is in the other room", heardAgain, func() bool { return c.isIn(c.moves.room) && c.counter("trunkline_moves_total") > told })
 		c.must(c.goTo(c.room))
 		return 0, movedIn, nothing
 	}
@@ -73,11 +77,18 @@ func (c *chaos) isBack() bool {
 	if time.Since(c.killed) < commandIsLost {
 		return false
 	}
-	if c.phone != c.desk && c.isIn(c.moves.room) && time.Since(c.moves.again) > commandIsLost {
+	if c.phone == c.desk || !c.isIn(c.moves.room) {
+		c.moves.there = time.Time{}
+		return c.isIn(c.room)
+	}
+	if c.moves.there.IsZero() {
+		c.moves.there = time.Now()
+	}
+	if time.Since(c.moves.there) > settledIn && time.Since(c.moves.again) > commandIsLost {
 		c.moves.again = time.Now()
 		c.must(c.goTo(c.room))
 	}
-	return c.isIn(c.room)
+	return false
 }
 
 // moveIsOver tells whether the phone has no call any more, or one in the other room, which it would hang up on its way back.

@@ -525,6 +525,14 @@ func (c *chaos) judge(p phase, since time.Time) string {
 	return strings.Join(all, ", ")
 }
 
+// counter is one of the bridge's metrics, of one with labels the sum.
+func (c *chaos) counter(name string) float64 {
+	c.t.Helper()
+	n, err := bed.Bridge().Metric(c.ctx, name)
+	c.must(err)
+	return n
+}
+
 // isThereOnce checks that the call which goes on is one leg, one ghost and one pair of ports.
 func (c *chaos) isThereOnce() {
 	c.t.Helper()

@@ -78,10 +78,3 @@ func (c *chaos) ghostEvents() int {
 	c.must(err)
 	return strings.Count(timeline, " call.member "+string(c.ghosts()[0].User))
 }
-
-func (c *chaos) counter(name string) float64 {
-	c.t.Helper()
-	n, err := bed.Bridge().Metric(c.ctx, name)
-	c.must(err)
-	return n
-}
