@@ -87,13 +87,13 @@ type listener struct {
 	caughtUp  chan struct{}  // closed when nothing waits in it that came before it was read
 }
 
-// quiet is set once: sipgo has package variables that every stack of the process shares.
-var quiet = sync.OnceFunc(func() {
+// sipgo has package variables that every stack of the process shares, and reads them without a lock: so they are set before any is made.
+func init() {
 	gosip.SetDefaultLogger(slog.New(slog.DiscardHandler)) // it logs whole messages, with numbers and keys in them
 	// sipgo refuses to send UDP messages over this size less 200, responses too, and then nobody is answered. A 200
 	// with its Record-Routes may be that long; fragments are better than silence.
 	gosip.UDPMTUSize = 8192
-})
+}
 
 // New checks the configuration and binds the SIP sockets; nothing is read before Run.
 func New(c Config, h Handler, log *slog.Logger) (*Stack, error) {
@@ -110,7 +110,6 @@ func New(c Config, h Handler, log *slog.Logger) (*Stack, error) {
 }
 
 func newStack(c Config, h Handler, log *slog.Logger) *Stack {
-	quiet()
 	c.Limits = c.Limits.withDefaults()
 	c.RTP = c.RTP.withDefaults()
 	if c.UserAgent == "" {
