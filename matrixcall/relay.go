@@ -77,7 +77,7 @@ func (c *relayConn) Write(p []byte) (written int, err error) {
 		}
 		var n int
 		n, err = c.TCPConn.Write(p[written:])
-		if written += n; !errors.Is(err, os.ErrDeadlineExceeded) {
+		if written += n; written > 0 || !errors.Is(err, os.ErrDeadlineExceeded) { // somebody else may write behind what is in it
 			break
 		}
 	}

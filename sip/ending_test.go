@@ -1085,3 +1085,40 @@ func TestPhoneThatAnswersAKeyWith481IsAskedWhetherItHasTheCall(t *testing.T) {
 		})
 	}
 }
+
+// Who sends an INVITE and is gone at once has no connection opened to it that no guard looks at. sipgo may or may not have had the call
+// before.
+func TestInviteWhoseConnectionIsGoneOpensNoUnguardedOne(t *testing.T) {
+	r := ringer{make(chan *Call, 1), make(chan Event, 100), false}
+	s := realStackFor(t, Limits{}, r)
+	l := newRerouted(t)
+	conn, err := net.Dial("tcp", s.Addr(TCP).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(conn, l.tcp(invite()))
+	_ = conn.Close()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		select {
+		case c := <-r.calls: // over the connection that is gone, or over another one of ours
+			l.wants("SIP/2.0 ")
+			if s.streamTo(target{addrPortOf(l.listener.Addr()), TCP}) == nil {
+				t.Error("no guard looks at the connection over which the call is answered")
+			}
+			_ = c.Reject(486, "")
+			return
+		default:
+		}
+		if s.Stats().Dropped[dropUnanswerable] > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the INVITE was neither heard nor counted")
+		}
+	}
+	_ = l.listener.(*net.TCPListener).SetDeadline(time.Now().Add(200 * time.Millisecond))
+	if other, err := l.listener.Accept(); err == nil {
+		_ = other.Close()
+		t.Error("a connection was opened for an INVITE that was dropped")
+	}
+}

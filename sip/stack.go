@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	gosip "github.com/emiago/sipgo/sip"
@@ -143,7 +144,11 @@ func newStack(c Config, h Handler, log *slog.Logger) *Stack {
 	s.gate = s.newGate()
 	parser := newParser(c.Limits)
 	discard := slog.New(slog.DiscardHandler)
-	s.transports = gosip.NewTransportLayer(net.DefaultResolver, parser, nil, gosip.WithTransportLayerLogger(discard))
+	s.transports = gosip.NewTransportLayer(net.DefaultResolver, parser, nil, gosip.WithTransportLayerLogger(discard),
+		gosip.WithTransportLayerTransports(gosip.TransportsConfig{
+			TCP: &gosip.TransportTCP{DialerCreate: s.neverDials},
+			TLS: &gosip.TransportTLS{TransportTCP: &gosip.TransportTCP{DialerCreate: s.neverDials}},
+		}))
 	s.transports.OnMessage(s.prepare) // before the transaction layer's own
 	s.layer = gosip.NewTransactionLayer(s.transports,
 		gosip.WithTransactionLayerLogger(discard),
@@ -160,6 +165,18 @@ func newParser(l Limits) *gosip.Parser {
 	parser := gosip.NewParser(gosip.WithHeadersParsers(parsers))
 	parser.MaxMessageLength = l.MessageBytes
 	return parser
+}
+
+// errNoDial is what sipgo gets that would open a connection.
+var errNoDial = errors.New("sip: the connection is gone")
+
+// neverDials keeps sipgo from opening connections by itself, as it does for the answer to a request whose connection is gone already: what
+// comes over them passes no guard, and nothing bounds what goes. Those that we need are opened by [Stack.open].
+func (s *Stack) neverDials(net.Addr) net.Dialer {
+	return net.Dialer{Control: func(_, _ string, _ syscall.RawConn) error {
+		s.counters.drop(dropUnanswerable)
+		return errNoDial
+	}}
 }
 
 func (s *Stack) bind(l Listen) error {

@@ -44,6 +44,7 @@ const (
 	dropSlow          = "incomplete message"
 	dropHandshake     = "TLS handshake"
 	dropSilent        = "silent connection"
+	dropUnanswerable  = "connection is gone"
 	dropFlood         = "flood"
 	dropBanned        = "banned"
 )

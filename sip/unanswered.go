@@ -75,6 +75,7 @@ type statelessTx struct {
 	request                 *gosip.Request
 	unreachable             func(error) // hears that there is no way; nil = nobody asks
 	answering               atomic.Bool // a 2xx is on its way, perhaps over a connection that is being opened
+	final                   atomic.Bool // a final response has been said: one that is not comes too late behind it
 }
 
 // resend is when a refusal goes out: nobody hears its ACK, and over UDP one copy may be lost.
@@ -87,6 +88,9 @@ func (tx *statelessTx) Respond(res *gosip.Response) error {
 	}
 	if res.StatusCode >= 300 && tx.listener.transport == UDP {
 		pauses = resend
+	}
+	if !res.IsProvisional() {
+		tx.final.Store(true)
 	}
 	tx.stack.calls.Go(func() {
 		if res.IsSuccess() {
@@ -131,23 +135,30 @@ func (tx *statelessTx) write(res *gosip.Response) error {
 			return err
 		}
 	}
+	if res.IsProvisional() && tx.final.Load() {
+		return nil
+	}
 	return tx.stack.transports.WriteMsgTo(res, to.String(), string(tx.listener.transport))
 }
 
 // joinAgain opens a connection to the port that the request names: at the address that it came from, else, if that is the trunk's, too, at
-// the one that it names.
+// the one that it names, which has half the time then.
 func (tx *statelessTx) joinAgain(ctx context.Context, from netip.Addr) (to netip.AddrPort, err error) {
 	via := tx.request.Via()
-	to = netip.AddrPortFrom(from, cmpPort(uint16(via.Port), tx.listener.transport))
-	if err = tx.stack.join(ctx, tx.trunk, tx.listener.transport, to); err == nil {
-		return to, nil
+	port := cmpPort(uint16(via.Port), tx.listener.transport)
+	places := []netip.AddrPort{netip.AddrPortFrom(from, port)}
+	if named, err := netip.ParseAddr(strings.Trim(via.Host, "[]")); err == nil && named != from && tx.trunk != nil && tx.trunk.contains(named.Unmap()) {
+		places = append(places, netip.AddrPortFrom(named.Unmap(), port))
 	}
-	named, notOne := netip.ParseAddr(strings.Trim(via.Host, "[]"))
-	if notOne != nil || named == from || tx.trunk == nil || !tx.trunk.contains(named.Unmap()) {
-		return to, err
+	for _, to = range places {
+		joining, cancel := context.WithTimeout(ctx, connectTimeout/time.Duration(len(places)))
+		err = tx.stack.join(joining, tx.trunk, tx.listener.transport, to)
+		cancel()
+		if err == nil {
+			break
+		}
 	}
-	to = netip.AddrPortFrom(named.Unmap(), to.Port())
-	return to, tx.stack.join(ctx, tx.trunk, tx.listener.transport, to)
+	return to, err
 }
 
 func pauseFor(ctx context.Context, d time.Duration) bool {

@@ -90,14 +90,15 @@ func (p *patient) checkRegistration(context.Context) []finding {
 		return one(false, what, err.Error(), "run `bridge -g`, name the file in the homeserver's app_service_config_files, restart the homeserver")
 	}
 	p.registration = r
+	var list []finding
 	if file, err := os.Stat(path); err == nil && file.Mode().Perm()&0o004 != 0 {
-		return one(false, what, path+" can be read by everybody on this machine, and who has its tokens is the bridge", "chmod o= "+path)
+		list = one(false, what, path+" can be read by everybody on this machine, and who has its tokens is the bridge", "chmod o= "+path)
 	}
 	if differences := config.Differences(p.cfg, r); len(differences) > 0 {
-		return one(false, what, strings.Join(differences, "; "),
-			fmt.Sprintf("change the config back, or remove %s, run `bridge -g` and restart the homeserver", path))
+		return append(list, one(false, what, strings.Join(differences, "; "),
+			fmt.Sprintf("change the config back, or remove %s, run `bridge -g` and restart the homeserver", path))...)
 	}
-	return one(true, what, path+" fits the config", "")
+	return append(list, one(true, what, path+" fits the config", "")...)
 }
 
 func (p *patient) client() (*mautrix.Client, error) {
