@@ -1122,3 +1122,52 @@ func TestInviteWhoseConnectionIsGoneOpensNoUnguardedOne(t *testing.T) {
 		t.Error("a connection was opened for an INVITE that was dropped")
 	}
 }
+
+// Who calls names the place to which we open connections, and may hold them: there are as many at most as may come in. A phone whose
+// connection has given way hears our answer all the same.
+func TestConnectionsThatWeOpenAreLimited(t *testing.T) {
+	r := ringer{make(chan *Call, 1), make(chan Event, 1000), false}
+	limits := Limits{ConnectionsPerHost: 5}
+	s := realStackFor(t, limits, r)
+	opened := func() int {
+		own := s.outgoing[TCP]
+		own.mu.Lock()
+		defer own.mu.Unlock()
+		return len(own.live)
+	}
+	var first *Call
+	var phone *rerouted
+	for i := range 20 {
+		l := newRerouted(t)
+		conn, err := net.Dial("tcp", s.Addr(TCP).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := strings.ReplaceAll(invite(), "call-1", fmt.Sprintf("call-%d", i))
+		_, _ = io.WriteString(conn, l.tcp(strings.ReplaceAll(m, "branch=z9hG4bK", fmt.Sprintf("branch=z9hG4bK%d", i))))
+		c := <-r.calls
+		_ = conn.Close()
+		l.wants("SIP/2.0 1")
+		if first == nil {
+			first, phone = c, l
+			continue
+		}
+		if err := c.Reject(480, ""); err != nil {
+			t.Fatal(err)
+		}
+		l.wants("SIP/2.0 480")
+		if n := opened(); n > limits.ConnectionsPerHost {
+			t.Fatalf("%d connections are open to one host, want %d at most", n, limits.ConnectionsPerHost)
+		}
+	}
+	for m := "180"; m != ""; m = phone.conn.message() { // until the connection that has been silent for longest ends
+		if strings.HasPrefix(m, "SIP/2.0 480") {
+			t.Fatal("a call was refused by itself")
+		}
+	}
+	phone.conn = nil
+	if err := first.Reject(480, ""); err != nil {
+		t.Fatal(err)
+	}
+	phone.wants("SIP/2.0 480")
+}

@@ -533,6 +533,11 @@ func (s *Stack) destination(ctx context.Context, trunk *Trunk, req *gosip.Reques
 // open makes a connection and gives it to sipgo as though it had come in: so the guard cuts and judges what comes over
 // it, too.
 func (s *Stack) open(ctx context.Context, trunk *Trunk, t Transport, addr netip.AddrPort) error {
+	own := s.outgoing[t]
+	if !own.room(addr.Addr(), s.config.Limits, s.callAt) {
+		s.counters.drop(dropConnections)
+		return fmt.Errorf("%v has too many connections of ours", addr.Addr())
+	}
 	conn, err := s.dial(ctx, "tcp", addr.String())
 	if err != nil {
 		return err
@@ -545,21 +550,24 @@ func (s *Stack) open(ctx context.Context, trunk *Trunk, t Transport, addr netip.
 		conn = secured
 	}
 	began := make(chan struct{})
-	guarded := newGuardedConn(conn, s.guard(), func() {})
+	guarded := newGuardedConn(conn, s.guard(), nil)
+	guarded.left = func() { own.leave(guarded) }
+	guarded.host = addr.Addr()
+	guarded.last.Store(time.Now().UnixNano())
 	guarded.reading = sync.OnceFunc(func() { close(began) })
-	own := s.outgoing[t]
+	own.enter(guarded)
 	select {
 	case own.conns <- guarded:
 	case <-own.closed:
-		return errors.Join(net.ErrClosed, conn.Close())
+		return errors.Join(net.ErrClosed, guarded.Close())
 	case <-ctx.Done():
-		return errors.Join(ctx.Err(), conn.Close())
+		return errors.Join(ctx.Err(), guarded.Close())
 	}
 	select {
 	case <-began:
 		return nil
 	case <-ctx.Done():
-		return errors.Join(ctx.Err(), conn.Close())
+		return errors.Join(ctx.Err(), guarded.Close())
 	}
 }
 
@@ -601,6 +609,9 @@ type outgoingConns struct {
 	closed chan struct{}
 	once   sync.Once
 	addr   net.Addr
+
+	mu   sync.Mutex
+	live []*guardedConn
 }
 
 func newOutgoingConns(addr net.Addr) *outgoingConns {
@@ -622,3 +633,38 @@ func (o *outgoingConns) Close() error {
 }
 
 func (o *outgoingConns) Addr() net.Addr { return o.addr }
+
+func (o *outgoingConns) enter(c *guardedConn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.live = append(o.live, c)
+}
+
+func (o *outgoingConns) leave(c *guardedConn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.live = without(o.live, c)
+}
+
+// room says whether one more may be opened to a host: there may be as many as come in. Where there is no room, the one without a call that
+// has been silent for longest gives way: who calls names the place that we open one to, and may hold it for as long as it likes.
+func (o *outgoingConns) room(host netip.Addr, limits Limits, calls func(netip.AddrPort) bool) bool {
+	for {
+		o.mu.Lock()
+		all := slices.Clone(o.live)
+		o.mu.Unlock()
+		rivals := slices.DeleteFunc(slices.Clone(all), func(c *guardedConn) bool { return c.host != host })
+		if len(rivals) < limits.ConnectionsPerHost {
+			if len(all) < limits.Connections {
+				return true
+			}
+			rivals = all
+		}
+		slices.SortFunc(rivals, func(a, b *guardedConn) int { return cmp.Compare(b.silence(), a.silence()) })
+		i := slices.IndexFunc(rivals, func(c *guardedConn) bool { return !calls(addrPortOf(c.RemoteAddr())) })
+		if i < 0 {
+			return false
+		}
+		rivals[i].cut()
+	}
+}

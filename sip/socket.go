@@ -256,7 +256,7 @@ type guardedConn struct {
 	once  sync.Once
 	over  chan struct{} // closed by once, like the connection
 
-	host  netip.Addr // of one that came in; since when
+	host  netip.Addr // at the other end; since when one is here that came in
 	since time.Time
 	last  atomic.Int64 // when something came last, in Unix nanoseconds
 	spoke func()       // called for each message it brings; nil for one that we have opened
