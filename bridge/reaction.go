@@ -20,8 +20,8 @@ type early struct {
 
 // reaction hears of every reaction in every room. It must not block.
 func (b *Bridge) reaction(r matrixcall.RoomReaction) {
-	key := strings.ReplaceAll(r.Key, "\ufe0f", "")
-	if !declineKeys[key] && !admitKeys[key] {
+	r.Key = strings.ReplaceAll(r.Key, "\ufe0f", "")
+	if !declineKeys[r.Key] && !admitKeys[r.Key] {
 		return
 	}
 	b.mu.Lock()
@@ -29,11 +29,12 @@ func (b *Bridge) reaction(r matrixcall.RoomReaction) {
 		e.heard = append(e.heard, r)
 	}
 	b.mu.Unlock()
-	b.react(r, admitKeys[key])
+	b.react(r)
 }
 
-// react lets a reaction do what it means to the notice that it is for.
-func (b *Bridge) react(r matrixcall.RoomReaction, yes bool) {
+// react lets a reaction, whose key is one of ours, do what it means to the notice that it is for.
+func (b *Bridge) react(r matrixcall.RoomReaction) {
+	yes := admitKeys[r.Key]
 	if !yes {
 		b.decline(r.Room, r.Sender, func(ring *ring) bool { return r.Target == ring.notice || r.Target == ring.call })
 		b.endOrder(r)
@@ -61,7 +62,7 @@ func (b *Bridge) holdReactions(room id.RoomID) (release func()) {
 		}
 		b.mu.Unlock()
 		for _, r := range heard {
-			b.react(r, admitKeys[strings.ReplaceAll(r.Key, "\ufe0f", "")])
+			b.react(r)
 		}
 	}
 }

@@ -173,8 +173,8 @@ type Limits struct {
 	FailuresPerMinute  int           // of one address, over connections; then it is not heard for 5 minutes; 0 = 20, negative = no limit
 	MessageBytes       int           // one SIP message; 0 = 8192
 	HeaderLines        int           // 0 = 128
-	Connections        int           // TCP connections; 0 = 256
-	ConnectionsPerHost int           // TCP connections of one address; 0 = 32
+	Connections        int           // TCP connections that come in, and as many that we open; 0 = 256
+	ConnectionsPerHost int           // the same of one address; 0 = 32
 	MediaTimeout       time.Duration // after so much silence (RTP and RTCP) the phone is asked whether it lives; 0 = 60 s, negative = never
 	PortQuarantine     time.Duration // an RTP port rests this long after a call; 0 = 30 s, negative = not at all
 }

@@ -151,7 +151,7 @@ func (p *Phone) configure(found []int, opts PhoneOptions) error {
 		codecs = "PCMU,PCMA"
 	}
 	// Two RTP ports per stream out of a range of this phone's own.
-	rtp := found[2] &^ 1
+	rtp := found[2] // even
 	config := fmt.Sprintf(phoneConfig, p.host, p.sip, p.voice.Long, rtp, rtp+40, p.dir, modules, found[1])
 	answers := "auto"
 	if opts.Manual {
